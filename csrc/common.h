@@ -1,0 +1,79 @@
+// What every C++ kernel of detops stands on: reading tensors of any dtype, and full-width vector code.
+#pragma once
+
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+#include <torch/headeronly/util/BFloat16.h>
+#include <torch/headeronly/util/Half.h>
+
+#include <cmath>
+#include <cstdint>
+#include <optional>
+
+// One compiled function per instruction set, chosen when the library is loaded: a wheel built anywhere runs
+// on any x86-64 and uses the vector width that it finds. AddressSanitizer cannot start before the choice is made.
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
+    !defined(DETOPS_NO_CLONES)
+#define DETOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
+#else
+#define DETOPS_CLONES
+#endif
+#if defined(__GNUC__)
+#define DETOPS_FLATTEN __attribute__((flatten))
+#else
+#define DETOPS_FLATTEN
+#endif
+
+namespace detops {
+
+using torch::headeronly::BFloat16;
+using torch::headeronly::Half;
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+// Reads single numbers out of a tensor of up to three dimensions, whatever its dtype and strides, as double:
+// exact for every dtype but int64 beyond 2^53. No converted copy is made, so no memory grows with the boxes.
+class Reader {
+ public:
+  explicit Reader(const Tensor& tensor)
+      : data_(static_cast<const char*>(tensor.const_data_ptr())), type_(tensor.scalar_type()) {
+    for (int64_t d = 0; d < tensor.dim() && d < 3; ++d) strides_[d] = tensor.stride(d);
+  }
+
+  double at(int64_t i, int64_t j = 0, int64_t k = 0) const {
+    const int64_t n = i * strides_[0] + j * strides_[1] + k * strides_[2];
+    switch (type_) {
+      case ScalarType::Int: return get<int32_t>(n);
+      case ScalarType::Long: return static_cast<double>(get<int64_t>(n));
+      case ScalarType::Float: return get<float>(n);
+      case ScalarType::Double: return get<double>(n);
+      case ScalarType::Half: return static_cast<float>(get<Half>(n));
+      case ScalarType::BFloat16: return static_cast<float>(get<BFloat16>(n));
+      case ScalarType::Short: return get<int16_t>(n);
+      case ScalarType::Char: return get<int8_t>(n);
+      case ScalarType::Byte: return get<uint8_t>(n);
+      default: return std::nan("");
+    }
+  }
+
+  static bool reads(ScalarType type) {
+    switch (type) {
+      case ScalarType::Int: case ScalarType::Long: case ScalarType::Float: case ScalarType::Double:
+      case ScalarType::Half: case ScalarType::BFloat16: case ScalarType::Short: case ScalarType::Char:
+      case ScalarType::Byte: return true;
+      default: return false;
+    }
+  }
+
+ private:
+  template <class T>
+  T get(int64_t n) const { return reinterpret_cast<const T*>(data_)[n]; }
+
+  const char* data_;
+  ScalarType type_;
+  int64_t strides_[3] = {0, 0, 0};
+};
+
+}  // namespace detops

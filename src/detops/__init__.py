@@ -1,0 +1,55 @@
+"""detops: everything around an object detector's network.
+
+    boxes, labels -> targets / assignment -> losses -> criteria           (training)
+    image -> preprocess -> [your network] -> decode, NMS -> masks         (inference)
+
+Everything public imports from here; the submodules are for reading.
+"""
+
+from detops.checks import checked, count_syncs, env
+from detops.ragged import (
+    RaggedBatch,
+    apply_mask_to_tensor,
+    average_over_targets,
+    batched_bool_indexing,
+    batched_bool_indexing_write,
+    batched_index_mapping,
+    batched_indexing_access,
+    batched_indexing_write,
+    batched_inverse_indexing_access,
+    combine_data,
+    get_compact_from_named_tuple,
+    get_compact_lists,
+    get_indices_from_mask,
+    get_mask_from_indices,
+    squeeze_except_batch_and_sample,
+    sum_over_targets,
+)
+from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
+from detops.targets.radius import gaussian_kernel, gaussian_radius
+
+__all__ = [
+    "RaggedBatch",
+    "apply_mask_to_tensor",
+    "average_over_targets",
+    "batched_bool_indexing",
+    "batched_bool_indexing_write",
+    "batched_index_mapping",
+    "batched_indexing_access",
+    "batched_indexing_write",
+    "batched_inverse_indexing_access",
+    "checked",
+    "combine_data",
+    "count_syncs",
+    "draw_heatmap",
+    "draw_heatmap_batched",
+    "env",
+    "gaussian_kernel",
+    "gaussian_radius",
+    "get_compact_from_named_tuple",
+    "get_compact_lists",
+    "get_indices_from_mask",
+    "get_mask_from_indices",
+    "squeeze_except_batch_and_sample",
+    "sum_over_targets",
+]

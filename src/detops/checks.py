@@ -1,0 +1,256 @@
+"""What stands under everything: checked mode, the counting of host synchronisations, and `env()`.
+
+Data comes in as arguments of public functions, and goes out only as errors that name the argument, what came
+and what is expected. Nothing here reads a tensor's values unless checked mode is on.
+"""
+
+import ctypes
+import os
+import platform
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+_checked: ContextVar[bool] = ContextVar("detops_checked", default=os.environ.get("DETOPS_CHECKED") == "1")
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+@contextmanager
+def checked(enabled: bool = True) -> Iterator[None]:
+    """Turn value checks on: a box that would be skipped silently raises a `ValueError` that names it.
+
+    Values are read on the host, so a checked call synchronises with the device. The environment variable
+    `DETOPS_CHECKED=1` turns the checks on for a whole process. Inside `torch.compile` values are not checked.
+
+    Args:
+        enabled: False turns the checks off within the block.
+
+    Example:
+        >>> import torch, detops
+        >>> with detops.checked():
+        ...     detops.draw_heatmap(torch.zeros(1, 4, 4), torch.tensor([[1, 1]]), torch.tensor([1]), torch.tensor([7]))
+        Traceback (most recent call last):
+        ValueError: heatmap_idxes: box 0 has 7, expected a value in 0 .. 0
+    """
+    token = _checked.set(enabled)
+    try:
+        yield
+    finally:
+        _checked.reset(token)
+
+
+def is_checked() -> bool:
+    """Return whether value checks are on here; always False while torch.compile traces."""
+    return not torch.compiler.is_compiling() and _checked.get()
+
+
+def describe(value: object) -> str:
+    """Say what came, for an error message: dtype, shape and device of a tensor, else the type and value."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def require_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:
+    """Return `value` as a tensor of one of `dtypes`.
+
+    Raises:
+        TypeError: It is no tensor, or of another dtype.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    return value
+
+
+def require_shape(name: str, value: Tensor, shape: tuple[int, ...], why: str = "") -> None:
+    """Check a tensor's shape; -1 stands for any size.
+
+    Raises:
+        ValueError: The shape differs.
+    """
+    if len(value.shape) != len(shape) or any(e not in (-1, s) for s, e in zip(value.shape, shape, strict=True)):
+        wanted = "(" + ", ".join("any" if s == -1 else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
+        raise ValueError(f"{name}: expected shape {wanted}{why and ' ' + why}, got {tuple(value.shape)}")
+
+
+def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    """Check that two tensors share a device.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, as {like_name} is, got {value.device}")
+
+
+_SYNC_OPS = {
+    "_local_scalar_dense", "nonzero", "nonzero_numpy", "unique", "_unique", "_unique2", "unique_dim",
+    "unique_consecutive", "masked_select", "equal", "is_nonzero", "argwhere",
+}  # fmt: skip
+_INDEX_OPS = {"index", "index_put", "index_put_", "_index_put_impl_", "_unsafe_index_put"}
+_HOST_READS = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__)
+
+
+def _copies_across(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bool:
+    """Whether a copy goes between the host and a device, and waits for it."""
+    if kwargs.get("non_blocking"):
+        return False
+    if name == "_to_copy":
+        target = kwargs.get("device")
+        return target is not None and (torch.device(target).type == "cpu") != (args[0].device.type == "cpu")
+    return isinstance(args[1], Tensor) and (args[0].device.type == "cpu") != (args[1].device.type == "cpu")
+
+
+class _SyncDispatch(TorchDispatchMode):
+    """Counts the operators that make the host wait for the device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+        self.paused = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name, kwargs = func._schema.name.split("::")[1], kwargs or {}
+        if name in _SYNC_OPS:
+            self.count += not self.paused
+        elif name in _INDEX_OPS:
+            indices = [i for i in args[1] if isinstance(i, Tensor)]
+            self.count += any(i.dtype in (torch.bool, torch.uint8) for i in indices)
+        elif name == "repeat_interleave":
+            self.count += kwargs.get("output_size") is None and not (len(args) > 1 and isinstance(args[1], int))
+        elif name in ("_to_copy", "copy_"):
+            self.count += _copies_across(args, kwargs, name)
+        return func(*args, **kwargs)
+
+
+class _SyncFunction(TorchFunctionMode):
+    """Sees what never reaches the dispatcher on the CPU, where there is nothing to wait for."""
+
+    def __init__(self, dispatch: _SyncDispatch) -> None:
+        super().__init__()
+        self.dispatch = dispatch
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _HOST_READS:
+            # On a device these copy, which the dispatcher would count a second time.
+            before = self.dispatch.count
+            result = func(*args, **kwargs)
+            self.dispatch.count = before + 1
+            return result
+        if func is torch.nn.functional.one_hot and (args[1:] or kwargs.get("num_classes", -1) != -1):
+            # With num_classes given, only the CPU reads the values (to check them).
+            self.dispatch.paused = True
+            try:
+                return func(*args, **kwargs)
+            finally:
+                self.dispatch.paused = False
+        return func(*args, **kwargs)
+
+
+def count_syncs(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
+    """Count the host synchronisations that a call causes, or would cause on a GPU.
+
+    Counted on any device, by watching which operators run: `.item()` and all that calls it (`bool`, `int`,
+    `if tensor`), `nonzero`, `unique`, indexing with a boolean mask, `masked_select`, `torch.equal`,
+    `repeat_interleave` without `output_size`, `.tolist()`, `.numpy()`, `.cpu()`, and blocking copies between
+    host and device. What a compiled kernel does inside is not seen.
+
+    Args:
+        fn: The function to call, once.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The number of synchronisations.
+
+    Example:
+        >>> x = torch.arange(4.0)
+        >>> count_syncs(lambda: x[x > 1].sum().item())
+        2
+        >>> count_syncs(lambda: torch.where(x > 1, x, 0).sum())
+        0
+    """
+    dispatch = _SyncDispatch()
+    with _SyncFunction(dispatch), dispatch:
+        fn(*args, **kwargs)
+    return dispatch.count
+
+
+def library_path() -> Path | None:
+    """Return the file of the C++ kernels, or None where they were not built."""
+    return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None) or next(
+        iter(sorted(Path(__file__).parent.glob("_C*.pyd"))), None
+    )
+
+
+def _build_info() -> dict[str, str]:
+    path = library_path()
+    if path is None:
+        return {"library": "not built: reinstall detops where a C++17 compiler is found"}
+    info = ctypes.CDLL(str(path)).detops_build_info
+    info.restype = ctypes.c_char_p
+    compiler, flags, vector = info().decode().split("\n")
+    return {"library": path.name, "compiler": compiler, "flags": flags, "vector code in use": vector}
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _backends(op: str) -> dict[str, str]:
+    has = torch._C._dispatch_has_kernel_for_dispatch_key
+    return {
+        "cpu": "C++" if has(op, "CPU") else "portable",
+        "cuda": "Triton" if find_spec("triton") and has(op, "CUDA") else "portable",
+        "other": "portable",
+    }
+
+
+def env() -> dict[str, Any]:
+    """Describe this machine and which backend each op runs on it, as plain JSON-able data.
+
+    Returns:
+        A dict with the keys `detops`, `python`, `platform`, `torch`, `triton` (versions), `cpu`, `gpu`,
+        `build` (compiler and flags of the C++ kernels) and `ops` (for each op: its backend on `cpu`,
+        `cuda` and any `other` device).
+
+    Example:
+        >>> import detops
+        >>> detops.env()["ops"]["draw_gaussians_"]["other"]
+        'portable'
+    """
+    names = sorted({n.split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("detops::")})
+    gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
+    return {
+        "detops": _version("detops"),
+        "python": sys.version.split()[0],
+        "platform": platform.platform(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "cpu": {
+            "machine": platform.machine(),
+            "capability": torch.backends.cpu.get_cpu_capability(),
+            "threads": torch.get_num_threads(),
+        },
+        "gpu": [{"name": gpu.name, "memory_GiB": round(gpu.total_memory / 2**30, 1)} for gpu in gpus],
+        "build": _build_info(),
+        "ops": {name.split("::")[1]: _backends(name) for name in names},
+    }

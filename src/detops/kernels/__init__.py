@@ -1,0 +1,1 @@
+"""GPU kernels in Triton, one op a file; imported when the first GPU tensor comes."""

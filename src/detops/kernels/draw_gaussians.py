@@ -1,0 +1,156 @@
+"""`draw_gaussians_` in Triton: each program owns a tile of one map and draws every box that reaches it.
+
+A tile's owner is its only writer: no atomics, hence any dtype, no race, and the same bits every run. It reads
+the boxes of its sample as one vector, keeps those of its class that reach the tile, and touches the map only if
+there are any: beside the boxes, the bytes moved are those of the drawn tiles, in one launch. Drawing by box with
+atomic maxima would move each drawn pixel once a box, and has no float16.
+
+One warp a tile makes the search for the next box a shuffle, without a barrier.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+EPS = tl.constexpr(1.1920928955078125e-07)  # of float32
+TILE = {"BLOCK_H": 16, "BLOCK_W": 32, "BLOCK_N": 64}
+NUM_WARPS = 1
+
+
+@triton.jit
+def profile(pixels, center, radius, factor, COMPUTE: tl.constexpr):
+    """One axis of one Gaussian at int `pixels`: its values, and which pixels its diameter covers."""
+    offset = pixels.to(tl.float64) - center
+    inside = (offset >= -radius - 0.5) & (offset <= radius + 0.5)
+    t = offset.to(COMPUTE) * (factor / (2 * radius + 1)).to(COMPUTE)
+    return tl.exp(-0.5 * t * t), inside
+
+
+@triton.jit
+def draw_kernel(
+    heatmap,  # (B, C, H, W), of any strides
+    centers,  # (B, N, 2), contiguous, as all that follow
+    radii,  # (B, N) or (B, N, 2)
+    labels,  # (B, N), not read without HAS_LABELS
+    sample_sizes,  # (B,), not read without HAS_SIZES
+    C,
+    H,
+    W,
+    N,
+    stride_b,
+    stride_c,
+    stride_h,
+    stride_w,
+    factor,
+    k_scale,
+    HAS_LABELS: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
+    ELLIPTICAL: tl.constexpr,
+    COMPUTE: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    pid = tl.program_id(0)
+    tiles_w = tl.cdiv(W, BLOCK_W)
+    tiles_h = tl.cdiv(H, BLOCK_H)
+    left = pid % tiles_w * BLOCK_W
+    top = pid // tiles_w % tiles_h * BLOCK_H
+    c = pid // (tiles_w * tiles_h) % C
+    b = (pid // (tiles_w * tiles_h * C)).to(tl.int64)
+    columns = left + tl.arange(0, BLOCK_W)
+    rows = top + tl.arange(0, BLOCK_H)
+    lanes = tl.arange(0, BLOCK_N)
+    components: tl.constexpr = 2 if ELLIPTICAL else 1
+
+    size = N
+    if HAS_SIZES:
+        size = tl.minimum(tl.maximum(tl.load(sample_sizes + b).to(tl.int64), 0), N).to(tl.int32)
+    drawn = tl.full((BLOCK_H, BLOCK_W), float("-inf"), COMPUTE)
+    hits = 0
+    for begin in range(0, size, BLOCK_N):
+        box = b * N + begin + lanes
+        hit = begin + lanes < size
+        if HAS_LABELS:
+            hit = hit & (tl.load(labels + box, mask=hit, other=-1).to(tl.int64) == c)
+        x = tl.load(centers + 2 * box, mask=hit, other=0).to(tl.float64)
+        y = tl.load(centers + 2 * box + 1, mask=hit, other=0).to(tl.float64)
+        rx = tl.load(radii + components * box, mask=hit, other=0).to(tl.float64)
+        ry = tl.load(radii + components * box + components - 1, mask=hit, other=0).to(tl.float64)
+        # A comparison with NaN is false, so NaN and infinity fall out here, as negative radii do.
+        hit = hit & (rx >= 0) & (rx < float("inf")) & (ry >= 0) & (ry < float("inf"))
+        hit = hit & (x > -float("inf")) & (x < float("inf")) & (y > -float("inf")) & (y < float("inf"))
+        hit = hit & (left - x <= rx + 0.5) & (left + BLOCK_W - 1 - x >= -rx - 0.5)
+        hit = hit & (top - y <= ry + 0.5) & (top + BLOCK_H - 1 - y >= -ry - 0.5)
+
+        lane = tl.min(tl.where(hit, lanes, BLOCK_N), 0)
+        while lane < BLOCK_N:
+            # Read again rather than reduced out of the vectors: these lines are in the cache.
+            n = b * N + begin + lane
+            gx, in_x = profile(
+                columns,
+                tl.load(centers + 2 * n).to(tl.float64),
+                tl.load(radii + components * n).to(tl.float64),
+                factor,
+                COMPUTE,
+            )
+            gy, in_y = profile(
+                rows,
+                tl.load(centers + 2 * n + 1).to(tl.float64),
+                tl.load(radii + components * n + components - 1).to(tl.float64),
+                factor,
+                COMPUTE,
+            )
+            g = gy[:, None] * gx[None, :]
+            value = tl.where(g >= EPS, g * k_scale, 0.0).to(COMPUTE)
+            drawn = tl.where(in_y[:, None] & in_x[None, :] & (value > drawn), value, drawn)
+            hits += 1
+            lane = tl.min(tl.where(hit & (lanes > lane), lanes, BLOCK_N), 0)
+
+    if hits > 0:
+        pixel = heatmap + b * stride_b + c.to(tl.int64) * stride_c
+        pixel = pixel + rows[:, None].to(tl.int64) * stride_h + columns[None, :].to(tl.int64) * stride_w
+        visible = (rows < H)[:, None] & (columns < W)[None, :]
+        held = tl.load(pixel, mask=visible, other=0)
+        larger = drawn > held.to(COMPUTE)  # false for a NaN in the map, which so stays
+        tl.store(pixel, tl.where(larger, drawn.to(held.dtype), held), mask=visible)
+
+
+def draw_gaussians_(
+    heatmap: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor | None,
+    sample_sizes: Tensor | None,
+    diameter_to_sigma_factor: float,
+    k_scale: float,
+) -> None:
+    """Launch one program a tile; arguments and meaning as in `detops.reference.draw_gaussians`."""
+    batch, classes, height, width = heatmap.shape
+    count = centers.shape[1]
+    if heatmap.numel() == 0 or count == 0:
+        return
+    tiles = triton.cdiv(height, TILE["BLOCK_H"]) * triton.cdiv(width, TILE["BLOCK_W"])
+    centers = centers.contiguous()
+    with torch.cuda.device_of(heatmap):
+        draw_kernel[(batch * classes * tiles,)](
+            heatmap,
+            centers,
+            radii.contiguous(),
+            centers if labels is None else labels.contiguous(),
+            centers if sample_sizes is None else sample_sizes.contiguous(),
+            classes,
+            height,
+            width,
+            count,
+            *heatmap.stride(),
+            diameter_to_sigma_factor,
+            k_scale,
+            HAS_LABELS=labels is not None,
+            HAS_SIZES=sample_sizes is not None,
+            ELLIPTICAL=radii.dim() == 3,
+            COMPUTE=tl.float64 if heatmap.dtype == torch.float64 else tl.float32,
+            num_warps=NUM_WARPS,
+            **TILE,
+        )

@@ -1,0 +1,76 @@
+"""Every op of detops: its schema, its meaning in one line, its fake (shape) function, and who implements it.
+
+PyTorch's dispatcher chooses: C++ on the CPU where the library was built, Triton on CUDA and ROCm where Triton
+is installed, and the portable PyTorch form everywhere else. Triton is imported when the first GPU tensor comes.
+
+The ops, and what each does:
+
+    draw_gaussians_   draw Gaussians into maps, in place, by element-wise maximum
+"""
+
+import importlib
+import importlib.util
+import warnings
+from typing import Any
+
+import torch
+
+from detops.checks import library_path
+
+SCHEMAS = {
+    "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
+    " float diameter_to_sigma_factor, float k_scale) -> ()",
+}
+
+_library = torch.library.Library("detops", "DEF")
+
+
+def _returns_nothing(*args: Any) -> None:
+    """Fake function of an op that only writes into its first argument."""
+
+
+FAKES = {"draw_gaussians_": _returns_nothing}
+
+
+def _lazily(package: str, op: str) -> Any:
+    """The implementation of `op` in `detops.<package>`, imported at its first call."""
+    implementation: Any = None
+
+    def call(*args: Any) -> Any:
+        nonlocal implementation
+        if implementation is None:
+            module = importlib.import_module(f"detops.{package}.{op.rstrip('_')}")
+            implementation = getattr(module, op)
+        return implementation(*args)
+
+    return call
+
+
+def _register() -> None:
+    triton = importlib.util.find_spec("triton") is not None
+    for op, schema in SCHEMAS.items():
+        _library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(op, _lazily("portable", op), "CompositeExplicitAutograd")
+        if triton:
+            _library.impl(op, _lazily("kernels", op), "CUDA")
+        torch.library.register_fake(f"detops::{op}", FAKES[op], lib=_library)
+
+
+def _load_cpu_kernels() -> None:
+    path = library_path()
+    reason = "was not built"
+    if path is not None:
+        try:
+            torch.ops.load_library(str(path))
+            return
+        except OSError as error:
+            reason = f"could not be loaded ({error.__cause__ or error})"
+    warnings.warn(
+        f"detops: the library of C++ kernels {reason}, so the CPU runs portable PyTorch, which is slower. To build"
+        " it, install a C++17 compiler (g++ or clang) and reinstall: pip install --force-reinstall --no-deps detops",
+        stacklevel=2,
+    )
+
+
+_register()
+_load_cpu_kernels()

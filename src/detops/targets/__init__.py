@@ -1,0 +1,1 @@
+"""Boxes to training targets."""

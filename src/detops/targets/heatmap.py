@@ -1,0 +1,248 @@
+"""Gaussian heatmaps: boxes' centres and radii in, dense maps out, for a whole batch in one call.
+
+Both functions check shapes, dtypes and devices, bring their arguments into the one form that the op
+`draw_gaussians_` takes, and draw in place.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detops import ops  # noqa: F401 - registers draw_gaussians_
+from detops.checks import (
+    FLOATS,
+    INTEGERS,
+    describe,
+    is_checked,
+    require_device,
+    require_shape,
+    require_tensor,
+)
+from detops.ragged import RaggedBatch
+
+Batch = RaggedBatch | Tensor | Sequence[Tensor]
+
+
+def draw_heatmap(
+    heatmaps: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    heatmap_idxes: Tensor,
+    diameter_to_sigma_factor: float = 6.0,
+    k_scale: float = 1.0,
+) -> Tensor:
+    """Draw a Gaussian for each box into the map that the box names, in place.
+
+    The value at an offset (dx, dy) from the centre is k_scale * exp(-(dx^2 + dy^2) / (2 sigma^2)), with
+    sigma = (2 radius + 1) / diameter_to_sigma_factor, within the radius; values below float32's epsilon times
+    the peak are zero. A map keeps the larger of what it holds and what is drawn. Of a box that reaches beyond
+    the map, the visible part is drawn. A box with a map index out of range, a negative radius or a number that
+    is not finite is skipped (`detops.checked()` names it instead). Not differentiable.
+
+    Args:
+        heatmaps: (M, H, W) maps, float32, float16, bfloat16 or float64, of any strides.
+        centers: (T, 2) x and y in pixels of the maps; integers, or floats for sub-pixel Gaussians.
+        radii: (T,) in pixels, integers or floats; or (T, 2), a radius along x and one along y.
+        heatmap_idxes: (T,) integers, the map of each box, 0 .. M - 1.
+        diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
+        k_scale: Value at the centre.
+
+    Returns:
+        `heatmaps`.
+
+    Raises:
+        TypeError: An argument is no tensor or has the wrong dtype.
+        ValueError: Shapes or devices do not match, or a factor is out of range.
+
+    Example:
+        >>> maps = torch.zeros(2, 3, 5)
+        >>> _ = draw_heatmap(maps, torch.tensor([[1, 1]]), torch.tensor([1]), torch.tensor([1]))
+        >>> maps[1]
+        tensor([[0.0183, 0.1353, 0.0183, 0.0000, 0.0000],
+                [0.1353, 1.0000, 0.1353, 0.0000, 0.0000],
+                [0.0183, 0.1353, 0.0183, 0.0000, 0.0000]])
+
+    Reference:
+        Law and Deng, "CornerNet", 2018. Arguments as in ACCV-Lab's `draw_heatmap`.
+    """
+    _check_maps("heatmaps", heatmaps, 3, "(M, H, W)")
+    _check_numbers("centers", centers, 2)
+    count = centers.shape[0]
+    require_shape("centers", centers, (count, 2))
+    _check_numbers("radii", radii, 1)
+    require_shape("radii", radii, (count, 2)[: max(radii.dim(), 1)], "to match centers")
+    require_tensor("heatmap_idxes", heatmap_idxes, INTEGERS, "an integer tensor of shape (T,)")
+    require_shape("heatmap_idxes", heatmap_idxes, (count,), "to match centers")
+    for name, value in (("centers", centers), ("radii", radii), ("heatmap_idxes", heatmap_idxes)):
+        require_device(name, value, heatmaps, "heatmaps")
+    _draw(
+        heatmaps.unsqueeze(0),
+        centers.unsqueeze(0),
+        radii.unsqueeze(0),
+        heatmap_idxes.unsqueeze(0),
+        None,
+        diameter_to_sigma_factor,
+        k_scale,
+        labels_name="heatmap_idxes",
+    )
+    return heatmaps
+
+
+def draw_heatmap_batched(
+    heatmap: Tensor,
+    centers: Batch,
+    radii: Batch,
+    diameter_to_sigma_factor: float = 6.0,
+    k_scale: float = 1.0,
+    labels: Batch | None = None,
+) -> Tensor:
+    """Draw the Gaussians of a batch of images, in place: into one map an image, or one map a class.
+
+    What is drawn, and which boxes are skipped, is as in `draw_heatmap`. Padding is never read.
+
+    Args:
+        heatmap: (B, H, W), or (B, C, H, W) with `labels`; float32, float16, bfloat16 or float64, of any strides.
+        centers: `RaggedBatch` (B, N, 2), or a list of B tensors (n, 2): x and y in pixels of the map; integers,
+            or floats for sub-pixel Gaussians. A tensor (B, N, 2) is a batch without padding.
+        radii: Likewise (B, N) in pixels, or (B, N, 2) for a radius along x and one along y.
+        diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
+        k_scale: Value at the centre.
+        labels: Likewise (B, N) integers, the class of each box, 0 .. C - 1; None for one map an image.
+
+    Returns:
+        `heatmap`.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices do not match, or a factor is out of range.
+
+    Example:
+        >>> heatmap = torch.zeros(2, 3, 4, 4)  # two images, three classes
+        >>> centers = [torch.tensor([[1, 1], [3, 2]]), torch.zeros(0, 2, dtype=torch.int64)]
+        >>> radii = [torch.tensor([1, 0]), torch.zeros(0, dtype=torch.int64)]
+        >>> labels = [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.int64)]
+        >>> draw_heatmap_batched(heatmap, centers, radii, labels=labels).sum((2, 3))
+        tensor([[1.0000, 0.0000, 1.6147],
+                [0.0000, 0.0000, 0.0000]])
+
+    Reference:
+        Arguments as in ACCV-Lab's `draw_heatmap_batched`.
+    """
+    if labels is None:
+        _check_maps("heatmap", heatmap, 3, "(B, H, W)")
+        maps = heatmap.unsqueeze(1)
+    else:
+        _check_maps("heatmap", heatmap, 4, "(B, C, H, W), as labels are given")
+        maps = heatmap
+    batch = heatmap.shape[0]
+    xy, sizes = _as_padded("centers", centers)
+    r, radii_sizes = _as_padded("radii", radii)
+    _check_numbers("centers", xy, 3)
+    count = xy.shape[1]
+    require_shape("centers", xy, (batch, count, 2), "to match heatmap")
+    _check_numbers("radii", r, 2)
+    require_shape("radii", r, (batch, count, 2)[: max(r.dim(), 2)], "to match centers")
+    given = [("centers", xy), ("radii", r)]
+    label, label_sizes = (None, None) if labels is None else _as_padded("labels", labels)
+    if label is not None:
+        require_tensor("labels", label, INTEGERS, "integers")
+        require_shape("labels", label, (batch, count), "to match centers")
+        given.append(("labels", label))
+    if sizes is not None:
+        given.append(("sample_sizes", sizes))
+    for name, value in given:
+        require_device(name, value, heatmap, "heatmap")
+    if is_checked():
+        _check_same_sizes(sizes, radii=radii_sizes, labels=label_sizes)
+    _draw(maps, xy, r, label, sizes, diameter_to_sigma_factor, k_scale)
+    return heatmap
+
+
+def _draw(
+    maps: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor | None,
+    sizes: Tensor | None,
+    factor: float,
+    k_scale: float,
+    labels_name: str = "labels",
+) -> None:
+    """Call the op, after the checks that both forms share."""
+    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise ValueError(f"diameter_to_sigma_factor: expected a finite number above 0, got {factor!r}")
+    if not (isinstance(k_scale, int | float) and 0 <= k_scale < math.inf):
+        raise ValueError(f"k_scale: expected a finite number of at least 0, got {k_scale!r}")
+    if is_checked():
+        _check_values(maps, centers, radii, labels, sizes, labels_name)
+    # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
+    torch.ops.detops.draw_gaussians_(
+        maps, centers.detach(), radii.detach(), labels, sizes, min(float(factor), 1e18), float(k_scale)
+    )
+
+
+def _as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
+    """Return a batch as a padded tensor with the boxes along dimension 1, and its sample sizes (None: all)."""
+    if isinstance(value, Tensor):
+        return value, None
+    if isinstance(value, list | tuple):
+        value = RaggedBatch.from_list(value)
+    if not isinstance(value, RaggedBatch):
+        raise TypeError(f"{name}: expected a RaggedBatch, a tensor or a list of tensors, got {type(value).__name__}")
+    if value.num_batch_dims != 1:
+        raise ValueError(
+            f"{name}: expected one batch dimension, got {value.num_batch_dims}; see RaggedBatch.flatten_batch_dims"
+        )
+    return value.get_non_uniform_dimension_transposed_to(1).tensor, value.sample_sizes
+
+
+def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
+    tensor = require_tensor(name, maps, FLOATS, f"a floating-point tensor {form}")
+    if tensor.dim() != dims:
+        raise ValueError(f"{name}: expected shape {form}, got {tuple(tensor.shape)}")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise ValueError(f"{name}: expected a tensor that needs no gradient, as it is written in place")
+    if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+        raise ValueError(f"{name}: expected a tensor of its own memory, got an expanded one; clone() it first")
+
+
+def _check_numbers(name: str, value: object, dims: int) -> None:
+    tensor = require_tensor(name, value, FLOATS + INTEGERS, "an integer or floating-point tensor")
+    if tensor.dim() not in (dims, dims + (name == "radii")):
+        raise ValueError(f"{name}: expected {dims} dimensions{' or one more' * (name == 'radii')}, got {describe(tensor)}")
+
+
+def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
+    """Raise where another argument has other sample sizes than the centres; reads values."""
+    for name, other in others.items():
+        if sizes is not None and other is not None and not torch.equal(sizes.cpu(), other.cpu()):
+            raise ValueError(f"{name}: expected the sample sizes of centers {sizes.tolist()}, got {other.tolist()}")
+
+
+def _check_values(
+    maps: Tensor, centers: Tensor, radii: Tensor, labels: Tensor | None, sizes: Tensor | None, labels_name: str
+) -> None:
+    """Raise for the first box that the op would skip; reads values, so only in checked mode."""
+    batch, count = centers.shape[:2]
+    exists = torch.ones(batch, count, dtype=torch.bool, device=maps.device)
+    if sizes is not None:
+        wrong = ((sizes < 0) | (sizes > count)).nonzero()
+        if len(wrong):
+            b = int(wrong[0])
+            raise ValueError(f"sample_sizes: sample {b} has {int(sizes[b])}, expected a value in 0 .. {count}")
+        exists = torch.arange(count, device=maps.device) < sizes[:, None]
+    problems = [
+        ("centers", centers, ~centers.isfinite().all(-1), "finite numbers"),
+        ("radii", radii, ~(radii.isfinite() & (radii >= 0)).reshape(batch, count, -1).all(-1), "finite, not negative"),
+    ]
+    if labels is not None:
+        outside = (labels < 0) | (labels >= maps.shape[1])
+        problems.append((labels_name, labels, outside, f"a value in 0 .. {maps.shape[1] - 1}"))
+    for name, value, wrong, expected in problems:
+        found = (wrong & exists).nonzero()
+        if len(found):
+            b, n = found[0].tolist()
+            where = f"box {n}" if labels_name == "heatmap_idxes" else f"sample {b}, box {n}"
+            raise ValueError(f"{name}: {where} has {value[b, n].tolist()}, expected {expected}")

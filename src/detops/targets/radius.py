@@ -1,0 +1,140 @@
+"""How wide to draw a box's Gaussian (`gaussian_radius`), and a single Gaussian as a small tensor."""
+
+import math
+from typing import Literal, overload
+
+import torch
+from torch import Tensor
+
+from detops.checks import FLOATS, describe
+
+Formula = Literal["fixed", "legacy"]
+
+
+@overload
+def gaussian_radius(height: float, width: float, min_overlap: float = ..., formula: Formula = ...) -> float: ...
+@overload
+def gaussian_radius(
+    height: Tensor, width: Tensor | float, min_overlap: float = ..., formula: Formula = ...
+) -> Tensor: ...
+@overload
+def gaussian_radius(
+    height: float, width: Tensor, min_overlap: float = ..., formula: Formula = ...
+) -> Tensor: ...
+
+
+def gaussian_radius(
+    height: Tensor | float, width: Tensor | float, min_overlap: float = 0.7, formula: Formula = "fixed"
+) -> Tensor | float:
+    """Return how far the corners of a box may move while its IoU with the box stays at least `min_overlap`.
+
+    The smallest of three cases: both corners move the same way, both inward, both outward. Detectors draw a
+    Gaussian of this radius around a key point. The roots are computed without cancellation, so thin boxes
+    (1 x 100000) and tiny ones keep float32's full precision.
+
+    Args:
+        height: Height of the boxes, a number or a tensor of any shape, in any unit. Tensors of integers count
+            as float32; half precision is computed in float32 and returned in its own dtype.
+        width: Width of the boxes in the same unit; broadcasts against `height`.
+        min_overlap: The IoU to keep, above 0 and at most 1.
+        formula: "fixed" solves the three equations. "legacy" repeats an algebra slip of the first CornerNet
+            (radii up to 2.5 times as large) that CenterNet, CenterPoint, mmdet3d and OpenPCDet were trained with.
+
+    Returns:
+        The radius, not rounded: a number for two numbers, else a tensor. 0 where a box has zero area; NaN
+        where a side is negative or not finite.
+
+    Raises:
+        TypeError: A side is neither a number nor a real tensor.
+        ValueError: `min_overlap` or `formula` is out of range.
+
+    Example:
+        >>> round(gaussian_radius(10, 20, min_overlap=0.7), 4)
+        1.0774
+        >>> gaussian_radius(torch.tensor([8.0, 100.0]), torch.tensor([8.0, 100.0]), 0.3)
+        tensor([ 1.8091, 22.6139])
+
+    Reference:
+        Law and Deng, "CornerNet: Detecting Objects as Paired Keypoints", 2018, section 3.2.
+    """
+    if not 0 < min_overlap <= 1:
+        raise ValueError(f"min_overlap: expected a number above 0 and at most 1, got {min_overlap!r}")
+    if formula not in ("fixed", "legacy"):
+        raise ValueError(f'formula: expected "fixed" or "legacy", got {formula!r}')
+    given = [("height", height), ("width", width)]
+    for name, value in given:
+        if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
+            raise TypeError(f"{name}: expected numbers, got {describe(value)}")
+        if not isinstance(value, Tensor | float | int):
+            raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
+    if not isinstance(height, Tensor) and not isinstance(width, Tensor):
+        h = torch.tensor(float(height), dtype=torch.float64)
+        return float(_radius(h, torch.tensor(float(width), dtype=torch.float64), min_overlap, formula))
+
+    tensors = [value for _, value in given if isinstance(value, Tensor)]
+    dtype = torch.result_type(tensors[0], tensors[-1])
+    result = dtype if dtype in FLOATS else torch.float32
+    compute = torch.float64 if result == torch.float64 else torch.float32
+    h, w = (
+        v.to(compute) if isinstance(v, Tensor) else torch.full((), float(v), dtype=compute, device=tensors[0].device)
+        for _, v in given
+    )
+    return _radius(h, w, min_overlap, formula).to(result)
+
+
+def _radius(h: Tensor, w: Tensor, o: float, formula: str) -> Tensor:
+    """Solve the three quadratics, in terms of the short side s, the long side l and their ratio q = s / l <= 1.
+
+    With x = r / l the equations have coefficients of order 1 and q, so no product overflows or vanishes; a root
+    that would cancel is written as c / (the other root).
+    """
+    short, long = torch.minimum(h, w), torch.maximum(h, w)
+    q = torch.where(long > 0, short / long, 0)  # (...,)
+    total, half = 1 + q, (1 - q) ** 2  # (h + w) / l; total^2 - 4 q = (1 - q)^2 keeps the small difference exact
+    # sqrt(b^2 - 4 a c) of the three, over l, with the difference of the two sides kept apart from the overlap.
+    same = torch.sqrt(half + 4 * q * (2 * o / (1 + o)))
+    inward = 2 * torch.sqrt(half + 4 * q * o)
+    outward = 2 * o * torch.sqrt(half + 4 * q / o)
+    if formula == "legacy":
+        # The last has b < 0: (b + root) / 2 as (root^2 - b^2) / (2 (root - b)).
+        outward_root = 8 * o * (1 - o) * q / (outward + 2 * o * total)
+        smallest = torch.minimum(torch.minimum((total + same) / 2, total + inward / 2), outward_root)
+    else:
+        smallest = torch.minimum(
+            2 * q * ((1 - o) / (1 + o)) / (total + same),
+            torch.minimum(2 * (1 - o) * q / (2 * total + inward), 2 * (1 - o) * q / (outward + 2 * o * total)),
+        )
+    return torch.where((short >= 0) & long.isfinite(), long * smallest, torch.nan)
+
+
+def gaussian_kernel(
+    radius: int, sigma: float, dtype: torch.dtype = torch.float32, device: torch.device | str | None = None
+) -> Tensor:
+    """Return one Gaussian as a tensor, 1 at its centre.
+
+    Args:
+        radius: Half the size, at least 0: the result has 2 radius + 1 rows and columns.
+        sigma: Standard deviation in pixels, above 0.
+        dtype: Of the result, floating point.
+        device: Of the result.
+
+    Returns:
+        (2 radius + 1, 2 radius + 1): exp(-(dx^2 + dy^2) / (2 sigma^2)), and 0 where that is below float32's
+        epsilon.
+
+    Raises:
+        ValueError: `radius` is negative, or `sigma` is not above 0.
+
+    Example:
+        >>> gaussian_kernel(1, sigma=1.0)
+        tensor([[0.3679, 0.6065, 0.3679],
+                [0.6065, 1.0000, 0.6065],
+                [0.3679, 0.6065, 0.3679]])
+    """
+    if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
+        raise ValueError(f"radius: expected an integer of at least 0, got {radius!r}")
+    if not (sigma > 0 and math.isfinite(sigma)):
+        raise ValueError(f"sigma: expected a finite number above 0, got {sigma!r}")
+    t = torch.arange(-radius, radius + 1, dtype=torch.float64, device=device) / sigma
+    kernel = torch.exp(-(t[:, None] ** 2 + t**2) / 2)
+    return torch.where(kernel >= torch.finfo(torch.float32).eps, kernel, 0).to(dtype)

@@ -13,8 +13,23 @@ from setuptools import Extension, setup
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
 from torch_headers import torch_root
 
-FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden", "-Wall", "-Wextra", "-Wno-psabi"]
-ASAN_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-DDETOPS_NO_CLONES"]
+FLAGS = [
+    "-std=c++17",
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fvisibility=hidden",
+    "-Wall",
+    "-Wextra",
+    "-Wno-psabi",
+]
+ASAN_FLAGS = [
+    "-fsanitize=address,undefined",
+    "-fno-sanitize-recover=undefined",
+    "-g",
+    "-O1",
+    "-DDETOPS_NO_CLONES",
+]
 
 
 def extensions() -> list[Extension]:

@@ -82,7 +82,7 @@ def require_shape(name: str, value: Tensor, shape: tuple[int, ...], why: str = "
     Raises:
         ValueError: The shape differs.
     """
-    if len(value.shape) != len(shape) or any(e not in (-1, s) for s, e in zip(value.shape, shape, strict=True)):
+    if value.dim() != len(shape) or any(e != -1 and s != e for s, e in zip(value.shape, shape, strict=True)):
         wanted = "(" + ", ".join("any" if s == -1 else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
         raise ValueError(f"{name}: expected shape {wanted}{why and ' ' + why}, got {tuple(value.shape)}")
 
@@ -192,10 +192,11 @@ def count_syncs(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
 
 
 def library_path() -> Path | None:
-    """Return the file of the C++ kernels, or None where they were not built."""
-    return next(iter(sorted(Path(__file__).parent.glob("_C*.so"))), None) or next(
-        iter(sorted(Path(__file__).parent.glob("_C*.pyd"))), None
-    )
+    """Return the file of the C++ kernels, or None where they were not built; `DETOPS_LIBRARY` names another."""
+    if os.environ.get("DETOPS_LIBRARY"):
+        return Path(os.environ["DETOPS_LIBRARY"]).absolute()
+    folder = Path(__file__).parent
+    return next((path for pattern in ("_C*.so", "_C*.pyd") for path in sorted(folder.glob(pattern))), None)
 
 
 def _build_info() -> dict[str, str]:

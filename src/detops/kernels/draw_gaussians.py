@@ -52,6 +52,7 @@ def draw_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
+    """Draw every box that reaches one tile of one map."""
     pid = tl.program_id(0)
     tiles_w = tl.cdiv(W, BLOCK_W)
     tiles_h = tl.cdiv(H, BLOCK_H)

@@ -211,7 +211,9 @@ def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
 def _check_numbers(name: str, value: object, dims: int) -> None:
     tensor = require_tensor(name, value, FLOATS + INTEGERS, "an integer or floating-point tensor")
     if tensor.dim() not in (dims, dims + (name == "radii")):
-        raise ValueError(f"{name}: expected {dims} dimensions{' or one more' * (name == 'radii')}, got {describe(tensor)}")
+        raise ValueError(
+            f"{name}: expected {dims} dimensions{' or one more' * (name == 'radii')}, got {describe(tensor)}"
+        )
 
 
 def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
@@ -222,7 +224,12 @@ def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
 
 
 def _check_values(
-    maps: Tensor, centers: Tensor, radii: Tensor, labels: Tensor | None, sizes: Tensor | None, labels_name: str
+    maps: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor | None,
+    sizes: Tensor | None,
+    labels_name: str,
 ) -> None:
     """Raise for the first box that the op would skip; reads values, so only in checked mode."""
     batch, count = centers.shape[:2]
@@ -235,7 +242,12 @@ def _check_values(
         exists = torch.arange(count, device=maps.device) < sizes[:, None]
     problems = [
         ("centers", centers, ~centers.isfinite().all(-1), "finite numbers"),
-        ("radii", radii, ~(radii.isfinite() & (radii >= 0)).reshape(batch, count, -1).all(-1), "finite, not negative"),
+        (
+            "radii",
+            radii,
+            ~(radii.isfinite() & (radii >= 0)).reshape(batch, count, -1).all(-1),
+            "finite, not negative",
+        ),
     ]
     if labels is not None:
         outside = (labels < 0) | (labels >= maps.shape[1])

@@ -18,9 +18,7 @@ def gaussian_radius(
     height: Tensor, width: Tensor | float, min_overlap: float = ..., formula: Formula = ...
 ) -> Tensor: ...
 @overload
-def gaussian_radius(
-    height: float, width: Tensor, min_overlap: float = ..., formula: Formula = ...
-) -> Tensor: ...
+def gaussian_radius(height: float, width: Tensor, min_overlap: float = ..., formula: Formula = ...) -> Tensor: ...
 
 
 def gaussian_radius(
@@ -72,7 +70,7 @@ def gaussian_radius(
         return float(_radius(h, torch.tensor(float(width), dtype=torch.float64), min_overlap, formula))
 
     tensors = [value for _, value in given if isinstance(value, Tensor)]
-    dtype = torch.result_type(tensors[0], tensors[-1])
+    dtype = torch.promote_types(tensors[0].dtype, tensors[-1].dtype)
     result = dtype if dtype in FLOATS else torch.float32
     compute = torch.float64 if result == torch.float64 else torch.float32
     h, w = (
@@ -90,7 +88,10 @@ def _radius(h: Tensor, w: Tensor, o: float, formula: str) -> Tensor:
     """
     short, long = torch.minimum(h, w), torch.maximum(h, w)
     q = torch.where(long > 0, short / long, 0)  # (...,)
-    total, half = 1 + q, (1 - q) ** 2  # (h + w) / l; total^2 - 4 q = (1 - q)^2 keeps the small difference exact
+    total, half = (
+        1 + q,
+        (1 - q) ** 2,
+    )  # (h + w) / l; total^2 - 4 q = (1 - q)^2 keeps the small difference exact
     # sqrt(b^2 - 4 a c) of the three, over l, with the difference of the two sides kept apart from the overlap.
     same = torch.sqrt(half + 4 * q * (2 * o / (1 + o)))
     inward = 2 * torch.sqrt(half + 4 * q * o)

@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first target that needs it creates. `make help` lists the targets.
+PYTHON ?= python3
+# One torch for development; any torch >= 2.10 works. Where you need another build: make test TORCH="torch ..."
+TORCH ?= torch==2.13.0
+RUN := .venv/bin/python
+READY := .venv/.ready
+RESULTS := benchmarks/results
+
+.PHONY: help demo test check lint types bench gpu asan clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
+
+demo: $(READY) ## generate data, draw its training targets, measure speed
+	.venv/bin/detops demo
+
+test: $(READY) ## run the tests
+	$(RUN) -m pytest
+
+check: $(READY) lint types test ## all that a change must pass
+
+lint: $(READY) ## format, lint, and the floors of the layout
+	.venv/bin/ruff format --check .
+	.venv/bin/ruff check .
+	.venv/bin/lint-imports
+
+types: $(READY) ## check the types
+	.venv/bin/mypy
+
+bench: $(READY) ## measure on the CPU; results go to benchmarks/results
+	for file in benchmarks/bench_*.py; do $(RUN) $$file --device cpu --out $(RESULTS) || exit 1; done
+
+# Uses the machine's own Python with its torch and triton, and installs nothing.
+gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/results
+	$(PYTHON) setup.py -q build_ext --inplace
+	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests
+	for file in benchmarks/bench_*.py; do \
+		PYTHONPATH=src $(PYTHON) $$file --device cuda --skip-tests --out $(RESULTS) || exit 1; done
+
+# Python itself is not built with the sanitizer, so its runtime comes first; Python leaks by design.
+asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
+	DETOPS_ASAN=1 $(RUN) setup.py -q build_ext --build-lib build/asan --build-temp build/asan-objects
+	DETOPS_LIBRARY=$$(echo build/asan/detops/_C*.so) ASAN_OPTIONS=detect_leaks=0 \
+		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
+		$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_draw_gaussians.py -k "not triton and not portable and not ahead"
+
+clean: ## remove what the targets made
+	rm -rf .venv build out src/*.egg-info src/detops/_C*
+
+$(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
+	$(RUN) -m pip install --quiet "$(TORCH)"
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@

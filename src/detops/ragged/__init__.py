@@ -1,0 +1,46 @@
+"""Batches of samples of different sizes, and indexing over whole batches of them.
+
+Same semantics as ACCV-Lab's `batching_helpers`, on CPU and GPU: `import detops.ragged as batching_helpers`.
+"""
+
+from .batch import RaggedBatch
+from .indexing import (
+    batched_index_mapping,
+    batched_indexing_access,
+    batched_indexing_write,
+    batched_inverse_indexing_access,
+)
+from .masks import (
+    batched_bool_indexing,
+    batched_bool_indexing_write,
+    get_indices_from_mask,
+    get_mask_from_indices,
+)
+from .processing import (
+    apply_mask_to_tensor,
+    average_over_targets,
+    combine_data,
+    get_compact_from_named_tuple,
+    get_compact_lists,
+    squeeze_except_batch_and_sample,
+    sum_over_targets,
+)
+
+__all__ = [
+    "RaggedBatch",
+    "apply_mask_to_tensor",
+    "average_over_targets",
+    "batched_bool_indexing",
+    "batched_bool_indexing_write",
+    "batched_index_mapping",
+    "batched_indexing_access",
+    "batched_indexing_write",
+    "batched_inverse_indexing_access",
+    "combine_data",
+    "get_compact_from_named_tuple",
+    "get_compact_lists",
+    "get_indices_from_mask",
+    "get_mask_from_indices",
+    "squeeze_except_batch_and_sample",
+    "sum_over_targets",
+]

@@ -1,0 +1,233 @@
+"""`RaggedBatch`: a batch of samples that differ in size along one dimension, as one padded tensor.
+
+The class is put together from layers: what the tensors say (`core`), conversions (`conversions`), batch
+dimensions (`batch_dims`), other storage formats (`layouts`), and here constructors and `apply`.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from types import FunctionType, MethodType
+from typing import Any, Self
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from .conversions import RaggedConversions
+from .core import RaggedError, positive_dims, shape_of
+from .layouts import RaggedLayouts, max_of
+
+__all__ = ["RaggedBatch", "RaggedError"]
+
+
+class RaggedBatch(RaggedLayouts, RaggedConversions):
+    """A batch of samples of different sizes, padded to the largest; same semantics as ACCV-Lab's.
+
+    The first dimensions of `tensor` are batch dimensions, one or more. One of those after them, the
+    non-uniform dimension, has the size of the largest sample; smaller samples fill its beginning and the rest
+    is padding, whose content means nothing. `mask` and `sample_sizes` say the same thing in two forms, and
+    the one that is missing is made when it is first asked for. Both may be shared between batches, so neither
+    may be changed in place.
+
+    Attributes `tensor`, `mask` and `sample_sizes` are tensors; `non_uniform_dim`, `num_batch_dims`,
+    `batch_shape`, `max_sample_size`, `shape`, `dtype` and `device` follow from them. Indexing a batch indexes
+    its `tensor`.
+
+    Args:
+        tensor: Padded data, `(*batch_shape, ..., max_sample_size, ...)`.
+        mask: Bool `(*batch_shape, max_sample_size)`, True at the beginning of every row.
+        sample_sizes: Integers `(*batch_shape,)`. At least one of the two is needed; if both are given they
+            have to agree, which is not checked.
+        non_uniform_dim: Dimension of `tensor` along which the sizes differ, default: the first after the
+            batch dimensions.
+
+    Raises:
+        RaggedError: If shapes, devices or dimensions do not fit together.
+
+    Example:
+        >>> import torch
+        >>> from detops.ragged import RaggedBatch
+        >>> boxes = RaggedBatch(torch.zeros(2, 3, 4), sample_sizes=torch.tensor([1, 3]))
+        >>> boxes.mask
+        tensor([[ True, False, False],
+                [ True,  True,  True]])
+    """
+
+    @classmethod
+    def FromOversizeTensor(  # noqa: N802
+        cls,
+        tensor: Tensor,
+        mask: Tensor | None = None,
+        sample_sizes: Tensor | None = None,
+        non_uniform_dim: int | None = None,
+    ) -> Self:
+        """Makes a batch from data that is padded more than necessary, cutting the surplus.
+
+        Synchronises with the device once, for the size of the largest sample.
+
+        Args:
+            tensor: Padded data.
+            mask: Bool mask of the same padded size, or `None`.
+            sample_sizes: Sizes, or `None`; at least one of the two is needed.
+            non_uniform_dim: As in `RaggedBatch`.
+
+        Returns:
+            The batch; its data is a view of `tensor`.
+
+        Raises:
+            RaggedError: If shapes do not fit together.
+        """
+        full = cls(tensor, mask, sample_sizes, non_uniform_dim)
+        sizes, dim = full.sample_sizes, full.non_uniform_dim
+        largest = min(max_of(sizes), full.max_sample_size)
+        cut_mask = None if mask is None else full.mask.narrow(-1, 0, largest)
+        return cls(tensor.narrow(dim, 0, largest), cut_mask, sizes, dim)
+
+    @classmethod
+    def Empty(  # noqa: N802
+        cls,
+        num_dims: int,
+        non_uniform_dim: int,
+        device: torch.device | str,
+        num_batch_dims: int | None = None,
+        batch_shape: Sequence[int] | int | None = None,
+    ) -> Self:
+        """Makes a float32 batch without any entry.
+
+        Args:
+            num_dims: Number of dimensions of the data.
+            non_uniform_dim: The non-uniform dimension.
+            device: Device of the batch.
+            num_batch_dims: Number of batch dimensions, each of size 0; excludes `batch_shape`.
+            batch_shape: Sizes of the batch dimensions; one number is one dimension. Without both there is
+                one batch dimension of size 0.
+
+        Returns:
+            The batch; all dimensions after the batch dimensions have size 0.
+
+        Raises:
+            RaggedError: If both are given, or the dimensions do not fit.
+        """
+        if num_batch_dims is not None and batch_shape is not None:
+            raise RaggedError("num_batch_dims, batch_shape: expected at most one of the two, got both")
+        if batch_shape is None:
+            wanted: Sequence[int] = (0,) * (1 if num_batch_dims is None else num_batch_dims)
+        else:
+            wanted = (batch_shape,) if isinstance(batch_shape, int) else batch_shape
+        shape = positive_dims("batch_shape", wanted, len(wanted))
+        if not 0 < len(shape) < num_dims:
+            raise RaggedError(
+                f"num_dims: expected more dimensions than batch dimensions, and one of those or more, "
+                f"got {num_dims} with {len(shape)} batch dimensions"
+            )
+        tensor = torch.zeros(*shape, *(0,) * (num_dims - len(shape)), device=device)
+        sizes = torch.zeros(shape, dtype=torch.int64, device=device)
+        return cls(tensor, sample_sizes=sizes, non_uniform_dim=non_uniform_dim)
+
+    @classmethod
+    def FromFullTensor(  # noqa: N802
+        cls, full_tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int = 1
+    ) -> Self:
+        """Makes a batch in which every sample has the full size.
+
+        Args:
+            full_tensor: Data without padding.
+            non_uniform_dim: Dimension that plays the non-uniform one.
+            num_batch_dims: Number of batch dimensions.
+
+        Returns:
+            The batch.
+
+        Raises:
+            RaggedError: If the dimensions do not fit.
+        """
+        if not 0 < num_batch_dims <= non_uniform_dim < full_tensor.dim():
+            raise RaggedError(
+                f"non_uniform_dim: expected a dimension after {num_batch_dims} (>= 1) batch dimensions "
+                f"of full_tensor {shape_of(full_tensor)}, got {non_uniform_dim}"
+            )
+        sizes = torch.full(
+            full_tensor.shape[:num_batch_dims],
+            full_tensor.shape[non_uniform_dim],
+            dtype=torch.int64,
+            device=full_tensor.device,
+        )
+        return cls(full_tensor, sample_sizes=sizes, non_uniform_dim=non_uniform_dim)
+
+    def apply(self, proc_step: Callable[..., Any]) -> Any:
+        """Applies a function to the data.
+
+        Args:
+            proc_step: Takes `tensor`, or `tensor, mask`, or `tensor, mask, sample_sizes`, as many as it has
+                required positional parameters (one where that is unknown), and returns a tensor or a tuple of
+                tensors whose batch dimensions and non-uniform dimension are as in this batch. Inside
+                `torch.compile` a function of `torch.nn.functional` has to be wrapped in a lambda.
+
+        Returns:
+            A batch, or a tuple of batches.
+
+        Raises:
+            RaggedError: If the function requires more than three arguments, or a result does not fit.
+
+        Example:
+            >>> import torch
+            >>> from detops.ragged import RaggedBatch
+            >>> batch = RaggedBatch(torch.tensor([[1., 4.]]), sample_sizes=torch.tensor([2]))
+            >>> batch.apply(torch.sqrt).tensor
+            tensor([[1., 2.]])
+        """
+        num_args = count_arguments(proc_step)
+        if num_args > 3:
+            raise RaggedError(f"proc_step: expected a function of 1 to 3 arguments, got one of {num_args}")
+        args = [self._tensor]
+        if num_args > 1:
+            args.append(self.mask)
+        if num_args > 2:
+            args.append(self.sample_sizes)
+        result = proc_step(*args)
+        if isinstance(result, tuple):
+            return tuple(self._with_tensor(part) for part in result)
+        return self._with_tensor(result)
+
+
+def count_arguments(function: Callable[..., Any]) -> int:
+    """Counts the required positional parameters of a function, at least one; one where it does not tell."""
+    if isinstance(function, torch.nn.Module):
+        function = function.forward
+    if torch.compiler.is_compiling():
+        return _count_while_compiling(function)
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # builtins such as torch.sin
+        return 1
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
+    return max(len(required), 1)
+
+
+def _count_while_compiling(function: Callable[..., Any]) -> int:
+    # The compiler cannot trace inspect.signature, but it knows the parts of functions and methods.
+    bound = isinstance(function, MethodType)
+    plain = function.__func__ if isinstance(function, MethodType) else function
+    if not isinstance(plain, FunctionType):
+        return 1
+    return max(plain.__code__.co_argcount - len(plain.__defaults__ or ()) - bound, 1)
+
+
+def _flatten(batch: RaggedBatch) -> tuple[list[Any], tuple[int, int]]:
+    parts = [batch._tensor, batch._mask, batch._sample_sizes]
+    return parts, (batch._non_uniform_dim, batch._num_batch_dims)
+
+
+def _unflatten(parts: Any, context: tuple[int, int]) -> RaggedBatch:
+    # Without checks: a tree_map may put anything in the place of the tensors.
+    batch = object.__new__(RaggedBatch)
+    batch._tensor, batch._mask, batch._sample_sizes = parts
+    batch._non_uniform_dim, batch._num_batch_dims = context
+    batch._total_num_entries = None
+    return batch
+
+
+pytree.register_pytree_node(RaggedBatch, _flatten, _unflatten, serialized_type_name="detops.ragged.RaggedBatch")

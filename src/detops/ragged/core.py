@@ -1,0 +1,344 @@
+"""The data of a ragged batch: a padded tensor and how much of each sample is real.
+
+`RaggedCore` holds the three tensors and what follows from them alone: sizes, mask, padding. The layers above
+it (`conversions`, `batch_dims`, `batch`) only build new batches out of old ones. Nothing in this module reads
+device memory, except `total_num_entries`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+
+class RaggedError(ValueError, AssertionError, RuntimeError):
+    """Arguments do not fit together: the message names the argument, what came and what is expected.
+
+    It is a `ValueError`, and the other two because ACCV-Lab's `batching_helpers` asserts in Python and
+    raises `RuntimeError` from C++, so that its callers may expect either.
+    """
+
+
+def shape_of(tensor: Tensor) -> tuple[int, ...]:
+    """Gives the shape as a plain tuple, the form that error messages show."""
+    return tuple(tensor.shape)
+
+
+def as_fill_value(value: float, dtype: torch.dtype) -> complex:
+    """Converts a number as a cast to `dtype` would: integers truncate, floats overflow to infinity."""
+    if dtype == torch.bool:
+        return bool(value)
+    if dtype.is_complex:
+        return value
+    if dtype.is_floating_point:
+        return math.copysign(math.inf, value) if abs(value) > torch.finfo(dtype).max else value
+    limits = torch.iinfo(dtype)
+    if not (math.isfinite(value) and limits.min <= int(value) <= limits.max):
+        raise RaggedError(f"filler value: expected a number that {dtype} can hold, got {value}")
+    return int(value)
+
+
+class RaggedCore:
+    """Padded tensor, mask and sample sizes; see `RaggedBatch`, the class that users see."""
+
+    def __init__(
+        self,
+        tensor: Tensor,
+        mask: Tensor | None = None,
+        sample_sizes: Tensor | None = None,
+        non_uniform_dim: int | None = None,
+    ) -> None:
+        if sample_sizes is not None:
+            num_batch_dims = sample_sizes.dim()
+        elif mask is not None:
+            num_batch_dims = mask.dim() - 1
+        else:
+            raise RaggedError("mask, sample_sizes: expected at least one of the two, got neither")
+        if not 0 < num_batch_dims < tensor.dim():
+            raise RaggedError(
+                f"tensor: expected at least one batch dimension and one more, got shape {shape_of(tensor)} "
+                f"with {num_batch_dims} batch dimensions"
+            )
+        if non_uniform_dim is None:
+            non_uniform_dim = num_batch_dims
+        if not num_batch_dims <= non_uniform_dim < tensor.dim():
+            raise RaggedError(
+                f"non_uniform_dim: expected a dimension in [{num_batch_dims}, {tensor.dim()}), got {non_uniform_dim}"
+            )
+        batch_shape = shape_of(tensor)[:num_batch_dims]
+        expected = (*batch_shape, tensor.shape[non_uniform_dim])
+        if mask is not None and shape_of(mask) != expected:
+            raise RaggedError(
+                f"mask: expected shape {expected} to match tensor {shape_of(tensor)} with non_uniform_dim "
+                f"{non_uniform_dim}, got {shape_of(mask)}"
+            )
+        if sample_sizes is not None and shape_of(sample_sizes) != batch_shape:
+            raise RaggedError(
+                f"sample_sizes: expected the batch shape {batch_shape} of tensor {shape_of(tensor)}, "
+                f"got {shape_of(sample_sizes)}"
+            )
+        if sample_sizes is not None and (sample_sizes.is_floating_point() or sample_sizes.dtype == torch.bool):
+            raise RaggedError(f"sample_sizes: expected an integer tensor, got {sample_sizes.dtype}")
+        for name, part in (("mask", mask), ("sample_sizes", sample_sizes)):
+            if part is not None and part.device != tensor.device:
+                raise RaggedError(f"{name}: expected device {tensor.device} of tensor, got {part.device}")
+        self._tensor = tensor
+        self._mask = mask if mask is None or mask.dtype == torch.bool else mask.bool()
+        self._sample_sizes = sample_sizes
+        self._non_uniform_dim = non_uniform_dim
+        self._num_batch_dims = num_batch_dims
+        self._total_num_entries: int | None = None
+
+    @property
+    def tensor(self) -> Tensor:
+        """The padded data, `(*batch_shape, ..., max_sample_size, ...)`; replace it with `set_tensor`."""
+        return self._tensor
+
+    @property
+    def mask(self) -> Tensor:
+        """Which entries are data, bool `(*batch_shape, max_sample_size)`."""
+        if self._mask is not None:
+            return self._mask
+        sizes = self.sample_sizes
+        mask = torch.arange(self.max_sample_size, device=sizes.device) < sizes.unsqueeze(-1)
+        if self._may_keep(sizes):
+            self._mask = mask
+        return mask
+
+    @property
+    def sample_sizes(self) -> Tensor:
+        """How many entries of each sample are data, integer `(*batch_shape,)`."""
+        if self._sample_sizes is not None:
+            return self._sample_sizes
+        mask = self.mask
+        sizes = mask.sum(-1, dtype=torch.int64)
+        if self._may_keep(mask):
+            self._sample_sizes = sizes
+        return sizes
+
+    @staticmethod
+    def _may_keep(source: Tensor) -> bool:
+        # Under compilation a kept tensor would be a side effect (and the compiler shares equal work anyway);
+        # under inference_mode it would be unusable for autograd in a batch that outlives the block.
+        if torch.compiler.is_compiling():
+            return False
+        return source.is_inference() or not torch.is_inference_mode_enabled()
+
+    @property
+    def non_uniform_dim(self) -> int:
+        """The dimension of `tensor` along which the samples differ in size."""
+        return self._non_uniform_dim
+
+    @property
+    def num_batch_dims(self) -> int:
+        """How many of the first dimensions of `tensor` are batch dimensions."""
+        return self._num_batch_dims
+
+    @property
+    def batch_shape(self) -> torch.Size:
+        """Sizes of the batch dimensions."""
+        return self._tensor.shape[: self._num_batch_dims]
+
+    @property
+    def total_num_samples_in_batch(self) -> int:
+        """Number of samples: the product of the batch shape."""
+        return math.prod(self.batch_shape)
+
+    @property
+    def total_num_entries(self) -> int:
+        """Number of valid entries of all samples together; the first call synchronises with the device."""
+        if self._total_num_entries is None:
+            self._total_num_entries = int(self.sample_sizes.sum())
+        return self._total_num_entries
+
+    @property
+    def max_sample_size(self) -> int:
+        """Padded size: that of `tensor` along the non-uniform dimension."""
+        return self._tensor.shape[self._non_uniform_dim]
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the data."""
+        return self._tensor.device
+
+    @property
+    def shape(self) -> torch.Size:
+        """Shape of the padded `tensor`."""
+        return self._tensor.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Type of the data."""
+        return self._tensor.dtype
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether `tensor` requires gradients; may be set."""
+        return self._tensor.requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        self._tensor.requires_grad_(value)
+
+    @property
+    def retains_grad(self) -> bool:
+        """Whether gradients are retained for `tensor`."""
+        return self._tensor.retains_grad
+
+    def retain_grad(self) -> None:
+        """Retains the gradient of `tensor` where that is not a leaf."""
+        self._tensor.retain_grad()
+
+    def size(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls `tensor.size` with the same arguments."""
+        return self._tensor.size(*args, **kwargs)
+
+    def dim(self) -> int:
+        """Number of dimensions of `tensor`."""
+        return self._tensor.dim()
+
+    def __getitem__(self, item: Any) -> Tensor:
+        return self._tensor[item]
+
+    def __setitem__(self, item: Any, value: Any) -> None:
+        self._tensor[item] = value
+
+    def __repr__(self) -> str:
+        return (
+            f"{type(self).__name__}(tensor={self._tensor}, mask={self._mask}, "
+            f"sample_sizes={self._sample_sizes}, non_uniform_dim={self._non_uniform_dim}, "
+            f"batch_shape={tuple(self.batch_shape)})"
+        )
+
+    def _with_tensor(self, tensor: Tensor, non_uniform_dim: int | None = None) -> Self:
+        """Same samples, other data: mask and sizes are shared as far as they exist."""
+        dim = self._non_uniform_dim if non_uniform_dim is None else non_uniform_dim
+        made = type(self)(tensor, self._mask, self._sample_sizes, dim)
+        made._total_num_entries = self._total_num_entries
+        return made
+
+    def create_with_sample_sizes_like_self(
+        self,
+        tensor: Tensor,
+        non_uniform_dim: int | None = None,
+        device: torch.device | str | None = None,
+    ) -> Self:
+        """Makes a batch with other data for the same samples.
+
+        Args:
+            tensor: Padded data; same batch shape and same padded size as this batch, any other dimensions.
+            non_uniform_dim: Non-uniform dimension of `tensor`, negative counts from the end; `None` is that
+                of this batch.
+            device: Device of the result; `None` is that of `tensor`.
+
+        Returns:
+            The new batch; mask and sample sizes are shared, or copied where the device differs.
+
+        Raises:
+            RaggedError: If `tensor` does not fit.
+        """
+        dim = self._non_uniform_dim if non_uniform_dim is None else non_uniform_dim
+        if dim < 0:
+            dim += tensor.dim()
+        if not self._num_batch_dims <= dim < tensor.dim():
+            raise RaggedError(
+                f"non_uniform_dim: expected a dimension in [{self._num_batch_dims}, {tensor.dim()}), "
+                f"got {non_uniform_dim}"
+            )
+        if tensor.shape[: self._num_batch_dims] != self.batch_shape:
+            raise RaggedError(f"tensor: expected batch shape {tuple(self.batch_shape)}, got shape {shape_of(tensor)}")
+        if tensor.shape[dim] != self.max_sample_size:
+            raise RaggedError(
+                f"tensor: expected size {self.max_sample_size} in dimension {dim}, got shape {shape_of(tensor)}"
+            )
+        if device is not None:
+            tensor = tensor.to(device)
+        # Not _with_tensor: both parts may have to move, and each keeps its identity where it need not.
+        mask = None if self._mask is None else self._mask.to(tensor.device)
+        sizes = None if self._sample_sizes is None else self._sample_sizes.to(tensor.device)
+        made = type(self)(tensor, mask, sizes, dim)
+        made._total_num_entries = self._total_num_entries
+        return made
+
+    def as_self_with_cloned_data(self) -> Self:
+        """Copies the batch with a clone of `tensor`; mask and sample sizes are shared."""
+        return self._with_tensor(self._tensor.clone())
+
+    def set_tensor(self, tensor: Tensor) -> None:
+        """Replaces `tensor`; batch shape, padded size, non-uniform dimension and device must stay.
+
+        Args:
+            tensor: The new padded data, valid entries first in every sample.
+
+        Raises:
+            RaggedError: If it does not fit.
+        """
+        dim, nb = self._non_uniform_dim, self._num_batch_dims
+        fits = tensor.dim() > dim and tensor.shape[:nb] == self.batch_shape
+        if not fits or tensor.shape[dim] != self.max_sample_size:
+            raise RaggedError(
+                f"tensor: expected batch shape {tuple(self.batch_shape)} and size {self.max_sample_size} in "
+                f"dimension {dim}, got shape {shape_of(tensor)}"
+            )
+        if tensor.device != self.device:
+            raise RaggedError(f"tensor: expected device {self.device}, got {tensor.device}")
+        self._tensor = tensor
+
+    def _mask_like_tensor(self) -> Tensor:
+        """The mask with dimensions of size one added, so that it broadcasts against `tensor`."""
+        shape = [1] * self._tensor.dim()
+        shape[: self._num_batch_dims] = self.batch_shape
+        shape[self._non_uniform_dim] = self.max_sample_size
+        return self.mask.reshape(shape)
+
+    def get_existence_weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """Gives one where `tensor` holds data and zero where it holds padding.
+
+        Multiplying by it does not remove a NaN from the padding; `with_padded_set_to` does.
+
+        Args:
+            dtype: Type of the result.
+
+        Returns:
+            Tensor of the shape of `tensor`.
+
+        Example:
+            >>> import torch
+            >>> from detops.ragged import RaggedBatch
+            >>> RaggedBatch(torch.zeros(2, 3), sample_sizes=torch.tensor([1, 3])).get_existence_weights()
+            tensor([[1., 0., 0.],
+                    [1., 1., 1.]])
+        """
+        return self._mask_like_tensor().expand(self._tensor.shape).to(dtype, copy=True)
+
+    def with_padded_set_to(self, value_to_set: float) -> Self:
+        """Copies the batch with the padding set to one value; the padding's gradient is zero.
+
+        Args:
+            value_to_set: The value; truncated for integer data.
+
+        Returns:
+            The new batch.
+        """
+        value = as_fill_value(value_to_set, self.dtype)
+        return self._with_tensor(self._tensor.masked_fill(~self._mask_like_tensor(), value))
+
+    def set_padded_to(self, value_to_set: float) -> None:
+        """Sets the padding of `tensor` to one value, in place.
+
+        Args:
+            value_to_set: The value; truncated for integer data.
+        """
+        self._tensor.masked_fill_(~self._mask_like_tensor(), as_fill_value(value_to_set, self.dtype))
+
+
+def positive_dims(name: str, values: Sequence[int], length: int) -> tuple[int, ...]:
+    """Checks a sequence of `length` non-negative numbers and gives it as a tuple."""
+    numbers = tuple(values)
+    if len(numbers) != length or any(number < 0 for number in numbers):
+        raise RaggedError(f"{name}: expected {length} non-negative numbers, got {numbers}")
+    return numbers

@@ -1,0 +1,239 @@
+"""A ragged batch from and to other formats: lists of tensors, concatenated rows, torch's nested tensors.
+
+What has a shape that depends on the data (`split`, `to_concatenated`, `to_nested`, and the padded size where
+the caller does not give it) synchronises with the device once; the rest does not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .batch_dims import RaggedBatchDims
+from .core import RaggedError, shape_of
+
+
+class RaggedLayouts(RaggedBatchDims):
+    """Methods that make a batch out of another format, or the reverse."""
+
+    @classmethod
+    def from_list(cls, tensors: Sequence[Tensor]) -> Self:
+        """Pads a list of samples, one tensor each.
+
+        Args:
+            tensors: Tensors `(n_i, *rest)` of one dtype and device; an empty sample may have any shape
+                without elements, such as `(0,)`, and any dtype.
+
+        Returns:
+            Batch `(len(tensors), max(n_i), *rest)`, padded with zeros.
+
+        Raises:
+            RaggedError: If the list is empty or a tensor does not fit the others.
+
+        Example:
+            >>> import torch
+            >>> from detops.ragged import RaggedBatch
+            >>> RaggedBatch.from_list([torch.ones(2, 4), torch.empty(0)]).sample_sizes
+            tensor([2, 0])
+        """
+        data, counts = pad_samples("tensors", tensors)
+        # Non-blocking, since a plain copy of host memory to the device waits for the stream.
+        sizes = torch.tensor(counts, dtype=torch.int64).to(data.device, non_blocking=True)
+        made = cls(data, sample_sizes=sizes)
+        made._total_num_entries = sum(counts)
+        return made
+
+    @classmethod
+    def from_concatenated(
+        cls, values: Tensor, batch_index: Tensor, batch_size: int, max_size: int | None = None
+    ) -> Self:
+        """Sorts rows into their samples; rows of one sample keep their order.
+
+        Args:
+            values: Rows `(T, *rest)` of all samples.
+            batch_index: Sample of each row, integer `(T,)`, in any order; rows whose index is negative or
+                `batch_size` and more are dropped.
+            batch_size: Number of samples.
+            max_size: Padded size; later rows of a larger sample are dropped. `None` is the size of the
+                largest sample, which costs one synchronisation.
+
+        Returns:
+            Batch `(batch_size, max_size, *rest)`, padded with zeros.
+
+        Raises:
+            RaggedError: If shapes or types do not fit.
+
+        Example:
+            >>> import torch
+            >>> from detops.ragged import RaggedBatch
+            >>> rows, image = torch.tensor([5, 6, 7]), torch.tensor([1, 0, 1])
+            >>> RaggedBatch.from_concatenated(rows, image, batch_size=2).tensor
+            tensor([[6, 0],
+                    [5, 7]])
+        """
+        if values.dim() < 1 or shape_of(batch_index) != (values.shape[0],):
+            raise RaggedError(
+                f"batch_index: expected one index for each row of values {shape_of(values)}, "
+                f"got shape {shape_of(batch_index)}"
+            )
+        if batch_index.is_floating_point() or batch_index.dtype == torch.bool:
+            raise RaggedError(f"batch_index: expected an integer tensor, got {batch_index.dtype}")
+        if batch_size < 0:
+            raise RaggedError(f"batch_size: expected a non-negative number, got {batch_size}")
+        known = (batch_index >= 0) & (batch_index < batch_size)
+        keys, order = torch.where(known, batch_index, batch_size).long().sort(stable=True)
+        bounds = torch.searchsorted(keys, torch.arange(batch_size + 1, device=keys.device))
+        return cls._from_rows(values, bounds[:-1], bounds.diff(), max_size, order)
+
+    @classmethod
+    def _from_rows(
+        cls, values: Tensor, starts: Tensor, counts: Tensor, max_size: int | None, order: Tensor | None = None
+    ) -> Self:
+        """Pads runs of rows: sample `i` is `values[order][starts[i] : starts[i] + counts[i]]`."""
+        size = max_of(counts) if max_size is None else max_size
+        if size < 0:
+            raise RaggedError(f"max_size: expected a non-negative number, got {size}")
+        made = cls(values.new_zeros(counts.shape[0], size, *values.shape[1:]), sample_sizes=counts.clamp(max=size))
+        if values.shape[0] == 0 or made._tensor.numel() == 0:
+            return made
+        rows = starts.unsqueeze(1) + torch.arange(size, device=starts.device)
+        rows = rows.masked_fill(~made.mask, 0).flatten()
+        if order is not None:
+            rows = order[rows]
+        padded = values.index_select(0, rows).unflatten(0, (counts.shape[0], size))
+        return made._with_tensor(padded).with_padded_set_to(0)
+
+    @classmethod
+    def from_nested(cls, nested: Tensor, max_size: int | None = None) -> Self:
+        """Pads a nested tensor of torch's jagged layout; gradients flow back into it.
+
+        Args:
+            nested: Nested tensor `(B, n_i, *rest)`.
+            max_size: Padded size, as in `from_concatenated`.
+
+        Returns:
+            Batch `(B, max_size, *rest)`, padded with zeros.
+
+        Raises:
+            RaggedError: If it is not a nested tensor with the jagged layout, ragged in dimension 1.
+        """
+        if not nested.is_nested or nested.layout != torch.jagged or getattr(nested, "_ragged_idx", 1) != 1:
+            raise RaggedError(
+                "nested: expected a nested tensor with layout torch.jagged, ragged in dimension 1, got "
+                f"{'a nested' if nested.is_nested else 'a plain'} tensor with layout {nested.layout}"
+            )
+        jagged: Any = nested  # its methods are not declared on Tensor
+        offsets, lengths = jagged.offsets(), jagged.lengths()
+        counts = offsets.diff() if lengths is None else lengths
+        return cls._from_rows(jagged.values(), offsets[:-1], counts, max_size)
+
+    def to_concatenated(self) -> tuple[Tensor, Tensor]:
+        """Joins the valid entries of all samples, the inverse of `from_concatenated`.
+
+        Synchronises once. Several batch dimensions count as one, flattened.
+
+        Returns:
+            `(values, batch_index)`: `(T, *rest)` and int64 `(T,)`, where the non-uniform dimension comes
+            first in `values` and swaps places with whatever was first among the data dimensions.
+        """
+        flat = self.flatten_batch_dims().get_non_uniform_dimension_transposed_to(1)
+        rows = flat.mask.flatten().nonzero().squeeze(1)
+        values = flat.tensor.flatten(0, 1).index_select(0, rows)
+        return values, rows // max(flat.max_sample_size, 1)
+
+    def to_nested(self) -> Tensor:
+        """Converts to a nested tensor `(B, n_i, *rest)` of torch's jagged layout; gradients flow.
+
+        Synchronises once.
+
+        Raises:
+            RaggedError: If there is more than one batch dimension.
+        """
+        if self._num_batch_dims != 1:
+            raise RaggedError(
+                f"batch_shape: expected one batch dimension for a nested tensor, got {tuple(self.batch_shape)}"
+            )
+        values, _ = self.to_concatenated()
+        counts = self.sample_sizes.clamp(0, self.max_sample_size)
+        offsets = torch.nn.functional.pad(counts.long().cumsum(0), (1, 0))
+        return torch.nested.nested_tensor_from_jagged(values, offsets)
+
+    def split(self) -> list[Any]:
+        """Cuts the batch into its samples, without padding; synchronises once.
+
+        Returns:
+            A list of tensors, or nested lists of them for several batch dimensions. They are views.
+
+        Example:
+            >>> import torch
+            >>> from detops.ragged import RaggedBatch
+            >>> RaggedBatch(torch.arange(6).view(2, 3), sample_sizes=torch.tensor([1, 3])).split()
+            [tensor([0]), tensor([3, 4, 5])]
+        """
+        dim = self._non_uniform_dim - self._num_batch_dims
+        sizes = self.sample_sizes.clamp(0, self.max_sample_size).tolist()
+
+        def cut(data: Tensor, size: Any) -> Any:
+            if isinstance(size, list):
+                return [cut(part, inner) for part, inner in zip(data, size, strict=True)]
+            return data.narrow(dim, 0, size)
+
+        return [cut(part, inner) for part, inner in zip(self._tensor, sizes, strict=True)]
+
+
+def max_of(sizes: Tensor) -> int:
+    """Reads the largest size, 0 for an empty batch; synchronises."""
+    return max(int(sizes.max()), 0) if sizes.numel() > 0 else 0
+
+
+def pad_samples(
+    name: str, tensors: Sequence[Tensor], size: int | None = None, cast: bool = False
+) -> tuple[Tensor, list[int]]:
+    """Stacks samples `(n_i, *rest)` to `(len(tensors), max(n_i), *rest)` with zeros behind each.
+
+    Args:
+        name: What the caller calls the list, for messages.
+        tensors: The samples; those without elements may have any shape.
+        size: Padded size, or `None` for that of the largest sample.
+        cast: Whether to convert samples to the dtype and device of the first one that has elements.
+
+    Returns:
+        The padded data and the sizes.
+    """
+    if len(tensors) == 0:
+        raise RaggedError(f"{name}: expected at least one tensor, got none")
+    for i, sample in enumerate(tensors):
+        if sample.dim() == 0:
+            raise RaggedError(f"{name}[{i}]: expected a tensor with at least one dimension, got a scalar")
+    filled = [sample for sample in tensors if sample.numel() > 0]
+    # Without any entry the sample with most dimensions tells most about the shape.
+    model = filled[0] if filled else max(tensors, key=lambda sample: sample.dim())
+    rest = model.shape[1:]
+    samples = []
+    for i, sample in enumerate(tensors):
+        if sample.shape[1:] != rest:
+            if sample.numel() > 0:
+                raise RaggedError(
+                    f"{name}[{i}]: expected shape (n, {', '.join(map(str, rest))}) as in the other samples, "
+                    f"got {shape_of(sample)}"
+                )
+            sample = model.new_empty(0, *rest)
+        elif cast or sample.numel() == 0:
+            sample = sample.to(model.device, model.dtype)
+        if (sample.dtype, sample.device) != (model.dtype, model.device):
+            raise RaggedError(
+                f"{name}[{i}]: expected {model.dtype} on {model.device} as in the other samples, "
+                f"got {sample.dtype} on {sample.device}"
+            )
+        samples.append(sample)
+    counts = [sample.shape[0] for sample in samples]
+    largest = max(counts)
+    data = torch.nn.utils.rnn.pad_sequence(samples, batch_first=True)
+    if size is not None and size != largest:
+        if size < largest:
+            raise RaggedError(f"{name}: expected samples of at most {size} entries, got {largest}")
+        data = torch.cat([data, data.new_zeros(len(samples), size - largest, *rest)], 1)
+    return data, counts

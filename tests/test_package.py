@@ -1,0 +1,87 @@
+"""The package as a whole: its names, a light import, and installing it where nothing can be compiled."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import detops
+
+ROOT = Path(__file__).parents[1]
+
+
+def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, **env}, capture_output=True, text=True, check=False
+    )
+
+
+def test_no_public_name_vanishes():
+    names = json.loads((Path(__file__).parent / "public_names.json").read_text())
+    assert sorted(detops.__all__) == names
+    for name in names:
+        assert getattr(detops, name).__doc__, f"{name} has no docstring"
+
+
+def test_the_import_is_light():
+    extras = [
+        "triton",
+        "PIL",
+        "matplotlib",
+        "numpy.testing",
+        "pycocotools",
+        "rich",
+        "typer",
+        "lightning",
+        "torchvision",
+    ]
+    result = run(f"import sys, detops; print([n for n in {extras} if n in sys.modules])")
+    assert result.stdout.strip() == "[]", result.stdout + result.stderr
+    assert not result.stderr
+
+
+def test_without_the_library_the_cpu_runs_portable_code(tmp_path):
+    """A copy of the package without its C++ library: it warns once, says so in env(), and draws the same."""
+    shutil.copytree(
+        Path(detops.__file__).parent, tmp_path / "detops", ignore=shutil.ignore_patterns("_C*", "__pycache__")
+    )
+    code = """
+import torch, detops
+print(detops.__file__)
+print(detops.env()["ops"]["draw_gaussians_"]["cpu"], "|", detops.env()["build"]["library"])
+drawn = detops.draw_heatmap(torch.zeros(1, 5, 5), torch.tensor([[2, 2]]), torch.tensor([1]), torch.tensor([0]))
+print(abs(float(drawn.sum()) - 1.61465) < 1e-4)
+"""
+    result = run(code, PYTHONPATH=str(tmp_path))
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith(str(tmp_path)), result.stderr
+    assert lines[1].startswith("portable | not built")
+    assert lines[2] == "True"
+    assert result.stderr.count("UserWarning: detops: the library of C++ kernels was not built") == 1
+
+
+def test_a_library_that_does_not_load_is_not_fatal(tmp_path):
+    shutil.copytree(
+        Path(detops.__file__).parent, tmp_path / "detops", ignore=shutil.ignore_patterns("_C*", "__pycache__")
+    )
+    (tmp_path / "detops" / "_C.abi3.so").write_bytes(b"no library")
+    result = run("import detops", PYTHONPATH=str(tmp_path))
+    assert result.returncode == 0
+    assert "could not be loaded" in result.stderr
+
+
+@pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
+def test_every_op_has_all_its_places(op):
+    name = op.rstrip("_")
+    folders = [
+        "src/detops/reference/{}.py",
+        "src/detops/portable/{}.py",
+        "src/detops/kernels/{}.py",
+        "csrc/{}.cpp",
+    ]
+    folders += ["tests/test_{}.py", "benchmarks/bench_{}.py"]
+    assert [p for p in (f.format(name) for f in folders) if not (ROOT / p).exists()] == []

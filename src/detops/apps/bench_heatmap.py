@@ -128,6 +128,10 @@ def _batched(data: Boxes, classes: int) -> Draw:
     return lambda maps: portable(maps, data.centers, data.radii, labels, data.sizes, FACTOR, 1.0)
 
 
+def _loop(data: Boxes) -> Draw:
+    return lambda maps: loop(maps, data)
+
+
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield the configurations; each of the timed functions allocates and clears its maps and draws.
 
@@ -145,7 +149,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         ours = place(_ours(config, data, kernel))
         baselines = {
             "batched PyTorch": place(_batched(data, config.classes)),
-            "loop": place(lambda maps, data=data: loop(maps, data)),
+            "loop": place(_loop(data)),
         }
         syncs = {name: count_syncs(fn) for name, fn in {"ours": ours, **baselines}.items()}
         floor = place(Tensor.zero_) if kernel else place(lambda maps: maps)

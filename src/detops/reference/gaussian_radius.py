@@ -10,7 +10,7 @@ def gaussian_radius(height: float, width: float, min_overlap: float, formula: st
 
         both corners inward:    (h - 2 r)(w - 2 r) / (h w) = o             ->  4 r^2 - 2 (h + w) r + (1 - o) h w = 0
         both corners outward:   h w / ((h + 2 r)(w + 2 r)) = o             ->  4 o r^2 + 2 o (h + w) r + (o - 1) h w = 0
-        both the same way:      s / (2 h w - s) = o, s = (h - r)(w - r)    ->  r^2 - (h + w) r + h w (1 - o) / (1 + o) = 0
+        both the same way:      s / (2 h w - s) = o, s = (h - r)(w - r)    ->  r^2 - (h + w) r + h w (1 - o)/(1 + o) = 0
 
     The textbook root of each, as MMDetection's `gaussian_radius` has it. `formula="legacy"` returns what the
     first CornerNet computed, and every model since that copied it: (b + sqrt(b^2 - 4 a c)) / 2 for each, with

@@ -123,9 +123,9 @@ def draw_heatmap_batched(
         >>> centers = [torch.tensor([[1, 1], [3, 2]]), torch.zeros(0, 2, dtype=torch.int64)]
         >>> radii = [torch.tensor([1, 0]), torch.zeros(0, dtype=torch.int64)]
         >>> labels = [torch.tensor([2, 0]), torch.zeros(0, dtype=torch.int64)]
-        >>> draw_heatmap_batched(heatmap, centers, radii, labels=labels).sum((2, 3))
-        tensor([[1.0000, 0.0000, 1.6147],
-                [0.0000, 0.0000, 0.0000]])
+        >>> draw_heatmap_batched(heatmap, centers, radii, labels=labels).amax((2, 3))
+        tensor([[1., 0., 1.],
+                [0., 0., 0.]])
 
     Reference:
         Arguments as in ACCV-Lab's `draw_heatmap_batched`.

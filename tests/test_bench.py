@@ -1,0 +1,60 @@
+"""The benchmark: its sides draw the same, its numbers go out as strict JSON with the machine in them."""
+
+import itertools
+import json
+
+import pytest
+import torch
+
+from detops.apps import bench, bench_heatmap
+
+
+@pytest.mark.parametrize("config", bench_heatmap.CONFIGS[:3], ids=lambda config: config.name)
+@pytest.mark.parametrize("kernel", [False, True])
+def test_all_sides_draw_the_same(config, kernel):
+    data = bench_heatmap.boxes(config, "cpu")
+    assert int(data.sizes.sum()) > 1000
+    sides = [
+        bench_heatmap._ours(config, data, kernel),
+        bench_heatmap._batched(data, config.classes),
+        bench_heatmap._loop(data),
+    ]
+    drawn = [torch.zeros(config.batch, config.classes, config.height, config.width) for _ in sides]
+    for draw, maps in zip(sides, drawn, strict=True):
+        draw(maps)
+    assert drawn[0].max() == 1
+    torch.testing.assert_close(drawn[0], drawn[1])
+    torch.testing.assert_close(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("kernel", [False, True])
+def test_results(monkeypatch, tmp_path, capsys, kernel):
+    tiny = [bench_heatmap.Config("tiny", 2, 3, 8, 8, 4, (0, 2), "classwise")]
+    monkeypatch.setattr(bench_heatmap, "CONFIGS", tiny)
+    monkeypatch.setattr(bench, "keep_freed_memory", lambda: None)
+    path = tmp_path / "results" / "tiny.json"
+    bench.main("heatmap", kernel=kernel, json_path=path, quick=True, device="cpu")
+    record = json.loads(path.read_text(), parse_constant=lambda token: pytest.fail(f"{token} is no JSON"))
+    assert record["env"]["torch"] == torch.__version__
+    assert record["kernel_only"] is kernel
+    (result,) = record["results"]
+    assert result["syncs"]["ours"] == 0
+    assert result["syncs"]["loop"] > 0
+    assert set(result["timings"]) == {"floor", "ours", "batched PyTorch", "loop"}
+    assert result["timings"]["loop"]["median"] / result["timings"]["ours"]["median"] == pytest.approx(
+        result["ratios"]["loop / ours"]
+    )
+    assert "tiny" in capsys.readouterr().out
+
+
+def test_the_sides_alternate():
+    calls = []
+    timings = bench.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, cuda=False)
+    assert set(timings) == {"a", "b"}
+    changes = sum(x != y for x, y in itertools.pairwise(calls))
+    assert changes >= 5
+
+
+def test_unknown_suite():
+    with pytest.raises(ValueError, match="suite: expected one of heatmap, got 'heat'"):
+        bench.main("heat")

@@ -77,14 +77,13 @@ def require_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], ex
 
 
 def require_shape(name: str, value: Tensor, shape: tuple[int, ...], why: str = "") -> None:
-    """Check a tensor's shape; -1 stands for any size.
+    """Check a tensor's shape.
 
     Raises:
         ValueError: The shape differs.
     """
-    if value.dim() != len(shape) or any(e != -1 and s != e for s, e in zip(value.shape, shape, strict=True)):
-        wanted = "(" + ", ".join("any" if s == -1 else str(s) for s in shape) + ("," if len(shape) == 1 else "") + ")"
-        raise ValueError(f"{name}: expected shape {wanted}{why and ' ' + why}, got {tuple(value.shape)}")
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}{why and ' ' + why}, got {tuple(value.shape)}")
 
 
 def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:

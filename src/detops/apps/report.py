@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 SHORT_SIDE = 480  # small images are enlarged to this, so that labels are legible
 HEAT_ALPHA = 0.85
+CROWD = 30  # with more boxes than this, names would hide what they name
 INK, PAPER = (28, 30, 34), (250, 250, 248)
 
 
@@ -122,11 +123,12 @@ def overlay(
     draw = draw_module.Draw(lines)
     to_view = boxes * boxes.new_tensor([size[0] / record.width, size[1] / record.height] * 2)
     rows = list(zip(to_view.tolist(), labels.tolist(), strict=True))
-    line = max(1, round(min(size) / 300))
+    crowded = len(rows) > CROWD
+    line, opacity = (1, 130) if crowded else (max(1, round(min(size) / 300)), 235)
     for (left, top, right, bottom), label in rows:
         outline = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(outline, outline=(*class_color(label), 235), width=line)
-    if len(rows) <= 30:  # beyond this the names hide what they name
+        draw.rectangle(outline, outline=(*class_color(label), opacity), width=line)
+    if not crowded:
         for (left, top, *_), label in rows:
             _tag(draw, class_names[label], left, top, class_color(label), size)
     view = module.alpha_composite(view, lines)

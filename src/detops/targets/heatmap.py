@@ -178,9 +178,8 @@ def _draw(
     if is_checked():
         _check_values(maps, centers, radii, labels, sizes, labels_name)
     # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
-    torch.ops.detops.draw_gaussians_(
-        maps, centers.detach(), radii.detach(), labels, sizes, min(float(factor), 1e18), float(k_scale)
-    )
+    centers, radii = (t.detach() if t.requires_grad else t for t in (centers, radii))
+    torch.ops.detops.draw_gaussians_(maps, centers, radii, labels, sizes, min(float(factor), 1e18), float(k_scale))
 
 
 def _as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
@@ -204,8 +203,12 @@ def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
         raise ValueError(f"{name}: expected shape {form}, got {tuple(tensor.shape)}")
     if tensor.requires_grad and torch.is_grad_enabled():
         raise ValueError(f"{name}: expected a tensor that needs no gradient, as it is written in place")
-    if any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True)):
+    if not torch.compiler.is_compiling() and 0 in tensor.stride() and _overlaps_itself(tensor):
         raise ValueError(f"{name}: expected a tensor of its own memory, got an expanded one; clone() it first")
+
+
+def _overlaps_itself(tensor: Tensor) -> bool:
+    return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 def _check_numbers(name: str, value: object, dims: int) -> None:

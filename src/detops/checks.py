@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -215,6 +215,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def _cpu_model() -> str:
+    """Name of the processor where the system tells it, with its architecture."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return f"{line.partition(':')[2].strip()} ({platform.machine()})"
+    return platform.machine()
+
+
 def _backends(op: str) -> dict[str, str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return {
@@ -246,7 +255,7 @@ def env() -> dict[str, Any]:
         "torch": torch.__version__,
         "triton": _version("triton"),
         "cpu": {
-            "machine": platform.machine(),
+            "model": _cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },

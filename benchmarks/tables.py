@@ -1,0 +1,42 @@
+"""Writes the README's speed tables from the files in benchmarks/results, so that no number is typed by hand.
+
+python benchmarks/tables.py
+"""
+
+import json
+import re
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+
+
+def table(path: Path) -> str:
+    """A file of results as a Markdown table, with the machine beneath."""
+    record = json.loads(path.read_text())
+    baselines = [name for name in record["results"][0]["timings"] if name not in ("floor", "ours")]
+    header = ["milliseconds", "zero fill", "detops", "/ fill", *(h for b in baselines for h in (b, "speed-up"))]
+    rows = [header, ["---", *["--:"] * (len(header) - 1)]]
+    for result in record["results"]:
+        times = {name: f"{timing['median']:#.3g}" for name, timing in result["timings"].items()}
+        row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
+        for name in baselines:
+            row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"]
+        rows.append(row)
+    env = record["env"]
+    machine = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"
+    if record["device"] == "cuda":
+        machine = f"{env['gpu'][0]['name']}, {record['driver']}, triton {env['triton']}"
+    where = f"{machine}; torch {env['torch']}; {record['date'][:10]}"
+    return "\n".join("| " + " | ".join(row).strip() + " |" for row in rows) + f"\n\n{where}\n"
+
+
+def filled(text: str) -> str:
+    """The text with every marked table made anew."""
+    return MARKED.sub(lambda match: match[1] + table(RESULTS / match[2]) + match[3], text)
+
+
+if __name__ == "__main__":
+    readme = ROOT / "README.md"
+    readme.write_text(filled(readme.read_text()))

@@ -33,14 +33,14 @@ bench: $(READY) ## measure on the CPU; results go to benchmarks/results
 
 # Uses the machine's own Python with its torch and triton, and installs nothing.
 gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/results
-	$(PYTHON) setup.py -q build_ext --inplace
+	$(PYTHON) tools/kernels.py
 	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests
 	for file in benchmarks/bench_*.py; do \
 		PYTHONPATH=src $(PYTHON) $$file --device cuda --skip-tests --out $(RESULTS) || exit 1; done
 
 # Python itself is not built with the sanitizer, so its runtime comes first; Python leaks by design.
 asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
-	DETOPS_ASAN=1 $(RUN) setup.py -q build_ext --build-lib build/asan --build-temp build/asan-objects
+	DETOPS_ASAN=1 $(RUN) tools/kernels.py build/asan
 	DETOPS_LIBRARY=$$(echo build/asan/detops/_C*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_draw_gaussians.py -k "not triton and not portable and not ahead"

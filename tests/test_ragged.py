@@ -540,7 +540,6 @@ def test_no_synchronisation():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_no_synchronisation_on_a_gpu():
     arguments = [a.detach().cuda().requires_grad_(a.requires_grad) for a in many_arguments()]
     many_operations(*arguments)

@@ -1,0 +1,68 @@
+"""The extension that holds every C++ kernel. Run as a script, builds it into src/detops, and nothing else.
+
+DETOPS_ASAN=1 builds it under AddressSanitizer and UBSan.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+from setuptools import Distribution, Extension
+
+sys.path.insert(0, str(Path(__file__).parent))
+from torch_headers import torch_root
+
+FLAGS = ["-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-fvisibility=hidden"]
+FLAGS += ["-Wall", "-Wextra", "-Wno-psabi"]
+ASAN_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined", "-g", "-O1", "-DDETOPS_NO_CLONES"]
+
+
+def extensions() -> list[Extension]:
+    """The extension in a list, or nothing where torch's headers are missing."""
+    root = torch_root()
+    if root is None:
+        print("detops: torch's headers were not found; building without C++ kernels", file=sys.stderr)
+        return []
+    asan = os.environ.get("DETOPS_ASAN") == "1"
+    flags = FLAGS + (ASAN_FLAGS if asan else [])
+    include = ["-isystem", str(root / "include")]  # no warnings from headers that are not ours
+    if sys.platform == "win32":
+        flags, include = ["/std:c++17", "/O2"], ["/I", str(root / "include")]
+    return [
+        Extension(
+            "detops._C",
+            sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
+            depends=[__file__, *sorted(str(path) for path in Path("csrc").glob("*.h"))],
+            # No search path for it is recorded: `import torch` has loaded it before.
+            library_dirs=[str(root / "lib")],
+            libraries=["torch_cpu"],
+            extra_compile_args=flags + include,
+            extra_link_args=["-fsanitize=address,undefined"] if asan else [],
+            define_macros=[
+                ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # the ABI of torch 2.10 and all later ones
+                ("Py_LIMITED_API", "0x030b0000"),
+                ("DETOPS_FLAGS", '"' + " ".join(flags) + '"'),
+            ],
+            py_limited_api=True,
+            optional=True,
+        )
+    ]
+
+
+def build(folder: str | None = None) -> None:
+    """Build into src/detops, or into `folder`/detops; reads no pyproject.toml, so any setuptools will do."""
+    modules = extensions()
+    for module in modules:
+        module.optional = False  # who asks for the kernels alone wants to see why there are none
+    distribution = Distribution({"name": "detops", "package_dir": {"": "src"}, "ext_modules": modules})
+    command = distribution.get_command_obj("build_ext")
+    command.inplace = folder is None
+    command.build_lib = folder
+    command.build_temp = f"{folder or 'build'}/objects"
+    command.ensure_finalized()
+    command.run()
+
+
+if __name__ == "__main__":
+    os.chdir(Path(__file__).parents[1])
+    build(*sys.argv[1:2])

@@ -24,7 +24,7 @@ def test_no_public_name_vanishes():
     names = json.loads((Path(__file__).parent / "public_names.json").read_text())
     assert sorted(detops.__all__) == names
     for name in names:
-        assert getattr(detops, name).__doc__, f"{name} has no docstring"
+        assert name == "__version__" or getattr(detops, name).__doc__, f"{name} has no docstring"
 
 
 def test_the_import_is_light():

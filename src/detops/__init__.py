@@ -6,6 +6,7 @@
 Everything public imports from here; the submodules are for reading.
 """
 
+from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.ragged import (
     RaggedBatch,
@@ -30,6 +31,7 @@ from detops.targets.radius import gaussian_kernel, gaussian_radius
 
 __all__ = [
     "RaggedBatch",
+    "__version__",
     "apply_mask_to_tensor",
     "average_over_targets",
     "batched_bool_indexing",

@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from detops._version import __version__
+
 _checked: ContextVar[bool] = ContextVar("detops_checked", default=os.environ.get("DETOPS_CHECKED") == "1")
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -208,9 +210,9 @@ def _build_info() -> dict[str, str]:
     return {"library": path.name, "compiler": compiler, "flags": flags, "vector code in use": vector}
 
 
-def _version(package: str) -> str | None:
+def _triton_version() -> str | None:
     try:
-        return version(package)
+        return version("triton")
     except PackageNotFoundError:
         return None
 
@@ -249,11 +251,11 @@ def env() -> dict[str, Any]:
     names = sorted({n.split(".")[0] for n in torch._C._dispatch_get_all_op_names() if n.startswith("detops::")})
     gpus = [torch.cuda.get_device_properties(i) for i in range(torch.cuda.device_count())]
     return {
-        "detops": _version("detops"),
+        "detops": __version__,
         "python": sys.version.split()[0],
         "platform": platform.platform(),
         "torch": torch.__version__,
-        "triton": _version("triton"),
+        "triton": _triton_version(),
         "cpu": {
             "model": _cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),

@@ -31,8 +31,7 @@ def _reported() -> Iterator[None]:
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show versions, the machine, and which backend runs each op."""
-    from detops import ops  # noqa: F401 - registers what is to be shown
-    from detops.checks import env as describe
+    from detops import env as describe
 
     info = describe()
     if as_json:

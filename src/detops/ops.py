@@ -74,3 +74,6 @@ def _load_cpu_kernels() -> None:
 
 _register()
 _load_cpu_kernels()
+
+# Called as overloads, which spares each call the search for one.
+draw_gaussians_ = torch.ops.detops.draw_gaussians_.default

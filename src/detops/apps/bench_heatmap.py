@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from detops import ops
 from detops.apps.bench import Case
 from detops.checks import count_syncs
 from detops.portable.draw_gaussians import draw_gaussians_ as portable
@@ -103,7 +104,7 @@ def _graph(fn: Callable[[], object]) -> Callable[[], object]:
 
 
 def _op(maps: Tensor, data: Boxes, labels: Tensor | None) -> None:
-    torch.ops.detops.draw_gaussians_(maps, data.centers, data.radii, labels, data.sizes, FACTOR, 1.0)
+    ops.draw_gaussians_(maps, data.centers, data.radii, labels, data.sizes, FACTOR, 1.0)
 
 
 def _ours(config: Config, data: Boxes, kernel: bool) -> Draw:

@@ -1,6 +1,6 @@
 """Indexing over whole batches: sample `i` of the data with row `i` of the indices, all samples at once.
 
-Reading is a gather. Writing is one as well: first each slot of the target learns which entry writes to it
+Reading fetches rows. Writing does as well: first each slot of the target learns which entry writes to it
 (`_writer_of_each_slot`), then it fetches the value from there. So results do not depend on the order in which
 threads run, duplicates included, and autograd needs no code of its own. No value on the device is read.
 """
@@ -36,11 +36,14 @@ def take_rows(data: Tensor, rows: Tensor) -> Tensor:
     Returns:
         `(*batch, M, *rest)`.
     """
-    dim = rows.dim() - 1
-    shape = rows.shape + data.shape[dim + 1 :]
-    if data.shape[dim] == 0:  # nothing to fetch, and the caller discards what comes
-        return data.new_zeros(shape)
-    return data.gather(dim, expand_like(rows, data).expand(shape))
+    nb = rows.dim() - 1
+    if data.shape[nb] == 0:  # nothing to fetch, and the caller discards what comes
+        return data.new_zeros(rows.shape + data.shape[nb + 1 :])
+    # Advanced indexing, not gather: on a GPU too, its backward adds up in a fixed order.
+    samples = [
+        torch.arange(size, device=rows.device).reshape(-1, *[1] * (nb - d)) for d, size in enumerate(rows.shape[:nb])
+    ]
+    return data[(*samples, rows)]
 
 
 def check_fits(name: str, data: Tensor, batch: RaggedBatch, batch_name: str) -> None:
@@ -123,8 +126,7 @@ def batched_indexing_access(
     """Reads `output[i, j] = input_data[i, input_indices[i, j]]` for every valid index.
 
     Negative indices count from the end. A valid index out of range yields the filler. Gradients of entries
-    that are read more than once add up, on a GPU in no fixed order unless
-    `torch.use_deterministic_algorithms(True)` is set.
+    that are read more than once add up.
 
     Args:
         input_data: Data `(*batch_shape, ...)`; the padding of a batch is not treated apart.

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detops import ops  # noqa: F401 - registers draw_gaussians_
+from detops import ops
 from detops.checks import (
     FLOATS,
     INTEGERS,
@@ -179,7 +179,7 @@ def _draw(
         _check_values(maps, centers, radii, labels, sizes, labels_name)
     # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
     centers, radii = (t.detach() if t.requires_grad else t for t in (centers, radii))
-    torch.ops.detops.draw_gaussians_(maps, centers, radii, labels, sizes, min(float(factor), 1e18), float(k_scale))
+    ops.draw_gaussians_(maps, centers, radii, labels, sizes, min(float(factor), 1e18), float(k_scale))
 
 
 def _as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:

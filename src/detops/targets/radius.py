@@ -26,9 +26,14 @@ def gaussian_radius(
 ) -> Tensor | float:
     """Return how far the corners of a box may move while its IoU with the box stays at least `min_overlap`.
 
-    The smallest of three cases: both corners move the same way, both inward, both outward. Detectors draw a
-    Gaussian of this radius around a key point. The roots are computed without cancellation, so thin boxes
-    (1 x 100000) and tiny ones keep float32's full precision.
+    The smallest of three cases, with r the shift of each corner along x and y alike, and o the overlap:
+
+        both inward:        (h - 2 r)(w - 2 r) / (h w) = o           4 r^2 - 2 (h + w) r + (1 - o) h w = 0
+        both outward:       h w / ((h + 2 r)(w + 2 r)) = o           4 o r^2 + 2 o (h + w) r + (o - 1) h w = 0
+        both the same way:  s / (2 h w - s) = o, s = (h - r)(w - r)  r^2 - (h + w) r + h w (1 - o) / (1 + o) = 0
+
+    Detectors draw a Gaussian of this radius around a key point. The roots are computed without cancellation, so
+    thin boxes (1 x 100000) and tiny ones keep float32's full precision.
 
     Args:
         height: Height of the boxes, a number or a tensor of any shape, in any unit. Tensors of integers count

@@ -76,4 +76,26 @@ class Reader {
   int64_t strides_[3] = {0, 0, 0};
 };
 
+// exp(x) for x <= 0, relative error below 2e-7, exp(0) = 1 exactly; below -87 it stays at exp(-87), about 1e-38.
+// Written out because it must give the same bits at every position of a loop, vectorised or not.
+// 2^n * p(r), r = x - n ln 2.
+inline float exp_negative(float x) {
+  x = x > -87.0f ? x : -87.0f;
+  const float n = std::nearbyint(x * 1.44269504088896341f);
+  float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
+  r -= n * 1.42860682030941723e-6f;      // and the rest of ln 2
+  float p = 1.0f / 720;                  // Taylor is within half an ulp of the minimax on |r| <= ln(2) / 2
+  p = p * r + 1.0f / 120;
+  p = p * r + 1.0f / 24;
+  p = p * r + 1.0f / 6;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
+  float scale;
+  static_assert(sizeof(scale) == sizeof(bits));
+  __builtin_memcpy(&scale, &bits, sizeof(scale));
+  return p * scale;
+}
+
 }  // namespace detops

@@ -8,6 +8,10 @@ Everything public imports from here; the submodules are for reading.
 
 from detops._version import __version__
 from detops.checks import checked, count_syncs, env
+from detops.criteria.centernet import CenterNetLoss
+from detops.inference.decode import Detections, decode_centernet
+from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
+from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.ragged import (
     RaggedBatch,
     apply_mask_to_tensor,
@@ -26,10 +30,15 @@ from detops.ragged import (
     squeeze_except_batch_and_sample,
     sum_over_targets,
 )
+from detops.targets.centernet import CenterNetTargets, centernet_targets
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
 from detops.targets.radius import gaussian_kernel, gaussian_radius
 
 __all__ = [
+    "CenterNetLoss",
+    "CenterNetTargets",
+    "Detections",
+    "GaussianFocalLoss",
     "RaggedBatch",
     "__version__",
     "apply_mask_to_tensor",
@@ -40,12 +49,16 @@ __all__ = [
     "batched_indexing_access",
     "batched_indexing_write",
     "batched_inverse_indexing_access",
+    "centernet_targets",
     "checked",
     "combine_data",
     "count_syncs",
+    "decode_centernet",
     "draw_heatmap",
     "draw_heatmap_batched",
     "env",
+    "gaussian_focal_loss",
+    "gaussian_focal_loss_from_boxes",
     "gaussian_kernel",
     "gaussian_radius",
     "get_compact_from_named_tuple",

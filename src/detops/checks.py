@@ -9,7 +9,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -56,6 +56,11 @@ def checked(enabled: bool = True) -> Iterator[None]:
 def is_checked() -> bool:
     """Return whether value checks are on here; always False while torch.compile traces."""
     return not torch.compiler.is_compiling() and _checked.get()
+
+
+def unchecked() -> AbstractContextManager[None]:
+    """Checked mode off, for calls whose arguments have been checked already."""
+    return checked(False) if is_checked() else nullcontext()
 
 
 def describe(value: object) -> str:

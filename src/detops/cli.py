@@ -23,7 +23,7 @@ def _reported() -> Iterator[None]:
     """Errors that a user can mend end the command with one line and exit code 2."""
     try:
         yield
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (ValueError, OSError, ModuleNotFoundError) as error:
         errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
@@ -92,8 +92,106 @@ def demo(
 
 
 @app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics.")],
+    data: Annotated[Path | None, typer.Option(help="Folder with train/ and val/: annotations.json, images/.")] = None,
+    detector: Annotated[str, typer.Option(help="What to train: centernet.")] = "centernet",
+    train_annotations: Annotated[Path | None, typer.Option(help="COCO file, in place of --data.")] = None,
+    train_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    val_annotations: Annotated[Path | None, typer.Option(help="COCO file to evaluate on.")] = None,
+    val_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    model: Annotated[str, typer.Option(help='"compact", or module:function that returns a network.')] = "compact",
+    width: Annotated[int, typer.Option(help="Channels of the network at stride 4.", min=1)] = 32,
+    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that images are fitted into.")] = "512x512",
+    epochs: Annotated[int, typer.Option(help="How often each image is seen.", min=1)] = 60,
+    batch_size: Annotated[int, typer.Option(help="Images a step and device.", min=1)] = 8,
+    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-3,
+    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
+    flip: Annotated[bool, typer.Option(help="Mirror images left-right.")] = True,
+    flip_vertical: Annotated[bool, typer.Option(help="Mirror images up-down too.")] = False,
+    multi_scale: Annotated[float, typer.Option(help="Share by which sizes of batches vary.", min=0)] = 0.2,
+    zoom: Annotated[float, typer.Option(help="Share by which sizes of images in a batch vary.", min=0)] = 0.25,
+    color: Annotated[float, typer.Option(help="Share by which colours vary.", min=0, max=1)] = 0.2,
+    eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 10,
+    save_every: Annotated[int, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)] = 200,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop at mistakes in the data.")] = False,
+    precision: Annotated[str | None, typer.Option(help="Lightning's: bf16-mixed, 16-mixed, 32-true.")] = None,
+    devices: Annotated[str, typer.Option(help="Lightning's: how many, or which, as 0,1.")] = "1",
+    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu.")] = "auto",
+    strategy: Annotated[str, typer.Option(help="Lightning's: ddp for several devices or machines.")] = "auto",
+    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
+    memory: Annotated[float, typer.Option(help="GiB of decoded images to keep in memory.", min=0)] = 4.0,
+    workers: Annotated[int | None, typer.Option(help="Processes that decode what is not kept.", min=0)] = None,
+) -> None:
+    """Train a detector on COCO-format data."""
+    with _reported():
+        if detector != "centernet":
+            raise ValueError(f"detector: expected centernet, got {detector}")
+        from detops.apps import train as job
+        from detops.apps.augment import Augmentation
+        from detops.apps.detector import Settings
+
+        named = (train_annotations, train_images, val_annotations, val_images)
+        chosen = None if data is None else job.Data.of(data)
+        if any(named):
+            chosen = job.Data.explicit(*named)
+        settings = Settings(
+            epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, eval_every=eval_every, save_every=save_every,
+            augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
+        )  # fmt: skip
+        job.run(
+            out, chosen, settings, model, width, _sides(size), resume, strict, precision, devices, accelerator,
+            strategy, nodes, int(memory * 2**30), workers, console,
+        )  # fmt: skip
+
+
+def _sides(size: str) -> tuple[int, int]:
+    """Height and width of "WIDTHxHEIGHT"."""
+    parts = size.lower().split("x")
+    if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
+        raise ValueError(f"size: expected WIDTHxHEIGHT such as 640x480, got {size!r}")
+    return int(parts[1]), int(parts[0])
+
+
+@app.command()
+def evaluate(
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run; or name --results.")] = None,
+    results: Annotated[Path | None, typer.Option(help="COCO results file, in place of a run.")] = None,
+    annotations: Annotated[Path | None, typer.Option(help="COCO file; by default the run's own.")] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
+    kind: Annotated[str, typer.Option(help="What overlaps: bbox or segm.")] = "bbox",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
+) -> None:
+    """Show COCO's twelve numbers and each class's AP."""
+    with _reported():
+        from detops.apps import evaluate as job
+
+        job.run(run, results, annotations, images, kind, json_path, device, console)
+
+
+@app.command()
+def predict(
+    run: Annotated[Path, typer.Option(help="Folder of a trained run.")],
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/predict"),
+    score: Annotated[float, typer.Option(help="Lowest score that pictures show; results.json has all.")] = 0.3,
+    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids results.json uses.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
+) -> None:
+    """Detect on images: pictures, and a COCO results file."""
+    with _reported():
+        from detops.apps import predict as job
+
+        failed = job.run(run, images, out, score, annotations, device, console)
+    if failed:
+        raise typer.Exit(1)
+
+
+@app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: heatmap.")] = "heatmap",
+    suite: Annotated[str, typer.Argument(help="What to measure: heatmap, focal, centernet or gradient.")] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter.")] = False,

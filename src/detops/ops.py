@@ -5,7 +5,11 @@ is installed, and the portable PyTorch form everywhere else. Triton is imported 
 
 The ops, and what each does:
 
-    draw_gaussians_   draw Gaussians into maps, in place, by element-wise maximum
+    draw_gaussians_       draw Gaussians into maps, in place, by element-wise maximum
+    gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
+    gaussian_focal_loss_from_boxes
+                          the same with the targets drawn on the way, and never stored
+    scale_gradient_       multiply a gradient in place; by 1, nothing is touched
 """
 
 import importlib
@@ -20,6 +24,12 @@ from detops.checks import library_path
 SCHEMAS = {
     "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
     " float diameter_to_sigma_factor, float k_scale) -> ()",
+    "gaussian_focal_loss": "(Tensor logits, Tensor target, Tensor? scale, float alpha, float gamma,"
+    " float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
+    " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
+    " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
 }
 
 _library = torch.library.Library("detops", "DEF")
@@ -29,7 +39,19 @@ def _returns_nothing(*args: Any) -> None:
     """Fake function of an op that only writes into its first argument."""
 
 
-FAKES = {"draw_gaussians_": _returns_nothing}
+def _returns_sum_and_gradient(logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Fake function of a loss whose last argument says whether the gradient is wanted."""
+    total = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    gradient = torch.empty_like(logits) if args[-1] else logits.new_empty(0)
+    return logits.new_empty((), dtype=total), gradient
+
+
+FAKES: dict[str, Any] = {
+    "draw_gaussians_": _returns_nothing,
+    "gaussian_focal_loss": _returns_sum_and_gradient,
+    "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
+    "scale_gradient_": _returns_nothing,
+}
 
 
 def _lazily(package: str, op: str) -> Any:
@@ -77,3 +99,6 @@ _load_cpu_kernels()
 
 # Called as overloads, which spares each call the search for one.
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
+gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
+gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
+scale_gradient_ = torch.ops.detops.scale_gradient_.default

@@ -7,9 +7,10 @@ and as strict JSON with the machine in them.
 import ctypes
 import importlib
 import json
+import os
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -21,7 +22,7 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap",)
+SUITES = ("heatmap", "focal", "centernet", "gradient")
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Case:
     name: str
     ours: Callable[[], object]
     floor: Callable[[], object]
-    baselines: dict[str, Callable[[], object]]
+    baselines: Mapping[str, Callable[[], object]]
     floor_name: str
     syncs: dict[str, int] = field(default_factory=dict)
 
@@ -53,7 +54,7 @@ class Result:
     timings: dict[str, Timing]
     ratios: dict[str, float]
     syncs: dict[str, int]
-    peak_extra_bytes: int | None
+    peak_extra_bytes: dict[str, int]
 
 
 def _seconds(fn: Callable[[], object], repeats: int, cuda: bool) -> float:
@@ -102,17 +103,29 @@ def _timing(seconds: list[float]) -> Timing:
     return Timing(*(1e3 * value for value in (statistics.median(seconds), quarters[0], quarters[2])))
 
 
-def _peak_extra(fn: Callable[[], object], cuda: bool) -> int | None:
-    """Bytes that a call holds at most beyond what it found; only the GPU's allocator counts them."""
-    if not cuda:
-        return None
+def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
+    """Bytes of tensors that a call holds at most beyond what it found.
+
+    On a GPU its allocator counts them; on the CPU they are summed from the allocations that the profiler sees.
+    """
     fn()
-    torch.cuda.synchronize()
-    before = torch.cuda.memory_allocated()
-    torch.cuda.reset_peak_memory_stats()
-    fn()
-    torch.cuda.synchronize()
-    return torch.cuda.max_memory_allocated() - before
+    if cuda:
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        fn()
+        torch.cuda.synchronize()
+        return torch.cuda.max_memory_allocated() - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or each start and stop is a line
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
+        fn()
+    held = peak = 0
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
 
 
 def run_case(case: Case, seconds: float, cuda: bool) -> Result:
@@ -120,7 +133,8 @@ def run_case(case: Case, seconds: float, cuda: bool) -> Result:
     timings = measure({"floor": case.floor, "ours": case.ours, **case.baselines}, seconds, cuda)
     ratios = {f"{name} / ours": timings[name].median / timings["ours"].median for name in case.baselines}
     ratios["ours / floor"] = timings["ours"].median / timings["floor"].median
-    return Result(case.name, timings, ratios, case.syncs, _peak_extra(case.ours, cuda))
+    peaks = {name: peak_extra(fn, cuda) for name, fn in {"ours": case.ours, **case.baselines}.items()}
+    return Result(case.name, timings, ratios, case.syncs, peaks)
 
 
 def _milliseconds(timing: Timing) -> str:
@@ -131,18 +145,24 @@ def _milliseconds(timing: Timing) -> str:
 def table(results: list[Result], title: str, floor_name: str) -> Table:
     """The results as a rich table."""
     baselines = [name for name in results[0].timings if name not in ("floor", "ours")]
-    view = Table(title=title, caption="milliseconds: median ± half the middle spread; syncs: host waits, a call")
+    view = Table(
+        title=title,
+        caption="milliseconds: median ± half the middle spread; syncs: host waits, a call;"
+        " MiB: memory at most, beyond the arguments",
+    )
     columns = ["case", floor_name, "ours", "/ floor"]
     for name in baselines:
         columns += [name, "/ ours"]
-    for column in [*columns, "syncs: ours", *baselines]:
+    for column in [*columns, "syncs: ours", *baselines, "MiB: ours", *baselines]:
         view.add_column(column, justify="left" if column == "case" else "right")
     for r in results:
         row = [r.case, _milliseconds(r.timings["floor"]), _milliseconds(r.timings["ours"])]
         row.append(f"{r.ratios['ours / floor']:.2f}x")
         for name in baselines:
             row += [_milliseconds(r.timings[name]), f"{r.ratios[f'{name} / ours']:.0f}x"]
-        view.add_row(*row, *(str(r.syncs[name]) for name in ("ours", *baselines)))
+        row += [str(r.syncs[name]) for name in ("ours", *baselines)]
+        row += [f"{r.peak_extra_bytes[name] / 2**20:.1f}" for name in ("ours", *baselines)]
+        view.add_row(*row)
     return view
 
 

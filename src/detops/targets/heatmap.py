@@ -5,7 +5,7 @@ Both functions check shapes, dtypes and devices, bring their arguments into the 
 """
 
 import math
-from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,9 +20,7 @@ from detops.checks import (
     require_shape,
     require_tensor,
 )
-from detops.ragged import RaggedBatch
-
-Batch = RaggedBatch | Tensor | Sequence[Tensor]
+from detops.ragged.padded import Batch, as_padded
 
 
 def draw_heatmap(
@@ -77,16 +75,10 @@ def draw_heatmap(
     require_shape("heatmap_idxes", heatmap_idxes, (count,), "to match centers")
     for name, value in (("centers", centers), ("radii", radii), ("heatmap_idxes", heatmap_idxes)):
         require_device(name, value, heatmaps, "heatmaps")
-    _draw(
-        heatmaps.unsqueeze(0),
-        centers.unsqueeze(0),
-        radii.unsqueeze(0),
-        heatmap_idxes.unsqueeze(0),
-        None,
-        diameter_to_sigma_factor,
-        k_scale,
-        labels_name="heatmap_idxes",
-    )
+    maps, xy, r, label = (t.unsqueeze(0) for t in (heatmaps, centers.detach(), radii.detach(), heatmap_idxes))
+    if is_checked():
+        check_gaussians(maps, xy, r, label, None, "heatmap_idxes")
+    _draw(maps, xy, r, label, None, diameter_to_sigma_factor, k_scale)
     return heatmaps
 
 
@@ -136,16 +128,32 @@ def draw_heatmap_batched(
     else:
         _check_maps("heatmap", heatmap, 4, "(B, C, H, W), as labels are given")
         maps = heatmap
-    batch = heatmap.shape[0]
-    xy, sizes = _as_padded("centers", centers)
-    r, radii_sizes = _as_padded("radii", radii)
+    boxes = as_gaussians(centers, radii, labels, maps, "heatmap")
+    _draw(maps, *boxes, diameter_to_sigma_factor, k_scale)
+    return heatmap
+
+
+class Gaussians(NamedTuple):
+    """Gaussians of a batch as the ops take them: see `detops.reference.draw_gaussians`."""
+
+    centers: Tensor
+    radii: Tensor
+    labels: Tensor | None
+    sample_sizes: Tensor | None
+
+
+def as_gaussians(centers: Batch, radii: Batch, labels: Batch | None, maps: Tensor, maps_name: str) -> Gaussians:
+    """Check a batch's Gaussians against the maps (B, C, H, W) that they belong to; see `draw_heatmap_batched`."""
+    batch = maps.shape[0]
+    xy, sizes = as_padded("centers", centers)
+    r, radii_sizes = as_padded("radii", radii)
     _check_numbers("centers", xy, 3)
     count = xy.shape[1]
-    require_shape("centers", xy, (batch, count, 2), "to match heatmap")
+    require_shape("centers", xy, (batch, count, 2), f"to match {maps_name}")
     _check_numbers("radii", r, 2)
     require_shape("radii", r, (batch, count, 2)[: max(r.dim(), 2)], "to match centers")
     given = [("centers", xy), ("radii", r)]
-    label, label_sizes = (None, None) if labels is None else _as_padded("labels", labels)
+    label, label_sizes = (None, None) if labels is None else as_padded("labels", labels)
     if label is not None:
         require_tensor("labels", label, INTEGERS, "integers")
         require_shape("labels", label, (batch, count), "to match centers")
@@ -153,11 +161,20 @@ def draw_heatmap_batched(
     if sizes is not None:
         given.append(("sample_sizes", sizes))
     for name, value in given:
-        require_device(name, value, heatmap, "heatmap")
+        require_device(name, value, maps, maps_name)
     if is_checked():
         _check_same_sizes(sizes, radii=radii_sizes, labels=label_sizes)
-    _draw(maps, xy, r, label, sizes, diameter_to_sigma_factor, k_scale)
-    return heatmap
+        check_gaussians(maps, xy, r, label, sizes, "labels")
+    xy, r = (t.detach() if t.requires_grad else t for t in (xy, r))
+    return Gaussians(xy, r, label, sizes)
+
+
+def check_factor(factor: float) -> float:
+    """Return a factor of diameter over sigma that the ops can take, or raise."""
+    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
+        raise ValueError(f"diameter_to_sigma_factor: expected a finite number above 0, got {factor!r}")
+    # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
+    return min(float(factor), 1e18)
 
 
 def _draw(
@@ -168,33 +185,12 @@ def _draw(
     sizes: Tensor | None,
     factor: float,
     k_scale: float,
-    labels_name: str = "labels",
 ) -> None:
     """Call the op, after the checks that both forms share."""
-    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
-        raise ValueError(f"diameter_to_sigma_factor: expected a finite number above 0, got {factor!r}")
+    factor = check_factor(factor)
     if not (isinstance(k_scale, int | float) and 0 <= k_scale < math.inf):
         raise ValueError(f"k_scale: expected a finite number of at least 0, got {k_scale!r}")
-    if is_checked():
-        _check_values(maps, centers, radii, labels, sizes, labels_name)
-    # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
-    centers, radii = (t.detach() if t.requires_grad else t for t in (centers, radii))
-    ops.draw_gaussians_(maps, centers, radii, labels, sizes, min(float(factor), 1e18), float(k_scale))
-
-
-def _as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
-    """Return a batch as a padded tensor with the boxes along dimension 1, and its sample sizes (None: all)."""
-    if isinstance(value, Tensor):
-        return value, None
-    if isinstance(value, list | tuple):
-        value = RaggedBatch.from_list(value)
-    if not isinstance(value, RaggedBatch):
-        raise TypeError(f"{name}: expected a RaggedBatch, a tensor or a list of tensors, got {type(value).__name__}")
-    if value.num_batch_dims != 1:
-        raise ValueError(
-            f"{name}: expected one batch dimension, got {value.num_batch_dims}; see RaggedBatch.flatten_batch_dims"
-        )
-    return value.get_non_uniform_dimension_transposed_to(1).tensor, value.sample_sizes
+    ops.draw_gaussians_(maps, centers, radii, labels, sizes, factor, float(k_scale))
 
 
 def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
@@ -226,7 +222,7 @@ def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
             raise ValueError(f"{name}: expected the sample sizes of centers {sizes.tolist()}, got {other.tolist()}")
 
 
-def _check_values(
+def check_gaussians(
     maps: Tensor,
     centers: Tensor,
     radii: Tensor,

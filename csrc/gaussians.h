@@ -1,0 +1,151 @@
+// Gaussians on a grid: which pixels one covers, its row and column of exponentials, and drawing a row of it.
+#pragma once
+
+#include "common.h"
+
+#include <algorithm>
+#include <limits>
+#include <type_traits>
+
+namespace detops {
+
+constexpr double kEps = std::numeric_limits<float>::epsilon();
+constexpr int64_t kBlock = 16;  // exponentials are computed in whole vectors; buffers are padded to this
+
+// out[i] = exp(-((first + i - center) * inverse_sigma)^2 / 2), for `padded` (a multiple of kBlock) values.
+inline void profile(float* out, double first, double center, double inverse_sigma, int64_t padded) {
+  for (int64_t base = 0; base < padded; base += kBlock) {
+    for (int64_t i = 0; i < kBlock; ++i) {
+      const float t = static_cast<float>((first + static_cast<double>(base + i) - center) * inverse_sigma);
+      const float e = -0.5f * t * t;
+      out[base + i] = exp_negative(e);
+    }
+  }
+}
+
+inline void profile(double* out, double first, double center, double inverse_sigma, int64_t padded) {
+  for (int64_t i = 0; i < padded; ++i) {
+    const double t = (first + static_cast<double>(i) - center) * inverse_sigma;
+    out[i] = std::exp(-0.5 * t * t);
+  }
+}
+
+// map[i] = max(map[i], value of the Gaussian); a NaN in the map stays, as torch.maximum keeps it.
+template <class T, class Compute>
+inline void draw_pixel(T& map, Compute gx, Compute gy, Compute k) {
+  const Compute g = gx * gy;
+  const Compute value = g >= static_cast<Compute>(kEps) ? g * k : Compute(0);
+  const Compute held = static_cast<Compute>(map);
+  map = static_cast<T>(value > held ? value : held);
+}
+
+#if defined(__GNUC__)
+template <int Width>
+struct Vector {
+  typedef float Type __attribute__((vector_size(Width * sizeof(float))));
+  static Type load(const float* from) {
+    Type v;
+    __builtin_memcpy(&v, from, sizeof(v));
+    return v;
+  }
+};
+
+// A row of Width to 2 * Width pixels as two vectors that may overlap, both read before either is written: a
+// read of what was just written would stall. Left to itself, the compiler makes scalars of such short rows.
+template <int Width>
+inline void draw_two_vectors(float* map, const float* gx, float gy, float k, int64_t n) {
+  using V = Vector<Width>;
+  const int64_t shift = n - Width;
+  const typename V::Type held[2] = {V::load(map), V::load(map + shift)};
+  const typename V::Type row[2] = {V::load(gx), V::load(gx + shift)};
+  typename V::Type drawn[2];
+  for (int i = 0; i < 2; ++i) {
+    const typename V::Type g = row[i] * gy;
+    const typename V::Type value = g >= static_cast<float>(kEps) ? g * k : g * 0.0f;
+    drawn[i] = value > held[i] ? value : held[i];
+  }
+  __builtin_memcpy(map, &drawn[0], sizeof(drawn[0]));
+  __builtin_memcpy(map + shift, &drawn[1], sizeof(drawn[1]));
+}
+#endif
+
+template <class T, class Compute>
+inline void draw_row(T* map, const Compute* gx, Compute gy, Compute k, int64_t n) {
+#if defined(__GNUC__)
+  if constexpr (std::is_same_v<T, float>) {
+    if (n >= 4 && n <= 8) return draw_two_vectors<4>(map, gx, gy, k, n);
+    if (n > 8 && n <= 16) return draw_two_vectors<8>(map, gx, gy, k, n);
+  }
+#endif
+  for (int64_t i = 0; i < n; ++i) draw_pixel(map[i], gx[i], gy, k);
+}
+
+// The pixels p of 0 .. size - 1 with |p - center| <= radius + 1/2: a Gaussian's diameter is 2 radius + 1.
+struct Window {
+  int64_t begin, end;
+  Window(double center, double radius, int64_t size) {
+    const double limit = static_cast<double>(size);
+    begin = static_cast<int64_t>(std::clamp(std::ceil(center - radius - 0.5), 0.0, limit));
+    end = static_cast<int64_t>(std::clamp(std::floor(center + radius + 0.5) + 1.0, 0.0, limit));
+  }
+  bool empty() const { return begin >= end; }
+  int64_t padded() const { return (end - begin + kBlock - 1) / kBlock * kBlock; }
+};
+
+// One box, read: centre, radii and the class whose map it is drawn into.
+struct Gaussian {
+  double x, y, rx, ry;
+  int64_t label;
+};
+
+struct Boxes {
+  Reader centers, radii;
+  std::optional<Reader> labels, sizes;
+  int64_t count;    // padded number of boxes of a sample
+  bool elliptical;  // radii have an x and a y component
+
+  Boxes(const Tensor& centers, const Tensor& radii, const std::optional<Tensor>& labels,
+        const std::optional<Tensor>& sizes)
+      : centers(centers), radii(radii), count(centers.size(1)), elliptical(radii.dim() == 3) {
+    if (labels) this->labels.emplace(*labels);
+    if (sizes) this->sizes.emplace(*sizes);
+  }
+
+  int64_t size(int64_t b) const {
+    if (!sizes) return count;
+    return static_cast<int64_t>(std::clamp(sizes->at(b), 0.0, static_cast<double>(count)));
+  }
+
+  // The label alone, -1 where it is no class.
+  int64_t label(int64_t b, int64_t n, int64_t classes) const {
+    const double label = labels ? labels->at(b, n) : 0.0;
+    return label >= 0.0 && label < static_cast<double>(classes) ? static_cast<int64_t>(label) : -1;
+  }
+
+  // Reads a box whose label is known; false for one that is to be skipped.
+  bool read(int64_t b, int64_t n, Gaussian& g) const {
+    g.x = centers.at(b, n, 0), g.y = centers.at(b, n, 1);
+    g.rx = radii.at(b, n, 0), g.ry = elliptical ? radii.at(b, n, 1) : g.rx;
+    return std::isfinite(g.x) && std::isfinite(g.y) && std::isfinite(g.rx) && std::isfinite(g.ry) && g.rx >= 0 &&
+           g.ry >= 0;
+  }
+};
+
+inline void check_boxes(int64_t batch, const Tensor& centers, const Tensor& radii, const std::optional<Tensor>& labels,
+                        const std::optional<Tensor>& sizes) {
+  STD_TORCH_CHECK(centers.dim() == 3 && centers.size(0) == batch && centers.size(2) == 2,
+                  "centers: expected shape (B, N, 2)");
+  const int64_t count = centers.size(1);
+  STD_TORCH_CHECK((radii.dim() == 2 || (radii.dim() == 3 && radii.size(2) == 2)) && radii.size(0) == batch &&
+                      radii.size(1) == count,
+                  "radii: expected shape (B, N) or (B, N, 2)");
+  STD_TORCH_CHECK(!labels || (labels->dim() == 2 && labels->size(0) == batch && labels->size(1) == count),
+                  "labels: expected shape (B, N)");
+  STD_TORCH_CHECK(!sizes || (sizes->dim() == 1 && sizes->size(0) == batch), "sample_sizes: expected shape (B,)");
+  STD_TORCH_CHECK(Reader::reads(centers.scalar_type()) && Reader::reads(radii.scalar_type()) &&
+                      (!labels || Reader::reads(labels->scalar_type())) &&
+                      (!sizes || Reader::reads(sizes->scalar_type())),
+                  "centers, radii, labels, sample_sizes: expected integers or floats");
+}
+
+}  // namespace detops

@@ -1,0 +1,1 @@
+"""A detector family's whole loss, one module each."""

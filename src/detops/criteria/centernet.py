@@ -1,0 +1,159 @@
+"""CenterNet's three losses as one module: boxes and the network's maps in, numbers out."""
+
+from torch import Tensor, nn
+
+from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor, unchecked
+from detops.losses.focal import check_finite
+from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
+from detops.losses.reduction import EPS, average_over_ranks
+from detops.ragged import RaggedBatch
+from detops.ragged.padded import Batch
+from detops.targets.centernet import CenterNetCells, centernet_cells, count_centers, ignored_cells, last_at_cell
+from detops.targets.radius import Formula
+
+
+class CenterNetLoss(nn.Module):
+    """Heatmap, size and offset loss of CenterNet for a whole batch, without any dense target.
+
+    The numbers are those of `centernet_targets` with `gaussian_focal_loss` and an L1 loss at the centres. The
+    heatmap's logits are read once and their gradient is written once, in the forward pass; size and offset are
+    read at the centres alone. All three are divided by the number of distinct centres of the batch, at least 1
+    (size and offset by twice that, as each has two numbers a centre). Under `torch.distributed` it is averaged over
+    the ranks, so that N ranks give the gradient of one rank on the whole batch.
+
+    Args:
+        num_classes: Number of classes C.
+        min_overlap: IoU that a box keeps when its corners move by the radius of its Gaussian.
+        heatmap_weight: Factor of the heatmap's loss.
+        wh_weight: Factor of the size's loss.
+        offset_weight: Factor of the offset's loss.
+        alpha: Exponent of the focal loss that plays down what is classified well already.
+        gamma: Exponent of the focal loss that plays down negatives near a centre.
+        pos_weight: Factor of the heatmap's positives.
+        neg_weight: Factor of the heatmap's negatives.
+        min_radius: Smallest radius in cells.
+        formula: Of the radius, see `gaussian_radius`.
+        elliptical: Fraction of half the box that its radii are, see `centernet_targets`; None for circles.
+
+    Reference:
+        Zhou et al., "Objects as Points", 2019; the numbers of MMDetection's `CenterNetHead`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        min_overlap: float = 0.3,
+        *,
+        heatmap_weight: float = 1.0,
+        wh_weight: float = 0.1,
+        offset_weight: float = 1.0,
+        alpha: float = 2.0,
+        gamma: float = 4.0,
+        pos_weight: float = 1.0,
+        neg_weight: float = 1.0,
+        min_radius: int = 0,
+        formula: Formula = "fixed",
+        elliptical: float | None = None,
+    ) -> None:
+        super().__init__()
+        if num_classes < 1:
+            raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
+        self.num_classes = num_classes
+        self.heatmap_weight, self.wh_weight, self.offset_weight = heatmap_weight, wh_weight, offset_weight
+        self.alpha, self.gamma = alpha, gamma
+        self.pos_weight, self.neg_weight = pos_weight, neg_weight
+        self.min_overlap, self.min_radius = min_overlap, min_radius
+        self.formula: Formula = formula
+        self.elliptical = elliptical
+
+    def forward(
+        self,
+        heatmap_logits: Tensor,
+        wh: Tensor,
+        offset: Tensor,
+        boxes: Batch,
+        labels: Batch,
+        image_shape: tuple[int, int],
+        ignore_boxes: Batch | None = None,
+    ) -> dict[str, Tensor]:
+        """Compute the losses.
+
+        Args:
+            heatmap_logits: (B, C, H, W), before the sigmoid.
+            wh: (B, 2, H, W), predicted width and height in cells.
+            offset: (B, 2, H, W), predicted x and y of a centre minus its cell.
+            boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels of the network's input.
+                A tensor (B, N, 4) is a batch without padding.
+            labels: Likewise (B, N) integers; a negative one means "ignore this box".
+            image_shape: Height and width of the network's input in pixels.
+            ignore_boxes: Likewise (B, M, 4): regions, such as crowds, whose cells carry no negative loss.
+
+        Returns:
+            "loss_center_heatmap", "loss_wh" and "loss_offset", 0-d; their sum is what is trained.
+
+        Raises:
+            TypeError: An argument has the wrong type or dtype.
+            ValueError: Shapes or devices do not match; in checked mode also a box that would be skipped for its
+                values, or a logit that is not finite.
+        """
+        self._check(heatmap_logits, wh, offset)
+        batch, _, height, width = heatmap_logits.shape
+        cells = centernet_cells(
+            boxes,
+            labels,
+            (height, width),
+            image_shape,
+            self.num_classes,
+            self.min_overlap,
+            min_radius=self.min_radius,
+            formula=self.formula,
+            elliptical=self.elliptical,
+        )
+        require_shape("boxes", cells.wh, (batch, *cells.wh.shape[1:]), "to match heatmap_logits")
+        require_device("boxes", cells.wh, heatmap_logits, "heatmap_logits")
+        negative_weight = None
+        if ignore_boxes is not None:
+            negative_weight = ignored_cells(ignore_boxes, (height, width), image_shape, batch, cells.wh.device)
+        count = average_over_ranks(count_centers(cells, height * width))
+        if is_checked():
+            check_finite("heatmap_logits", heatmap_logits)
+        center, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
+        with unchecked():  # what is to be skipped has label -1 now
+            heatmap_loss = gaussian_focal_loss_from_boxes(
+                heatmap_logits,
+                center,
+                radius,
+                label,
+                self.alpha,
+                self.gamma,
+                pos_weight=self.pos_weight * self.heatmap_weight,
+                neg_weight=self.neg_weight * self.heatmap_weight,
+                negative_weight=negative_weight,
+                avg_factor=count,
+            )
+        kept = last_at_cell(cells)
+        return {
+            "loss_center_heatmap": heatmap_loss,
+            "loss_wh": self.wh_weight * _l1_at_centers(wh, cells.wh, cells, kept, count),
+            "loss_offset": self.offset_weight * _l1_at_centers(offset, cells.offset, cells, kept, count),
+        }
+
+    def _check(self, heatmap_logits: Tensor, wh: Tensor, offset: Tensor) -> None:
+        require_tensor("heatmap_logits", heatmap_logits, FLOATS, "a floating-point tensor")
+        if heatmap_logits.dim() != 4 or heatmap_logits.shape[1] != self.num_classes:
+            raise ValueError(
+                f"heatmap_logits: expected shape (B, {self.num_classes}, H, W), got {tuple(heatmap_logits.shape)}"
+            )
+        batch, _, height, width = heatmap_logits.shape
+        for name, value in (("wh", wh), ("offset", offset)):
+            require_tensor(name, value, FLOATS, "a floating-point tensor")
+            require_shape(name, value, (batch, 2, height, width), "to match heatmap_logits")
+            require_device(name, value, heatmap_logits, "heatmap_logits")
+
+
+def _l1_at_centers(pred: Tensor, target: Tensor, cells: CenterNetCells, kept: Tensor, count: Tensor) -> Tensor:
+    """Mean absolute difference of a map (B, 2, H, W) and its target (B, N, 2) at the centres that are kept."""
+    index = cells.flat_index.where(kept, 0)
+    read = pred.flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).transpose(1, 2)  # (B, N, 2)
+    difference = (read.to(target.dtype) - target).abs().where(kept[..., None], 0)
+    return difference.sum() / (2 * count + EPS)

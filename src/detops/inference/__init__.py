@@ -1,0 +1,1 @@
+"""Images to tensors, and network outputs to results."""

@@ -1,0 +1,91 @@
+"""CenterNet's focal loss straight from boxes, without a heatmap of targets."""
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor
+from detops.losses.focal import check_finite
+from detops.losses.fused import fused_loss, inverse
+from detops.losses.reduction import Reduction, check_reduction
+from detops.ragged.padded import Batch
+from detops.targets.heatmap import as_gaussians, check_factor
+
+
+def gaussian_focal_loss_from_boxes(
+    logits: Tensor,
+    centers: Batch,
+    radii: Batch,
+    labels: Batch,
+    alpha: float = 2.0,
+    gamma: float = 4.0,
+    *,
+    diameter_to_sigma_factor: float = 6.0,
+    pos_weight: float = 1.0,
+    neg_weight: float = 1.0,
+    negative_weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """`gaussian_focal_loss` of the heatmap that `draw_heatmap_batched` would draw, which is never stored.
+
+    The same number and the same gradient as those two calls with a float32 heatmap. Nearly all cells have target
+    0 and cost the bare negative term; targets are computed only under the boxes, on the way. The kernels (C++,
+    Triton) read the logits once and write the gradient once: that is all their memory. Where there is no kernel,
+    the portable form does store the heatmap.
+
+    Args:
+        logits: (B, C, H, W), floating point.
+        centers: `RaggedBatch` (B, N, 2), or a list of B tensors (n, 2): x and y in cells, integers or floats. A
+            tensor (B, N, 2) is a batch without padding.
+        radii: Likewise (B, N) in cells, or (B, N, 2) for a radius along x and one along y.
+        labels: Likewise (B, N) integers, 0 .. C - 1. A box of another label is skipped.
+        alpha: Exponent that plays down what is classified well already.
+        gamma: Exponent that plays down negatives near a centre.
+        diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
+        pos_weight: Factor of the positives.
+        neg_weight: Factor of the negatives.
+        negative_weight: (B, H, W) or (B, 1, H, W), factors of the negatives of a cell in all classes, as
+            `CenterNetTargets` has them for ignored regions.
+        reduction: "mean" or "sum".
+        avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
+            a 0-d tensor, in CenterNet the number of objects. Not differentiated.
+
+    Returns:
+        0-d loss; float32, or float64 for float64.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices do not match, or a factor is out of range; in checked mode also a box that
+            would be skipped, or a logit that is not finite.
+
+    Example:
+        >>> logits = torch.full((1, 2, 8, 8), -2.0)
+        >>> centers, radii, labels = torch.tensor([[[3, 3]]]), torch.tensor([[2]]), torch.tensor([[1]])
+        >>> gaussian_focal_loss_from_boxes(logits, centers, radii, labels, avg_factor=1)
+        tensor(1.8646)
+    """
+    check_reduction(reduction, avg_factor)
+    if reduction == "none":
+        raise ValueError('reduction: expected "mean" or "sum", as the loss of each cell is not stored, got "none"')
+    require_tensor("logits", logits, FLOATS, "a floating-point tensor")
+    if logits.dim() != 4:
+        raise ValueError(f"logits: expected shape (B, C, H, W), got {tuple(logits.shape)}")
+    batch, _, height, width = logits.shape
+    if negative_weight is not None:
+        require_tensor("negative_weight", negative_weight, FLOATS, "a floating-point tensor")
+        require_shape("negative_weight", negative_weight, (batch, *(1,) * (negative_weight.dim() == 4), height, width))
+        require_device("negative_weight", negative_weight, logits, "logits")
+        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
+    if is_checked():
+        check_finite("logits", logits)
+    return fused_loss(
+        ops.gaussian_focal_loss_from_boxes,
+        logits.contiguous(),
+        *as_gaussians(centers, radii, labels, logits, "logits"),
+        negative_weight,
+        inverse(reduction, avg_factor, logits),
+        check_factor(diameter_to_sigma_factor),
+        *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
+    )

@@ -1,0 +1,70 @@
+"""How the ops that compute a loss and its gradient in one pass meet autograd."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from detops import ops
+from detops.losses.reduction import EPS
+
+Arguments = tuple[Tensor | float | None, ...]
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Forward makes the gradient; backward hands it on, scaled in place where that changes anything."""
+
+    @staticmethod
+    def forward(ctx: Any, op: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, *arguments: Any) -> Tensor:
+        total, ctx.gradient = op(logits, *arguments, ctx.needs_input_grad[1])
+        ctx.op = op
+        ctx.is_tensor = [isinstance(argument, Tensor) for argument in arguments]
+        ctx.numbers = [argument for argument in arguments if not isinstance(argument, Tensor)]
+        ctx.save_for_backward(logits, *(argument for argument in arguments if isinstance(argument, Tensor)))
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        # The gradient leaves with the first pass, so that only one of its size ever exists; a second pass over a
+        # retained graph makes it again.
+        gradient, ctx.gradient = ctx.gradient, None
+        if gradient is None:
+            logits, *tensors = ctx.saved_tensors
+            left = {True: iter(tensors), False: iter(ctx.numbers)}
+            gradient = ctx.op(logits, *(next(left[kind]) for kind in ctx.is_tensor), True)[1]
+        ops.scale_gradient_(gradient, upstream)
+        return (None, gradient, *[None] * len(ctx.is_tensor))
+
+
+def fused_loss(op: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, *arguments: Tensor | float | None) -> Tensor:
+    """Call an op that returns a loss and, if its last argument is true, the gradient of the logits.
+
+    Args:
+        op: What to call.
+        logits: Contiguous; what the loss is differentiated by.
+        arguments: The rest of the op's arguments but the last.
+
+    Returns:
+        0-d loss, once differentiable.
+    """
+    return _FusedLoss.apply(op, logits, *arguments)  # type: ignore[no-any-return]
+
+
+def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
+    """What the sum of a loss is multiplied by, as a 0-d tensor; None for a sum.
+
+    Args:
+        reduction: "mean" or "sum".
+        avg_factor: What a mean divides by in place of the number of elements of `like`.
+        like: The logits.
+    """
+    if reduction == "sum":
+        return None
+    dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
+    if isinstance(avg_factor, Tensor):
+        return 1 / (avg_factor.detach().to(like.device, dtype) + EPS)
+    value = 1 / max(like.numel(), 1) if avg_factor is None else 1 / (avg_factor + EPS)
+    return torch.full((), value, dtype=dtype, device=like.device)

@@ -1,0 +1,72 @@
+"""How elements of a loss become one number: the rules of MMDetection's weighted losses."""
+
+from typing import Literal
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+Reduction = Literal["none", "mean", "sum"]
+EPS = torch.finfo(torch.float32).eps
+
+
+def check_reduction(reduction: str, avg_factor: Tensor | float | None) -> None:
+    """Check the two arguments against each other.
+
+    Raises:
+        ValueError: The reduction is unknown, or a sum is to be averaged.
+    """
+    if reduction not in ("none", "mean", "sum"):
+        raise ValueError(f'reduction: expected "none", "mean" or "sum", got {reduction!r}')
+    if reduction == "sum" and avg_factor is not None:
+        raise ValueError('avg_factor: expected None with reduction="sum", got a factor')
+
+
+def divide(total: Tensor, count: int, reduction: str, avg_factor: Tensor | float | None) -> Tensor:
+    """Turn the sum of a loss into what `reduction` asks for.
+
+    Args:
+        total: Sum over all elements.
+        count: Number of elements.
+        reduction: "mean" or "sum".
+        avg_factor: What a mean divides by in place of `count`, plus float32's epsilon.
+    """
+    if reduction == "sum":
+        return total
+    if avg_factor is not None:
+        return total / (avg_factor + EPS)
+    # The mean of nothing is 0 here, so that a batch without elements trains.
+    return total / max(count, 1)
+
+
+def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_factor: Tensor | float | None) -> Tensor:
+    """Weight and reduce elements of a loss.
+
+    Args:
+        loss: Elements, any shape.
+        weight: Factors that broadcast against them, or None.
+        reduction: "none" keeps the elements.
+        avg_factor: What a mean divides by in place of the number of elements; a number or a 0-d tensor.
+    """
+    if weight is not None:
+        loss = loss * weight
+    return loss if reduction == "none" else divide(loss.sum(), loss.numel(), reduction, avg_factor)
+
+
+def average_over_ranks(count: Tensor) -> Tensor:
+    """The normaliser of a loss that N ranks share: the sum of their counts, at least 1, over N.
+
+    Where each rank divides by it and gradients are averaged over ranks, as DDP does, the gradient is that of one
+    rank with the whole batch.
+
+    Args:
+        count: 0-d count of this rank.
+
+    Returns:
+        0-d float; `max(count, 1)` where there is no process group.
+    """
+    total, ranks = count.detach().to(torch.float32), 1
+    if dist.is_available() and dist.is_initialized():
+        total, ranks = total.clone(), dist.get_world_size()
+        dist.all_reduce(total)
+    return total.clamp(min=1) / ranks

@@ -1,0 +1,41 @@
+"""`gaussian_focal_loss` in whole-tensor PyTorch: what runs where there is no kernel."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def gaussian_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    scale: Tensor | None,
+    alpha: float,
+    gamma: float,
+    pos_weight: float,
+    neg_weight: float,
+    with_gradient: bool,
+    negative_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Sum and gradient; arguments and meaning as in `detops.reference.gaussian_focal_loss`.
+
+    `negative_weight` broadcasts against the logits.
+
+    Returns:
+        0-d sum, float64 for float64 logits, else float32; gradient like the logits, empty if not wanted.
+    """
+    x = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    t = target.to(x.dtype)
+    positive = t == 1
+    # The same term for both kinds of cells: a positive is a negative of the opposite logit.
+    y = torch.where(positive, -x, x)
+    p, q, cost = y.sigmoid(), (-y).sigmoid(), -F.logsigmoid(-y)  # softplus(y), which drops its small end
+    fall = neg_weight * (1 - t).pow(gamma)
+    if negative_weight is not None:
+        fall = fall * negative_weight
+    weight = torch.where(positive, pos_weight, fall) * p.pow(alpha)
+    factor = torch.ones((), dtype=x.dtype, device=x.device) if scale is None else scale.to(x.dtype)
+    total = (weight * cost + 0 * x).sum() * factor  # an infinite logit is no answer: NaN
+    if not with_gradient:
+        return total, logits.new_empty(0)
+    gradient = factor * (weight * (p + alpha * q * cost)) + 0 * x
+    return total, torch.where(positive, -gradient, gradient).to(logits.dtype)

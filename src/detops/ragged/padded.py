@@ -1,0 +1,39 @@
+"""The one form that the rest of the package computes with: a padded tensor and its sample sizes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .batch import RaggedBatch
+
+Batch = RaggedBatch | Tensor | Sequence[Tensor]
+
+
+def as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
+    """Brings a batch of boxes, in whatever form a caller has it, to a padded tensor.
+
+    Args:
+        name: What the caller calls it, for messages.
+        value: A `RaggedBatch` with one batch dimension, a list of tensors, one an image, or a tensor, which is
+            a batch without padding.
+
+    Returns:
+        The tensor `(B, N, ...)`, boxes along dimension 1, and the sample sizes `(B,)`, `None` for all N.
+
+    Raises:
+        TypeError: It is none of these.
+        ValueError: It has several batch dimensions.
+    """
+    if isinstance(value, Tensor):
+        return value, None
+    if isinstance(value, list | tuple):
+        value = RaggedBatch.from_list(value)
+    if not isinstance(value, RaggedBatch):
+        raise TypeError(f"{name}: expected a RaggedBatch, a tensor or a list of tensors, got {type(value).__name__}")
+    if value.num_batch_dims != 1:
+        raise ValueError(
+            f"{name}: expected one batch dimension, got {value.num_batch_dims}; see RaggedBatch.flatten_batch_dims"
+        )
+    return value.get_non_uniform_dimension_transposed_to(1).tensor, value.sample_sizes

@@ -1,0 +1,125 @@
+"""Decoding: peaks to boxes, ties to the lower index, fixed shapes without synchronisation."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+
+import detops
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def plain_decode(logits, wh, offset, image_shape, k, kernel):
+    """One cell at a time: a list of (box, score, label) an image."""
+    reach, images = kernel // 2, []
+    _, classes, height, width = logits.shape
+    for b in range(len(logits)):
+        peaks = []
+        for c in range(classes):
+            for y in range(height):
+                for x in range(width):
+                    window = logits[b, c, max(0, y - reach) : y + reach + 1, max(0, x - reach) : x + reach + 1]
+                    if (logits[b, c, y, x] >= window).all():
+                        peaks.append((-logits[b, c, y, x].item(), c, y, x))
+        found = []
+        for negative, c, y, x in sorted(peaks)[:k]:
+            w, h = wh[b, :, y, x].tolist()
+            cx, cy = x + offset[b, 0, y, x].item(), y + offset[b, 1, y, x].item()
+            sx, sy = image_shape[1] / width, image_shape[0] / height
+            box = [(cx - w / 2) * sx, (cy - h / 2) * sy, (cx + w / 2) * sx, (cy + h / 2) * sy]
+            found.append((box, torch.tensor(-negative).sigmoid().item(), c))
+        images.append(found)
+    return images
+
+
+def assert_equals(got, expected, k):
+    assert got.boxes.shape == (len(expected), k, 4)
+    for b, found in enumerate(expected):
+        n = len(found)
+        assert got.labels[b].tolist() == [label for *_, label in found] + [-1] * (k - n)
+        torch.testing.assert_close(got.scores[b, :n], torch.tensor([score for _, score, _ in found]))
+        torch.testing.assert_close(
+            got.boxes[b, :n], torch.tensor([box for box, *_ in found]).reshape(-1, 4), rtol=1e-5, atol=1e-4
+        )
+        assert not got.scores[b, n:].any()
+        assert not got.boxes[b, n:].any()
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from([(0, 1, 3, 3), (2, 3, 7, 9), (1, 1, 1, 1), (1, 2, 4, 5)]),
+    k=st.sampled_from([1, 4, 40]),
+    kernel=st.sampled_from([1, 3, 5]),
+    levels=st.sampled_from([2, 5, 1000]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
+)
+def test_equals_plain_decoding(seed, shape, k, kernel, levels, dtype):
+    """Few levels make many ties and plateaus."""
+    g = torch.Generator().manual_seed(seed)
+    logits = ((torch.randint(levels, shape, generator=g) - levels // 2) * (4 / levels)).to(dtype)
+    wh, offset = (torch.rand(shape[0], 2, *shape[2:], generator=g).to(dtype) for _ in range(2))
+    got = detops.decode_centernet(logits, wh, offset, (64, 96), k, kernel)
+    assert_equals(got, plain_decode(logits.float(), wh.float(), offset.float(), (64, 96), k, kernel), k)
+
+
+def test_decodes_its_own_targets():
+    boxes = [torch.tensor([[8.0, 12, 40, 60], [50, 10, 90, 44], [8, 70, 20, 90]]), torch.zeros(0, 4)]
+    labels = [torch.tensor([2, 0, 1]), torch.zeros(0, dtype=torch.int64)]
+    targets = detops.centernet_targets(boxes, labels, (24, 24), (96, 96), num_classes=3)
+    got = detops.decode_centernet(torch.logit(targets.heatmap, eps=1e-6), targets.wh, targets.offset, (96, 96), k=3)
+    order = got.labels[0].argsort()
+    assert got.labels[0, order].tolist() == [0, 1, 2]
+    torch.testing.assert_close(got.boxes[0, order], boxes[0][[1, 2, 0]])
+    assert (got.scores[1] < 1e-5).all()
+
+
+def test_values_that_are_not_finite():
+    logits = torch.full((1, 1, 3, 9), -1.0)
+    logits[0, 0, 1, 1], logits[0, 0, 1, 5], logits[0, 0, :, 8] = float("nan"), float("inf"), float("-inf")
+    got = detops.decode_centernet(logits, torch.ones(1, 2, 3, 9), torch.zeros(1, 2, 3, 9), (3, 9), k=100)
+    assert got.scores[0, 0] == 1
+    assert got.boxes[0, 0].tolist() == [4.5, 0.5, 5.5, 1.5]
+    assert got.scores.isfinite().all()
+    assert ((got.labels[0] == -1) == (got.scores[0] == 0)).all()
+    # Around the NaN and the infinity nothing is a maximum.
+    assert not ((got.boxes[0, 1:, 0] < 2.5) & (got.labels[0, 1:] >= 0)).any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_host_sync_and_compiles_whole(device):
+    g = torch.Generator().manual_seed(0)
+    maps = [torch.randn(2, c, 8, 8, generator=g).to(device) for c in (3, 2, 2)]
+
+    def decode(*maps):
+        return detops.decode_centernet(*maps, (32, 32), k=10)
+
+    assert detops.count_syncs(decode, *maps) == 0
+    with FakeTensorMode() as mode:
+        assert decode(*(mode.from_tensor(m) for m in maps)).boxes.shape == (2, 10, 4)
+    compiled = torch.compile(decode, fullgraph=True, backend="aot_eager")(*maps)
+    for ours, theirs in zip(compiled, decode(*maps), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"heatmap_logits": torch.zeros(2, 4, 4)}, r"heatmap_logits: expected shape \(B, C, H, W\)"),
+        ({"wh": torch.zeros(1, 1, 4, 4)}, r"wh: expected shape \(1, 2, 4, 4\) to match heatmap_logits"),
+        ({"k": 0}, "k: expected at least 1, got 0"),
+        ({"kernel": 4}, "kernel: expected an odd number of at least 1, got 4"),
+        ({"image_shape": (4,)}, "image_shape: expected a height and a width"),
+    ],
+)
+def test_errors_name_the_argument(change, message):
+    good = dict(
+        heatmap_logits=torch.zeros(1, 2, 4, 4),
+        wh=torch.zeros(1, 2, 4, 4),
+        offset=torch.zeros(1, 2, 4, 4),
+        image_shape=(16, 16),
+    )
+    with pytest.raises(ValueError, match=message):
+        detops.decode_centernet(**good | change)

@@ -11,7 +11,7 @@
 
 namespace detops {
 
-constexpr int kLanes = 16;
+constexpr int kLanes = 32;  // with 16, half as fast: GCC then shuffles within vectors
 constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
 
 struct FocalFactors {

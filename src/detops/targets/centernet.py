@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor, unchecked
-from detops.ragged import RaggedBatch, batched_inverse_indexing_access, get_mask_from_indices
+from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import Formula, gaussian_radius
@@ -105,16 +105,17 @@ def centernet_targets(
     with unchecked():  # what is to be skipped has label -1 now
         cell, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
         draw_heatmap_batched(heatmap, cell, radius, k_scale=k_scale, labels=label)
-    index = RaggedBatch(cells.flat_index, sample_sizes=cells.sample_sizes)
-    values = torch.cat([cells.wh, cells.offset], -1).to(dtype)  # (B, N, 4)
-    maps = batched_inverse_indexing_access(values, index, height * width)  # (B, H * W, 4)
-    maps = maps.transpose(1, 2).reshape(-1, 4, height, width)
-    at_center = get_mask_from_indices(height * width, index).reshape(-1, 1, height, width)
+    # All maps at once, with one cell more that takes what is skipped or overwritten: no cell is written twice.
+    index = cells.flat_index.where(last_at_cell(cells), height * width)
+    values = torch.cat([cells.wh, cells.offset, torch.ones_like(cells.wh[..., :1])], -1).to(dtype)  # (B, N, 5)
+    maps = torch.zeros(batch, 5, height * width + 1, dtype=dtype, device=device)
+    maps.scatter_(2, index[:, None].expand(-1, 5, -1), values.transpose(1, 2))
+    maps = maps[..., :-1].unflatten(2, (height, width))
     return CenterNetTargets(
         heatmap,
         maps[:, :2],
-        maps[:, 2:],
-        at_center.to(dtype).expand(-1, 2, -1, -1),
+        maps[:, 2:4],
+        maps[:, 4:].expand(-1, 2, -1, -1),
         count_centers(cells, height * width).clamp(min=1),
         None if ignore_boxes is None else ignored_cells(ignore_boxes, feature_shape, image_shape, batch, device, dtype),
     )

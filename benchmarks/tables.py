@@ -16,13 +16,15 @@ def table(path: Path) -> str:
     """A file of results as a Markdown table, with the machine beneath."""
     record = json.loads(path.read_text())
     baselines = [name for name in record["results"][0]["timings"] if name not in ("floor", "ours")]
-    header = ["milliseconds", "zero fill", "detops", "/ fill", *(h for b in baselines for h in (b, "speed-up"))]
+    header = ["milliseconds", record["floor"], "detops", "/ floor", *(h for b in baselines for h in (b, "speed-up"))]
+    header += [f"{name} MiB" for name in ("detops", *baselines)]
     rows = [header, ["---", *["--:"] * (len(header) - 1)]]
     for result in record["results"]:
         times = {name: f"{timing['median']:#.3g}" for name, timing in result["timings"].items()}
         row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
         for name in baselines:
             row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"]
+        row += [f"{result['peak_extra_bytes'][name] / 2**20:.1f}" for name in ("ours", *baselines)]
         rows.append(row)
     env = record["env"]
     machine = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"

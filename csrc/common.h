@@ -54,6 +54,7 @@ class Reader {
       case ScalarType::Short: return get<int16_t>(n);
       case ScalarType::Char: return get<int8_t>(n);
       case ScalarType::Byte: return get<uint8_t>(n);
+      case ScalarType::Bool: return get<uint8_t>(n);
       default: return std::nan("");
     }
   }

@@ -76,6 +76,19 @@ def test_decodes_its_own_targets():
     assert (got.scores[1] < 1e-5).all()
 
 
+def test_nms_drops_the_lower_of_a_class_and_keeps_the_shape():
+    logits = torch.full((1, 2, 8, 8), -9.0)
+    wh, offset = torch.full((1, 2, 8, 8), 6.0), torch.zeros(1, 2, 8, 8)
+    logits[0, 0, 4, 2], logits[0, 0, 4, 4], logits[0, 1, 4, 4] = 3.0, 2.0, 1.0
+    plain = detops.decode_centernet(logits, wh, offset, (8, 8), k=3)
+    got = detops.decode_centernet(logits, wh, offset, (8, 8), k=3, iou_threshold=0.4)
+    assert plain.labels.tolist() == [[0, 0, 1]]
+    assert got.labels.tolist() == [[0, 1, -1]]
+    assert got.scores[0].tolist() == pytest.approx([0.952574, 0.731059, 0.0], abs=1e-6)
+    assert torch.equal(got.boxes[0, :2], plain.boxes[0, [0, 2]])
+    assert torch.equal(detops.decode_centernet(logits, wh, offset, (8, 8), k=3, iou_threshold=0.6).boxes, plain.boxes)
+
+
 def test_values_that_are_not_finite():
     logits = torch.full((1, 1, 3, 9), -1.0)
     logits[0, 0, 1, 1], logits[0, 0, 1, 5], logits[0, 0, :, 8] = float("nan"), float("inf"), float("-inf")
@@ -94,7 +107,7 @@ def test_no_host_sync_and_compiles_whole(device):
     maps = [torch.randn(2, c, 8, 8, generator=g).to(device) for c in (3, 2, 2)]
 
     def decode(*maps):
-        return detops.decode_centernet(*maps, (32, 32), k=10)
+        return detops.decode_centernet(*maps, (32, 32), k=10, iou_threshold=0.5)
 
     assert detops.count_syncs(decode, *maps) == 0
     with FakeTensorMode() as mode:

@@ -27,6 +27,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 image_module = pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train")
+checkpoint = pytest.importorskip("detops.apps.checkpoint")
 Settings = pytest.importorskip("detops.apps.detector").Settings
 
 SIZE = (96, 128)  # height, width
@@ -41,11 +42,12 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def run(out: Path, folder: Path, resume: bool = False, strict: bool = False, console=None, **settings):
+def run(out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, **settings):
     settings = {"epochs": 2, "batch_size": 4, "log_every": 1, "eval_every": 1, **settings}
     return train.run(
         out, train.Data.of(folder), Settings(**settings), width=8, size=SIZE, resume=resume, strict=strict,
         precision="32-true", accelerator="cpu", console=console or Console(quiet=True),
+        memory_limit=memory_limit, workers=2,
     )  # fmt: skip
 
 
@@ -117,7 +119,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path, folder):
 
 def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     path = tmp_path / "sub" / "last.ckpt"
-    train.write_atomically(path, b"good")
+    checkpoint.write_atomically(path, b"good")
     assert path.read_bytes() == b"good"
 
     def full(_: int) -> None:
@@ -125,13 +127,13 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        train.write_atomically(path, b"new")
+        checkpoint.write_atomically(path, b"new")
     assert path.read_bytes() == b"good"
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
 def test_training_survives_a_disk_that_was_full(tmp_path, folder, monkeypatch, capsys):
-    write, failed = train.write_atomically, []
+    write, failed = checkpoint.write_atomically, []
 
     def sometimes(path: Path, data: bytes) -> None:
         if path.suffix == ".ckpt" and not failed:
@@ -139,11 +141,18 @@ def test_training_survives_a_disk_that_was_full(tmp_path, folder, monkeypatch, c
             raise OSError(errno.ENOSPC, "No space left on device")
         write(path, data)
 
-    monkeypatch.setattr(train, "write_atomically", sometimes)
+    monkeypatch.setattr(checkpoint, "write_atomically", sometimes)
     run(tmp_path, folder, epochs=1, save_every=2)
     assert failed
     assert "checkpoint not written: [Errno 28] No space left on device" in capsys.readouterr().out
     assert weights(tmp_path)
+
+
+def test_images_that_do_not_fit_are_decoded_by_workers(tmp_path, folder):
+    run(tmp_path / "kept", folder, epochs=1)
+    run(tmp_path / "workers", folder, epochs=1, memory_limit=0)
+    kept, workers = weights(tmp_path / "kept"), weights(tmp_path / "workers")
+    assert all(torch.equal(kept[name], workers[name]) for name in kept)
 
 
 def broken_copy(folder: Path, to: Path) -> tuple[Path, dict]:

@@ -10,6 +10,7 @@ from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
 from detops.inference.decode import Detections, decode_centernet
+from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.ragged import (
@@ -49,6 +50,7 @@ __all__ = [
     "batched_indexing_access",
     "batched_indexing_write",
     "batched_inverse_indexing_access",
+    "batched_nms",
     "centernet_targets",
     "checked",
     "combine_data",
@@ -65,6 +67,8 @@ __all__ = [
     "get_compact_lists",
     "get_indices_from_mask",
     "get_mask_from_indices",
+    "nms",
+    "nms_mask",
     "squeeze_except_batch_and_sample",
     "sum_over_targets",
 ]

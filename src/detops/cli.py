@@ -191,7 +191,9 @@ def predict(
 
 @app.command()
 def bench(
-    suite: Annotated[str, typer.Argument(help="What to measure: heatmap, focal, centernet or gradient.")] = "heatmap",
+    suite: Annotated[
+        str, typer.Argument(help="What to measure: heatmap, focal, centernet, gradient or nms.")
+    ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter.")] = False,

@@ -9,6 +9,7 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
+    nms                   which boxes of a batch are left by greedy non-maximum suppression
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
 """
 
@@ -29,6 +30,7 @@ SCHEMAS = {
     "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
 }
 
@@ -46,10 +48,16 @@ def _returns_sum_and_gradient(logits: torch.Tensor, *args: Any) -> tuple[torch.T
     return logits.new_empty((), dtype=total), gradient
 
 
+def _returns_mask(boxes: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Fake function of an op that says yes or no for each box (B, N, 4)."""
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
+
+
 FAKES: dict[str, Any] = {
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
+    "nms": _returns_mask,
     "scale_gradient_": _returns_nothing,
 }
 
@@ -101,4 +109,5 @@ _load_cpu_kernels()
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
+nms = torch.ops.detops.nms.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap", "focal", "centernet", "gradient")
+SUITES = ("heatmap", "focal", "centernet", "gradient", "nms")
 
 
 @dataclass(frozen=True)
@@ -218,11 +218,11 @@ def main(
     where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
     console.print(table(results, f"{suite} on {where}" + (", kernel alone" if kernel else ""), floor_name))
     if json_path is not None:
-        write_json(json_path, suite, device, kernel, results)
+        write_json(json_path, suite, device, kernel, results, floor_name)
         console.print(f"results: {json_path}")
 
 
-def write_json(path: Path, suite: str, device: str, kernel: bool, results: list[Result]) -> None:
+def write_json(path: Path, suite: str, device: str, kernel: bool, results: list[Result], floor_name: str) -> None:
     """Write results with all that one must know to read them."""
     record: dict[str, Any] = {
         "suite": suite,
@@ -230,6 +230,7 @@ def write_json(path: Path, suite: str, device: str, kernel: bool, results: list[
         "kernel_only": kernel,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "unit": "milliseconds",
+        "floor": floor_name,
         "env": env(),
         "driver": _driver() if torch.device(device).type == "cuda" else None,
         "results": [asdict(result) for result in results],

@@ -66,7 +66,7 @@ def plain_losses(maps: tuple[Tensor, Tensor, Tensor], targets: CenterNetTargets)
 
 
 def batch_cases(batch: int, device: str, kernel: bool) -> Iterator[Case]:
-    """Three configurations of one batch size."""
+    """The configurations of one batch size."""
     g = torch.Generator().manual_seed(1)
     boxes, labels = boxes_of(batch, device)
     logits = (torch.randn(batch, CLASSES, CELLS, CELLS, generator=g) - 4).to(device).requires_grad_()
@@ -110,6 +110,14 @@ def batch_cases(batch: int, device: str, kernel: bool) -> Iterator[Case]:
     yield made(
         "targets",
         lambda: centernet_targets(boxes, labels, (CELLS, CELLS), IMAGE, CLASSES),
+        lambda: loop_targets(boxes.tensor, labels.tensor),
+        "reference",
+        lambda: torch.zeros_like(data),
+        "copy or fill",
+    )
+    yield made(
+        "targets as the loss takes them",
+        lambda: centernet_cells(boxes, labels, (CELLS, CELLS), IMAGE, CLASSES),
         lambda: loop_targets(boxes.tensor, labels.tensor),
         "reference",
         lambda: torch.zeros_like(data),

@@ -51,6 +51,10 @@ class Annotations:
         class_names: Names in the order of the category ids, which may have gaps.
         skipped: Annotations that gave no box.
         clipped: How many boxes reached beyond their image.
+        crowds: (K, 4) regions marked `iscrowd`, as `boxes` are; they are to be ignored, not found.
+        crowd_index: (K,) int64, index into `images`.
+        category_ids: Id of each class in the file.
+        rle_masks: How many segmentations are run-length encoded.
     """
 
     images: list[ImageRecord]
@@ -60,6 +64,10 @@ class Annotations:
     class_names: list[str]
     skipped: list[Skipped]
     clipped: int
+    crowds: Tensor
+    crowd_index: Tensor
+    category_ids: list[int]
+    rle_masks: int = 0
 
     @property
     def broken(self) -> list[Skipped]:
@@ -74,6 +82,10 @@ class Annotations:
         """Boxes (n, 4) and labels (n,) of one image."""
         mine = self.image_index == index
         return self.boxes[mine], self.labels[mine]
+
+    def crowds_of_image(self, index: int) -> Tensor:
+        """Crowd regions (k, 4) of one image."""
+        return self.crowds[self.crowd_index == index]
 
     def select(self, image_ids: Sequence[str] = (), limit: int | None = None) -> "Annotations":
         """Keep some images and all that belongs to them.
@@ -93,7 +105,7 @@ class Annotations:
         kept = kept[:limit]
         position = torch.full((len(self.images),), -1)
         position[kept] = torch.arange(len(kept))
-        image_index = position[self.image_index]
+        image_index, crowd_index = position[self.image_index], position[self.crowd_index]
         mine = image_index >= 0
         images = [self.images[index] for index in kept]
         known, names = {image.id for image in images}, {image.id for image in self.images}
@@ -103,6 +115,8 @@ class Annotations:
             boxes=self.boxes[mine],
             labels=self.labels[mine],
             image_index=image_index[mine],
+            crowds=self.crowds[crowd_index >= 0],
+            crowd_index=crowd_index[crowd_index >= 0],
             # What names no image at all belongs to no selection, and is reported in each.
             skipped=[s for s in self.skipped if s.image_id in known or s.image_id not in names],
         )
@@ -115,7 +129,7 @@ def read(path: Path) -> Annotations:
         ValueError: The file is not COCO's format at all.
         ModuleNotFoundError: pycocotools is not installed.
     """
-    index = _index(_load(path), path)
+    index = _index(load(path), path)
     images = [
         ImageRecord(image["id"], str(image.get("file_name", image["id"])), int(image["height"]), int(image["width"]))
         for image in index.imgs.values()
@@ -134,24 +148,32 @@ def read(path: Path) -> Annotations:
             positions.append(image_index[annotation["image_id"]])
             owners.append(annotation)
         else:
-            skipped.append(_skip(annotation, *problem))
+            skipped.append(_skip(annotation, problem, True))
     xywh = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
     position = torch.tensor(positions, dtype=torch.int64)
+    is_crowd = torch.tensor([bool(owner.get("iscrowd")) for owner in owners], dtype=torch.bool)
     good, xyxy, reasons, clipped = _judge(xywh, images, position)
     skipped += [_skip(owners[row], reason, True) for row, reason in reasons]
-    order = position[good].argsort(stable=True)
+    skipped += [_skip(owners[row], "crowd", False) for row in (good & is_crowd).nonzero()[:, 0].tolist()]
+    order = position.argsort(stable=True)
+    box, crowd = (order[mine[order]] for mine in (good & ~is_crowd, good & is_crowd))
     return Annotations(
         images,
-        xyxy[good][order],
-        torch.tensor(labels, dtype=torch.int64)[good][order],
-        position[good][order],
+        xyxy[box],
+        torch.tensor(labels, dtype=torch.int64)[box],
+        position[box],
         names,
         skipped,
-        int(clipped[good].sum()),
+        int(clipped[box].sum()),
+        xyxy[crowd],
+        position[crowd],
+        [category["id"] for category in categories],
+        sum(isinstance(owner.get("segmentation"), dict) for owner in owners),
     )
 
 
-def _load(path: Path) -> Any:
+def load(path: Path) -> Any:
+    """Parse a JSON file, compressed or not."""
     try:
         with gzip.open(path, "rt") if path.suffix == ".gz" else path.open() as file:
             return json.load(file)  # reads the token Infinity too, which broken files hold
@@ -184,17 +206,15 @@ def _skip(annotation: dict[str, Any], reason: str, broken: bool) -> Skipped:
     return Skipped(annotation.get("image_id"), annotation.get("id"), reason, broken)
 
 
-def _problem(annotation: dict[str, Any], images: dict[Any, int], labels: dict[Any, int]) -> tuple[str, bool] | None:
-    """Why a record gives no numbers to judge, and whether that is a mistake."""
+def _problem(annotation: dict[str, Any], images: dict[Any, int], labels: dict[Any, int]) -> str | None:
+    """Why a record gives no numbers to judge."""
     bbox = annotation.get("bbox")
     if annotation.get("image_id") not in images:
-        return "unknown image", True
+        return "unknown image"
     if annotation.get("category_id") not in labels:
-        return "unknown category", True
+        return "unknown category"
     if not (isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) for v in bbox)):
-        return "malformed bbox", True
-    if annotation.get("iscrowd"):
-        return "crowd", False
+        return "malformed bbox"
     return None
 
 

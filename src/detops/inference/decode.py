@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detops.checks import FLOATS, require_device, require_shape, require_tensor
+from detops.inference.nms import nms_mask
 
 
 class Detections(NamedTuple):
@@ -30,6 +31,8 @@ def decode_centernet(
     image_shape: tuple[int, int],
     k: int = 100,
     kernel: int = 3,
+    *,
+    iou_threshold: float | None = None,
 ) -> Detections:
     """Decode CenterNet's maps: the k highest local maxima of the heatmap, with the box at each.
 
@@ -43,6 +46,7 @@ def decode_centernet(
         image_shape: Height and width of the network's input in pixels.
         k: How many detections an image; where there are fewer, the rest has score 0 and label -1.
         kernel: Odd side of the window that a maximum is the highest of.
+        iou_threshold: If given, boxes that overlap a better one of their class by more are dropped (NMS).
 
     Returns:
         The detections; boxes are not clipped to the image.
@@ -80,6 +84,9 @@ def decode_centernet(
     sides = [(x - half_w) * scale_x, (y - half_h) * scale_y, (x + half_w) * scale_x, (y + half_h) * scale_y]
     boxes = torch.stack(sides, -1)
     labels = torch.div(index, height * width, rounding_mode="floor")
+    if iou_threshold is not None:
+        exists, *rest = _suppress(boxes, found, labels, exists, iou_threshold)
+        boxes, found, labels = rest
     scores = found.sigmoid().where(exists, 0)
     padded = k - scores.shape[1]
     return Detections(
@@ -101,6 +108,16 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     keys = (bits.to(torch.int64) << 32) | (2**32 - 1 - index)
     best = 2**32 - 1 - (keys.topk(k, 1).values & (2**32 - 1))
     return values.gather(1, best), best
+
+
+def _suppress(
+    boxes: Tensor, logits: Tensor, labels: Tensor, exists: Tensor, iou_threshold: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Drop by NMS, and bring what is left to the front."""
+    kept = nms_mask(boxes, logits, iou_threshold, labels=labels, valid=exists)
+    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+    gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return kept.gather(1, order), gathered, logits.gather(1, order), labels.gather(1, order)
 
 
 def _check(heatmap: Tensor, wh: Tensor, offset: Tensor, image_shape: tuple[int, int], k: int, kernel: int) -> None:

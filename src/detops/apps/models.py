@@ -1,0 +1,134 @@
+"""The network that `detops train` trains where the user brings none: a small ResNet with a feature pyramid.
+
+    images (B, 3, H, W) -> strides 4, 8, 16, 32 -> added top-down at stride 4 -> heatmap logits, wh, offset
+
+Any module with the same inputs and outputs takes its place: `--model module:function`, where the function is
+called with `num_classes` and `width`.
+"""
+
+import importlib
+import math
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+PRIOR = 0.05  # probability of an object that an untrained heatmap says everywhere
+# Sizes in cells are 16 times what the last layer says, plus 8: steps of the usual learning rates reach large boxes in
+# time. On blood cells after 20 epochs this gave AP 0.526, an exponential of the layer 0.510.
+WH_SCALE, WH_START = 16.0, 8.0
+
+
+def _conv(channels: int, out: int, kernel: int = 3, stride: int = 1, activation: bool = True) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(out),
+    ]
+    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if activation else nn.Sequential(*layers)
+
+
+class Residual(nn.Module):
+    """Two 3x3 convolutions beside a shortcut, the second starting at zero so that the block starts as the shortcut."""
+
+    def __init__(self, channels: int, out: int, stride: int = 1) -> None:
+        super().__init__()
+        last = nn.BatchNorm2d(out)
+        nn.init.zeros_(last.weight)
+        self.body = nn.Sequential(_conv(channels, out, 3, stride), nn.Conv2d(out, out, 3, padding=1, bias=False), last)
+        changes = stride != 1 or channels != out
+        pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
+        self.shortcut = nn.Sequential(pool, _conv(channels, out, 1, activation=False)) if changes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> (B, out, H / stride, W / stride)."""
+        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
+
+
+class CompactNet(nn.Module):
+    """A CenterNet of 1.8 million parameters at width 32, to be trained from random weights.
+
+    Args:
+        num_classes: Number of classes C.
+        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
+        blocks: Residual blocks at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, width // 2, 3, 2), _conv(width // 2, width, 3, 2))
+        channels = [width, 2 * width, 4 * width, 8 * width]
+        stages = []
+        for index, (out, count) in enumerate(zip(channels, blocks, strict=True)):
+            before = channels[max(index - 1, 0)]
+            first = Residual(before, out, 1 if index == 0 else 2)
+            stages.append(nn.Sequential(first, *[Residual(out, out) for _ in range(count - 1)]))
+        self.stages = nn.ModuleList(stages)
+        self.laterals = nn.ModuleList([_conv(c, 2 * width, 1) for c in channels])
+        self.merges = nn.ModuleList([_conv(2 * width, 2 * width) for _ in channels[:-1]])
+        self.heads = nn.ModuleList(
+            [
+                _head(2 * width, num_classes, -math.log((1 - PRIOR) / PRIOR)),
+                _head(2 * width, 4, 0.0),
+            ]
+        )
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Compute the maps of a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised; sides that are multiples of 32.
+
+        Returns:
+            Heatmap logits (B, C, H / 4, W / 4), wh (B, 2, H / 4, W / 4) and offset (B, 2, H / 4, W / 4) in cells.
+        """
+        x = self.stem(images)
+        levels = []
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)
+        top = self.laterals[-1](levels[-1])
+        for index in reversed(range(len(levels) - 1)):
+            top = self.merges[index](self.laterals[index](levels[index]) + F.interpolate(top, scale_factor=2.0))
+        heatmap, boxes = (head(top).float() for head in self.heads)
+        return heatmap, WH_SCALE * boxes[:, :2] + WH_START, boxes[:, 2:]
+
+
+def _head(channels: int, out: int, bias: float) -> nn.Sequential:
+    last = nn.Conv2d(channels, out, 1)
+    last.bias = nn.Parameter(torch.full((out,), bias))
+    return nn.Sequential(_conv(channels, channels), last)
+
+
+def build(model: str, num_classes: int, width: int) -> nn.Module:
+    """Make the network.
+
+    Args:
+        model: "compact", or "module:function" (or a class), found from the current folder too and called with
+            `num_classes` and `width`; the module takes and returns what `CompactNet.forward` does, at any stride.
+        num_classes: Number of classes.
+        width: Of the network; what it means is the network's affair.
+
+    Raises:
+        ValueError: The name has no such form, there is no such function, or it gives no module.
+    """
+    if model == "compact":
+        return CompactNet(num_classes, width)
+    module, colon, function = model.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f'model: expected "compact" or "module:function", got {model!r}')
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        make: Callable[..., object] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"model: cannot import {model!r}: {error}") from error
+    try:
+        network = make(num_classes=num_classes, width=width)
+    except TypeError as error:
+        raise ValueError(f"model: cannot call {model!r} with num_classes and width: {error}") from error
+    if not isinstance(network, nn.Module):
+        raise ValueError(f"model: expected {model!r} to return a torch.nn.Module, got {type(network).__name__}")
+    return network

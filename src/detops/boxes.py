@@ -1,0 +1,20 @@
+"""Boxes as tensors: what several parts of the package do with them."""
+
+import torch
+from torch import Tensor
+
+
+def in_order(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Bring boxes (B, N, 4) into descending order of their scores, ties by the lower index, a NaN as the lowest.
+
+    Returns:
+        (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box counts.
+    """
+    wide = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    score = scores.where(~scores.isnan(), -torch.inf)
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    box = boxes.to(wide).gather(1, order[..., None].expand(-1, -1, 4))
+    alive = torch.ones_like(order, dtype=torch.bool) if valid is None else valid.gather(1, order)
+    return order, box, None if labels is None else labels.gather(1, order), alive

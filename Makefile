@@ -12,7 +12,7 @@ RESULTS := benchmarks/results
 help: ## list the targets
 	@grep -E '^[a-z]+:.*##' Makefile | sed 's/:.*## /\t/' | expand -t 10
 
-demo: $(READY) ## generate data, draw its training targets, measure speed
+demo: $(READY) ## generate data, draw its training targets, measure speed, train a detector
 	.venv/bin/detops demo
 
 test: $(READY) ## run the tests

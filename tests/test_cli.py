@@ -172,11 +172,24 @@ def test_shapes_are_seeded_and_crowded(generated, tmp_path):
 def test_demo(run, monkeypatch, tmp_path):
     measured = []
     monkeypatch.setattr(bench, "main", lambda suite, **options: measured.append((suite, options)))
-    code, output = run("demo", "--out", tmp_path, "--images", 2)
+    code, output = run("demo", "--out", tmp_path, "--images", 2, "--epochs", 0)
     assert code == 0, output
     assert measured == [("heatmap", {"quick": True})]
+    assert not (tmp_path / "training").exists()
     assert str(tmp_path / "contact_sheet.png") in output
     assert (tmp_path / "contact_sheet.png").exists()
+
+
+def test_demo_trains(run, monkeypatch, tmp_path):
+    pytest.importorskip("lightning")
+    monkeypatch.setattr(bench, "main", lambda *_, **__: None)
+    (tmp_path / "training").mkdir()
+    (tmp_path / "training" / "of_before").touch()
+    code, output = run("demo", "--out", tmp_path, "--images", 5, "--epochs", 1)
+    assert code == 0, output
+    assert (tmp_path / "training" / "report.html").exists()
+    assert not (tmp_path / "training" / "of_before").exists()
+    assert "COCO scores" in output
 
 
 def test_bench(run, monkeypatch, tmp_path):

@@ -299,3 +299,10 @@ def test_the_command_names_what_is_wrong(tmp_path, folder):
         code, output = call(*arguments)
         assert code == 2, output
         assert message in output
+
+
+def test_without_lightning_the_extra_is_named(tmp_path, folder, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightning", None)
+    code, output = call("--data", folder, "--out", tmp_path / "o")
+    assert code == 2
+    assert 'detops train needs Lightning: pip install "detops[train]"' in output

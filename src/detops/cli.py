@@ -1,6 +1,7 @@
 """The commands: they parse, call `detops.apps`, and turn errors into messages and exit codes."""
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ def _reported() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, soft_wrap=True)
+        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
         raise typer.Exit(2) from error
 
 
@@ -74,9 +75,10 @@ def targets(
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/demo"),
     images: Annotated[int, typer.Option(help="How many images to generate.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the data.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the data and the training.")] = 0,
+    epochs: Annotated[int, typer.Option(help="How often the training sees each image; 0 for none.", min=0)] = 20,
 ) -> None:
-    """Generate a data set, draw its targets, and measure the speed against the loop in use today."""
+    """Generate a data set, draw its targets, measure speed, and train a detector on it for about a minute."""
     with _reported():
         from detops.apps import bench as speed
         from detops.apps import shapes
@@ -87,8 +89,25 @@ def demo(
             path = shapes.generate(out / "data", images, seed)
         job.run(path, out / "data" / "images", out, pictures=48, console=console)
         speed.main("heatmap", quick=True)
+        if epochs:
+            _train_on_shapes(out, path, max(1, images // 5), seed, epochs)
     console.print(f"pictures: {out / 'contact_sheet.png'} and {out / 'images'}", soft_wrap=True)
     console.print(f"took {time.perf_counter() - start:.0f} s")
+
+
+def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, epochs: int) -> None:
+    """The demo's training; a former one in the same folder is replaced."""
+    from detops.apps import shapes
+    from detops.apps import train as job
+    from detops.apps.augment import Augmentation
+    from detops.apps.detector import Settings
+
+    val, run = shapes.generate(out / "val", val_images, seed + 1), out / "training"
+    shutil.rmtree(run, ignore_errors=True)
+    data = job.Data.explicit(annotations, annotations.parent / "images", val, val.parent / "images")
+    short = Augmentation(multi_scale=0, zoom=0)  # in so few steps, more variety costs more than it brings
+    settings = Settings(epochs, batch_size=4, lr=3e-3, ema=0.99, seed=seed, augmentation=short, eval_every=5)
+    job.run(run, data, settings, width=24, size=(240, 320), console=console)
 
 
 @app.command()
@@ -128,6 +147,9 @@ def train(
     with _reported():
         if detector != "centernet":
             raise ValueError(f"detector: expected centernet, got {detector}")
+        from detops.apps import require
+
+        require("lightning", "Lightning", "train")
         from detops.apps import train as job
         from detops.apps.augment import Augmentation
         from detops.apps.detector import Settings

@@ -84,9 +84,9 @@ def open_annotations(path: Path, images: Path, strict: bool, console: Console) -
     lines = [f"skipped {skipped}" for skipped in annotations.broken]
     lines += [f"skipped image {image.id}: no file {images / image.file_name}" for image in missing]
     for line in lines[:LINES]:
-        console.print(line, style="yellow", highlight=False, soft_wrap=True)
+        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
     if len(lines) > LINES:
-        console.print(f"and {len(lines) - LINES} more mistakes in {path}", style="yellow", soft_wrap=True)
+        console.print(f"and {len(lines) - LINES} more mistakes in {path}", style="yellow", markup=False, soft_wrap=True)
     if lines and strict:
         raise ValueError(f"{path}: {len(lines)} mistakes, the first: {lines[0]}")
     for count, text in (
@@ -94,7 +94,7 @@ def open_annotations(path: Path, images: Path, strict: bool, console: Console) -
         (annotations.rle_masks, "run-length encoded masks: only their boxes are used"),
     ):
         if count:
-            console.print(f"{path}: {count} {text}", highlight=False, soft_wrap=True)
+            console.print(f"{path}: {count} {text}", highlight=False, markup=False, soft_wrap=True)
     if missing:
         gone = {image.id for image in missing}
         kept = [str(image.id) for image in annotations.images if image.id not in gone]
@@ -157,7 +157,9 @@ class CocoImages(Dataset[Batch]):
                 raise
             if row not in self.broken:
                 self.broken.add(row)
-                self._console.print(f"blank instead of {error}", style="yellow", highlight=False, soft_wrap=True)
+                self._console.print(
+                    f"blank instead of {error}", style="yellow", highlight=False, markup=False, soft_wrap=True
+                )
             return torch.tensor(MEAN).to(torch.uint8)[:, None, None].expand(3, *self.shape)
 
     def __getitem__(self, row: int) -> Batch:

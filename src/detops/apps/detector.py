@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import lightning
 import torch
 from torch import Tensor, nn
 
@@ -19,11 +20,6 @@ from detops.apps import evaluate, predict
 from detops.apps.augment import Augmentation, augment
 from detops.apps.dataset import Batch, CocoImages
 from detops.targets.centernet import centernet_cells
-
-try:
-    import lightning
-except ModuleNotFoundError as error:
-    raise ModuleNotFoundError('detops train needs Lightning: pip install "detops[train]"', name=error.name) from error
 
 
 @dataclass(frozen=True)

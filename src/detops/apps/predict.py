@@ -131,8 +131,8 @@ def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -
     ]
 
 
-def draw(image: "Image", found: Found, class_names: Sequence[str]) -> "Image":
-    """Boxes, names and scores over an RGB image; small images come back enlarged."""
+def draw(image: "Image", found: Found, class_names: Sequence[str], scores: bool = True) -> "Image":
+    """Boxes, names and scores over an RGB image; small images come back enlarged, and in a crowd names are left out."""
     module, font_module = require("PIL.ImageDraw", "Pillow", "predict"), require("PIL.ImageFont", "Pillow", "predict")
     scale = max(1.0, SHORT_SIDE / min(image.size))
     view = image.resize((round(image.width * scale), round(image.height * scale)))
@@ -141,7 +141,9 @@ def draw(image: "Image", found: Found, class_names: Sequence[str]) -> "Image":
     for (left, top, right, bottom), score, label in reversed(list(rows)):  # the best on top
         color = report.class_color(label)
         pen.rectangle((left, top, right, bottom), outline=(*color, 235), width=max(1, min(view.size) // 240))
-        text = f"{class_names[label]} {score:.2f}"
+        if len(found.boxes) > report.CROWD:
+            continue
+        text = f"{class_names[label]} {score:.2f}" if scores else class_names[label]
         height = font.size + 4
         top = top - height if top >= height else top
         pen.rectangle((left, top, left + pen.textlength(text, font) + 8, top + height), fill=(*color, 215))
@@ -240,7 +242,7 @@ def run(
         try:
             pixels, sides = load_image(path, size)
         except ValueError as error:
-            console.print(f"skipped {error}", style="yellow", highlight=False, soft_wrap=True)
+            console.print(f"skipped {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
             failed += 1
             continue
         width, height = fitted(sides, size)
@@ -251,5 +253,5 @@ def run(
             picture = draw(file.convert("RGB"), found.above(score), config["classes"])
         picture.save(out / "images" / f"{names[index]}.jpg", quality=90)
     (out / "results.json").write_text(json.dumps(results) + "\n")
-    console.print(f"{len(paths) - failed} pictures and results.json in {out}", soft_wrap=True)
+    console.print(f"{len(paths) - failed} pictures and results.json in {out}", markup=False, soft_wrap=True)
     return failed

@@ -1,7 +1,8 @@
 """`detops train`: a folder of images with COCO annotations in, a run out.
 
 A run is a folder: `config.json` (all that rebuilds the network), `checkpoints/last.ckpt`, and `metrics.jsonl`: a line
-each so many steps (losses, learning rate, milliseconds of each stage) and a line each evaluation (COCO's numbers).
+each so many steps (losses, learning rate, milliseconds of each stage) and a line each evaluation (COCO's numbers);
+at the end `report.html`.
 
 The whole training is one sequence of steps, and what a step sees follows from seed and number alone. So it goes on
 after a kill from any checkpoint as if nothing had happened.
@@ -21,7 +22,7 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from torch.utils.data import DataLoader
 
-from detops.apps import evaluate, models, predict
+from detops.apps import evaluate, models, predict, training_report
 from detops.apps.augment import Augmentation
 from detops.apps.checkpoint import AtomicIO, write_atomically
 from detops.apps.dataset import CocoImages, Steps, find_split, open_annotations
@@ -161,7 +162,7 @@ def run(
         len(train_set), settings.batch_size, settings.epochs, settings.seed, start, trainer.global_rank, world
     )
     if start >= steps.total:
-        console.print(f"{out}: all {steps.total} steps are done", soft_wrap=True)
+        console.print(f"{out}: all {steps.total} steps are done", markup=False, soft_wrap=True)
         return _last_scores(out)
     if trainer.is_global_zero:
         out.mkdir(parents=True, exist_ok=True)
@@ -186,6 +187,7 @@ def run(
         return {}
     scores = _last_scores(out)
     console.print(evaluate.table(scores))
+    console.print(f"report: {training_report.write(out)}", soft_wrap=True)
     return scores
 
 

@@ -20,7 +20,7 @@ def table(path: Path) -> str:
     header += [f"{name} MiB" for name in ("detops", *baselines)]
     rows = [header, ["---", *["--:"] * (len(header) - 1)]]
     for result in record["results"]:
-        times = {name: f"{timing['median']:#.3g}" for name, timing in result["timings"].items()}
+        times = {name: f"{timing['median']:#.3g}".rstrip(".") for name, timing in result["timings"].items()}
         row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
         for name in baselines:
             row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"]

@@ -77,11 +77,9 @@ class Reader {
   int64_t strides_[3] = {0, 0, 0};
 };
 
-// exp(x) for x <= 0, relative error below 2e-7, exp(0) = 1 exactly; below -87 it stays at exp(-87), about 1e-38.
-// Written out because it must give the same bits at every position of a loop, vectorised or not.
-// 2^n * p(r), r = x - n ln 2.
-inline float exp_negative(float x) {
-  x = x > -87.0f ? x : -87.0f;
+// exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly. Written out because it must give the same bits
+// at every position of a loop, vectorised or not. 2^n * p(r), r = x - n ln 2.
+inline float exp_within(float x) {
   const float n = std::nearbyint(x * 1.44269504088896341f);
   float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
   r -= n * 1.42860682030941723e-6f;      // and the rest of ln 2
@@ -97,6 +95,36 @@ inline float exp_negative(float x) {
   static_assert(sizeof(scale) == sizeof(bits));
   __builtin_memcpy(&scale, &bits, sizeof(scale));
   return p * scale;
+}
+
+// exp(x) for x <= 0; below -87 it stays at exp(-87), about 1e-38.
+inline float exp_negative(float x) { return exp_within(x > -87.0f ? x : -87.0f); }
+
+// x as mantissa * 2^exponent, 1 <= mantissa < 2; x is positive and normal.
+inline float mantissa(float x, int32_t& exponent) {
+  int32_t bits;
+  __builtin_memcpy(&bits, &x, sizeof(bits));
+  exponent = (bits >> 23) - 127;
+  bits = (bits & 0x7fffff) | 0x3f800000;
+  float m;
+  __builtin_memcpy(&m, &bits, sizeof(m));
+  return m;
+}
+
+// log(x) for positive, normal x, within 2 ulps: n ln 2 + 2 atanh((m - 1) / (m + 1)), m within a factor sqrt(2) of 1.
+inline float log_of(float x) {
+  int32_t n;
+  float m = mantissa(x, n);
+  const bool high = m > 1.41421356f;
+  m = high ? 0.5f * m : m;
+  const float power = static_cast<float>(high ? n + 1 : n);
+  const float z = (m - 1.0f) / (m + 1.0f), s = z * z;
+  float series = 2.0f / 9;
+  series = series * s + 2.0f / 7;
+  series = series * s + 2.0f / 5;
+  series = series * s + 2.0f / 3;
+  series = series * s + 2.0f;
+  return z * series + power * 0.693147180559945309f;
 }
 
 }  // namespace detops

@@ -9,6 +9,7 @@ Everything public imports from here; the submodules are for reading.
 from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
+from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
@@ -31,16 +32,21 @@ from detops.ragged import (
     squeeze_except_batch_and_sample,
     sum_over_targets,
 )
+from detops.targets.assignment import Assignment, grid_cells
 from detops.targets.centernet import CenterNetTargets, centernet_targets
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
 from detops.targets.radius import gaussian_kernel, gaussian_radius
+from detops.targets.simota import simota_assign
 
 __all__ = [
+    "Assignment",
     "CenterNetLoss",
     "CenterNetTargets",
     "Detections",
     "GaussianFocalLoss",
     "RaggedBatch",
+    "YoloXDetectionLoss",
+    "YoloXFastDetectionLoss",
     "__version__",
     "apply_mask_to_tensor",
     "average_over_targets",
@@ -67,8 +73,10 @@ __all__ = [
     "get_compact_lists",
     "get_indices_from_mask",
     "get_mask_from_indices",
+    "grid_cells",
     "nms",
     "nms_mask",
+    "simota_assign",
     "squeeze_except_batch_and_sample",
     "sum_over_targets",
 ]

@@ -18,3 +18,15 @@ def in_order(
     box = boxes.to(wide).gather(1, order[..., None].expand(-1, -1, 4))
     alive = torch.ones_like(order, dtype=torch.bool) if valid is None else valid.gather(1, order)
     return order, box, None if labels is None else labels.gather(1, order), alive
+
+
+def to_cxcywh(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) xyxy as centre and size."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def to_xyxy(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) of centre and size as xyxy."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], -1)

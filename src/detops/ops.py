@@ -11,6 +11,8 @@ The ops, and what each does:
                           the same with the targets drawn on the way, and never stored
     nms                   which boxes of a batch are left by greedy non-maximum suppression
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
+    simota_match          which box each cell of a YOLOX is trained on
+    yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
 """
 
 import importlib
@@ -32,6 +34,12 @@ SCHEMAS = {
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
+    "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
+    " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
+    " float k_scale, float iou_weight, float class_weight) -> (Tensor, Tensor)",
+    "yolox_loss": "(Tensor[] outputs, Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor iou,"
+    " Tensor scale, Tensor? class_pos_weight, int kind, bool use_l1, float iou_weight, float obj_weight,"
+    " float cls_weight, bool with_gradient) -> (Tensor, Tensor[])",
 }
 
 _library = torch.library.Library("detops", "DEF")
@@ -53,12 +61,28 @@ def _returns_mask(boxes: torch.Tensor, *args: Any) -> torch.Tensor:
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 
+def _returns_match(class_logits: list[torch.Tensor], objectness: torch.Tensor, *args: Any) -> Any:
+    """Fake function of an assignment: for each cell (B, A) the index of its box, and their IoU."""
+    return objectness.new_empty(objectness.shape, dtype=torch.int64), objectness.new_empty(
+        objectness.shape, dtype=torch.float32
+    )
+
+
+def _returns_losses_and_gradients(outputs: list[torch.Tensor], *args: Any) -> Any:
+    """Fake function of a loss of several levels whose last argument says whether gradients are wanted."""
+    total = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+    gradients = [output.new_empty(output.shape if args[-1] else 0) for output in outputs]
+    return outputs[0].new_empty(4, dtype=total), gradients
+
+
 FAKES: dict[str, Any] = {
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
     "nms": _returns_mask,
     "scale_gradient_": _returns_nothing,
+    "simota_match": _returns_match,
+    "yolox_loss": _returns_losses_and_gradients,
 }
 
 
@@ -111,3 +135,5 @@ gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
 nms = torch.ops.detops.nms.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
+simota_match = torch.ops.detops.simota_match.default
+yolox_loss = torch.ops.detops.yolox_loss.default

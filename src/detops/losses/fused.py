@@ -53,6 +53,58 @@ def fused_loss(op: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, *argume
     return _FusedLoss.apply(op, logits, *arguments)  # type: ignore[no-any-return]
 
 
+class _FusedLevels(torch.autograd.Function):
+    """The same for an op that takes the outputs of several levels, and returns several losses to be summed."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, op: Callable[..., Any], weights: tuple[float, ...], count: int, *arguments: Any
+    ) -> tuple[Tensor, Tensor]:
+        wanted = any(ctx.needs_input_grad[3 : 3 + count])
+        losses, ctx.gradients = op(list(arguments[:count]), *arguments[count:], wanted)
+        ctx.op, ctx.count = op, count
+        ctx.is_tensor = [isinstance(argument, Tensor) for argument in arguments]
+        ctx.numbers = [argument for argument in arguments if not isinstance(argument, Tensor)]
+        ctx.save_for_backward(*(argument for argument in arguments if isinstance(argument, Tensor)))
+        ctx.mark_non_differentiable(losses)
+        total = weights[0] * losses[0]
+        for weight, loss in zip(weights[1:], losses[1:], strict=True):
+            total = total + weight * loss
+        return total, losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            left = {True: iter(ctx.saved_tensors), False: iter(ctx.numbers)}
+            arguments = [next(left[kind]) for kind in ctx.is_tensor]
+            gradients = ctx.op(arguments[: ctx.count], *arguments[ctx.count :], True)[1]
+        for gradient in gradients:
+            ops.scale_gradient_(gradient, upstream)
+        return (None, None, None, *gradients, *[None] * (len(ctx.is_tensor) - ctx.count))
+
+
+def fused_level_losses(
+    op: Callable[..., tuple[Tensor, list[Tensor]]],
+    outputs: list[Tensor],
+    weights: tuple[float, ...],
+    *arguments: Tensor | float | None,
+) -> tuple[Tensor, Tensor]:
+    """Call an op that returns the losses of several levels' outputs and, if its last argument is true, the gradients.
+
+    Args:
+        op: What to call.
+        outputs: What the losses are differentiated by.
+        weights: Factors of the losses in the sum; the op's gradient is that of the sum with the same factors.
+        arguments: The rest of the op's arguments but the last.
+
+    Returns:
+        0-d weighted sum, once differentiable; the losses, not differentiable.
+    """
+    return _FusedLevels.apply(op, weights, len(outputs), *outputs, *arguments)  # type: ignore[no-any-return]
+
+
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
     """What the sum of a loss is multiplied by, as a 0-d tensor; None for a sum.
 

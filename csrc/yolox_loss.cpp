@@ -1,0 +1,322 @@
+// YOLOX's losses and their gradient in one pass over the outputs: the CPU kernel of yolox_loss.
+//
+// Cells are shared out among torch's threads in blocks of fixed size. Each block writes its part of the gradient and
+// one sum for each loss; these are added in order, so that the number of threads changes nothing.
+#include "focal.h"
+
+#include <tuple>
+
+namespace detops {
+namespace {
+
+constexpr int64_t kBlock = 512;  // cells
+constexpr double kEps = 1e-16;
+enum Kind : int64_t { kSquared, kPlain, kGiou, kDiou, kCiou };
+
+struct Options {
+  int64_t kind;
+  bool use_l1;
+  double iou_weight, obj_weight, cls_weight;
+  double scale, obj_scale;  // one over the number of positives, and what objectness is divided by
+};
+
+struct Sums {
+  double iou = 0, obj = 0, cls = 0, l1 = 0;
+};
+
+// How an overlap or hull along one axis changes with the prediction's centre and size.
+template <class C>
+struct Side {
+  C length, by_center, by_size;
+};
+
+template <class C>
+inline C share(C high, C low) { return high > low ? C(1) : high == low ? C(0.5) : C(0); }
+
+template <class C>
+inline Side<C> overlap(C center, C size, C other_center, C other_size) {
+  const C low = center - size / 2, high = center + size / 2;
+  const C other_low = other_center - other_size / 2, other_high = other_center + other_size / 2;
+  const C length = std::min(high, other_high) - std::max(low, other_low);
+  if (!(length >= 0)) return {length < 0 ? C(0) : length, C(0), C(0)};  // NaN stays
+  const C upper = share(other_high, high), lower = share(low, other_low);
+  return {length, upper - lower, (upper + lower) / 2};
+}
+
+template <class C>
+inline Side<C> hull(C center, C size, C other_center, C other_size) {
+  const C low = center - size / 2, high = center + size / 2;
+  const C other_low = other_center - other_size / 2, other_high = other_center + other_size / 2;
+  const C upper = share(high, other_high), lower = share(other_low, low);
+  return {std::max(high, other_high) - std::min(low, other_low), upper - lower, (upper + lower) / 2};
+}
+
+// IoU loss of two cxcywh boxes; its gradient by the first goes to `gradient`.
+template <class C>
+C iou_loss(const C* p, const C* t, int64_t kind, C* gradient) {
+  const Side<C> x = overlap(p[0], p[2], t[0], t[2]), y = overlap(p[1], p[3], t[1], t[3]);
+  const C inter = x.length * y.length;
+  const C by[4] = {y.length * x.by_center, x.length * y.by_center, y.length * x.by_size, x.length * y.by_size};
+  const C union_ = p[2] * p[3] + t[2] * t[3] - inter, divisor = union_ + C(kEps);
+  const C union_by[4] = {-by[0], -by[1], p[3] - by[2], p[2] - by[3]};
+  const C iou = inter / divisor;
+  C iou_by[4];
+  for (int i = 0; i < 4; ++i) iou_by[i] = (by[i] - iou * union_by[i]) / divisor;
+  if (kind == kSquared || kind == kPlain) {
+    for (int i = 0; i < 4; ++i) gradient[i] = kind == kSquared ? -2 * iou * iou_by[i] : -iou_by[i];
+    return kind == kSquared ? 1 - iou * iou : 1 - iou;
+  }
+  const Side<C> w = hull(p[0], p[2], t[0], t[2]), h = hull(p[1], p[3], t[1], t[3]);
+  if (kind == kGiou) {
+    const C area = w.length * h.length, least = std::max(area, C(kEps));
+    const C area_by[4] = {h.length * w.by_center, w.length * h.by_center, h.length * w.by_size, w.length * h.by_size};
+    const C empty = (area - union_) / least, giou = iou - empty;
+    const C moving = area >= C(kEps) ? empty : C(0), open = giou < -1 || giou > 1 ? C(0) : C(1);
+    for (int i = 0; i < 4; ++i) {
+      gradient[i] = -open * (iou_by[i] - (area_by[i] - union_by[i] - moving * area_by[i]) / least);
+    }
+    return 1 - (giou < -1 ? C(-1) : giou > 1 ? C(1) : giou);
+  }
+  const C dx = p[0] - t[0], dy = p[1] - t[1];
+  const C diagonal = w.length * w.length + h.length * h.length + C(kEps);
+  const C distance = (dx * dx + dy * dy) / diagonal;
+  gradient[0] = -iou_by[0] + 2 * (dx - distance * w.length * w.by_center) / diagonal;
+  gradient[1] = -iou_by[1] + 2 * (dy - distance * h.length * h.by_center) / diagonal;
+  gradient[2] = -iou_by[2] - 2 * distance * w.length * w.by_size / diagonal;
+  gradient[3] = -iou_by[3] - 2 * distance * h.length * h.by_size / diagonal;
+  const C loss = 1 - iou + distance;
+  if (kind == kDiou) return loss;
+  const C height = p[3] + C(kEps), factor = C(4 / (M_PI * M_PI));
+  const C turn = std::atan(t[2] / (t[3] + C(kEps))) - std::atan(p[2] / height);
+  const C aspect = factor * turn * turn, alpha = aspect / (1 - iou + aspect + C(kEps));
+  const C slope = -2 * factor * turn / (height * height + p[2] * p[2]) * alpha;
+  gradient[2] += slope * height;
+  gradient[3] -= slope * p[2];
+  return loss + alpha * aspect;
+}
+
+// log(1 + e^x), and the sigmoid of x.
+template <class C>
+inline C softplus(C x, C& sigmoid) {
+  const C e = exp_negative(x < 0 ? x : -x), r = C(1) / (C(1) + e);
+  sigmoid = (x < 0 ? e * r : r) + x * C(0);  // a logit that is not finite makes it NaN
+  return (x < 0 ? C(0) : x) + log1p_of(e) + x * C(0);
+}
+
+// Binary cross entropy of a row of logits towards `target` in one class and 0 in the others.
+#define DETOPS_ROW(C)                                                                                              \
+  DETOPS_CLONES C class_row(const C* logits, const C* pos_weight, int64_t count, int64_t label, C target, C scale,  \
+                            C* gradient) {                                                                         \
+    C lanes[16] = {};                                                                                              \
+    int64_t c = 0;                                                                                                 \
+    for (; c + 16 <= count; c += 16) {                                                                             \
+      for (int i = 0; i < 16; ++i) {                                                                               \
+        C p;                                                                                                       \
+        lanes[i] += softplus(logits[c + i], p);                                                                    \
+        gradient[c + i] = scale * p;                                                                               \
+      }                                                                                                            \
+    }                                                                                                              \
+    for (; c < count; ++c) {                                                                                       \
+      C p;                                                                                                         \
+      lanes[c % 16] += softplus(logits[c], p);                                                                     \
+      gradient[c] = scale * p;                                                                                     \
+    }                                                                                                              \
+    C sum = 0;                                                                                                     \
+    for (C lane : lanes) sum += lane;                                                                              \
+    C p;                                                                                                           \
+    const C down = softplus(logits[label], p), up = down - logits[label];                                          \
+    const C weight = pos_weight == nullptr ? C(1) : pos_weight[label];                                             \
+    gradient[label] = scale * ((1 - target) * p - weight * target * (1 - p));                                      \
+    return sum - down + weight * target * up + (1 - target) * down;                                                \
+  }                                                                                                                \
+  DETOPS_CLONES C objectness_row(const C* logits, int64_t count, C* sigmoid) {                                      \
+    C lanes[16] = {};                                                                                              \
+    int64_t c = 0;                                                                                                 \
+    for (; c + 16 <= count; c += 16) {                                                                             \
+      for (int i = 0; i < 16; ++i) lanes[i] += softplus(logits[c + i], sigmoid[c + i]);                            \
+    }                                                                                                              \
+    for (; c < count; ++c) lanes[c % 16] += softplus(logits[c], sigmoid[c]);                                       \
+    C sum = 0;                                                                                                     \
+    for (C lane : lanes) sum += lane;                                                                              \
+    return sum;                                                                                                    \
+  }
+DETOPS_ROW(float)
+DETOPS_ROW(double)
+
+struct Targets {
+  Reader cells, boxes, labels, index, iou;
+  std::vector<double> pos_weight;
+  int64_t num_boxes, classes;
+};
+
+// One level: rows t of the outputs and the gradient.
+template <class T, class C>
+struct Level {
+  const T* data;
+  int64_t stride_b, stride_r, stride_c;
+  T* gradient;  // contiguous, or null
+  int64_t rows, start;
+
+  const T* row(int64_t b, int64_t r) const { return data + b * stride_b + r * stride_r; }
+  C at(int64_t b, int64_t r, int64_t c) const { return static_cast<C>(row(b, r)[c * stride_c]); }
+};
+
+template <class T, class C>
+void positive_cell(const Level<T, C>& level, const Targets& targets, const Options& o, const C* pos_weight, int64_t b,
+                   int64_t r, int64_t n, C* logits, C* gradient, Sums& sums) {
+  const int64_t a = level.start + r, classes = targets.classes;
+  const C side = static_cast<C>(targets.cells.at(a, 2));
+  C t[4], target[4], pred[4], exact[4], by[4];
+  for (int i = 0; i < 4; ++i) t[i] = level.at(b, r, i), target[i] = static_cast<C>(targets.boxes.at(b, n, i));
+  for (int i = 0; i < 2; ++i) {
+    const C grid = static_cast<C>(targets.cells.at(a, i)) / side - C(0.5);
+    pred[i] = (t[i] + grid) * side;
+    pred[2 + i] = std::exp(t[2 + i]) * side;
+    exact[i] = target[i] / side - grid;
+    exact[2 + i] = std::log(target[2 + i] / side + C(1e-8));
+  }
+  sums.iou += iou_loss(pred, target, o.kind, by);
+  for (int i = 0; i < 4; ++i) {
+    by[i] *= C(o.iou_weight) * (i < 2 ? side : pred[i]);
+    if (o.use_l1) {
+      const C away = t[i] - exact[i];
+      sums.l1 += away < 0 ? -away : away;
+      by[i] += away > 0 ? C(1) : away < 0 ? C(-1) : C(0);
+    }
+  }
+  for (int64_t c = 0; c < classes; ++c) logits[c] = level.at(b, r, 5 + c);
+  const C matched = static_cast<C>(targets.iou.at(b, a));
+  const int64_t label = static_cast<int64_t>(targets.labels.at(b, n));
+  sums.cls += class_row(logits, pos_weight, classes, label, matched, C(o.cls_weight * o.scale), gradient);
+  if (level.gradient == nullptr) return;
+  T* out = level.gradient + (b * level.rows + r) * (5 + classes);
+  for (int i = 0; i < 4; ++i) out[i] = static_cast<T>(by[i] * C(o.scale));
+  for (int64_t c = 0; c < classes; ++c) out[5 + c] = static_cast<T>(gradient[c]);
+}
+
+template <class T, class C>
+Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, const C* pos_weight, int64_t b,
+           int64_t begin, int64_t end) {
+  C logits[kBlock], sigmoid[kBlock];
+  std::vector<C> row(targets.classes), row_gradient(targets.classes);
+  Sums sums;
+  const int64_t width = 5 + targets.classes;
+  for (int64_t r = begin; r < end; ++r) logits[r - begin] = level.at(b, r, 4);
+  sums.obj = objectness_row(logits, end - begin, sigmoid);
+  if (level.gradient != nullptr) {
+    T* out = level.gradient + (b * level.rows + begin) * width;
+    std::fill(out, out + (end - begin) * width, static_cast<T>(0.0f));
+  }
+  for (int64_t r = begin; r < end; ++r) {
+    const double chosen = targets.index.at(b, level.start + r);
+    const bool positive = chosen >= 0 && chosen < static_cast<double>(targets.num_boxes);
+    const int64_t n = positive ? static_cast<int64_t>(chosen) : 0;
+    if (level.gradient != nullptr) {
+      level.gradient[(b * level.rows + r) * width + 4] =
+          static_cast<T>(C(o.obj_weight * o.obj_scale) * (sigmoid[r - begin] - (positive ? C(1) : C(0))));
+    }
+    if (!positive) continue;
+    sums.obj -= logits[r - begin];
+    const double label = targets.labels.at(b, n);
+    if (!(label >= 0 && label < static_cast<double>(targets.classes))) continue;  // never read out of bounds
+    positive_cell(level, targets, o, pos_weight, b, r, n, row.data(), row_gradient.data(), sums);
+  }
+  return sums;
+}
+
+template <class T, class C>
+Sums one_level(const Tensor& output, Tensor* gradient, const Targets& targets, const Options& o, int64_t start) {
+  const std::vector<C> pos_weight(targets.pos_weight.begin(), targets.pos_weight.end());
+  Level<T, C> level{static_cast<const T*>(output.const_data_ptr()), output.stride(0), output.stride(1),
+                    output.stride(2), gradient ? static_cast<T*>(gradient->mutable_data_ptr()) : nullptr,
+                    output.size(1), start};
+  const int64_t batch = output.size(0), per_image = (level.rows + kBlock - 1) / kBlock;
+  std::vector<Sums> parts(batch * per_image);
+  torch::stable::parallel_for(0, batch * per_image, 1, [&](int64_t first, int64_t last) {
+    for (int64_t i = first; i < last; ++i) {
+      const int64_t begin = i % per_image * kBlock;
+      parts[i] = block(level, targets, o, pos_weight.empty() ? nullptr : pos_weight.data(), i / per_image, begin,
+                       std::min(level.rows, begin + kBlock));
+    }
+  });
+  Sums sums;
+  for (const Sums& part : parts) {
+    sums.iou += part.iou, sums.obj += part.obj, sums.cls += part.cls, sums.l1 += part.l1;
+  }
+  return sums;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> yolox_loss(
+    const std::vector<Tensor> outputs, const Tensor cells, const Tensor gt_boxes, const Tensor gt_labels,
+    const Tensor index, const Tensor iou, const Tensor scale, const std::optional<Tensor> class_pos_weight,
+    int64_t kind, bool use_l1, double iou_weight, double obj_weight, double cls_weight, bool with_gradient) {
+  STD_TORCH_CHECK(!outputs.empty() && outputs[0].dim() == 3 && outputs[0].size(2) >= 5,
+                  "outputs: expected levels of shape (B, A_l, 5 + C)");
+  const int64_t batch = outputs[0].size(0), width = outputs[0].size(2);
+  int64_t count = 0;
+  for (const Tensor& output : outputs) {
+    STD_TORCH_CHECK(output.dim() == 3 && output.size(0) == batch && output.size(2) == width &&
+                        output.scalar_type() == outputs[0].scalar_type(),
+                    "outputs: expected levels of shape (B, A_l, 5 + C) and of one dtype");
+    count += output.size(1);
+  }
+  STD_TORCH_CHECK(cells.dim() == 2 && cells.size(0) == count && cells.size(1) == 3, "cells: expected shape (A, 3)");
+  STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(0) == batch && gt_boxes.size(2) == 4,
+                  "gt_boxes: expected shape (B, N, 4)");
+  const int64_t boxes = gt_boxes.size(1);
+  STD_TORCH_CHECK(gt_labels.dim() == 2 && gt_labels.size(0) == batch && gt_labels.size(1) == boxes,
+                  "gt_labels: expected shape (B, N)");
+  for (const Tensor& t : {index, iou}) {
+    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == batch && t.size(1) == count, "index, iou: expected shape (B, A)");
+  }
+  STD_TORCH_CHECK(scale.numel() == 2 && scale.dim() == 1, "scale: expected shape (2,)");
+  for (const Tensor& t : {cells, gt_boxes, gt_labels, index, iou, scale}) {
+    STD_TORCH_CHECK(Reader::reads(t.scalar_type()), "expected integers or floats");
+  }
+  STD_TORCH_CHECK(kind >= kSquared && kind <= kCiou, "kind: expected 0 .. 4");
+  Targets targets{Reader(cells), Reader(gt_boxes), Reader(gt_labels), Reader(index), Reader(iou), {}, boxes, width - 5};
+  if (class_pos_weight) {
+    STD_TORCH_CHECK(class_pos_weight->dim() == 1 && class_pos_weight->size(0) == width - 5 &&
+                        Reader::reads(class_pos_weight->scalar_type()),
+                    "class_pos_weight: expected shape (C,)");
+    for (int64_t c = 0; c < width - 5; ++c) targets.pos_weight.push_back(Reader(*class_pos_weight).at(c));
+  }
+  const Options options{kind, use_l1, iou_weight, obj_weight, cls_weight, Reader(scale).at(0), Reader(scale).at(1)};
+
+  std::vector<Tensor> gradients;
+  Sums total;
+  int64_t start = 0;
+  for (const Tensor& output : outputs) {
+    const std::initializer_list<int64_t> shape = {batch, output.size(1), width};
+    gradients.push_back(with_gradient ? torch::stable::new_empty(output, shape)
+                                      : torch::stable::new_empty(output, {0}));
+    Tensor* gradient = with_gradient ? &gradients.back() : nullptr;
+    Sums sums;
+    switch (output.scalar_type()) {
+      case ScalarType::Float: sums = one_level<float, float>(output, gradient, targets, options, start); break;
+      case ScalarType::Double: sums = one_level<double, double>(output, gradient, targets, options, start); break;
+      case ScalarType::Half: sums = one_level<Half, float>(output, gradient, targets, options, start); break;
+      case ScalarType::BFloat16: sums = one_level<BFloat16, float>(output, gradient, targets, options, start); break;
+      default: STD_TORCH_CHECK(false, "outputs: expected float32, float16, bfloat16 or float64");
+    }
+    total.iou += sums.iou, total.obj += sums.obj, total.cls += sums.cls, total.l1 += sums.l1;
+    start += output.size(1);
+  }
+  const bool wide = outputs[0].scalar_type() == ScalarType::Double;
+  Tensor result = torch::stable::new_empty(outputs[0], {4}, wide ? ScalarType::Double : ScalarType::Float);
+  const double values[4] = {total.iou * options.scale, total.obj * options.obj_scale, total.cls * options.scale,
+                            total.l1 * options.scale};
+  for (int i = 0; i < 4; ++i) {
+    if (wide) {
+      static_cast<double*>(result.mutable_data_ptr())[i] = values[i];
+    } else {
+      static_cast<float*>(result.mutable_data_ptr())[i] = static_cast<float>(values[i]);
+    }
+  }
+  return {result, gradients};
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("yolox_loss", TORCH_BOX(&detops::yolox_loss)); }

@@ -1,0 +1,377 @@
+"""`simota_match` in Triton: candidates and their class costs by cell, picks by box, and who keeps a cell by cell.
+
+A program that picks for a box goes over the cells once for each number that it needs, the highest IoUs first, then the
+cheapest cells: nothing is stored for pairs of a box and a cell. What is ranked is one int64, unique to each cell or box
+([not among the best | cost | index]), so that minima, the atomic ones too, give the same result in any order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK_CELLS = 256  # cells of a step of a program that picks
+BLOCK_TILE = 32  # cells of a program that sums over classes, or resolves
+NEVER = tl.constexpr(2**63 - 1)
+INDEX_BITS = tl.constexpr(29)
+INDEX_MASK = tl.constexpr(2**29 - 1)
+
+
+@triton.jit
+def _log_terms(a, b):
+    """Logarithms of p and 1 - p, for p = sqrt(sigmoid(a) sigmoid(b)), each at least -100."""
+    a = tl.minimum(tl.maximum(a, -1e4), 1e4)
+    b = tl.minimum(tl.maximum(b, -1e4), 1e4)
+    soft_a = tl.maximum(-a, 0.0) + tl.log(1 + tl.exp(-tl.abs(a)))
+    soft_b = tl.maximum(-b, 0.0) + tl.log(1 + tl.exp(-tl.abs(b)))
+    log_p = tl.maximum(-0.5 * (soft_a + soft_b), -100.0)
+    # With u = e^-a + e^-b + e^-a e^-b: 1 - p = u / (1 + u + sqrt(1 + u)). For large a and b u is left as a logarithm.
+    ea = tl.exp(-tl.minimum(tl.maximum(a, -40.0), 80.0))
+    eb = tl.exp(-tl.minimum(tl.maximum(b, -40.0), 80.0))
+    u = ea + eb + ea * eb
+    low = tl.minimum(a, b)
+    log_u = tl.where(low > 30, -low + tl.log(1 + tl.exp(-tl.abs(a - b))), tl.log(u))
+    return log_p, tl.maximum(log_u - tl.log(1 + u + tl.sqrt(1 + u)), -100.0)
+
+
+@triton.jit
+def _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY: tl.constexpr):
+    """Whether cells are a box's own candidates, and among the best of them."""
+    near = (tl.abs(x - cx) < radius * side) & (tl.abs(y - cy) < radius * side)
+    if CENTER_ONLY:
+        own = near
+        best = near
+    else:
+        in_box = (x > x1) & (x < x2) & (y > y1) & (y < y2)
+        own = in_box | near
+        best = in_box & near
+    return own, best
+
+
+@triton.jit
+def _iou(pred, mask, x1, y1, x2, y2, area):
+    """IoU of predictions, cxcywh at `pred`, with boxes; 0 where it is not a number."""
+    cx = tl.load(pred, mask=mask, other=0.0)
+    cy = tl.load(pred + 1, mask=mask, other=0.0)
+    w = tl.load(pred + 2, mask=mask, other=0.0)
+    h = tl.load(pred + 3, mask=mask, other=0.0)
+    width = tl.maximum(tl.minimum(x2, cx + 0.5 * w) - tl.maximum(x1, cx - 0.5 * w), 0.0)
+    height = tl.maximum(tl.minimum(y2, cy + 0.5 * h) - tl.maximum(y1, cy - 0.5 * h), 0.0)
+    inter = width * height
+    iou = inter / (area + w * h - inter)
+    return tl.where((iou >= 0) & (iou <= 3e38), iou, 0.0)
+
+
+@triton.jit
+def _rank(best, cost, index):
+    """[not among the best | cost | index] as one int64; a cost that is NaN counts as infinite."""
+    cost = tl.where(cost == cost, cost, float("inf"))
+    bits = cost.to(tl.int32, bitcast=True)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
+    worse = tl.where(best, 0, 1).to(tl.int64)
+    return (worse << 62) | (ordered << INDEX_BITS) | index.to(tl.int64)
+
+
+@triton.jit
+def cells_kernel(
+    logits,  # one level, (B, R, C)
+    stride_b,
+    stride_r,
+    stride_c,
+    objectness,  # (B, A)
+    cells,  # (A, 3)
+    boxes,  # (B, N, 8): cx, cy, x1, y1, x2, y2, area, label or -1
+    candidate,  # (B, A) uint8
+    total,  # (B, A)
+    start,
+    R,
+    C,
+    A,
+    N,
+    radius,
+    CENTER_ONLY: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_C: tl.constexpr,
+):
+    """Which cells of a level are candidates of any box, and what all classes cost there."""
+    b = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < R
+    a = start + row
+    x = tl.load(cells + a * 3, mask=inside, other=0.0)
+    y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
+    side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
+    found = tl.zeros((BLOCK,), tl.int32)
+    for n in range(0, N):
+        box = boxes + (b * N + n) * 8
+        if tl.load(box + 7) >= 0:
+            own, _ = _regions(
+                x, y, side, tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3), tl.load(box + 4),
+                tl.load(box + 5), radius, CENTER_ONLY,
+            )  # fmt: skip
+            found = found | own.to(tl.int32)
+    found = tl.where(inside, found, 0)
+    tl.store(candidate + b * A + a, found.to(tl.uint8), mask=inside)
+    if tl.max(found, 0) > 0:
+        o = tl.load(objectness + b * A + a, mask=inside, other=0.0)[:, None]
+        cost = tl.zeros((BLOCK,), tl.float32)
+        for c in range(0, C, BLOCK_C):
+            column = c + tl.arange(0, BLOCK_C)
+            wanted = (found > 0)[:, None] & (column < C)[None, :]
+            place = logits + b * stride_b + row.to(tl.int64)[:, None] * stride_r + column[None, :] * stride_c
+            value = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
+            _, log_q = _log_terms(value, o)
+            log_q = tl.where(value == value, log_q, value)
+            cost -= tl.sum(tl.where(wanted, log_q, 0.0), 1)
+        tl.store(total + b * A + a, cost, mask=inside)
+
+
+@triton.jit
+def pick_kernel(
+    levels,  # a tuple: each level's (B, R, C)
+    strides_b,
+    strides_r,
+    strides_c,
+    starts,  # a tuple: the first cell of each level
+    rows,  # a tuple: how many it has
+    objectness,  # (B, A)
+    pred,  # (B, A, 4)
+    cells,  # (A, 3)
+    boxes,  # (B, N, 8)
+    candidate,  # (B, A)
+    total,  # (B, A)
+    present,  # (B, N) uint8: boxes with candidates of their own
+    times,  # (B, A) int32: how many boxes picked a cell
+    taken,  # (B, A) int64: rank of the cheapest of them
+    A,
+    N,
+    radius,
+    k_scale,
+    iou_weight,
+    class_weight,
+    LEVELS: tl.constexpr,
+    CENTER_ONLY: tl.constexpr,
+    OWN: tl.constexpr,
+    TOPK: tl.constexpr,
+    MOST: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """What one box picks."""
+    n = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    box = boxes + (b * N + n) * 8
+    cx, cy, x1, y1 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    x2, y2, area, label = tl.load(box + 4), tl.load(box + 5), tl.load(box + 6), tl.load(box + 7)
+    lanes = tl.arange(0, BLOCK)
+    number_own = tl.full((), 0, tl.int32)
+    number_best = tl.full((), 0, tl.int32)
+    if label >= 0:
+        for first in range(0, A, BLOCK):
+            a = first + lanes
+            side = tl.load(cells + a * 3 + 2, mask=a < A, other=0.0)
+            x = tl.load(cells + a * 3, mask=a < A, other=0.0)
+            y = tl.load(cells + a * 3 + 1, mask=a < A, other=0.0)
+            own, best = _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY)
+            number_own += tl.sum((own & (a < A)).to(tl.int32), 0)
+            number_best += tl.sum((best & (a < A)).to(tl.int32), 0)
+    tl.store(present + b * N + n, (number_own > 0).to(tl.uint8))
+    if number_own > 0:
+        # The highest IoUs, one a pass: the next lower one, ties apart by the index.
+        overlap = 0.0
+        last = NEVER
+        for _ in range(0, TOPK):
+            highest = tl.full((), 0, tl.int64)
+            if last > 0:
+                for first in range(0, A, BLOCK):
+                    a = first + lanes
+                    allowed = tl.load(candidate + b * A + a, mask=a < A, other=0) > 0
+                    if OWN:
+                        side = tl.load(cells + a * 3 + 2, mask=a < A, other=0.0)
+                        x = tl.load(cells + a * 3, mask=a < A, other=0.0)
+                        y = tl.load(cells + a * 3 + 1, mask=a < A, other=0.0)
+                        own, _best = _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY)
+                        allowed = allowed & own
+                    iou = _iou(pred + (b * A + a) * 4, allowed, x1, y1, x2, y2, area)
+                    bits = iou.to(tl.int32, bitcast=True).to(tl.int64)
+                    key = tl.where(allowed & (iou > 0), (bits << INDEX_BITS) | a.to(tl.int64), 0)
+                    highest = tl.maximum(highest, tl.max(tl.where(key < last, key, 0), 0))
+                overlap += (highest >> INDEX_BITS).to(tl.int32).to(tl.float32, bitcast=True)
+                last = highest
+        k = tl.minimum(tl.maximum((overlap * k_scale).to(tl.int32), 1), MOST)
+
+        others = (number_best < k).to(tl.int32)  # whether cells are needed that are not among the best
+        least = tl.full((), -1, tl.int64)
+        for _ in range(0, k):
+            lowest = tl.full((), NEVER, tl.int64)
+            place = tl.full((), NEVER, tl.int64)
+            for level in tl.static_range(LEVELS):
+                for first in range(0, rows[level], BLOCK):
+                    row = first + lanes
+                    inside = row < rows[level]
+                    a = starts[level] + row
+                    x = tl.load(cells + a * 3, mask=inside, other=0.0)
+                    y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
+                    side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
+                    own, best = _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY)
+                    allowed = tl.load(candidate + b * A + a, mask=inside, other=0) > 0
+                    if OWN:
+                        allowed = allowed & own
+                    allowed = allowed & (best.to(tl.int32) + others > 0)
+                    if tl.max(allowed.to(tl.int32), 0) > 0:
+                        logit = levels[level] + b * strides_b[level] + row.to(tl.int64) * strides_r[level]
+                        logit += label.to(tl.int64) * strides_c[level]
+                        value = tl.load(logit, mask=allowed, other=0.0).to(tl.float32)
+                        o = tl.load(objectness + b * A + a, mask=allowed, other=0.0)
+                        log_p, log_q = _log_terms(value, o)
+                        iou = _iou(pred + (b * A + a) * 4, allowed, x1, y1, x2, y2, area)
+                        cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + 1e-8)
+                        cost = tl.where((value == value) & (o == o), cost, float("nan"))
+                        whole = cost + class_weight * tl.load(total + b * A + a, mask=allowed, other=0.0)
+                        key = _rank(best, whole, a)
+                        key = tl.where(allowed & (key > least), key, NEVER)
+                        block_lowest = tl.min(key, 0)
+                        if block_lowest < lowest:
+                            lowest = block_lowest
+                            by_box = _rank(best, cost, tl.full((BLOCK,), 0, tl.int32) + n)
+                            place = tl.min(tl.where(key == block_lowest, by_box, NEVER), 0)
+            least = lowest
+            if lowest != NEVER:
+                at = b * A + (lowest & INDEX_MASK)
+                tl.atomic_add(times + at, 1)
+                tl.atomic_min(taken + at, place)
+
+
+@triton.jit
+def resolve_kernel(
+    logits,  # one level, (B, R, C)
+    stride_b,
+    stride_r,
+    stride_c,
+    objectness,  # (B, A)
+    pred,  # (B, A, 4)
+    cells,  # (A, 3)
+    boxes,  # (B, N, 8)
+    present,  # (B, N)
+    times,  # (B, A)
+    taken,  # (B, A)
+    index,  # (B, A) int64
+    matched,  # (B, A)
+    start,
+    R,
+    A,
+    N,
+    radius,
+    iou_weight,
+    class_weight,
+    CENTER_ONLY: tl.constexpr,
+    OWN: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Who keeps each cell of a level: where several picked it, the cheapest of all boxes, or (OWN) of these."""
+    b = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = row < R
+    a = start + row
+    count = tl.load(times + b * A + a, mask=inside, other=0)
+    rank = tl.load(taken + b * A + a, mask=inside, other=0)
+    if OWN == 0:
+        contested = count > 1
+        if tl.max(count, 0) > 1:
+            x = tl.load(cells + a * 3, mask=inside, other=0.0)
+            y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
+            side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
+            o = tl.load(objectness + b * A + a, mask=contested, other=0.0)
+            lowest = tl.full((BLOCK,), NEVER, tl.int64)
+            for n in range(0, N):
+                if tl.load(present + b * N + n) > 0:
+                    box = boxes + (b * N + n) * 8
+                    x1, y1, x2, y2 = tl.load(box + 2), tl.load(box + 3), tl.load(box + 4), tl.load(box + 5)
+                    _own, best = _regions(
+                        x, y, side, tl.load(box), tl.load(box + 1), x1, y1, x2, y2, radius, CENTER_ONLY
+                    )
+                    logit = logits + b * stride_b + row.to(tl.int64) * stride_r
+                    logit += tl.load(box + 7).to(tl.int64) * stride_c
+                    value = tl.load(logit, mask=contested, other=0.0).to(tl.float32)
+                    log_p, log_q = _log_terms(value, o)
+                    iou = _iou(pred + (b * A + a) * 4, contested, x1, y1, x2, y2, tl.load(box + 6))
+                    cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + 1e-8)
+                    cost = tl.where((value == value) & (o == o), cost, float("nan"))
+                    lowest = tl.minimum(lowest, _rank(best, cost, tl.full((BLOCK,), 0, tl.int32) + n))
+            rank = tl.where(contested, lowest, rank)
+    found = inside & (count > 0)
+    winner = tl.where(found, rank & INDEX_MASK, 0)
+    box = boxes + (b * N + winner) * 8
+    x1 = tl.load(box + 2, mask=found, other=0.0)
+    y1 = tl.load(box + 3, mask=found, other=0.0)
+    x2 = tl.load(box + 4, mask=found, other=0.0)
+    y2 = tl.load(box + 5, mask=found, other=0.0)
+    iou = _iou(pred + (b * A + a) * 4, found, x1, y1, x2, y2, tl.load(box + 6, mask=found, other=0.0))
+    tl.store(index + b * A + a, tl.where(found, winner, -1), mask=inside)
+    tl.store(matched + b * A + a, tl.where(found, iou, 0.0), mask=inside)
+
+
+def simota_match(
+    class_logits: list[Tensor],
+    objectness: Tensor,
+    pred_boxes: Tensor,
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    radius: float,
+    center_only: bool,
+    own_candidates: bool,
+    topk: int,
+    k_scale: float,
+    iou_weight: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Launch the kernels; arguments and meaning as in `detops.reference.simota_match`."""
+    (batch, num_cells), num_boxes, num_classes = objectness.shape, gt_boxes.shape[1], class_logits[0].shape[2]
+    index = torch.full_like(objectness, -1, dtype=torch.int64)
+    matched = torch.zeros_like(objectness, dtype=torch.float32)
+    if batch == 0 or num_cells == 0 or num_boxes == 0:
+        return index, matched
+    scores, pred, cell = (t.to(torch.float32).contiguous() for t in (objectness, pred_boxes, cells))
+    boxes = _prepared(gt_boxes, gt_labels, sample_sizes, num_classes)
+    candidate = torch.empty_like(scores, dtype=torch.uint8)
+    total = torch.empty_like(scores)
+    present = torch.empty(batch, num_boxes, dtype=torch.uint8, device=scores.device)
+    times = torch.zeros_like(scores, dtype=torch.int32)
+    taken = torch.full_like(scores, NEVER.value, dtype=torch.int64)
+    rows = [level.shape[1] for level in class_logits]
+    starts = [sum(rows[:i]) for i in range(len(rows))]
+    most = min(max(1, int(topk * k_scale)), num_cells)
+    with torch.cuda.device_of(objectness):
+        for level, start, count in zip(class_logits, starts, rows, strict=True):
+            cells_kernel[(triton.cdiv(count, BLOCK_TILE), batch)](
+                level, *level.stride(), scores, cell, boxes, candidate, total, start, count, num_classes, num_cells,
+                num_boxes, radius, CENTER_ONLY=center_only, BLOCK=BLOCK_TILE,
+                BLOCK_C=min(128, triton.next_power_of_2(num_classes)), num_warps=4,
+            )  # fmt: skip
+        pick_kernel[(num_boxes, batch)](
+            tuple(class_logits), *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
+            tuple(starts), tuple(rows), scores, pred, cell, boxes, candidate, total, present, times, taken, num_cells,
+            num_boxes, radius, k_scale, iou_weight, class_weight, LEVELS=len(rows), CENTER_ONLY=center_only,
+            OWN=own_candidates, TOPK=topk, MOST=most, BLOCK=BLOCK_CELLS, num_warps=4,
+        )  # fmt: skip
+        for level, start, count in zip(class_logits, starts, rows, strict=True):
+            resolve_kernel[(triton.cdiv(count, BLOCK_TILE), batch)](
+                level, *level.stride(), scores, pred, cell, boxes, present, times, taken, index, matched, start, count,
+                num_cells, num_boxes, radius, iou_weight, class_weight, CENTER_ONLY=center_only, OWN=own_candidates,
+                BLOCK=BLOCK_TILE, num_warps=1,
+            )  # fmt: skip
+    return index, matched
+
+
+def _prepared(gt_boxes: Tensor, gt_labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
+    """(B, N, 8): cx, cy, x1, y1, x2, y2, area and label, which is -1 for boxes that take nothing."""
+    boxes = gt_boxes.to(torch.float32)
+    center, size = boxes[..., :2], boxes[..., 2:]
+    valid = boxes.isfinite().all(2) & (size >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
+    if sample_sizes is not None:
+        valid = valid & (torch.arange(boxes.shape[1], device=boxes.device) < sample_sizes[:, None])
+    label = gt_labels.to(torch.float32).where(valid, -1)
+    return torch.cat(
+        [center, center - size / 2, center + size / 2, size.prod(-1, keepdim=True), label[..., None]], -1
+    ).contiguous()

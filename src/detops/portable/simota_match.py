@@ -1,0 +1,146 @@
+"""`simota_match` in whole-batch PyTorch: what runs where there is no kernel.
+
+Boxes are taken a chunk at a time, so that memory is bounded whatever their number. What is to be ranked becomes one
+int64, unique to each cell or box, so that ties go to the lower index: [not among the best | cost | index].
+"""
+
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+CHUNK_VALUES = 2**21  # pairs of a box and a cell at once
+INDEX_BITS = 29
+NEVER = torch.iinfo(torch.int64).max
+LOG_FLOOR = -100.0
+
+
+def simota_match(
+    class_logits: list[Tensor],
+    objectness: Tensor,
+    pred_boxes: Tensor,
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    radius: float,
+    center_only: bool,
+    own_candidates: bool,
+    topk: int,
+    k_scale: float,
+    iou_weight: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """The box of each cell and their IoU; arguments and meaning as in `detops.reference.simota_match`."""
+    (batch, num_cells), device = objectness.shape, objectness.device
+    if batch == 0 or num_cells == 0 or gt_boxes.shape[1] == 0:
+        return torch.full_like(objectness, -1, dtype=torch.int64), torch.zeros_like(objectness, dtype=torch.float32)
+    boxes, pred, cells, objectness = (t.to(torch.float32) for t in (gt_boxes, pred_boxes, cells, objectness))
+    of_cell = class_weight * _cost_of_all_classes(class_logits, objectness)  # (B, A)
+    valid = _valid(boxes, gt_labels, sample_sizes, class_logits[0].shape[2])
+
+    candidate = torch.zeros_like(objectness, dtype=torch.bool)
+    present = []
+    for part in _parts(batch, boxes.shape[1], num_cells):
+        own, _ = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
+        candidate = candidate | own.any(1)
+        present.append(own.any(2))
+    exists = torch.cat(present, 1)  # (B, N): boxes with candidates of their own
+
+    most = min(max(1, math.floor(topk * k_scale)), num_cells)
+    taken = torch.full_like(objectness, NEVER, dtype=torch.int64)  # key of the cheapest box
+    times = torch.zeros_like(taken)  # how many boxes picked the cell
+    cheapest = taken.clone()  # key of the cheapest box of all, whether it picked the cell or not
+    for part in _parts(batch, boxes.shape[1], num_cells):
+        own, best = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
+        iou = _iou(boxes[:, part, None], pred[:, None])  # (B, n, A)
+        of_class = class_weight * _cost_of_labels(class_logits, objectness, gt_labels[:, part])
+        of_box = of_class - iou_weight * (iou + 1e-8).log()
+        allowed = own if own_candidates else candidate[:, None] & exists[:, part, None]
+        highest = iou.masked_fill(~allowed, 0).topk(min(topk, num_cells), dim=2).values
+        k = (k_scale * highest.sum(2)).clamp(1, most).to(torch.int64)  # (B, n)
+        by_cell = _key(~best, of_box + of_cell[:, None], torch.arange(num_cells, device=device))
+        ranked = by_cell.masked_fill(~allowed, NEVER).topk(most, dim=2, largest=False)
+        picked = (ranked.values != NEVER) & (torch.arange(most, device=device) < k[..., None])  # (B, n, most)
+
+        number = torch.arange(part.start, part.start + k.shape[1], device=device)
+        by_box = _key(~best, of_box, number[:, None])
+        of_pick = by_box.gather(2, ranked.indices).masked_fill(~picked, NEVER).flatten(1)
+        place = ranked.indices.flatten(1)
+        taken = taken.scatter_reduce(1, place, of_pick, "amin")
+        times = times.scatter_add(1, place, picked.flatten(1).to(torch.int64))
+        cheapest = torch.minimum(cheapest, by_box.masked_fill(~exists[:, part, None], NEVER).amin(1))
+    if not own_candidates:
+        taken = torch.where(times > 1, cheapest, taken)
+    found = times > 0
+    index = (taken & (2**INDEX_BITS - 1)).where(found, 0)
+    iou = _iou(boxes.gather(1, index[..., None].expand(-1, -1, 4)), pred)
+    return index.where(found, -1), iou.where(found, 0)
+
+
+def _parts(batch: int, count: int, num_cells: int) -> Iterator[slice]:
+    size = max(1, CHUNK_VALUES // max(1, batch * num_cells))
+    return (slice(start, min(start + size, count)) for start in range(0, count, size))
+
+
+def _valid(boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
+    """(B, N) bool: boxes that may take cells."""
+    valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2) & (labels >= 0) & (labels < num_classes)
+    if sample_sizes is None:
+        return valid
+    return valid & (torch.arange(boxes.shape[1], device=boxes.device) < sample_sizes[:, None])
+
+
+def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_only: bool) -> tuple[Tensor, Tensor]:
+    """(B, n, A) bool each: a box's own candidates, and the best of them."""
+    center, half = boxes[..., None, :2], boxes[..., None, 2:] / 2  # (B, n, 1, 2)
+    near = ((cells[:, :2] - center).abs() < radius * cells[:, 2:]).all(-1) & valid[..., None]
+    if center_only:
+        return near, near
+    in_box = ((cells[:, :2] > center - half) & (cells[:, :2] < center + half)).all(-1) & valid[..., None]
+    return in_box | near, in_box & near
+
+
+def _iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of cxcywh boxes that broadcast against each other; 0 where it is not a number."""
+    low = torch.maximum(first[..., :2] - first[..., 2:] / 2, second[..., :2] - second[..., 2:] / 2)
+    high = torch.minimum(first[..., :2] + first[..., 2:] / 2, second[..., :2] + second[..., 2:] / 2)
+    inter = (high - low).clamp(min=0).prod(-1)
+    return (inter / (first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - inter)).nan_to_num(0.0, 0.0, 0.0)
+
+
+def _key(worse: Tensor, cost: Tensor, index: Tensor) -> Tensor:
+    """Rank as one integer; `cost` in the order of its bits, NaN as infinity."""
+    bits = cost.nan_to_num(torch.inf, torch.inf).view(torch.int32)
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) + 2**31
+    return (worse.to(torch.int64) << 62) | (ordered << INDEX_BITS) | index
+
+
+def _log_terms(logits: Tensor, objectness: Tensor) -> tuple[Tensor, Tensor]:
+    """Logarithms of p = sqrt(sigmoid(logits) * sigmoid(objectness)) and of 1 - p = (1 - p^2) / (1 + p)."""
+    log_p = (F.logsigmoid(logits) + F.logsigmoid(objectness)) / 2
+    # 1 - p^2 = sigmoid(-a) + sigmoid(a) sigmoid(-b)
+    log_q = torch.logaddexp(F.logsigmoid(-logits), F.logsigmoid(logits) + F.logsigmoid(-objectness))
+    return log_p.clamp(min=LOG_FLOOR), (log_q - log_p.exp().log1p()).clamp(min=LOG_FLOOR)
+
+
+def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tensor:
+    """(B, A): binary cross entropy of every class, as if none were the label."""
+    parts = objectness.split([level.shape[1] for level in class_logits], 1)
+    return torch.cat(
+        [
+            -_log_terms(level.to(torch.float32), part[..., None])[1].sum(2)
+            for level, part in zip(class_logits, parts, strict=True)
+        ],
+        1,
+    )
+
+
+def _cost_of_labels(class_logits: list[Tensor], objectness: Tensor, labels: Tensor) -> Tensor:
+    """(B, n, A): what the cost changes by as the class of a box (B, n) is the label."""
+    index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[:, None]  # (B, 1, n)
+    own = torch.cat([level.gather(2, index.expand(-1, level.shape[1], -1)) for level in class_logits], 1)
+    log_p, log_q = _log_terms(own.to(torch.float32), objectness[..., None])
+    return (log_q - log_p).transpose(1, 2)

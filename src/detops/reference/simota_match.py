@@ -1,0 +1,122 @@
+"""What `simota_match` means: SimOTA, one image and one box at a time."""
+
+import torch
+from torch import Tensor
+
+LOG_FLOOR = -100.0  # no logarithm of a probability is lower
+
+
+def simota_match(
+    class_logits: list[Tensor],
+    objectness: Tensor,
+    pred_boxes: Tensor,
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    radius: float,
+    center_only: bool,
+    own_candidates: bool,
+    topk: int,
+    k_scale: float,
+    iou_weight: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Return the box of each cell, and its IoU with the prediction there.
+
+    A box's own candidates are the cells whose centre lies in it, or within `radius` cells of its centre; the best of
+    these are those for which both holds. Boxes without own candidates, of negative or non-finite size, or of a label
+    that is no class take nothing.
+
+        k     = trunc(k_scale * sum of the `topk` highest IoUs), at least 1
+        picks = the k cheapest cells, those that are not among the box's best after all that are
+
+    both over the candidates of all boxes of the image, or with `own_candidates` over the box's own. A cell that several
+    boxes picked goes to the cheapest of all boxes of the image, or with `own_candidates` to the cheapest that picked
+    it. Ties go to the lower index. A cost that is NaN counts as infinite, an IoU that is NaN as 0.
+
+    Args:
+        class_logits: Each level's (B, A_l, C), in all A cells.
+        objectness: (B, A) logits.
+        pred_boxes: (B, A, 4) cxcywh in pixels.
+        cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
+        gt_boxes: (B, N, 4) cxcywh in pixels.
+        gt_labels: (B, N) integers.
+        sample_sizes: (B,) how many boxes an image has; None for N.
+        radius: In cells.
+        center_only: Own candidates, and the best of them, are the cells near the centre alone.
+        own_candidates: See above.
+        topk: How many IoUs are summed.
+        k_scale: Factor of the sum.
+        iou_weight: Factor of the cost -log(IoU + 1e-8).
+        class_weight: Factor of the binary cross entropy of sqrt(sigmoid(class) * sigmoid(objectness)) and the box's
+            label, summed over classes.
+
+    Returns:
+        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none.
+
+    Reference:
+        Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and its code, where "not among the best" is 1e5 in the cost.
+    """
+    index = torch.full(objectness.shape, -1, dtype=torch.int64)
+    matched = torch.zeros(objectness.shape, dtype=torch.float64)
+    for b in range(len(objectness)):
+        count = gt_boxes.shape[1] if sample_sizes is None else int(sample_sizes[b])
+        scores = torch.cat([level[b] for level in class_logits])
+        own, best = regions(cells, gt_boxes[b, :count], gt_labels[b, :count], scores.shape[1], radius, center_only)
+        iou = pair_iou(gt_boxes[b, :count], pred_boxes[b])  # (n, A)
+        cost = costs(scores, objectness[b], gt_labels[b, :count], iou, iou_weight, class_weight)
+        picked = torch.zeros_like(own)
+        for n in range(count):
+            allowed = own[n] if own_candidates else own.any(0)
+            if not own[n].any():
+                continue
+            highest = iou[n][allowed].sort(descending=True).values[:topk]
+            k = max(1, int(k_scale * highest.sum()))
+            ranked = sorted(allowed.nonzero()[:, 0].tolist(), key=lambda a: (not best[n, a], cost[n, a].item(), a))
+            picked[n, ranked[:k]] = True
+        for a in picked.any(0).nonzero()[:, 0].tolist():
+            boxes = picked[:, a].nonzero()[:, 0].tolist()
+            if len(boxes) > 1 and not own_candidates:
+                boxes = own.any(1).nonzero()[:, 0].tolist()
+            winner = min(boxes, key=lambda n: (not best[n, a], cost[n, a].item(), n))
+            index[b, a], matched[b, a] = winner, iou[winner, a]
+    return index, matched
+
+
+def regions(
+    cells: Tensor, boxes: Tensor, labels: Tensor, num_classes: int, radius: float, center_only: bool
+) -> tuple[Tensor, Tensor]:
+    """(n, A) bool each: own candidates of each box, and the best of them."""
+    valid = boxes.isfinite().all(1) & (boxes[:, 2:] >= 0).all(1) & (labels >= 0) & (labels < num_classes)
+    away = (cells[None, :, :2] - boxes[:, None, :2]).abs()  # (n, A, 2)
+    low, high = boxes[:, None, :2] - boxes[:, None, 2:] / 2, boxes[:, None, :2] + boxes[:, None, 2:] / 2
+    in_box = ((cells[:, :2] > low) & (cells[:, :2] < high)).all(-1)
+    near = (away < radius * cells[None, :, 2:]).all(-1)
+    own, best = (near, near) if center_only else (in_box | near, in_box & near)
+    return own & valid[:, None], best & valid[:, None]
+
+
+def pair_iou(gt_boxes: Tensor, pred_boxes: Tensor) -> Tensor:
+    """(n, A), float64."""
+    gt, pred = gt_boxes.double()[:, None], pred_boxes.double()[None]
+    low = torch.maximum(gt[..., :2] - gt[..., 2:] / 2, pred[..., :2] - pred[..., 2:] / 2)
+    high = torch.minimum(gt[..., :2] + gt[..., 2:] / 2, pred[..., :2] + pred[..., 2:] / 2)
+    inter = (high - low).clamp(min=0).prod(-1)
+    iou = inter / (gt[..., 2:].prod(-1) + pred[..., 2:].prod(-1) - inter)
+    return iou.nan_to_num(0.0, 0.0, 0.0)
+
+
+def costs(
+    scores: Tensor, objectness: Tensor, labels: Tensor, iou: Tensor, iou_weight: float, class_weight: float
+) -> Tensor:
+    """(n, A), float64, without what sets apart the cells that are not among a box's best."""
+    a, b = scores.double(), objectness.double()[:, None]  # (A, C), (A, 1)
+    log_p = (torch.nn.functional.logsigmoid(a) + torch.nn.functional.logsigmoid(b)) / 2
+    # 1 - p = (1 - p^2) / (1 + p), and 1 - sigmoid(a) sigmoid(b) = sigmoid(-a) + sigmoid(a) sigmoid(-b).
+    log_q = (torch.sigmoid(-a) + torch.sigmoid(a) * torch.sigmoid(-b)).log() - log_p.exp().log1p()
+    log_p, log_q = log_p.clamp(min=LOG_FLOOR), log_q.clamp(min=LOG_FLOOR)
+    label = labels.long().clamp(0, a.shape[1] - 1)
+    own = (log_q - log_p)[:, label].T  # (n, A)
+    cost = class_weight * (own - log_q.sum(1)) - iou_weight * (iou + 1e-8).log()
+    return cost.nan_to_num(torch.inf, torch.inf)

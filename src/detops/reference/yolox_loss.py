@@ -1,0 +1,108 @@
+"""What `yolox_loss` means: YOLOX's four losses, image by image, and their gradient by autograd."""
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+EPS = 1e-16  # added to the union, and the least of other divisors
+KINDS = ("iou_squared", "iou", "giou", "diou", "ciou")
+
+
+def yolox_loss(
+    outputs: list[Tensor],
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    index: Tensor,
+    iou: Tensor,
+    scale: Tensor,
+    class_pos_weight: Tensor | None,
+    kind: int,
+    use_l1: bool,
+    iou_weight: float,
+    obj_weight: float,
+    cls_weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Return the losses of matched outputs, and the gradient of their weighted sum.
+
+    A row of an output is t = (x, y, w, h, objectness, classes); with the cell's place g in its level and side s it says
+    the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s). Cells with a box (positives) are trained towards it, and
+    in each class towards the IoU of the match (the box's label) or 0; all are trained in objectness.
+
+        iou = scale_0 * sum over positives of the IoU loss
+        obj = scale_1 * sum over cells of BCE(objectness, positive)
+        cls = scale_0 * sum over positives and classes of BCE(class, IoU where it is the label)
+        l1  = scale_0 * sum over positives of |t - what t would say the box exactly|, if `use_l1`
+
+    Args:
+        outputs: Each level's (B, A_l, 5 + C).
+        cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
+        gt_boxes: (B, N, 4) cxcywh in pixels.
+        gt_labels: (B, N) integers.
+        index: (B, A) int64, the box of each cell, or -1.
+        iou: (B, A), of the match.
+        scale: (2,), see above.
+        class_pos_weight: (C,) factors of the positive part of each class's BCE, or None.
+        kind: Of the IoU loss, an index into `KINDS`.
+        use_l1: Whether there is the last loss.
+        iou_weight: Factor of the first loss in the sum; `obj_weight` and `cls_weight` likewise, that of L1 is 1.
+        obj_weight: See above.
+        cls_weight: See above.
+        with_gradient: Whether gradients are wanted.
+
+    Returns:
+        (4,) iou, obj, cls, l1, without the weights; gradients in the shapes of the outputs, or empty ones.
+
+    Reference:
+        Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
+    """
+    leaves = [output.detach().double().requires_grad_() for output in outputs]
+    scale, cell = scale.double(), cells.double()
+    with torch.enable_grad():
+        rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
+        total = torch.zeros(4, dtype=torch.float64)
+        for b in range(len(rows)):
+            positive = index[b] >= 0
+            t, side = rows[b][positive], cell[positive, 2:]
+            grid = cell[positive, :2] / side - 0.5
+            target, label = gt_boxes[b].double()[index[b][positive]], gt_labels[b].long()[index[b][positive]]
+            pred = torch.cat([(t[:, :2] + grid) * side, t[:, 2:4].exp() * side], 1)
+            wanted = F.one_hot(label, rows.shape[2] - 5) * iou[b][positive].double()[:, None]
+            exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + 1e-8).log()], 1)
+            pos_weight = None if class_pos_weight is None else class_pos_weight.double()
+            total = total + torch.stack([
+                iou_loss(pred, target, KINDS[kind]).sum() * scale[0],
+                F.binary_cross_entropy_with_logits(rows[b, :, 4], positive.double(), reduction="sum") * scale[1],
+                F.binary_cross_entropy_with_logits(t[:, 5:], wanted, pos_weight=pos_weight, reduction="sum") * scale[0],
+                (t[:, :4] - exact).abs().sum() * scale[0] * use_l1,
+            ])  # fmt: skip
+        weighted = (total * torch.tensor([iou_weight, obj_weight, cls_weight, 1.0], dtype=torch.float64)).sum()
+        if not with_gradient:
+            return total.detach(), [output.new_empty(0) for output in outputs]
+        return total.detach(), list(torch.autograd.grad(weighted, leaves))
+
+
+def iou_loss(pred: Tensor, target: Tensor, kind: str) -> Tensor:
+    """(n,) loss of cxcywh boxes."""
+    low, high = pred[:, :2] - pred[:, 2:] / 2, pred[:, :2] + pred[:, 2:] / 2
+    target_low, target_high = target[:, :2] - target[:, 2:] / 2, target[:, :2] + target[:, 2:] / 2
+    inter = (torch.minimum(high, target_high) - torch.maximum(low, target_low)).clamp(min=0).prod(1)
+    union = pred[:, 2:].prod(1) + target[:, 2:].prod(1) - inter
+    iou = inter / (union + EPS)
+    if kind == "iou_squared":
+        return 1 - iou**2
+    if kind == "iou":
+        return 1 - iou
+    around = torch.maximum(high, target_high) - torch.minimum(low, target_low)  # sides of the enclosing box
+    if kind == "giou":
+        area = around.prod(1)
+        return 1 - (iou - (area - union) / area.clamp(min=EPS)).clamp(-1, 1)
+    distance = (pred[:, :2] - target[:, :2]).square().sum(1) / (around.square().sum(1) + EPS)
+    if kind == "diou":
+        return 1 - iou + distance
+    turn = (target[:, 2] / (target[:, 3] + EPS)).atan() - (pred[:, 2] / (pred[:, 3] + EPS)).atan()
+    aspect = 4 / math.pi**2 * turn.square()
+    return 1 - iou + distance + (aspect / (1 - iou + aspect + EPS)).detach() * aspect

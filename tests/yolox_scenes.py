@@ -1,0 +1,75 @@
+"""Batches for the tests of YOLOX: predictions near some of the boxes, as in training."""
+
+import torch
+
+from detops import grid_cells
+
+STRIDES = (8, 16, 32)
+CLASS_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def scene(
+    seed, batch=2, boxes=5, classes=4, size=64, dtype=torch.float32, index_dtype=torch.int64, odd=False, coarse=False,
+    ragged=False,
+):  # fmt: skip
+    """Tensors of simota_match: class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes.
+
+    With `odd` some boxes lie off the image, have no size, a negative one, NaN or infinity, or a label that is no class,
+    and some predictions are not finite. With `coarse` numbers repeat, so that there are ties.
+    """
+    g = torch.Generator().manual_seed(seed)
+
+    def normal(*shape):
+        value = torch.randn(shape, generator=g)
+        return value.round() if coarse else value
+
+    cells = grid_cells([(size // s, size // s) for s in STRIDES], STRIDES)
+    count = len(cells)
+    wh = torch.rand(batch, boxes, 2, generator=g) * size * 0.6 + 2
+    gt = torch.cat([torch.rand(batch, boxes, 2, generator=g) * size, wh], -1)
+    if coarse:
+        gt = (gt / 8).round() * 8
+    labels = torch.randint(0, classes, (batch, boxes), generator=g)
+    if boxes:
+        near = torch.randint(0, boxes, (batch, count), generator=g)
+        pred = gt.gather(1, near[..., None].expand(-1, -1, 4)).clone()
+        pred[..., 2:] *= (normal(batch, count, 2) * 0.2).exp()
+        pred[..., :2] += normal(batch, count, 2) * 4
+        lost = torch.rand(batch, count, generator=g) < 0.3
+        pred[lost] = torch.cat([cells[:, :2], cells[:, 2:].expand(-1, 2)], 1).expand(batch, -1, -1)[lost]
+    else:
+        pred = torch.cat([cells[:, :2], cells[:, 2:].expand(-1, 2)], 1).expand(batch, -1, -1).clone()
+    logits, objectness = normal(batch, count, classes) * 2 - 2, normal(batch, count) * 2 - 1
+    if odd and boxes:
+        kind = torch.randint(9, (batch, boxes), generator=g)
+        gt[..., 0][kind == 0] += 3 * size
+        gt[..., 2][kind == 1] = 0
+        gt[..., 3][kind == 2] = -5
+        gt[..., 1][kind == 3] = float("nan")
+        gt[..., 2][kind == 4] = float("inf")
+        labels[kind == 5] = classes
+        labels[kind == 6] = -1
+        broken = torch.randint(40, (batch, count), generator=g)
+        pred[..., 2][broken == 0] = float("nan")
+        pred[..., 3][broken == 1] = float("inf")
+        logits[..., 0][broken == 2] = float("nan")
+        objectness[broken == 3] = float("nan")
+        logits[..., 0][broken == 4] = 1e4
+        objectness[broken == 5] = 90
+        logits[..., -1][broken == 5] = 95
+    sizes = torch.randint(0, boxes + 1, (batch,), generator=g) if ragged else None
+    per_level = [(size // s) ** 2 for s in STRIDES]
+    levels = [level.to(dtype) for level in logits.split(per_level, 1)]
+    return levels, objectness.to(dtype), pred, cells, gt, labels.to(index_dtype), sizes
+
+
+def raw_outputs(levels, objectness, pred, cells, dtype=torch.float32):
+    """The same as rows (B, A_l, 5 + C) that say these predictions."""
+    side = cells[:, 2:]
+    t = torch.cat([pred[..., :2] / side - (cells[:, :2] / side - 0.5), (pred[..., 2:] / side).log()], -1)
+    outputs, start = [], 0
+    for level in levels:
+        end = start + level.shape[1]
+        outputs.append(torch.cat([t[:, start:end], objectness[:, start:end, None], level], -1).to(dtype))
+        start = end
+    return outputs

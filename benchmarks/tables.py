@@ -15,7 +15,8 @@ MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 def table(path: Path) -> str:
     """A file of results as a Markdown table, with the machine beneath."""
     record = json.loads(path.read_text())
-    baselines = [name for name in record["results"][0]["timings"] if name not in ("floor", "ours")]
+    timed = dict.fromkeys(name for result in record["results"] for name in result["timings"])
+    baselines = [name for name in timed if name not in ("floor", "ours")]  # a case may lack one
     header = ["milliseconds", record["floor"], "detops", "/ floor", *(h for b in baselines for h in (b, "speed-up"))]
     header += [f"{name} MiB" for name in ("detops", *baselines)]
     rows = [header, ["---", *["--:"] * (len(header) - 1)]]
@@ -23,8 +24,9 @@ def table(path: Path) -> str:
         times = {name: f"{timing['median']:#.3g}".rstrip(".") for name, timing in result["timings"].items()}
         row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
         for name in baselines:
-            row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"]
-        row += [f"{result['peak_extra_bytes'][name] / 2**20:.1f}" for name in ("ours", *baselines)]
+            row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"] if name in times else ["", ""]
+        peaks = result["peak_extra_bytes"]
+        row += [f"{peaks[name] / 2**20:.1f}" if name in peaks else "" for name in ("ours", *baselines)]
         rows.append(row)
     env = record["env"]
     machine = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"

@@ -214,7 +214,7 @@ def predict(
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="What to measure: heatmap, focal, centernet, gradient or nms.")
+        str, typer.Argument(help="What to measure: heatmap, focal, centernet, gradient, nms, simota or yolox.")
     ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,

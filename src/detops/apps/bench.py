@@ -22,7 +22,7 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap", "focal", "centernet", "gradient", "nms")
+SUITES = ("heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox")
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ def _milliseconds(timing: Timing) -> str:
 
 def table(results: list[Result], title: str, floor_name: str) -> Table:
     """The results as a rich table."""
-    baselines = [name for name in results[0].timings if name not in ("floor", "ours")]
+    timed = dict.fromkeys(name for r in results for name in r.timings)  # a case may lack a baseline
+    baselines = [name for name in timed if name not in ("floor", "ours")]
     view = Table(
         title=title,
         caption="milliseconds: median ± half the middle spread; syncs: host waits, a call;"
@@ -159,9 +160,11 @@ def table(results: list[Result], title: str, floor_name: str) -> Table:
         row = [r.case, _milliseconds(r.timings["floor"]), _milliseconds(r.timings["ours"])]
         row.append(f"{r.ratios['ours / floor']:.2f}x")
         for name in baselines:
-            row += [_milliseconds(r.timings[name]), f"{r.ratios[f'{name} / ours']:.0f}x"]
-        row += [str(r.syncs[name]) for name in ("ours", *baselines)]
-        row += [f"{r.peak_extra_bytes[name] / 2**20:.1f}" for name in ("ours", *baselines)]
+            there = name in r.timings
+            row += [_milliseconds(r.timings[name]), f"{r.ratios[f'{name} / ours']:.0f}x"] if there else ["", ""]
+        names = ("ours", *baselines)
+        row += [str(r.syncs.get(name, "")) for name in names]
+        row += [f"{r.peak_extra_bytes[name] / 2**20:.1f}" if name in r.timings else "" for name in names]
         view.add_row(*row)
     return view
 

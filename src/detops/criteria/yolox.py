@@ -145,7 +145,7 @@ class YoloXDetectionLoss(nn.Module):
         self, levels: list[Tensor], cells: Tensor, boxes: Tensor, labels: Tensor, sizes: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """(B, A) index and IoU of each cell's box."""
-        raw = torch.cat([level[..., :5] for level in levels], 1).to(torch.float32)  # (B, A, 5)
+        raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
         side = cells[:, 2:]
         center, size = raw[..., :2] * side + (cells[:, :2] - side / 2), raw[..., 2:4].exp() * side
         return ops.simota_match(  # type: ignore[no-any-return]

@@ -115,7 +115,7 @@ def _iou_loss(px, py, pw, ph, tx, ty, tw, th, KIND: tl.constexpr):
                 g_w += slope * height
                 g_h -= slope * pw
                 loss += alpha * aspect
-    return loss, g_x, g_y, g_w, g_h
+    return loss + 0 * (px + py + pw + ph), g_x, g_y, g_w, g_h  # what is not finite shows: tl.minimum drops a NaN
 
 
 @triton.jit
@@ -236,15 +236,15 @@ def loss_kernel(
             column = c + tl.arange(0, BLOCK_C)[None, :]
             known = positive[:, None] & (column < C)
             value = tl.load(source[:, None] + (5 + column) * stride_c, mask=known, other=0.0).to(tl.float32)
-            down, p = _softplus(value)
+            negative, high = _softplus(value)
             target = tl.where(column == label[:, None], share, 0.0)
             weight = 1.0
             if HAS_POS_WEIGHT:
                 weight = tl.load(pos_weight + column, mask=column < C, other=1.0)
-            loss = weight * target * (down - value) + (1 - target) * down
+            loss = weight * target * (negative - value) + (1 - target) * negative
             cls_sum += tl.sum(tl.sum(tl.where(known, loss, 0.0), 1), 0)
             if WITH_GRADIENT:
-                g = cls_weight * one * ((1 - target) * p - weight * target * (1 - p))
+                g = cls_weight * one * ((1 - target) * high - weight * target * (1 - high))
                 g = tl.where(known, g, 0.0).to(gradient.dtype.element_ty)
                 tl.store(sink[:, None] + 5 + column, g, mask=inside[:, None] & (column < C))
     part = parts + (first_part + b * tl.num_programs(0) + tl.program_id(0)) * 4

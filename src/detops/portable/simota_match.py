@@ -118,12 +118,12 @@ def _key(worse: Tensor, cost: Tensor, index: Tensor) -> Tensor:
     return (worse.to(torch.int64) << 62) | (ordered << INDEX_BITS) | index
 
 
-def _log_terms(logits: Tensor, objectness: Tensor) -> tuple[Tensor, Tensor]:
-    """Logarithms of p = sqrt(sigmoid(logits) * sigmoid(objectness)) and of 1 - p = (1 - p^2) / (1 + p)."""
-    log_p = (F.logsigmoid(logits) + F.logsigmoid(objectness)) / 2
+def _log_rest(logits: Tensor, objectness: Tensor) -> Tensor:
+    """Logarithm of 1 - p, p = sqrt(sigmoid(logits) * sigmoid(objectness)), as (1 - p^2) / (1 + p)."""
+    known, sure = logits.sigmoid(), objectness.sigmoid()
     # 1 - p^2 = sigmoid(-a) + sigmoid(a) sigmoid(-b)
-    log_q = torch.logaddexp(F.logsigmoid(-logits), F.logsigmoid(logits) + F.logsigmoid(-objectness))
-    return log_p.clamp(min=LOG_FLOOR), (log_q - log_p.exp().log1p()).clamp(min=LOG_FLOOR)
+    rest = (-logits).sigmoid_().addcmul_(known, (-objectness).sigmoid()).log_()
+    return rest.sub_(known.mul_(sure).sqrt_().log1p_()).clamp_(min=LOG_FLOOR)
 
 
 def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tensor:
@@ -131,7 +131,7 @@ def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tens
     parts = objectness.split([level.shape[1] for level in class_logits], 1)
     return torch.cat(
         [
-            -_log_terms(level.to(torch.float32), part[..., None])[1].sum(2)
+            -_log_rest(level.to(torch.float32), part[..., None]).sum(2)
             for level, part in zip(class_logits, parts, strict=True)
         ],
         1,
@@ -142,5 +142,6 @@ def _cost_of_labels(class_logits: list[Tensor], objectness: Tensor, labels: Tens
     """(B, n, A): what the cost changes by as the class of a box (B, n) is the label."""
     index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[:, None]  # (B, 1, n)
     own = torch.cat([level.gather(2, index.expand(-1, level.shape[1], -1)) for level in class_logits], 1)
-    log_p, log_q = _log_terms(own.to(torch.float32), objectness[..., None])
-    return (log_q - log_p).transpose(1, 2)
+    own, sure = own.to(torch.float32), objectness[..., None]
+    log_p = ((F.logsigmoid(own) + F.logsigmoid(sure)) / 2).clamp(min=LOG_FLOOR)
+    return (_log_rest(own, sure) - log_p).transpose(1, 2)

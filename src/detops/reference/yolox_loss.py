@@ -63,7 +63,7 @@ def yolox_loss(
     scale, cell = scale.double(), cells.double()
     with torch.enable_grad():
         rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
-        total = torch.zeros(4, dtype=torch.float64)
+        total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable without an image too
         for b in range(len(rows)):
             positive = index[b] >= 0
             t, side = rows[b][positive], cell[positive, 2:]

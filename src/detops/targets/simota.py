@@ -75,14 +75,15 @@ def simota_assign(
             be skipped for its values.
 
     Example:
-        >>> cells = grid_cells([(4, 4)], [8])
+        >>> import detops
+        >>> cells = detops.grid_cells([(4, 4)], [8])
         >>> center, side = cells[:, :2], cells[:, 2:]
         >>> found = simota_assign(
         ...     torch.zeros(1, 16, 2), torch.zeros(1, 16), torch.cat([center - side, center + side], 1)[None], cells,
         ...     [torch.tensor([[4.0, 4, 20, 20]])], [torch.tensor([1])],
         ... )
         >>> found.box_index.reshape(4, 4)[1], found.num_positives
-        (tensor([-1,  0, -1, -1]), tensor(3))
+        (tensor([-1,  0, -1, -1]), tensor(2))
 
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and Ge et al., "OTA", 2021.

@@ -11,9 +11,11 @@ from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
+from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
+from detops.losses.iou import BoxIoULoss, box_iou_loss
 from detops.ragged import (
     RaggedBatch,
     apply_mask_to_tensor,
@@ -40,6 +42,7 @@ from detops.targets.simota import simota_assign
 
 __all__ = [
     "Assignment",
+    "BoxIoULoss",
     "CenterNetLoss",
     "CenterNetTargets",
     "Detections",
@@ -57,11 +60,13 @@ __all__ = [
     "batched_indexing_write",
     "batched_inverse_indexing_access",
     "batched_nms",
+    "box_iou_loss",
     "centernet_targets",
     "checked",
     "combine_data",
     "count_syncs",
     "decode_centernet",
+    "decode_yolox",
     "draw_heatmap",
     "draw_heatmap_batched",
     "env",

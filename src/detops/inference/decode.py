@@ -71,7 +71,7 @@ def decode_centernet(
     logits = heatmap_logits.detach().to(torch.float32)
     highest = F.max_pool2d(logits, kernel, stride=1, padding=kernel // 2)
     peaks = logits.where(logits == highest, -torch.inf).flatten(1)
-    found, index = _top(peaks, min(k, peaks.shape[1]))
+    found, index = top(peaks, min(k, peaks.shape[1]))
     exists = found > -torch.inf
     cell = index % (height * width)
     column, row = cell % width, torch.div(cell, width, rounding_mode="floor")
@@ -85,7 +85,7 @@ def decode_centernet(
     boxes = torch.stack(sides, -1)
     labels = torch.div(index, height * width, rounding_mode="floor")
     if iou_threshold is not None:
-        exists, *rest = _suppress(boxes, found, labels, exists, iou_threshold)
+        exists, *rest = suppress(boxes, found, labels, exists, iou_threshold)
         boxes, found, labels = rest
     scores = found.sigmoid().where(exists, 0)
     padded = k - scores.shape[1]
@@ -96,7 +96,7 @@ def decode_centernet(
     )
 
 
-def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """The k highest of each row (B, M) of float32 without NaN, and where they are; ties to the lower index.
 
     `torch.topk` leaves open which of equal values it takes. So it is given integers that are all different: the
@@ -110,7 +110,7 @@ def _top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     return values.gather(1, best), best
 
 
-def _suppress(
+def suppress(
     boxes: Tensor, logits: Tensor, labels: Tensor, exists: Tensor, iou_threshold: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Drop by NMS, and bring what is left to the front."""

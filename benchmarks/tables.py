@@ -1,4 +1,4 @@
-"""Writes the README's speed tables from the files in benchmarks/results, so that no number is typed by hand.
+"""Writes the speed tables of README and docs from the files in benchmarks/results, so that no number is typed by hand.
 
 python benchmarks/tables.py
 """
@@ -12,6 +12,11 @@ RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
+def number(value: float) -> str:
+    """Three digits, and no exponent."""
+    return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
 def table(path: Path) -> str:
     """A file of results as a Markdown table, with the machine beneath."""
     record = json.loads(path.read_text())
@@ -21,7 +26,7 @@ def table(path: Path) -> str:
     header += [f"{name} MiB" for name in ("detops", *baselines)]
     rows = [header, ["---", *["--:"] * (len(header) - 1)]]
     for result in record["results"]:
-        times = {name: f"{timing['median']:#.3g}".rstrip(".") for name, timing in result["timings"].items()}
+        times = {name: number(timing["median"]) for name, timing in result["timings"].items()}
         row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
         for name in baselines:
             row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"] if name in times else ["", ""]
@@ -42,5 +47,5 @@ def filled(text: str) -> str:
 
 
 if __name__ == "__main__":
-    readme = ROOT / "README.md"
-    readme.write_text(filled(readme.read_text()))
+    for page in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        page.write_text(filled(page.read_text()))

@@ -47,7 +47,7 @@ def run_folder(tmp_path) -> Path:
         json.dumps({"images": records, "annotations": boxes, "categories": categories})
     )
     config = {
-        "model": "test_predict:OneBox", "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
+        "detector": "centernet", "model": "test_predict:OneBox", "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
         "val_annotations": str(data / "annotations.json"), "val_images": str(data / "images"),
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))

@@ -42,12 +42,14 @@ def folder(tmp_path_factory) -> Path:
     return root
 
 
-def run(out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, **settings):
+def run(
+    out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, detector="centernet", **settings
+):  # fmt: skip
     settings = {"epochs": 2, "batch_size": 4, "log_every": 1, "eval_every": 1, **settings}
     return train.run(
         out, train.Data.of(folder), Settings(**settings), width=8, size=SIZE, resume=resume, strict=strict,
         precision="32-true", accelerator="cpu", console=console or Console(quiet=True),
-        memory_limit=memory_limit, workers=2,
+        memory_limit=memory_limit, workers=2, detector=detector,
     )  # fmt: skip
 
 
@@ -74,7 +76,7 @@ def test_training_learns_and_records(tmp_path, folder):
     assert evaluations[-1]["scores"] == scores
     assert set(scores["classes"]) == set(shapes.CLASSES)
     assert json.loads((tmp_path / "config.json").read_text())["classes"] == list(shapes.CLASSES)
-    averaged, last = (weights(tmp_path)[f"{part}.stem.0.0.weight"] for part in ("ema", "network"))
+    averaged, last = (weights(tmp_path)[f"{part}.backbone.stem.0.0.weight"] for part in ("ema", "network"))
     assert not torch.equal(averaged, last)
 
 
@@ -292,7 +294,7 @@ def test_the_command_names_what_is_wrong(tmp_path, folder):
         (("--data", folder, "--out", tmp_path / "o", "--size", "12"), "size: expected WIDTHxHEIGHT"),
         (("--data", folder, "--out", tmp_path / "run"), "go on with --resume"),
         (("--resume", "--out", tmp_path / "o"), "with config.json"),
-        (("--data", folder, "--out", tmp_path / "o", "--detector", "yolox"), "detector: expected centernet"),
+        (("--data", folder, "--out", tmp_path / "o", "--detector", "ssd"), "detector: expected centernet or yolox"),
         (("--data", folder, "--out", tmp_path / "o", "--model", "math:sin"), "model: "),
         (("--train-images", folder, "--out", tmp_path / "o"), "train_annotations: expected a path"),
     ):
@@ -306,3 +308,23 @@ def test_without_lightning_the_extra_is_named(tmp_path, folder, monkeypatch):
     code, output = call("--data", folder, "--out", tmp_path / "o")
     assert code == 2
     assert 'detops train needs Lightning: pip install "detops[train]"' in output
+
+
+def test_a_yolox_trains_and_is_read_again(tmp_path, folder):
+    options = dict(augmentation=STILL, ema=0.9, l1_epochs=3, eval_every=6)
+    scores = run(tmp_path, folder, detector="yolox", epochs=12, **options)
+    steps = [row for row in rows(tmp_path) if "losses" in row]
+    assert set(steps[0]["losses"]) == {"iou", "obj", "cls", "l1"}
+    assert [row["losses"]["l1"] > 0 for row in steps] == [False] * 45 + [True] * 15  # five steps an epoch
+    totals = [5 * row["losses"]["iou"] + row["losses"]["obj"] + row["losses"]["cls"] for row in steps]
+    assert sum(totals[-5:]) < 0.8 * sum(totals[:5])
+    assert all(value > 0 for value in steps[0]["milliseconds"].values())
+    assert scores["AP50"] is not None
+    result = CliRunner().invoke(cli.app, ["evaluate", str(tmp_path)])
+    assert result.exit_code == 0, result.output
+    again = json.loads((tmp_path / "evaluation.json").read_text())
+    assert again["AP50"] == pytest.approx(scores["AP50"], abs=1e-6)
+    assert json.loads((tmp_path / "config.json").read_text())["detector"] == "yolox"
+    assert "cells that boxes take" in (tmp_path / "report.html").read_text()
+    # Going on takes the kind of detector from the run.
+    assert train.run(tmp_path, None, Settings(), resume=True, console=Console(quiet=True)) == scores

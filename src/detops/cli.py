@@ -114,7 +114,7 @@ def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, e
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics.")],
     data: Annotated[Path | None, typer.Option(help="Folder with train/ and val/: annotations.json, images/.")] = None,
-    detector: Annotated[str, typer.Option(help="What to train: centernet.")] = "centernet",
+    detector: Annotated[str, typer.Option(help="What to train: centernet or yolox.")] = "centernet",
     train_annotations: Annotated[Path | None, typer.Option(help="COCO file, in place of --data.")] = None,
     train_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
     val_annotations: Annotated[Path | None, typer.Option(help="COCO file to evaluate on.")] = None,
@@ -131,6 +131,7 @@ def train(
     multi_scale: Annotated[float, typer.Option(help="Share by which sizes of batches vary.", min=0)] = 0.2,
     zoom: Annotated[float, typer.Option(help="Share by which sizes of images in a batch vary.", min=0)] = 0.25,
     color: Annotated[float, typer.Option(help="Share by which colours vary.", min=0, max=1)] = 0.2,
+    l1_epochs: Annotated[int, typer.Option(help="YOLOX: last epochs that have the L1 loss.", min=0)] = 15,
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 10,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)] = 200,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")] = False,
@@ -145,8 +146,6 @@ def train(
 ) -> None:
     """Train a detector on COCO-format data."""
     with _reported():
-        if detector != "centernet":
-            raise ValueError(f"detector: expected centernet, got {detector}")
         from detops.apps import require
 
         require("lightning", "Lightning", "train")
@@ -160,11 +159,11 @@ def train(
             chosen = job.Data.explicit(*named)
         settings = Settings(
             epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, eval_every=eval_every, save_every=save_every,
-            augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
+            l1_epochs=l1_epochs, augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
         )  # fmt: skip
         job.run(
             out, chosen, settings, model, width, _sides(size), resume, strict, precision, devices, accelerator,
-            strategy, nodes, int(memory * 2**30), workers, console,
+            strategy, nodes, int(memory * 2**30), workers, console, detector,
         )  # fmt: skip
 
 

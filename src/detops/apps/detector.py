@@ -15,11 +15,10 @@ import lightning
 import torch
 from torch import Tensor, nn
 
-from detops import CenterNetLoss
 from detops.apps import evaluate, predict
 from detops.apps.augment import Augmentation, augment
 from detops.apps.dataset import Batch, CocoImages
-from detops.targets.centernet import centernet_cells
+from detops.apps.families import Family
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class Settings:
     clip: float = 10.0
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    l1_epochs: int = 15
     log_every: int = 20
     eval_every: int = 10
     save_every: int = 200
@@ -84,11 +84,11 @@ class Stages:
 
 
 class Detector(lightning.LightningModule):
-    """CenterNet around any network, and the moving average of its weights that is evaluated and kept.
+    """A network with its loss, and the moving average of its weights that is evaluated and kept.
 
     Args:
         network: What `models.build` makes.
-        num_classes: Number of classes.
+        family: Its kind of detector.
         settings: How to train.
         steps_per_epoch: Steps after which every image was seen.
         run: Folder of the run.
@@ -97,13 +97,13 @@ class Detector(lightning.LightningModule):
     """
 
     def __init__(
-        self, network: nn.Module, num_classes: int, settings: Settings, steps_per_epoch: int, run: Path,
+        self, network: nn.Module, family: Family, settings: Settings, steps_per_epoch: int, run: Path,
         validation: CocoImages, val_annotations: Path,
     ) -> None:  # fmt: skip
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
-        self.criterion = CenterNetLoss(num_classes)
+        self.family, self.criterion = family, family.criterion
         self.settings, self.run, self.steps_per_epoch = settings, run, steps_per_epoch
         self.validation, self.val_annotations = validation, val_annotations
         self.stages = Stages(False)
@@ -153,17 +153,16 @@ class Detector(lightning.LightningModule):
         images = batch.images.contiguous(memory_format=torch.channels_last)
         self.stages.stop("data")
         with self.stages("network"):
-            maps = self.network(images)
-        shape = (images.shape[2], images.shape[3])
+            outputs = list(self.network(images))
+        shape, step = (images.shape[2], images.shape[3]), self.trainer.global_step + 1
+        self.family.last_epochs(step > (self.settings.epochs - self.settings.l1_epochs) * self.steps_per_epoch)
         with self.stages("loss"), torch.autocast(self.device.type, enabled=False):
-            losses = self.criterion(*maps, batch.boxes, batch.labels, shape, batch.ignore_boxes)
-        step = self.trainer.global_step + 1
+            total, losses = self.family.losses(outputs, batch, shape)
         if step % self.settings.log_every == 0 or step == self.steps_per_epoch * self.settings.epochs:
             # The loss makes its targets on the way; what they take of its time is measured on their own, now and then.
             with self.stages("targets"):
-                centernet_cells(batch.boxes, batch.labels, maps[0].shape[2:], shape, maps[0].shape[1])
+                self.family.targets(outputs, batch, shape)
         self._losses.append({name: value.detach() for name, value in losses.items()})
-        total: Tensor = sum(losses.values(), torch.zeros((), device=self.device))
         self.log("loss", total.detach(), prog_bar=True)
         self.log("epoch", step / self.steps_per_epoch, prog_bar=True)
         return total
@@ -223,7 +222,9 @@ class Detector(lightning.LightningModule):
         world, rank = self.trainer.world_size, self.trainer.global_rank
         rows = list(range(rank, len(self.validation), world))
         autocast = str(self.trainer.precision).startswith("bf16")
-        found = dict(zip(rows, predict.detect_all(self.ema, self.validation, rows, autocast=autocast), strict=True))
+        found = dict(
+            zip(rows, predict.detect_all(self.ema, self.family, self.validation, rows, autocast=autocast), strict=True)
+        )
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, found)

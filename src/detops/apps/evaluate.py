@@ -155,7 +155,9 @@ def run(
         scores = score(annotations, coco.load(results), kind)
     else:
         assert run is not None
-        network, config = predict.load(run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+        network, decoder, config = predict.load(
+            run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        )
         if annotations is not None and images is None:
             images = annotations.parent / "images"
         path, folder = annotations or Path(config["val_annotations"]), images or Path(config["val_images"])
@@ -164,7 +166,9 @@ def run(
         if dataset.annotations.class_names != config["classes"]:
             raise ValueError(f"{path}: expected the run's classes {config['classes']}")
         rows = range(len(dataset))
-        scores = score_rows(dataset, path, dict(zip(rows, predict.detect_all(network, dataset, rows), strict=True)))
+        scores = score_rows(
+            dataset, path, dict(zip(rows, predict.detect_all(network, decoder, dataset, rows), strict=True))
+        )
         json_path = json_path or run / "evaluation.json"
     if json_path is not None:
         json_path.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n")

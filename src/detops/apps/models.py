@@ -1,8 +1,10 @@
-"""The network that `detops train` trains where the user brings none: a small ResNet with a feature pyramid.
+"""The networks that `detops train` trains where the user brings none: a small ResNet with a feature pyramid.
 
-    images (B, 3, H, W) -> strides 4, 8, 16, 32 -> added top-down at stride 4 -> heatmap logits, wh, offset
+    images (B, 3, H, W) -> strides 4, 8, 16, 32 -> added top-down
+        at stride 4 -> heatmap logits, wh, offset        (CenterNet)
+        at strides 8, 16, 32 -> a raw map each           (YOLOX)
 
-Any module with the same inputs and outputs takes its place: `--model module:function`, where the function is
+Any module with the same inputs and outputs takes their place: `--model module:function`, where the function is
 called with `num_classes` and `width`.
 """
 
@@ -17,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 PRIOR = 0.05  # probability of an object that an untrained heatmap says everywhere
+RARE = 0.01  # the same of an untrained YOLOX, for objectness and each class
 # Sizes in cells are 16 times what the last layer says, plus 8: steps of the usual learning rates reach large boxes in
 # time. On blood cells after 20 epochs this gave AP 0.526, an exponential of the layer 0.510.
 WH_SCALE, WH_START = 16.0, 8.0
@@ -47,6 +50,57 @@ class Residual(nn.Module):
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
 
 
+class Backbone(nn.Module):
+    """Features at strides 4, 8, 16 and 32.
+
+    Args:
+        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
+        blocks: Residual blocks of each stage.
+    """
+
+    def __init__(self, width: int, blocks: tuple[int, int, int, int]) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_conv(3, width // 2, 3, 2), _conv(width // 2, width, 3, 2))
+        self.channels = [width, 2 * width, 4 * width, 8 * width]
+        stages = []
+        for index, (out, count) in enumerate(zip(self.channels, blocks, strict=True)):
+            before = self.channels[max(index - 1, 0)]
+            first = Residual(before, out, 1 if index == 0 else 2)
+            stages.append(nn.Sequential(first, *[Residual(out, out) for _ in range(count - 1)]))
+        self.stages = nn.ModuleList(stages)
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """(B, 3, H, W) -> four maps."""
+        x, levels = self.stem(images), []
+        for stage in self.stages:
+            x = stage(x)
+            levels.append(x)
+        return levels
+
+
+class Pyramid(nn.Module):
+    """Levels brought to one width, and added to each other from the top down.
+
+    Args:
+        channels: Of each level, the finest first.
+        out: Channels of all levels afterwards.
+    """
+
+    def __init__(self, channels: list[int], out: int) -> None:
+        super().__init__()
+        self.laterals = nn.ModuleList([_conv(c, out, 1) for c in channels])
+        self.merges = nn.ModuleList([_conv(out, out) for _ in channels[:-1]])
+
+    def forward(self, levels: list[Tensor]) -> list[Tensor]:
+        """Maps in, maps of `out` channels out."""
+        merged = [self.laterals[-1](levels[-1])]
+        for index in reversed(range(len(levels) - 1)):
+            merged.append(
+                self.merges[index](self.laterals[index](levels[index]) + F.interpolate(merged[-1], scale_factor=2.0))
+            )
+        return merged[::-1]
+
+
 class CompactNet(nn.Module):
     """A CenterNet of 1.8 million parameters at width 32, to be trained from random weights.
 
@@ -58,16 +112,8 @@ class CompactNet(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
         super().__init__()
-        self.stem = nn.Sequential(_conv(3, width // 2, 3, 2), _conv(width // 2, width, 3, 2))
-        channels = [width, 2 * width, 4 * width, 8 * width]
-        stages = []
-        for index, (out, count) in enumerate(zip(channels, blocks, strict=True)):
-            before = channels[max(index - 1, 0)]
-            first = Residual(before, out, 1 if index == 0 else 2)
-            stages.append(nn.Sequential(first, *[Residual(out, out) for _ in range(count - 1)]))
-        self.stages = nn.ModuleList(stages)
-        self.laterals = nn.ModuleList([_conv(c, 2 * width, 1) for c in channels])
-        self.merges = nn.ModuleList([_conv(2 * width, 2 * width) for _ in channels[:-1]])
+        self.backbone = Backbone(width, blocks)
+        self.pyramid = Pyramid(self.backbone.channels, 2 * width)
         self.heads = nn.ModuleList(
             [
                 _head(2 * width, num_classes, -math.log((1 - PRIOR) / PRIOR)),
@@ -84,16 +130,46 @@ class CompactNet(nn.Module):
         Returns:
             Heatmap logits (B, C, H / 4, W / 4), wh (B, 2, H / 4, W / 4) and offset (B, 2, H / 4, W / 4) in cells.
         """
-        x = self.stem(images)
-        levels = []
-        for stage in self.stages:
-            x = stage(x)
-            levels.append(x)
-        top = self.laterals[-1](levels[-1])
-        for index in reversed(range(len(levels) - 1)):
-            top = self.merges[index](self.laterals[index](levels[index]) + F.interpolate(top, scale_factor=2.0))
+        top = self.pyramid(self.backbone(images))[0]
         heatmap, boxes = (head(top).float() for head in self.heads)
         return heatmap, WH_SCALE * boxes[:, :2] + WH_START, boxes[:, 2:]
+
+
+class CompactYoloX(nn.Module):
+    """A YOLOX of 1.8 million parameters at width 32, to be trained from random weights; its head is that of all levels.
+
+    Args:
+        num_classes: Number of classes C.
+        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
+        blocks: Residual blocks at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+        super().__init__()
+        out, rare = 2 * width, -math.log((1 - RARE) / RARE)
+        self.backbone = Backbone(width, blocks)
+        self.pyramid = Pyramid(self.backbone.channels[1:], out)
+        self.towers = nn.ModuleList([nn.Sequential(_conv(out, out), _conv(out, out)) for _ in range(2)])
+        self.classes, self.boxes, self.objectness = (nn.Conv2d(out, n, 1) for n in (num_classes, 4, 1))
+        for layer, bias in ((self.classes, rare), (self.boxes, 0.0), (self.objectness, rare)):
+            nn.init.normal_(layer.weight, std=0.01)
+            layer.bias = nn.Parameter(torch.full((layer.out_channels,), bias))
+
+    def forward(self, images: Tensor) -> list[Tensor]:
+        """Compute the maps of a batch.
+
+        Args:
+            images: (B, 3, H, W), normalised; sides that are multiples of 32.
+
+        Returns:
+            Raw maps (B, 1, H / s, W / s, 5 + C) for s of 8, 16 and 32: x, y, w, h, objectness and class logits.
+        """
+        maps = []
+        for level in self.pyramid(self.backbone(images)[1:]):
+            of_class, of_box = (tower(level) for tower in self.towers)
+            raw = torch.cat([self.boxes(of_box), self.objectness(of_box), self.classes(of_class)], 1)
+            maps.append(raw.float().permute(0, 2, 3, 1).contiguous().unsqueeze(1))
+        return maps
 
 
 def _head(channels: int, out: int, bias: float) -> nn.Sequential:
@@ -102,20 +178,22 @@ def _head(channels: int, out: int, bias: float) -> nn.Sequential:
     return nn.Sequential(_conv(channels, channels), last)
 
 
-def build(model: str, num_classes: int, width: int) -> nn.Module:
+def build(model: str, num_classes: int, width: int, detector: str = "centernet") -> nn.Module:
     """Make the network.
 
     Args:
         model: "compact", or "module:function" (or a class), found from the current folder too and called with
-            `num_classes` and `width`; the module takes and returns what `CompactNet.forward` does, at any stride.
+            `num_classes` and `width`; the module takes and returns what `CompactNet.forward` does, at any stride, or
+            for YOLOX what `CompactYoloX.forward` does.
         num_classes: Number of classes.
         width: Of the network; what it means is the network's affair.
+        detector: "centernet" or "yolox".
 
     Raises:
         ValueError: The name has no such form, there is no such function, or it gives no module.
     """
     if model == "compact":
-        return CompactNet(num_classes, width)
+        return {"centernet": CompactNet, "yolox": CompactYoloX}[detector](num_classes, width)
     module, colon, function = model.partition(":")
     if not (module and colon and function):
         raise ValueError(f'model: expected "compact" or "module:function", got {model!r}')

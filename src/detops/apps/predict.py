@@ -14,10 +14,10 @@ from rich.console import Console
 from rich.progress import track
 from torch import Tensor, nn
 
-from detops import decode_centernet
 from detops.apps import models, report, require
 from detops.apps.augment import centered
 from detops.apps.dataset import CocoImages, fitted, load_image, open_annotations
+from detops.apps.families import Family, family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -54,8 +54,8 @@ def read_config(run: Path) -> dict[str, Any]:
     return config
 
 
-def load(run: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
-    """A run's network with its averaged weights, ready to detect, and its configuration.
+def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, Any]]:
+    """A run's network with its averaged weights, ready to detect, its kind, and its configuration.
 
     Raises:
         FileNotFoundError: The run has no configuration or no checkpoint yet.
@@ -63,14 +63,17 @@ def load(run: Path, device: torch.device) -> tuple[nn.Module, dict[str, Any]]:
     config, path = read_config(run), run / "checkpoints" / "last.ckpt"
     if not path.exists():
         raise FileNotFoundError(f"{run}: expected checkpoints/last.ckpt, which detops train writes")
-    network = models.build(config["model"], len(config["classes"]), config["width"])
+    detector, count = config["detector"], len(config["classes"])
+    network = models.build(config["model"], count, config["width"], detector)
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name[4:]: value for name, value in state.items() if name.startswith("ema.")})
-    return network.to(device, memory_format=torch.channels_last).eval(), config  # type: ignore[call-overload]
+    network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
+    return network, family(detector, count), config
 
 
 def detect(
     network: nn.Module,
+    kind: Family,
     images: Tensor,
     scales: Sequence[tuple[float, float]],
     sides: Sequence[tuple[int, int]],
@@ -80,6 +83,7 @@ def detect(
 
     Args:
         network: In evaluation mode.
+        kind: What decodes its outputs.
         images: (B, 3, H, W) uint8 on the network's device.
         scales: Pixels of the input a pixel of each image, along x and y.
         sides: Width and height of each image, to which boxes are cut.
@@ -90,9 +94,8 @@ def detect(
     """
     pixels = centered(images).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
-        maps = network(pixels)
-    shape = (images.shape[2], images.shape[3])
-    boxes, scores, labels = (t.cpu() for t in decode_centernet(maps[0], maps[1], maps[2], shape))
+        outputs = list(network(pixels))
+    boxes, scores, labels = (t.cpu() for t in kind.decode(outputs, (images.shape[2], images.shape[3])))
     found = []
     for box, score, label, scale, side in zip(boxes, scores, labels, scales, sides, strict=True):
         box = torch.minimum((box / torch.tensor(scale * 2)).clamp(min=0), torch.tensor(side * 2))
@@ -102,7 +105,12 @@ def detect(
 
 
 def detect_all(
-    network: nn.Module, dataset: CocoImages, rows: Sequence[int], batch_size: int = 8, autocast: bool = False
+    network: nn.Module,
+    kind: Family,
+    dataset: CocoImages,
+    rows: Sequence[int],
+    batch_size: int = 8,
+    autocast: bool = False,
 ) -> list[Found]:
     """Detect on rows of a data set."""
     device = next(network.parameters()).device
@@ -112,7 +120,7 @@ def detect_all(
         records = [dataset.annotations.images[row] for row in part]
         images = dataset.__getitems__(part).images.to(device)
         sides = [(record.width, record.height) for record in records]
-        found += detect(network, images, [dataset.scale(row) for row in part], sides, autocast)
+        found += detect(network, kind, images, [dataset.scale(row) for row in part], sides, autocast)
     return found
 
 
@@ -162,13 +170,13 @@ def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any
     Returns:
         For each image: "path", "found" (`Found`), "boxes" (n, 4) and "labels" (n,) of the truth, "class_names".
     """
-    network, config = load(run, torch.device("cpu"))
+    network, kind, config = load(run, torch.device("cpu"))
     console = Console(quiet=True)
     folder = Path(config["val_images"])
     annotations = open_annotations(Path(config["val_annotations"]), folder, False, console).select(limit=count)
     size = (config["size"][0], config["size"][1])
     dataset = CocoImages(annotations, folder, size, False, 0, console)
-    found = detect_all(network, dataset, range(len(dataset)))
+    found = detect_all(network, kind, dataset, range(len(dataset)))
     return [
         {
             "path": folder / record.file_name,
@@ -225,7 +233,7 @@ def run(
     """
     console = console or Console()
     module = require("PIL.Image", "Pillow", "predict")
-    network, config = load(run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
+    network, kind, config = load(run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
     paths = find_images(images)
     ids: dict[str, Any] = {}
     if annotations is not None:
@@ -246,7 +254,7 @@ def run(
             failed += 1
             continue
         width, height = fitted(sides, size)
-        found = detect(network, pixels[None].to(target), [(width / sides[0], height / sides[1])], [sides])[0]
+        found = detect(network, kind, pixels[None].to(target), [(width / sides[0], height / sides[1])], [sides])[0]
         image_id = ids.get(path.name, index + 1)
         results += [{**row, "file_name": path.name} for row in as_results(image_id, found, config["category_ids"])]
         with module.open(path) as file:

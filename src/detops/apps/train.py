@@ -27,6 +27,7 @@ from detops.apps.augment import Augmentation
 from detops.apps.checkpoint import AtomicIO, write_atomically
 from detops.apps.dataset import CocoImages, Steps, find_split, open_annotations
 from detops.apps.detector import Detector, Settings
+from detops.apps.families import family
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,7 @@ def run(
     memory_limit: int = 4 << 30,
     workers: int | None = None,
     console: Console | None = None,
+    detector: str = "centernet",
 ) -> dict[str, Any]:
     """Train, or go on training.
 
@@ -121,6 +123,7 @@ def run(
         memory_limit: Bytes of decoded images to keep; a larger set is decoded each time by workers.
         workers: How many processes decode where images are not kept; by default one a core, at most 8.
         console: Where to print.
+        detector: "centernet" or "yolox".
 
     Returns:
         The scores of the last evaluation; empty for ranks other than the first.
@@ -132,7 +135,7 @@ def run(
     console = console or Console()
     checkpoint, start = out / "checkpoints" / "last.ckpt", 0
     if resume:
-        data, settings, model, width, size = _recall(predict.read_config(out))
+        data, settings, model, width, size, detector = _recall(predict.read_config(out))
         if checkpoint.exists():
             start = int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     elif checkpoint.exists() and "LOCAL_RANK" not in os.environ:
@@ -148,7 +151,8 @@ def run(
     val_set = CocoImages(val, data.val_images, size, strict, left, console)
 
     torch.manual_seed(settings.seed)
-    network = models.build(model, len(train.class_names), width)
+    kind = family(detector, len(train.class_names))
+    network = models.build(model, len(train.class_names), width, detector)
     _quiet()
     chosen: Any = precision or choose_precision()
     trainer = lightning.Trainer(
@@ -168,19 +172,19 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         _forget_after(out / "metrics.jsonl", start)
         config = {
-            "detector": "centernet", "model": model, "width": width, "size": size, "classes": train.class_names,
+            "detector": detector, "model": model, "width": width, "size": size, "classes": train.class_names,
             "category_ids": train.category_ids, **{name: str(path) for name, path in vars(data).items()},
             "settings": asdict(settings),
         }  # fmt: skip
         write_atomically(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
-    detector = Detector(network, len(train.class_names), settings, steps.per_epoch, out, val_set, data.val_annotations)
+    module = Detector(network, kind, settings, steps.per_epoch, out, val_set, data.val_annotations)
     if workers is None:
         workers = min(8, os.cpu_count() or 1)
     workers = workers if train_set.kept is None else 0
     loader: DataLoader[Any] = DataLoader(
         train_set, batch_sampler=steps, num_workers=workers, collate_fn=_same, pin_memory=False
     )
-    trainer.fit(detector, loader, ckpt_path=str(checkpoint) if start else None)
+    trainer.fit(module, loader, ckpt_path=str(checkpoint) if start else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
     if not trainer.is_global_zero:
@@ -196,12 +200,13 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _recall(config: dict[str, Any]) -> tuple[Data, Settings, str, int, tuple[int, int]]:
+def _recall(config: dict[str, Any]) -> tuple[Data, Settings, str, int, tuple[int, int], str]:
     """Arguments of `run` from what it wrote."""
     data = Data(**{name: Path(config[name]) for name in Data.__dataclass_fields__})
     chosen = dict(config["settings"])
     settings = Settings(**{**chosen, "augmentation": Augmentation(**chosen["augmentation"])})
-    return data, settings, config["model"], config["width"], (config["size"][0], config["size"][1])
+    size = (config["size"][0], config["size"][1])
+    return data, settings, config["model"], config["width"], size, config["detector"]
 
 
 def _forget_after(path: Path, step: int) -> None:

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from rich.console import Console
 
-from detops import centernet_targets
 from detops.apps import predict, report, require
 from detops.apps.augment import Augmentation, augment
 from detops.apps.coco import ImageRecord
@@ -25,7 +24,6 @@ COLORS = {
     "data": "#9aa0a6", "targets": "#e8710a", "network": "#4285b4", "loss": "#d93025", "backward": "#7fb2d5",
     "optimizer": "#c5c9cf",
 }  # fmt: skip
-STRIDE = 4  # of the pictures of targets
 SCORE = 0.3  # of the detections shown, at least
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;max-width:1180px;margin:0 auto;padding:24px}
@@ -73,7 +71,7 @@ def write(run: Path, pictures: int = 8) -> Path:
         *_section("Time", _times(steps)),
         *_section("Losses and scores", _curves(steps, scores, config)),
         *_section("AP of each class", _classes(last.get("classes", {}))),
-        *_section("What it was trained on", _targets(config, pictures)),
+        *_section("What it was trained on", _targets(run, pictures)),
         *_section("Detections beside the truth", _detections(run, pictures)),
     ]
     page = (
@@ -156,18 +154,19 @@ def _classes(classes: dict[str, float | None]) -> str:
     return f"<table><tr><th>class</th><th>AP</th><th></th></tr>{rows}</table>"
 
 
-def _targets(config: dict[str, Any], count: int) -> str:
-    """Augmented training images with the heat that the network is asked for."""
+def _targets(run: Path, count: int) -> str:
+    """Augmented training images with what the network is asked for."""
     module, console = require("PIL.Image", "Pillow", "train"), Console(quiet=True)
+    network, kind, config = predict.load(run, torch.device("cpu"))
     folder = Path(config["train_images"])
     annotations = open_annotations(Path(config["train_annotations"]), folder, False, console).select(limit=count)
-    size = (config["size"][0], config["size"][1])
-    dataset = CocoImages(annotations, folder, size, False, 0, console)
+    dataset = CocoImages(annotations, folder, (config["size"][0], config["size"][1]), False, 0, console)
     torch.manual_seed(config["settings"]["seed"])
     batch = augment(dataset.__getitems__(range(len(dataset))), Augmentation(**config["settings"]["augmentation"]))
     height, width = batch.images.shape[2:]
-    cells = (height // STRIDE, width // STRIDE)
-    targets = centernet_targets(batch.boxes, batch.labels, cells, (height, width), len(config["classes"]))
+    with torch.no_grad():
+        outputs = list(network(batch.images.contiguous(memory_format=torch.channels_last)))
+    maps, stride, text = kind.picture(outputs, batch, (height, width))
     mean, std = (torch.tensor(values)[:, None, None] for values in (MEAN, STD))
     shown = []
     for row, image in enumerate(batch.images * std + mean):
@@ -175,10 +174,9 @@ def _targets(config: dict[str, Any], count: int) -> str:
         asked = batch.labels.split()[row] >= 0
         boxes, labels = batch.boxes.split()[row][asked], batch.labels.split()[row][asked]
         record = ImageRecord(row, "", height, width)
-        view = report.overlay(pixels, targets.heatmap[row], boxes, labels, config["classes"], record, STRIDE)
+        view = report.overlay(pixels, maps[row], boxes, labels, config["classes"], record, stride)
         shown.append((view, annotations.images[row].file_name))
-    text = "<p>Images as they were augmented, with their heatmaps of all classes over them.</p>"
-    return text + f'<div class="pictures">{_figures(shown)}</div>'
+    return f'<p>{text}</p><div class="pictures">{_figures(shown)}</div>'
 
 
 def _detections(run: Path, count: int) -> str:

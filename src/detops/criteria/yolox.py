@@ -13,7 +13,7 @@ from detops.losses.fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded
-from detops.targets.assignment import grid_cells
+from detops.targets.assignment import Assignment, grid_cells, labels_of
 from detops.targets.simota import check_values
 
 IouType = Literal["iou", "giou", "diou", "ciou", "iou_linear"]
@@ -115,9 +115,8 @@ class YoloXDetectionLoss(nn.Module):
         """
         outputs = self._outputs(model_output)
         boxes, labels, sizes = self._targets(targets, outputs[0])
-        levels = [output.flatten(1, 3) for output in outputs]
+        levels, cells = [output.flatten(1, 3) for output in outputs], self._cells(outputs)
         with torch.no_grad():
-            cells = grid_cells([(o.shape[2], o.shape[3]) for o in outputs], self.strides, boxes.device)
             index, iou = self._assign(levels, cells, boxes, labels, sizes)
             scale, positives = self._normalizers(index)
         loss, parts = fused_level_losses(
@@ -140,6 +139,21 @@ class YoloXDetectionLoss(nn.Module):
         given = _count(labels, sizes)
         ratio = (positives / given.clamp(min=1)).to(parts.dtype)
         return loss, torch.cat([parts, torch.stack([ratio, loss.detach()])])
+
+    @torch.no_grad()
+    def assign(self, model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]], targets: Targets) -> Assignment:
+        """Return which box each cell is trained on; arguments as in `forward`.
+
+        Boxes have the index of their row where targets are (T, 6), else their index in the image.
+        """
+        outputs = self._outputs(model_output)
+        boxes, labels, sizes = self._targets(targets, outputs[0])
+        levels = [output.flatten(1, 3) for output in outputs]
+        index, iou = self._assign(levels, self._cells(outputs), boxes, labels, sizes)
+        return Assignment(index, labels_of(index, labels), iou, (index >= 0).sum())
+
+    def _cells(self, outputs: list[Tensor]) -> Tensor:
+        return grid_cells([(o.shape[2], o.shape[3]) for o in outputs], self.strides, outputs[0].device)
 
     def _assign(
         self, levels: list[Tensor], cells: Tensor, boxes: Tensor, labels: Tensor, sizes: Tensor | None

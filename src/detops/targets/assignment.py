@@ -52,3 +52,10 @@ def grid_cells(
         rows = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
         levels.append(torch.cat([rows, torch.full_like(rows[:, :1], stride)], 1))
     return torch.cat(levels)
+
+
+def labels_of(index: Tensor, labels: Tensor) -> Tensor:
+    """Labels (B, A) int64 of the boxes with these indices, -1 where there is none."""
+    if labels.shape[1] == 0:
+        return torch.full_like(index, -1)
+    return labels.to(torch.int64).gather(1, index.clamp(min=0)).where(index >= 0, -1)

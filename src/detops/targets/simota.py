@@ -10,7 +10,7 @@ from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
 from detops.ragged.padded import Batch, as_padded
-from detops.targets.assignment import Assignment
+from detops.targets.assignment import Assignment, labels_of
 
 Candidates = Literal["all", "own"]
 Region = Literal["box_or_center", "center"]
@@ -120,11 +120,7 @@ def simota_assign(
         float(iou_weight),
         float(class_weight),
     )
-    positive = index >= 0
-    found = torch.full_like(index, -1)
-    if gt.shape[1]:
-        found = label.to(torch.int64).gather(1, index.clamp(min=0)).where(positive, -1)
-    return Assignment(index, found, iou, positive.sum())
+    return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())
 
 
 def _check(

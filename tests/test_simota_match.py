@@ -80,7 +80,7 @@ def check(implementation, args, rule):
 def test_matches_reference(name):
     slow = "triton" in name
 
-    @settings(max_examples=25 if slow else 150, deadline=None)
+    @settings(max_examples=100 if slow else 200, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([1, 2]),

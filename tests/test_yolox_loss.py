@@ -65,7 +65,7 @@ TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-6, 1e-7), torch.fl
 def test_matches_reference(name):
     slow = "triton" in name
 
-    @settings(max_examples=30 if slow else 150, deadline=None)
+    @settings(max_examples=100 if slow else 200, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         kind=st.integers(0, 4),

@@ -30,3 +30,19 @@ def to_xyxy(boxes: Tensor) -> Tensor:
     """Boxes (..., 4) of centre and size as xyxy."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], -1)
+
+
+def boxes_at_cells(raw: Tensor, cells: Tensor) -> Tensor:
+    """What YOLOX's raw numbers mean.
+
+    Args:
+        raw: (B, A, 4 or more): x and y of the centre in cells from the cell's corner, logarithms of width and height
+            in cells.
+        cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
+
+    Returns:
+        (B, A, 4) boxes, cxcywh in pixels.
+    """
+    side = cells[:, 2:]
+    center = raw[..., :2] * side + (cells[:, :2] - side / 2)
+    return torch.cat([center, raw[..., 2:4].exp() * side], -1)

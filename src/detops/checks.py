@@ -8,7 +8,7 @@ import ctypes
 import os
 import platform
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
@@ -101,6 +101,39 @@ def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> No
     """
     if value.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, as {like_name} is, got {value.device}")
+
+
+def require_levels(model_output: object, strides: Sequence[int], num_classes: int | None = None) -> list[Tensor]:
+    """Return YOLOX's raw maps as a list.
+
+    Args:
+        model_output: Each level's (B, 1, H, W, 5 + C), one dtype; or a tuple whose second item is that list.
+        strides: One a level.
+        num_classes: C; None for any.
+
+    Raises:
+        TypeError: It is no such list, or of another dtype.
+        ValueError: Number of levels, shapes or devices differ.
+    """
+    if isinstance(model_output, tuple) and len(model_output) == 2 and isinstance(model_output[1], list | tuple):
+        model_output = model_output[1]
+    if not isinstance(model_output, list | tuple):
+        raise TypeError(f"model_output: expected a list of tensors, got {type(model_output).__name__}")
+    if not strides or len(model_output) != len(strides):
+        raise ValueError(f"model_output: expected {len(strides)} levels, one a stride, got {len(model_output)}")
+    first = model_output[0]
+    for output in model_output:
+        require_tensor("model_output", output, FLOATS, "floating-point tensors")
+        fits = output.dim() == 5 and output.shape[1] == 1 and output.shape[4] > 5
+        if num_classes is not None:
+            fits = fits and output.shape[4] == 5 + num_classes
+        if not fits or len(output) != len(first) or output.shape[4] != first.shape[4]:
+            channels = "5 + C" if num_classes is None else 5 + num_classes
+            raise ValueError(f"model_output: expected shape (B, 1, H, W, {channels}), got {tuple(output.shape)}")
+        if output.dtype != first.dtype:
+            raise TypeError(f"model_output: expected levels of one dtype, got {first.dtype} and {output.dtype}")
+        require_device("model_output", output, first, "the first level")
+    return list(model_output)
 
 
 _SYNC_OPS = {

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from detops import ops
 from detops.apps.bench import Case
+from detops.boxes import boxes_at_cells
 from detops.checks import count_syncs
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.portable.simota_match import simota_match as portable_match
@@ -151,9 +152,7 @@ def predictions(data: Scene) -> tuple[list[Tensor], Tensor, Tensor]:
     """Class logits of each level, objectness (B, A), and boxes (B, A, 4) cxcywh."""
     levels = [output.detach().flatten(1, 3) for output in data.outputs]
     raw = torch.cat([level[..., :5] for level in levels], 1)
-    side = data.cells[:, 2:]
-    center, size = raw[..., :2] * side + (data.cells[:, :2] - side / 2), raw[..., 2:4].exp() * side
-    return [level[..., 5:] for level in levels], raw[..., 4], torch.cat([center, size], -1)
+    return [level[..., 5:] for level in levels], raw[..., 4], boxes_at_cells(raw, data.cells)
 
 
 def op_alone(data: Scene, own: bool, match: Callable[..., tuple[Tensor, Tensor]], loss: Callable[..., Any]) -> Any:

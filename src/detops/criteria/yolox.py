@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.boxes import to_cxcywh
-from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
+from detops.boxes import boxes_at_cells, to_cxcywh
+from detops.checks import (
+    FLOATS,
+    INTEGERS,
+    is_checked,
+    require_device,
+    require_levels,
+    require_shape,
+    require_tensor,
+)  # fmt: skip
 from detops.losses.fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
@@ -113,7 +121,7 @@ class YoloXDetectionLoss(nn.Module):
             TypeError: An argument has the wrong type or dtype.
             ValueError: Shapes or devices do not match; in checked mode also a box that takes no cell for its values.
         """
-        outputs = self._outputs(model_output)
+        outputs = require_levels(model_output, self.strides, self.num_classes)
         boxes, labels, sizes = self._targets(targets, outputs[0])
         levels, cells = [output.flatten(1, 3) for output in outputs], self._cells(outputs)
         with torch.no_grad():
@@ -146,7 +154,7 @@ class YoloXDetectionLoss(nn.Module):
 
         Boxes have the index of their row where targets are (T, 6), else their index in the image.
         """
-        outputs = self._outputs(model_output)
+        outputs = require_levels(model_output, self.strides, self.num_classes)
         boxes, labels, sizes = self._targets(targets, outputs[0])
         levels = [output.flatten(1, 3) for output in outputs]
         index, iou = self._assign(levels, self._cells(outputs), boxes, labels, sizes)
@@ -160,12 +168,10 @@ class YoloXDetectionLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, A) index and IoU of each cell's box."""
         raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
-        side = cells[:, 2:]
-        center, size = raw[..., :2] * side + (cells[:, :2] - side / 2), raw[..., 2:4].exp() * side
         return ops.simota_match(  # type: ignore[no-any-return]
             [level[..., 5:] for level in levels],
             raw[..., 4],
-            torch.cat([center, size], -1),
+            boxes_at_cells(raw, cells),
             cells,
             boxes,
             labels,
@@ -187,25 +193,6 @@ class YoloXDetectionLoss(nn.Module):
         if self.obj_loss_fix:
             objectness = torch.full_like(divisor, max(index.numel(), 1))
         return 1 / torch.stack([divisor, objectness]), positives
-
-    def _outputs(self, model_output: object) -> list[Tensor]:
-        if isinstance(model_output, tuple) and len(model_output) == 2 and isinstance(model_output[1], list | tuple):
-            model_output = model_output[1]
-        if not isinstance(model_output, list | tuple):
-            raise TypeError(f"model_output: expected a list of tensors, got {type(model_output).__name__}")
-        if len(model_output) != len(self.strides):
-            raise ValueError(
-                f"model_output: expected {len(self.strides)} levels, one a stride, got {len(model_output)}"
-            )
-        channels, first = 5 + self.num_classes, model_output[0]
-        for output in model_output:
-            require_tensor("model_output", output, FLOATS, "floating-point tensors")
-            if output.dim() != 5 or output.shape[1] != 1 or output.shape[4] != channels or len(output) != len(first):
-                raise ValueError(f"model_output: expected shape (B, 1, H, W, {channels}), got {tuple(output.shape)}")
-            if output.dtype != first.dtype:
-                raise TypeError(f"model_output: expected levels of one dtype, got {first.dtype} and {output.dtype}")
-            require_device("model_output", output, first, "the first level")
-        return list(model_output)
 
     def _targets(self, targets: object, output: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """(B, N, 4) cxcywh float32, (B, N) labels, and (B,) how many boxes an image has."""

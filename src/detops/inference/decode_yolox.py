@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.boxes import to_xyxy
-from detops.checks import FLOATS, require_device, require_tensor
+from detops.boxes import boxes_at_cells, to_xyxy
+from detops.checks import require_levels
 from detops.inference.decode import Detections, suppress, top
 from detops.targets.assignment import grid_cells
 
@@ -50,13 +50,16 @@ def decode_yolox(
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
     """
-    outputs = _check(model_output, strides, score_threshold, max_detections, candidates)
+    outputs = require_levels(model_output, strides)
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
+    for name, value in (("max_detections", max_detections), ("candidates", candidates)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value!r}")
     rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
     cells = grid_cells([(output.shape[2], output.shape[3]) for output in outputs], strides, rows.device)
     scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
-    side = cells[:, 2:]
-    center, size = rows[..., :2] * side + (cells[:, :2] - side / 2), rows[..., 2:4].exp() * side
-    boxes = to_xyxy(torch.cat([center, size], -1))
+    boxes = to_xyxy(boxes_at_cells(rows, cells))
     exists = (scores >= score_threshold) & boxes.isfinite().all(-1)  # false for a NaN
     scores, chosen = top(scores.where(exists, -torch.inf), min(candidates, rows.shape[1]))
     boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
@@ -71,27 +74,3 @@ def decode_yolox(
         F.pad(scores.where(exists, 0), (0, padded)),
         F.pad(labels.where(exists, -1), (0, padded), value=-1),
     )
-
-
-def _check(
-    model_output: object, strides: Sequence[int], score_threshold: float, max_detections: int, candidates: int
-) -> list[Tensor]:
-    if isinstance(model_output, tuple) and len(model_output) == 2 and isinstance(model_output[1], list | tuple):
-        model_output = model_output[1]
-    if not isinstance(model_output, list | tuple):
-        raise TypeError(f"model_output: expected a list of tensors, got {type(model_output).__name__}")
-    if len(model_output) != len(strides) or not strides:
-        raise ValueError(f"model_output: expected {len(strides)} levels, one a stride, got {len(model_output)}")
-    first = model_output[0]
-    for output in model_output:
-        require_tensor("model_output", output, FLOATS, "floating-point tensors")
-        fits = output.dim() == 5 and output.shape[1] == 1 and output.shape[4] > 5
-        if not fits or len(output) != len(first) or output.shape[4] != first.shape[4]:
-            raise ValueError(f"model_output: expected shape (B, 1, H, W, 5 + C), got {tuple(output.shape)}")
-        require_device("model_output", output, first, "the first level")
-    if not 0 <= score_threshold <= 1:
-        raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
-    for name, value in (("max_detections", max_detections), ("candidates", candidates)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value!r}")
-    return list(model_output)

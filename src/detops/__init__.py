@@ -13,9 +13,17 @@ from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
+from detops.losses.distribution import (
+    DistributionFocalLoss,
+    LocalizationDistillationLoss,
+    distribution_focal_loss,
+    distribution_to_distances,
+    localization_distillation_loss,
+)
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.iou import BoxIoULoss, box_iou_loss
+from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
 from detops.ragged import (
     RaggedBatch,
     apply_mask_to_tensor,
@@ -36,6 +44,7 @@ from detops.ragged import (
 )
 from detops.targets.assignment import Assignment, grid_cells
 from detops.targets.centernet import CenterNetTargets, centernet_targets
+from detops.targets.distances import boxes_to_distances, distances_to_boxes
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
 from detops.targets.radius import gaussian_kernel, gaussian_radius
 from detops.targets.simota import simota_assign
@@ -46,7 +55,10 @@ __all__ = [
     "CenterNetLoss",
     "CenterNetTargets",
     "Detections",
+    "DistributionFocalLoss",
     "GaussianFocalLoss",
+    "LocalizationDistillationLoss",
+    "QualityFocalLoss",
     "RaggedBatch",
     "YoloXDetectionLoss",
     "YoloXFastDetectionLoss",
@@ -61,12 +73,16 @@ __all__ = [
     "batched_inverse_indexing_access",
     "batched_nms",
     "box_iou_loss",
+    "boxes_to_distances",
     "centernet_targets",
     "checked",
     "combine_data",
     "count_syncs",
     "decode_centernet",
     "decode_yolox",
+    "distances_to_boxes",
+    "distribution_focal_loss",
+    "distribution_to_distances",
     "draw_heatmap",
     "draw_heatmap_batched",
     "env",
@@ -79,8 +95,10 @@ __all__ = [
     "get_indices_from_mask",
     "get_mask_from_indices",
     "grid_cells",
+    "localization_distillation_loss",
     "nms",
     "nms_mask",
+    "quality_focal_loss",
     "simota_assign",
     "squeeze_except_batch_and_sample",
     "sum_over_targets",

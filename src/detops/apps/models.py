@@ -135,8 +135,31 @@ class CompactNet(nn.Module):
         return heatmap, WH_SCALE * boxes[:, :2] + WH_START, boxes[:, 2:]
 
 
+class YoloXHead(nn.Module):
+    """Two towers of convolutions over one level, for classes and for boxes with their objectness.
+
+    Levels do not share it: each would be normalised by its own batch in training and by a mixture afterwards, which
+    cost a tenth of AP on blood cells.
+    """
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.towers = nn.ModuleList([nn.Sequential(*[_conv(channels, channels) for _ in range(2)]) for _ in range(2)])
+        self.classes, self.boxes, self.objectness = (nn.Conv2d(channels, n, 1) for n in (num_classes, 4, 1))
+        rare = -math.log((1 - RARE) / RARE)
+        for layer, bias in ((self.classes, rare), (self.boxes, 0.0), (self.objectness, rare)):
+            nn.init.normal_(layer.weight, std=0.01)
+            layer.bias = nn.Parameter(torch.full((layer.out_channels,), bias))
+
+    def forward(self, level: Tensor) -> Tensor:
+        """(B, channels, H, W) -> (B, 1, H, W, 5 + C)."""
+        of_class, of_box = (tower(level) for tower in self.towers)
+        raw = torch.cat([self.boxes(of_box), self.objectness(of_box), self.classes(of_class)], 1)
+        return raw.float().permute(0, 2, 3, 1).contiguous().unsqueeze(1)
+
+
 class CompactYoloX(nn.Module):
-    """A YOLOX of 1.8 million parameters at width 32, to be trained from random weights; its head is that of all levels.
+    """A YOLOX of 2.1 million parameters at width 32, to be trained from random weights.
 
     Args:
         num_classes: Number of classes C.
@@ -146,14 +169,9 @@ class CompactYoloX(nn.Module):
 
     def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
         super().__init__()
-        out, rare = 2 * width, -math.log((1 - RARE) / RARE)
         self.backbone = Backbone(width, blocks)
-        self.pyramid = Pyramid(self.backbone.channels[1:], out)
-        self.towers = nn.ModuleList([nn.Sequential(_conv(out, out), _conv(out, out)) for _ in range(2)])
-        self.classes, self.boxes, self.objectness = (nn.Conv2d(out, n, 1) for n in (num_classes, 4, 1))
-        for layer, bias in ((self.classes, rare), (self.boxes, 0.0), (self.objectness, rare)):
-            nn.init.normal_(layer.weight, std=0.01)
-            layer.bias = nn.Parameter(torch.full((layer.out_channels,), bias))
+        self.pyramid = Pyramid(self.backbone.channels[1:], 2 * width)
+        self.heads = nn.ModuleList([YoloXHead(2 * width, num_classes) for _ in self.backbone.channels[1:]])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Compute the maps of a batch.
@@ -164,12 +182,8 @@ class CompactYoloX(nn.Module):
         Returns:
             Raw maps (B, 1, H / s, W / s, 5 + C) for s of 8, 16 and 32: x, y, w, h, objectness and class logits.
         """
-        maps = []
-        for level in self.pyramid(self.backbone(images)[1:]):
-            of_class, of_box = (tower(level) for tower in self.towers)
-            raw = torch.cat([self.boxes(of_box), self.objectness(of_box), self.classes(of_class)], 1)
-            maps.append(raw.float().permute(0, 2, 3, 1).contiguous().unsqueeze(1))
-        return maps
+        levels = self.pyramid(self.backbone(images)[1:])
+        return [head(level) for head, level in zip(self.heads, levels, strict=True)]
 
 
 def _head(channels: int, out: int, bias: float) -> nn.Sequential:

@@ -1,0 +1,200 @@
+"""Boxes as distributions over distances: their mean, their focal loss, and their distillation, as in GFL and LD."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor
+from detops.losses.reduction import Reduction, check_reduction, reduce_loss
+
+
+def distribution_to_distances(logits: Tensor, reg_max: int = 16) -> Tensor:
+    """Return the mean of each side's distribution over the distances 0, 1, .. `reg_max`.
+
+    Args:
+        logits: (..., 4 * (reg_max + 1)), the bins of the left, top, right and bottom side.
+        reg_max: Largest distance.
+
+    Returns:
+        (..., 4) distances; float32, or float64 for float64.
+
+    Raises:
+        TypeError: `logits` is no floating-point tensor.
+        ValueError: The last dimension has another size.
+
+    Example:
+        >>> distribution_to_distances(torch.zeros(1, 68))
+        tensor([[8., 8., 8., 8.]])
+
+    Reference:
+        Li et al., "Generalized Focal Loss", 2020, equation 4.
+    """
+    require_tensor("logits", logits, FLOATS, "a floating-point tensor")
+    if reg_max < 1:
+        raise ValueError(f"reg_max: expected at least 1, got {reg_max!r}")
+    if logits.dim() < 1 or logits.shape[-1] != 4 * (reg_max + 1):
+        raise ValueError(f"logits: expected shape (..., {4 * (reg_max + 1)}), got {tuple(logits.shape)}")
+    x = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    bins = torch.arange(reg_max + 1, dtype=x.dtype, device=x.device)
+    sides: Tensor = x.unflatten(-1, (4, reg_max + 1)).softmax(-1)
+    return (sides * bins).sum(-1)
+
+
+def distribution_focal_loss(
+    pred: Tensor,
+    target: Tensor,
+    *,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Cross entropy towards the two bins beside the target, each by its nearness.
+
+        -((l + 1 - y) * log p_l + (y - l) * log p_(l+1)),  l = floor(y)
+
+    Args:
+        pred: (..., reg_max + 1) logits, floating point.
+        target: (...) distances, 0 .. reg_max, both ends included; not differentiated. What lies beyond is moved to
+            the end; `detops.checked()` names it.
+        weight: (...) factors.
+        reduction: "none", "mean" or "sum".
+        avg_factor: What a mean divides by in place of the number of distances (plus float32's epsilon): a number or
+            a 0-d tensor.
+
+    Returns:
+        0-d loss, or (...) elements with "none"; float32, or float64 for float64.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices do not match, or `reduction` is unknown.
+
+    Example:
+        >>> distribution_focal_loss(torch.arange(17.0) / 4, torch.tensor(3.25))
+        tensor(4.6818)
+
+    Reference:
+        Li et al., "Generalized Focal Loss", 2020, equation 6.
+    """
+    check_reduction(reduction, avg_factor)
+    require_tensor("pred", pred, FLOATS, "a floating-point tensor")
+    require_tensor("target", target, FLOATS, "a floating-point tensor")
+    if pred.dim() < 1 or pred.shape[-1] < 2:
+        raise ValueError(f"pred: expected shape (..., reg_max + 1) of at least 2 bins, got {tuple(pred.shape)}")
+    require_shape("target", target, tuple(pred.shape[:-1]), "to match pred")
+    require_device("target", target, pred, "pred")
+    last = pred.shape[-1] - 1
+    x = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    y = target.detach().to(x.dtype)
+    if is_checked() and not bool(((y >= 0) & (y <= last)).all()):
+        wrong = ~((y >= 0) & (y <= last))
+        raise ValueError(f"target: expected 0 .. {last}, got {y[wrong][0].item():g}")
+    y = y.nan_to_num(0.0).clamp(0, last)
+    low = y.floor().clamp(max=last - 1)
+    index = low.to(torch.int64)[..., None]
+    log_p = x.log_softmax(-1)
+    below, above = log_p.gather(-1, index)[..., 0], log_p.gather(-1, index + 1)[..., 0]
+    return reduce_loss(-((low + 1 - y) * below + (y - low) * above), weight, reduction, avg_factor)
+
+
+def localization_distillation_loss(
+    pred: Tensor,
+    soft_target: Tensor,
+    temperature: float = 10.0,
+    *,
+    weight: Tensor | None = None,
+    reduction: Reduction = "mean",
+    avg_factor: Tensor | float | None = None,
+) -> Tensor:
+    """Kullback-Leibler divergence of a student's distributions from a teacher's, both softened by a temperature.
+
+        temperature^2 * mean over bins of p_t * (log p_t - log p_s),  p = softmax(logits / temperature)
+
+    The mean over the bins, where one would expect their sum, is that of the method's code and of its weights.
+
+    Args:
+        pred: (..., reg_max + 1) logits of the student, floating point.
+        soft_target: The same shape, of the teacher; not differentiated.
+        temperature: At least 1.
+        weight: (...) factors.
+        reduction: "none", "mean" or "sum".
+        avg_factor: What a mean divides by in place of the number of distributions (plus float32's epsilon): a number
+            or a 0-d tensor.
+
+    Returns:
+        0-d loss, or (...) elements with "none"; float32, or float64 for float64.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: Shapes or devices do not match, or a number is out of range.
+
+    Example:
+        >>> logits = torch.arange(17.0) / 4
+        >>> localization_distillation_loss(logits, logits.flip(0))
+        tensor(0.1759)
+
+    Reference:
+        Zheng et al., "Localization Distillation for Dense Object Detection", 2022.
+    """
+    check_reduction(reduction, avg_factor)
+    require_tensor("pred", pred, FLOATS, "a floating-point tensor")
+    require_tensor("soft_target", soft_target, FLOATS, "a floating-point tensor")
+    if pred.dim() < 1 or pred.shape[-1] < 1:
+        raise ValueError(f"pred: expected shape (..., reg_max + 1), got {tuple(pred.shape)}")
+    require_shape("soft_target", soft_target, tuple(pred.shape), "to match pred")
+    require_device("soft_target", soft_target, pred, "pred")
+    if not temperature >= 1:
+        raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
+    wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    log_s = (pred.to(wide) / temperature).log_softmax(-1)
+    log_t = (soft_target.detach().to(wide) / temperature).log_softmax(-1)
+    divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).mean(-1)
+    return reduce_loss(temperature**2 * divergence, weight, reduction, avg_factor)
+
+
+class DistributionFocalLoss(nn.Module):
+    """`distribution_focal_loss` as a module, multiplied by `loss_weight`.
+
+    Args:
+        reduction: "none", "mean" or "sum".
+        loss_weight: Factor of the result; 0.25 in GFL.
+    """
+
+    def __init__(self, reduction: Reduction = "mean", loss_weight: float = 1.0) -> None:
+        super().__init__()
+        check_reduction(reduction, None)
+        self.reduction: Reduction = reduction
+        self.loss_weight = loss_weight
+
+    def forward(
+        self, pred: Tensor, target: Tensor, weight: Tensor | None = None, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """Compute the loss; see `distribution_focal_loss` for shapes."""
+        return self.loss_weight * distribution_focal_loss(
+            pred, target, weight=weight, reduction=self.reduction, avg_factor=avg_factor
+        )
+
+
+class LocalizationDistillationLoss(nn.Module):
+    """`localization_distillation_loss` as a module, multiplied by `loss_weight`.
+
+    Args:
+        reduction: "none", "mean" or "sum".
+        loss_weight: Factor of the result.
+        temperature: At least 1.
+    """
+
+    def __init__(self, reduction: Reduction = "mean", loss_weight: float = 0.25, temperature: float = 10.0) -> None:
+        super().__init__()
+        check_reduction(reduction, None)
+        if not temperature >= 1:
+            raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
+        self.reduction: Reduction = reduction
+        self.loss_weight, self.temperature = loss_weight, temperature
+
+    def forward(
+        self, pred: Tensor, soft_target: Tensor, weight: Tensor | None = None, avg_factor: Tensor | float | None = None
+    ) -> Tensor:
+        """Compute the loss; see `localization_distillation_loss` for shapes."""
+        return self.loss_weight * localization_distillation_loss(
+            pred, soft_target, self.temperature, weight=weight, reduction=self.reduction, avg_factor=avg_factor
+        )

@@ -1,0 +1,66 @@
+"""Boxes as distances from a point to their sides, which GFL regresses."""
+
+import torch
+from torch import Tensor
+
+from detops.checks import FLOATS, require_device, require_shape, require_tensor
+
+
+def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None = None, eps: float = 0.1) -> Tensor:
+    """Return how far the left, top, right and bottom side of a box are from a point.
+
+    Args:
+        points: (..., 2) x and y, floating point.
+        boxes: (..., 4) xyxy, in the same units; the leading dimensions broadcast.
+        max_distance: If given, distances are clamped to 0 .. max_distance - eps, so that they lie below the last bin
+            of a distribution up to max_distance.
+        eps: See above.
+
+    Returns:
+        (..., 4) distances.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: A shape or device does not match.
+
+    Example:
+        >>> boxes_to_distances(torch.tensor([5.0, 5.0]), torch.tensor([0.0, -20, 7, 30]), max_distance=16)
+        tensor([ 5.0000, 15.9000,  2.0000, 15.9000])
+    """
+    _check(points, "boxes", boxes)
+    distances = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
+    return distances if max_distance is None else distances.clamp(0, max_distance - eps)
+
+
+def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: tuple[int, int] | None = None) -> Tensor:
+    """Return the boxes with these sides; the inverse of `boxes_to_distances`.
+
+    Args:
+        points: (..., 2) x and y, floating point.
+        distances: (..., 4) left, top, right, bottom, in the same units; the leading dimensions broadcast.
+        max_shape: If given, height and width that boxes are clipped to.
+
+    Returns:
+        (..., 4) boxes, xyxy.
+
+    Raises:
+        TypeError: An argument is no floating-point tensor.
+        ValueError: A shape or device does not match.
+    """
+    _check(points, "distances", distances)
+    low, high = points - distances[..., :2], points + distances[..., 2:]
+    if max_shape is not None:
+        height, width = max_shape
+        low, high = (torch.stack([t[..., 0].clamp(0, width), t[..., 1].clamp(0, height)], -1) for t in (low, high))
+    return torch.cat([low, high], -1)
+
+
+def _check(points: Tensor, name: str, value: Tensor) -> None:
+    require_tensor("points", points, FLOATS, "a floating-point tensor")
+    require_tensor(name, value, FLOATS, "a floating-point tensor")
+    for what, tensor, last in (("points", points, 2), (name, value, 4)):
+        if tensor.dim() < 1 or tensor.shape[-1] != last:
+            raise ValueError(f"{what}: expected shape (..., {last}), got {tuple(tensor.shape)}")
+    shape = torch.broadcast_shapes(points.shape[:-1], value.shape[:-1])
+    require_shape(name, value.expand(*shape, 4), (*shape, 4))
+    require_device(name, value, points, "points")

@@ -57,6 +57,7 @@ def test_the_sides_alternate():
 
 def test_unknown_suite():
     with pytest.raises(
-        ValueError, match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, got 'heat'"
+        ValueError,
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, got 'heat'",
     ):
         bench.main("heat")

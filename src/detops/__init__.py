@@ -43,6 +43,7 @@ from detops.ragged import (
     sum_over_targets,
 )
 from detops.targets.assignment import Assignment, grid_cells
+from detops.targets.atss import atss_assign, grid_anchors
 from detops.targets.centernet import CenterNetTargets, centernet_targets
 from detops.targets.distances import boxes_to_distances, distances_to_boxes
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
@@ -64,6 +65,7 @@ __all__ = [
     "YoloXFastDetectionLoss",
     "__version__",
     "apply_mask_to_tensor",
+    "atss_assign",
     "average_over_targets",
     "batched_bool_indexing",
     "batched_bool_indexing_write",
@@ -94,6 +96,7 @@ __all__ = [
     "get_compact_lists",
     "get_indices_from_mask",
     "get_mask_from_indices",
+    "grid_anchors",
     "grid_cells",
     "localization_distillation_loss",
     "nms",

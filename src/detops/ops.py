@@ -5,6 +5,7 @@ is installed, and the portable PyTorch form everywhere else. Triton is imported 
 
 The ops, and what each does:
 
+    atss_match            which box each anchor of a GFL or ATSS is trained on
     draw_gaussians_       draw Gaussians into maps, in place, by element-wise maximum
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
@@ -25,6 +26,8 @@ import torch
 from detops.checks import library_path
 
 SCHEMAS = {
+    "atss_match": "(Tensor anchors, int[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
+    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor)",
     "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
     " float diameter_to_sigma_factor, float k_scale) -> ()",
     "gaussian_focal_loss": "(Tensor logits, Tensor target, Tensor? scale, float alpha, float gamma,"
@@ -75,7 +78,14 @@ def _returns_losses_and_gradients(outputs: list[torch.Tensor], *args: Any) -> An
     return outputs[0].new_empty(4, dtype=total), gradients
 
 
+def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxes: torch.Tensor, *args: Any) -> Any:
+    """Fake function of an assignment: for each image and anchor the index of its box, and their IoU."""
+    shape = (gt_boxes.shape[0], anchors.shape[0])
+    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32)
+
+
 FAKES: dict[str, Any] = {
+    "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
@@ -130,6 +140,7 @@ _register()
 _load_cpu_kernels()
 
 # Called as overloads, which spares each call the search for one.
+atss_match = torch.ops.detops.atss_match.default
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default

@@ -1,0 +1,176 @@
+// Adaptive training sample selection for a batch: the CPU kernel of atss_match.
+//
+// Boxes are shared out among torch's threads; each goes over the anchors' centres once and leaves what it takes. Then
+// images are shared out, and each anchor goes to the box of the highest IoU. Nothing grows with boxes x anchors.
+#include "common.h"
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+namespace detops {
+namespace {
+
+constexpr float kInside = 0.01f;  // pixels by which an anchor's centre must lie within its box
+
+struct Box {
+  float x1, y1, x2, y2, cx, cy;
+};
+
+// Columns of one number an anchor.
+struct Anchors {
+  std::vector<float> x1, y1, x2, y2, cx, cy;
+
+  explicit Anchors(const Reader& reader, int64_t count)
+      : x1(count), y1(count), x2(count), y2(count), cx(count), cy(count) {
+    for (int64_t a = 0; a < count; ++a) {
+      x1[a] = static_cast<float>(reader.at(a, 0)), y1[a] = static_cast<float>(reader.at(a, 1));
+      x2[a] = static_cast<float>(reader.at(a, 2)), y2[a] = static_cast<float>(reader.at(a, 3));
+      cx[a] = (x1[a] + x2[a]) / 2, cy[a] = (y1[a] + y2[a]) / 2;
+    }
+  }
+};
+
+struct Taken {
+  int32_t anchor;  // -1: nothing
+  float iou;
+};
+
+DETOPS_CLONES void distance_row(const float* x, const float* y, float cx, float cy, int64_t count, float* distance) {
+  for (int64_t i = 0; i < count; ++i) distance[i] = (x[i] - cx) * (x[i] - cx) + (y[i] - cy) * (y[i] - cy);
+}
+
+float pair_iou(const Box& g, const Anchors& anchors, int64_t a) {
+  const float width = std::min(anchors.x2[a], g.x2) - std::max(anchors.x1[a], g.x1);
+  const float height = std::min(anchors.y2[a], g.y2) - std::max(anchors.y1[a], g.y1);
+  const float inter = std::max(width, 0.0f) * std::max(height, 0.0f);
+  const float area = (anchors.x2[a] - anchors.x1[a]) * (anchors.y2[a] - anchors.y1[a]);
+  const float iou = inter / (area + (g.x2 - g.x1) * (g.y2 - g.y1) - inter);
+  return iou >= 0 ? iou : 0;  // NaN is 0
+}
+
+// Indices of a level's nearest anchors are appended to `chosen`.
+void nearest(const float* distance, int64_t start, int64_t count, int64_t topk, const Reader* valid, int64_t b,
+             std::vector<float>& lowest, std::vector<int32_t>& chosen) {
+  lowest.clear();
+  const size_t base = chosen.size();
+  for (int64_t i = 0; i < count; ++i) {
+    const bool full = static_cast<int64_t>(lowest.size()) == topk;
+    if (full && !(distance[i] < lowest.back())) continue;
+    if (valid != nullptr && valid->at(b, start + i) == 0) continue;
+    if (full) {
+      lowest.pop_back();
+      chosen.pop_back();
+    }
+    const size_t j = std::upper_bound(lowest.begin(), lowest.end(), distance[i]) - lowest.begin();
+    lowest.insert(lowest.begin() + j, distance[i]);
+    chosen.insert(chosen.begin() + base + j, static_cast<int32_t>(start + i));
+  }
+}
+
+// What a box takes, at most one entry a candidate.
+void take(const Box& g, const Anchors& anchors, const std::vector<int32_t>& chosen, Taken* taken) {
+  std::vector<float> iou(chosen.size());
+  double sum = 0, squares = 0;
+  for (size_t i = 0; i < chosen.size(); ++i) sum += iou[i] = pair_iou(g, anchors, chosen[i]);
+  const double mean = sum / static_cast<double>(std::max<size_t>(chosen.size(), 1));
+  for (float value : iou) squares += (value - mean) * (value - mean);
+  const double threshold = mean + std::sqrt(squares / static_cast<double>(std::max<size_t>(chosen.size(), 2) - 1));
+  for (size_t i = 0; i < chosen.size(); ++i) {
+    const int32_t a = chosen[i];
+    const float margin = std::min(std::min(anchors.cx[a] - g.x1, g.x2 - anchors.cx[a]),
+                                  std::min(anchors.cy[a] - g.y1, g.y2 - anchors.cy[a]));
+    taken[i] = {iou[i] >= static_cast<float>(threshold) && margin > kInside ? a : -1, iou[i]};
+  }
+}
+
+std::tuple<Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
+                                      const Tensor gt_boxes, const Tensor gt_labels,
+                                      const std::optional<Tensor> sample_sizes, const std::optional<Tensor> valid,
+                                      int64_t num_classes, int64_t topk) {
+  STD_TORCH_CHECK(anchors.dim() == 2 && anchors.size(1) == 4, "anchors: expected shape (A, 4)");
+  STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(2) == 4, "gt_boxes: expected shape (B, N, 4)");
+  const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);
+  STD_TORCH_CHECK(gt_labels.dim() == 2 && gt_labels.size(0) == batch && gt_labels.size(1) == boxes,
+                  "gt_labels: expected shape (B, N)");
+  STD_TORCH_CHECK(!sample_sizes || (sample_sizes->dim() == 1 && sample_sizes->size(0) == batch),
+                  "sample_sizes: expected shape (B,)");
+  STD_TORCH_CHECK(!valid || (valid->dim() == 2 && valid->size(0) == batch && valid->size(1) == count &&
+                             valid->scalar_type() == ScalarType::Bool),
+                  "valid: expected bool of shape (B, A)");
+  STD_TORCH_CHECK(Reader::reads(anchors.scalar_type()) && Reader::reads(gt_boxes.scalar_type()) &&
+                      Reader::reads(gt_labels.scalar_type()) &&
+                      (!sample_sizes || Reader::reads(sample_sizes->scalar_type())),
+                  "anchors, gt_boxes, gt_labels, sample_sizes: expected integers or floats");
+  STD_TORCH_CHECK(topk >= 1 && topk <= 1000, "topk: expected 1 .. 1000");
+  int64_t total = 0, most = 0, width = 0;
+  for (int64_t size : level_sizes) {
+    STD_TORCH_CHECK(size >= 0, "level_sizes: expected at least 0");
+    total += size;
+    most = std::max(most, size);
+    width += std::min(size, topk);
+  }
+  STD_TORCH_CHECK(total == count, "level_sizes: expected the number of anchors as their sum");
+
+  Tensor index = torch::stable::new_empty(gt_boxes, {batch, count}, ScalarType::Long);
+  Tensor iou = torch::stable::new_empty(gt_boxes, {batch, count}, ScalarType::Float);
+  Tensor memory = torch::stable::new_empty(gt_boxes, {batch * boxes, width * 2}, ScalarType::Int);
+  static_assert(sizeof(Taken) == 2 * sizeof(int32_t));
+  Taken* taken = static_cast<Taken*>(memory.mutable_data_ptr());
+  const Anchors columns(Reader(anchors), count);
+  const Reader box_reader(gt_boxes), label_reader(gt_labels);
+  std::optional<Reader> size_reader, valid_reader;
+  if (sample_sizes) size_reader.emplace(*sample_sizes);
+  if (valid) valid_reader.emplace(*valid);
+  const auto exists = [&](int64_t b, int64_t n, Box& g) {
+    if (size_reader && static_cast<double>(n) >= size_reader->at(b)) return false;
+    const double label = label_reader.at(b, n);
+    g.x1 = static_cast<float>(box_reader.at(b, n, 0)), g.y1 = static_cast<float>(box_reader.at(b, n, 1));
+    g.x2 = static_cast<float>(box_reader.at(b, n, 2)), g.y2 = static_cast<float>(box_reader.at(b, n, 3));
+    g.cx = (g.x1 + g.x2) / 2, g.cy = (g.y1 + g.y2) / 2;
+    return label >= 0 && label < static_cast<double>(num_classes) && g.x2 >= g.x1 && g.y2 >= g.y1 &&
+           std::isfinite(g.x1) && std::isfinite(g.y1) && std::isfinite(g.x2) && std::isfinite(g.y2);
+  };
+  torch::stable::parallel_for(0, batch * boxes, 1, [&](int64_t begin, int64_t end) {
+    std::vector<float> distance(most), lowest;
+    std::vector<int32_t> chosen;
+    for (int64_t i = begin; i < end; ++i) {
+      std::fill(taken + i * width, taken + (i + 1) * width, Taken{-1, 0});
+      Box g;
+      const int64_t b = i / boxes;
+      if (!exists(b, i % boxes, g)) continue;
+      chosen.clear();
+      int64_t start = 0;
+      for (int64_t size : level_sizes) {
+        distance_row(&columns.cx[start], &columns.cy[start], g.cx, g.cy, size, distance.data());
+        nearest(distance.data(), start, size, topk, valid_reader ? &*valid_reader : nullptr, b, lowest, chosen);
+        start += size;
+      }
+      take(g, columns, chosen, taken + i * width);
+    }
+  });
+  int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
+  float* iou_data = static_cast<float*>(iou.mutable_data_ptr());
+  torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t b = begin; b < end; ++b) {
+      int64_t* owner = index_data + b * count;
+      float* overlap = iou_data + b * count;
+      std::fill(owner, owner + count, -1);
+      std::fill(overlap, overlap + count, 0.0f);
+      for (int64_t n = 0; n < boxes; ++n) {
+        const Taken* of_box = taken + (b * boxes + n) * width;
+        for (int64_t i = 0; i < width; ++i) {
+          const int32_t a = of_box[i].anchor;
+          if (a < 0 || (owner[a] >= 0 && !(of_box[i].iou > overlap[a]))) continue;
+          owner[a] = n, overlap[a] = of_box[i].iou;
+        }
+      }
+    }
+  });
+  return {index, iou};
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("atss_match", TORCH_BOX(&detops::atss_match)); }

@@ -1,0 +1,122 @@
+"""`atss_match` in Triton: a program a box.
+
+It goes over each level once for each of its nearest anchors, keeps these in registers, and offers itself to those that
+it takes by an atomic maximum of [IoU | box] as one int64, which is the same in any order.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+BLOCK = 512  # anchors of a step
+NEVER = tl.constexpr(2**63 - 1)
+LOW = tl.constexpr(2**32 - 1)
+INSIDE = tl.constexpr(0.01)
+
+
+@triton.jit
+def take_kernel(
+    anchors,  # (A, 4)
+    starts,  # a tuple: the first anchor of each level
+    sizes,  # a tuple: how many it has
+    boxes,  # (B, N, 4)
+    exists,  # (B, N) uint8
+    valid,  # (B, A) uint8, not read without HAS_VALID
+    best,  # (B, A) int64
+    A,
+    N,
+    LEVELS: tl.constexpr,
+    TOPK: tl.constexpr,
+    HAS_VALID: tl.constexpr,
+    BLOCK: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+):
+    """What one box takes."""
+    n = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    if tl.load(exists + b * N + n) > 0:
+        box = boxes + (b * N + n) * 4
+        x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+        cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
+        lanes, slots = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
+        chosen = tl.full((BLOCK_K,), -1, tl.int32)
+        slot = tl.full((), 0, tl.int32)
+        for level in tl.static_range(LEVELS):
+            last = tl.full((), -1, tl.int64)
+            for _ in range(0, TOPK):
+                lowest = tl.full((), NEVER, tl.int64)
+                for first in range(0, sizes[level], BLOCK):
+                    a = starts[level] + first + lanes
+                    inside = first + lanes < sizes[level]
+                    if HAS_VALID:
+                        inside = inside & (tl.load(valid + b * A + a, mask=inside, other=0) > 0)
+                    anchor = anchors + a * 4
+                    dx = (
+                        tl.load(anchor, mask=inside, other=0.0) + tl.load(anchor + 2, mask=inside, other=0.0)
+                    ) / 2 - cx
+                    dy = (tl.load(anchor + 1, mask=inside, other=0.0) + tl.load(anchor + 3, mask=inside, other=0.0)) / 2
+                    dy = dy - cy
+                    bits = (dx * dx + dy * dy).to(tl.int32, bitcast=True).to(tl.int64)
+                    key = tl.where(inside, (bits << 32) | a.to(tl.int64), NEVER)
+                    lowest = tl.minimum(lowest, tl.min(tl.where(key > last, key, NEVER), 0))
+                if lowest != NEVER:
+                    chosen = tl.where(slots == slot, (lowest & LOW).to(tl.int32), chosen)
+                    slot += 1
+                    last = lowest
+        there = chosen >= 0
+        anchor = anchors + chosen * 4
+        u1 = tl.load(anchor, mask=there, other=0.0)
+        v1 = tl.load(anchor + 1, mask=there, other=0.0)
+        u2 = tl.load(anchor + 2, mask=there, other=0.0)
+        v2 = tl.load(anchor + 3, mask=there, other=0.0)
+        width = tl.maximum(tl.minimum(u2, x2) - tl.maximum(u1, x1), 0.0)
+        height = tl.maximum(tl.minimum(v2, y2) - tl.maximum(v1, y1), 0.0)
+        inter = width * height
+        iou = inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter)
+        iou = tl.where(there & (iou >= 0), iou, 0.0)
+        count = tl.maximum(slot, 1).to(tl.float32)
+        mean = tl.sum(iou, 0) / count
+        apart = tl.where(there, iou - mean, 0.0)
+        threshold = mean + tl.sqrt(tl.sum(apart * apart, 0) / tl.maximum(count - 1, 1.0))
+        u, v = (u1 + u2) / 2, (v1 + v2) / 2
+        margin = tl.minimum(tl.minimum(u - x1, x2 - u), tl.minimum(v - y1, y2 - v))
+        taken = there & (iou >= threshold) & (margin > INSIDE)
+        rank = (iou.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (LOW - n.to(tl.int64))
+        tl.atomic_max(best + b * A + chosen, rank, mask=taken)
+
+
+def atss_match(
+    anchors: Tensor,
+    level_sizes: list[int],
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    valid: Tensor | None,
+    num_classes: int,
+    topk: int,
+) -> tuple[Tensor, Tensor]:
+    """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
+    (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
+    best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
+    if batch and boxes and count:
+        known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
+        known = known & (gt_labels >= 0) & (gt_labels < num_classes)
+        if sample_sizes is not None:
+            known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])
+        exists = known.to(torch.uint8).contiguous()
+        starts = tuple(sum(level_sizes[:i]) for i in range(len(level_sizes)))
+        with torch.cuda.device_of(gt_boxes):
+            take_kernel[(boxes, batch)](
+                anchor, starts, tuple(level_sizes), box, exists,
+                exists if valid is None else valid.to(torch.uint8).contiguous(), best, count, boxes,
+                LEVELS=len(level_sizes), TOPK=topk, HAS_VALID=valid is not None, BLOCK=BLOCK,
+                BLOCK_K=triton.next_power_of_2(topk * len(level_sizes)), num_warps=4,
+            )  # fmt: skip
+    found = best >= 0
+    index = (LOW.value - (best & LOW.value)).where(found, 0)
+    if boxes == 0:
+        return index.where(found, -1), torch.zeros_like(best, dtype=torch.float32)
+    iou = (best >> 32).to(torch.int32).view(torch.float32)
+    return index.where(found, -1), iou.where(found, 0)

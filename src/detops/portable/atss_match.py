@@ -1,0 +1,71 @@
+"""`atss_match` in whole-batch PyTorch: what runs where there is no kernel.
+
+Boxes are taken a chunk at a time, so that memory is bounded whatever their number. Ranks are one int64, unique to each
+anchor or box, [number | index], so that ties go to the lower index.
+"""
+
+import torch
+from torch import Tensor
+
+CHUNK_VALUES = 2**21  # pairs of a box and an anchor at once
+INSIDE = 0.01
+LOW = 2**32 - 1  # bits that hold an index
+
+
+def atss_match(
+    anchors: Tensor,
+    level_sizes: list[int],
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    valid: Tensor | None,
+    num_classes: int,
+    topk: int,
+) -> tuple[Tensor, Tensor]:
+    """The box of each anchor and their IoU; arguments and meaning as in `detops.reference.atss_match`."""
+    (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
+    if batch == 0 or boxes == 0 or count == 0:
+        shape = (batch, count)
+        return torch.full(shape, -1, dtype=torch.int64, device=device), torch.zeros(shape, device=device)
+    anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
+    known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
+    if sample_sizes is not None:
+        known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])
+    center = (anchor[:, :2] + anchor[:, 2:]) / 2
+    lanes = torch.arange(count, device=device)
+    best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    step = max(1, CHUNK_VALUES // (batch * count))
+    for start in range(0, boxes, step):
+        part = box[:, start : start + step]  # (B, n, 4)
+        distance = (center - ((part[..., :2] + part[..., 2:]) / 2)[:, :, None]).square().sum(-1)
+        key = (distance.nan_to_num(torch.inf).view(torch.int32).to(torch.int64) << 32) | lanes
+        if valid is not None:
+            key = key.masked_fill(~valid[:, None], torch.iinfo(torch.int64).max)
+        levels = [k.topk(min(topk, k.shape[2]), dim=2, largest=False).values for k in key.split(level_sizes, 2)]
+        nearest = torch.cat(levels, 2)  # (B, n, K)
+        there = (nearest != torch.iinfo(torch.int64).max) & known[:, start : start + step, None]
+        index = (nearest & LOW).where(there, 0)
+        candidate = anchor[index]  # (B, n, K, 4)
+        iou = _iou(candidate, part[:, :, None]).where(there, 0)
+        number = there.sum(2)
+        mean = iou.sum(2) / number.clamp(min=1)
+        spread = (iou - mean[..., None]).where(there, 0).square().sum(2) / (number - 1).clamp(min=1)
+        middle = center[index]
+        inside = torch.cat([middle - part[:, :, None, :2], part[:, :, None, 2:] - middle], -1).amin(-1) > INSIDE
+        taken = there & inside & (iou >= (mean + spread.sqrt())[..., None])
+        # The highest IoU, then the lowest box.
+        which = torch.arange(start, start + part.shape[1], device=device)[:, None]
+        rank = ((iou.view(torch.int32).to(torch.int64) << 32) | (LOW - which)).masked_fill(~taken, -1)
+        best = best.scatter_reduce(1, index.flatten(1), rank.flatten(1), "amax")
+    found = best >= 0
+    index = (LOW - (best & LOW)).where(found, 0)
+    iou = _iou(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))
+    return index.where(found, -1), iou.where(found, 0)
+
+
+def _iou(first: Tensor, second: Tensor) -> Tensor:
+    """IoU of xyxy boxes that broadcast against each other; 0 where it is not a number."""
+    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
+    inter = sides.clamp(min=0).prod(-1)
+    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
+    return (inter / (areas - inter)).nan_to_num(0.0)

@@ -1,0 +1,83 @@
+"""What `atss_match` means: adaptive training sample selection, one image and one box at a time."""
+
+import torch
+from torch import Tensor
+
+INSIDE = 0.01  # pixels by which an anchor's centre must lie within its box
+
+
+def atss_match(
+    anchors: Tensor,
+    level_sizes: list[int],
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    valid: Tensor | None,
+    num_classes: int,
+    topk: int,
+) -> tuple[Tensor, Tensor]:
+    """Return the box of each anchor, and their IoU.
+
+    A box's candidates are, of each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
+    mean of their IoUs plus their standard deviation (unbiased; 0 for a single one). It takes the candidates of at least
+    this IoU whose centre lies within it. An anchor that several boxes took goes to the one of the highest IoU. Ties go
+    to the lower index. Boxes of negative or non-finite size, or of a label that is no class, take nothing.
+
+    Args:
+        anchors: (A, 4) xyxy in pixels, level after level.
+        level_sizes: How many anchors each level has.
+        gt_boxes: (B, N, 4) xyxy in pixels.
+        gt_labels: (B, N) integers.
+        sample_sizes: (B,) how many boxes an image has; None for N.
+        valid: (B, A) bool, anchors that exist for an image; None for all.
+        num_classes: Labels are 0 .. num_classes - 1.
+        topk: See above.
+
+    Returns:
+        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none.
+
+    Reference:
+        Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
+        Selection", 2020.
+    """
+    batch, count = len(gt_boxes), len(anchors)
+    index = torch.full((batch, count), -1, dtype=torch.int64)
+    matched = torch.zeros(batch, count, dtype=torch.float64)
+    for b in range(batch):
+        exists = torch.ones(count, dtype=torch.bool) if valid is None else valid[b]
+        boxes = gt_boxes.shape[1] if sample_sizes is None else int(sample_sizes[b])
+        for n in range(boxes):
+            box, label = gt_boxes[b, n].double(), int(gt_labels[b, n])
+            if not box.isfinite().all() or (box[2:] < box[:2]).any() or not 0 <= label < num_classes:
+                continue
+            iou, distance, inside = pairs(anchors, box)
+            candidates = nearest(distance, exists, level_sizes, topk)
+            if not candidates:
+                continue
+            found = iou[candidates]
+            threshold = found.mean() + (found.std() if len(found) > 1 else 0)
+            for a in candidates:
+                if iou[a] >= threshold and inside[a] and iou[a] > (matched[b, a] if index[b, a] >= 0 else -1):
+                    index[b, a], matched[b, a] = n, iou[a]
+    return index, matched
+
+
+def pairs(anchors: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(A,) each: IoU with a box, squared distance of the centres, and whether the anchor's centre is in the box."""
+    anchor = anchors.double()
+    inter = (torch.minimum(anchor[:, 2:], box[2:]) - torch.maximum(anchor[:, :2], box[:2])).clamp(min=0).prod(1)
+    union = (anchor[:, 2:] - anchor[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - inter
+    center = (anchor[:, :2] + anchor[:, 2:]) / 2
+    distance = (center - (box[:2] + box[2:]) / 2).square().sum(1)
+    inside = torch.cat([center - box[:2], box[2:] - center], 1).amin(1) > INSIDE
+    return (inter / union).nan_to_num(0.0), distance, inside
+
+
+def nearest(distance: Tensor, exists: Tensor, level_sizes: list[int], topk: int) -> list[int]:
+    """Indices of each level's nearest anchors."""
+    chosen, start = [], 0
+    for size in level_sizes:
+        there = [a for a in range(start, start + size) if exists[a]]
+        chosen += sorted(there, key=lambda a: (distance[a].item(), a))[:topk]
+        start += size
+    return chosen

@@ -1,0 +1,127 @@
+"""Adaptive training sample selection (ATSS), the assignment of GFL and its kin, for a whole batch; and its anchors."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.boxes import to_cxcywh
+from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
+from detops.ragged.padded import Batch, as_padded
+from detops.targets.assignment import Assignment, labels_of
+from detops.targets.simota import check_values
+
+
+def grid_anchors(
+    feature_shapes: Sequence[tuple[int, int]],
+    strides: Sequence[int] = (8, 16, 32, 64, 128),
+    scale: float = 8.0,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Return the anchors of GFL: one square a cell, level by level, row by row.
+
+    Args:
+        feature_shapes: Height and width of each level in cells.
+        strides: Pixels a cell of each level.
+        scale: Sides are this many cells.
+        device: Where to.
+
+    Returns:
+        (A, 4) float32 xyxy in pixels, centred at (x * stride, y * stride): the corner of the cell, not its middle.
+
+    Raises:
+        ValueError: There is not one stride a level.
+
+    Example:
+        >>> grid_anchors([(1, 2)], [8])
+        tensor([[-32., -32.,  32.,  32.],
+                [-24., -32.,  40.,  32.]])
+
+    Reference:
+        MMDetection's configuration of ATSS, GFL and LD.
+    """
+    if len(feature_shapes) != len(strides):
+        raise ValueError(f"strides: expected {len(feature_shapes)}, one a level, got {len(strides)}")
+    levels = []
+    for (height, width), stride in zip(feature_shapes, strides, strict=True):
+        y, x = (torch.arange(side, device=device, dtype=torch.float32) * stride for side in (height, width))
+        center = torch.stack([x.expand(height, width), y[:, None].expand(height, width)], -1).flatten(0, 1)
+        levels.append(torch.cat([center - scale * stride / 2, center + scale * stride / 2], 1))
+    return torch.cat(levels)
+
+
+def atss_assign(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    boxes: Batch,
+    labels: Batch,
+    num_classes: int,
+    *,
+    topk: int = 9,
+    valid: Tensor | None = None,
+) -> Assignment:
+    """Give each box the anchors that suit it, by a threshold of its own.
+
+    Of each level the `topk` anchors nearest to the box's centre are candidates. The threshold is the mean of their IoUs
+    with the box plus their standard deviation; candidates of at least this IoU whose centre lies in the box, by more
+    than 0.01 pixels, are the box's. An anchor that several boxes took goes to the one of the highest IoU, ties to the
+    lower index. Whole batch, all levels; memory grows with images times anchors; the host waits for nothing.
+
+    A box takes nothing that has a negative side, a number that is not finite, or a label that is no class; a negative
+    label means "ignore this box".
+
+    Args:
+        anchors: (A, 4) xyxy in pixels, level after level; `grid_anchors` makes them.
+        level_sizes: How many anchors each level has.
+        boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels. A tensor (B, N, 4) is a batch
+            without padding.
+        labels: Likewise (B, N) integers, 0 .. num_classes - 1.
+        num_classes: Number of classes.
+        topk: See above.
+        valid: (B, A) bool, anchors that exist for an image, as those over its padding may not; None for all.
+
+    Returns:
+        The assignment; `iou` is that of anchor and box.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices do not match, or a number is out of range; in checked mode also a box that would
+            be skipped for its values.
+
+    Example:
+        >>> anchors = grid_anchors([(4, 4), (2, 2)], [8, 16], scale=2)
+        >>> box, label = torch.tensor([[4.0, 4, 21, 20]]), torch.tensor([3])
+        >>> found = atss_assign(anchors, [16, 4], [box], [label], num_classes=5)
+        >>> (found.box_index[0] >= 0).nonzero().flatten().tolist(), found.num_positives
+        ([5, 6, 9, 10], tensor(4))
+
+    Reference:
+        Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
+        Selection", 2020.
+    """
+    gt, sizes = as_padded("boxes", boxes)
+    label, _ = as_padded("labels", labels)
+    require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
+    if anchors.dim() != 2 or anchors.shape[1] != 4:
+        raise ValueError(f"anchors: expected shape (A, 4), got {tuple(anchors.shape)}")
+    if min(level_sizes, default=0) < 0 or sum(level_sizes) != len(anchors):
+        raise ValueError(f"level_sizes: expected numbers with the sum {len(anchors)}, got {list(level_sizes)}")
+    require_tensor("boxes", gt, FLOATS + INTEGERS, "numbers")
+    if gt.dim() != 3 or gt.shape[2] != 4:
+        raise ValueError(f"boxes: expected shape (B, N, 4), got {tuple(gt.shape)}")
+    require_tensor("labels", label, INTEGERS, "integers")
+    require_shape("labels", label, tuple(gt.shape[:2]), "to match boxes")
+    if valid is not None:
+        require_tensor("valid", valid, (torch.bool,), "a bool tensor")
+        require_shape("valid", valid, (len(gt), len(anchors)), "to match boxes and anchors")
+        require_device("valid", valid, anchors, "anchors")
+    for name, value in (("boxes", gt), ("labels", label)):
+        require_device(name, value, anchors, "anchors")
+    for name, number in (("num_classes", num_classes), ("topk", topk)):
+        if number < 1:
+            raise ValueError(f"{name}: expected at least 1, got {number!r}")
+    if is_checked():
+        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
+    index, iou = ops.atss_match(anchors, list(level_sizes), gt.detach(), label, sizes, valid, num_classes, topk)
+    return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())

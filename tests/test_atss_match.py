@@ -1,0 +1,227 @@
+"""The op atss_match and atss_assign: every implementation makes the decisions of the definition."""
+
+import pytest
+import torch
+from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+
+import detops
+from detops.portable import atss_match as portable_module
+from detops.portable.atss_match import atss_match as portable
+from detops.reference import atss_match as definition
+from detops.reference.atss_match import atss_match as reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+SHAPES, STRIDES = [(8, 8), (4, 4), (2, 2), (1, 1)], (8, 16, 32, 64)
+SIZES = [64, 16, 4, 1]
+
+
+def op(*args):
+    return torch.ops.detops.atss_match(*args)
+
+
+def interpreted(*args):
+    from detops.kernels.atss_match import atss_match
+
+    return atss_match(*args)
+
+
+IMPLEMENTATIONS = {"portable": portable, "op": op}
+if HAS_TRITON and not torch.cuda.is_available():
+    IMPLEMENTATIONS["triton, interpreted"] = interpreted
+
+
+def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=False, index_dtype=torch.int64, topk=9):
+    """Boxes of all sizes in and around an image of 64 pixels; with `coarse` on whole pixels, so that distances tie."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(batch, boxes, 2, generator=g) * 70 - 10
+    gt = torch.cat([low, low + 2 + torch.rand(batch, boxes, 2, generator=g) ** 2 * 60], -1)
+    if coarse:
+        gt = (gt / 4).round() * 4
+    labels = torch.randint(0, 3, (batch, boxes), generator=g)
+    if odd and boxes:
+        kind = torch.randint(8, (batch, boxes), generator=g)
+        gt[kind == 0] = gt[kind == 0][:, [2, 3, 0, 1]]
+        gt[..., 1][kind == 1] = float("nan")
+        gt[..., 2][kind == 2] = float("inf")
+        gt[..., 2:][kind == 3] = gt[..., :2][kind == 3]
+        gt[kind == 4] += 500
+        labels[kind == 5] = 3
+        labels[kind == 6] = -1
+    sizes = torch.randint(0, boxes + 1, (batch,), generator=g) if ragged else None
+    valid = torch.rand(batch, sum(SIZES), generator=g) < 0.7 if masked else None
+    anchors = detops.grid_anchors(SHAPES, STRIDES, scale=4)
+    return anchors, SIZES, gt, labels.to(index_dtype), sizes, valid, 3, topk
+
+
+def decided(args, margin=1e-4):
+    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
+    anchors, level_sizes, gt, _, _, valid, _, topk = args
+    for b in range(len(gt)):
+        exists = torch.ones(len(anchors), dtype=torch.bool) if valid is None else valid[b]
+        ious = torch.zeros(len(gt[b]), len(anchors), dtype=torch.float64)
+        for n, box in enumerate(gt[b].double()):
+            if not box.isfinite().all():
+                continue
+            iou, distance, _ = definition.pairs(anchors, box)
+            gaps = distance.sort().values.diff()
+            chosen = definition.nearest(distance, exists, level_sizes, topk)
+            ious[n, chosen] = found = iou[chosen]
+            threshold = found.mean() + (found.std() if len(found) > 1 else 0)
+            center = (anchors[:, :2] + anchors[:, 2:]).double() / 2
+            inside = torch.cat([center - box[:2], box[2:] - center], 1)
+            away = (found - threshold).abs()
+            if ((gaps > 0) & (gaps < margin)).any() or ((away > 0) & (away < margin)).any() or found.std() < margin:
+                return False
+            if ((inside - definition.INSIDE).abs() < 1e-3).any():
+                return False
+        gaps = ious.sort(0).values.diff(dim=0)
+        if ((gaps > 0) & (gaps < 1e-6)).any():
+            return False
+    return True
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_matches_reference(name):
+    @settings(max_examples=100 if "triton" in name else 200, deadline=None)
+    @given(
+        seed=st.integers(0, 10**6),
+        batch=st.sampled_from([0, 1, 2]),
+        boxes=st.sampled_from([0, 1, 3, 9]),
+        coarse=st.booleans(),
+        odd=st.booleans(),
+        ragged=st.booleans(),
+        masked=st.booleans(),
+        index_dtype=st.sampled_from([torch.int32, torch.int64]),
+        topk=st.sampled_from([1, 3, 9]),
+    )
+    def check(**options):
+        args = scene(**options)
+        assume(decided(args))
+        index, iou = IMPLEMENTATIONS[name](*args)
+        expected, overlap = reference(*args)
+        assert torch.equal(index, expected)
+        assert iou.dtype == torch.float32
+        torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
+
+    check()
+
+
+@pytest.mark.parametrize("name", ["portable", "op"])
+def test_hundreds_of_boxes(name):
+    args = scene(1, batch=1, boxes=300)
+    index, _ = IMPLEMENTATIONS[name](*args)
+    expected, _ = reference(*args)
+    assert (expected >= 0).sum() > 20
+    assert (index != expected).sum() <= 1  # where float32 rounds two IoUs to one
+
+
+@pytest.mark.gpu
+def test_gpu_matches_reference():
+    for seed in range(8):
+        args = scene(seed, boxes=9, odd=seed % 2 == 1, masked=seed > 3)
+        if decided(args):
+            moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
+            assert torch.equal(op(*moved)[0].cpu(), reference(*args)[0])
+
+
+def test_values_of_mmdetection():
+    """The five grids of a 256 pixel image and two boxes; what its assigner takes, and the IoUs it finds."""
+    shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
+    anchors = detops.grid_anchors(shapes)
+    boxes = torch.tensor([[[40.0, 40, 120, 100], [60, 50, 200, 220]]])
+    found = detops.atss_assign(anchors, [h * w for h, w in shapes], boxes, torch.tensor([[7, 2]]), 80)
+    first = (found.box_index[0] == 0).nonzero()[:, 0].tolist()
+    second = (found.box_index[0] == 1).nonzero()[:, 0].tolist()
+    assert first == [265, 266, 267, 297, 298, 299, 329, 330, 331]
+    assert second == [1144, 1145, 1159, 1160, 1161, 1175, 1176, 1177, 1192]
+    expected = torch.tensor([0.6747, 0.7595, 0.5977]).repeat_interleave(3)
+    torch.testing.assert_close(found.iou[0, first], expected, rtol=0, atol=6e-5)
+    expected = torch.tensor([0.6704, 0.6033, 0.586, 0.6884, 0.6188, 0.586, 0.6884, 0.6188, 0.6528])
+    torch.testing.assert_close(found.iou[0, second], expected, rtol=0, atol=6e-5)
+    assert found.num_positives == 18
+    assert found.labels[0, 265] == 7
+    assert found.labels[0, 0] == -1
+
+
+def test_a_single_candidate_is_taken():
+    """The deviation of one number is not a number, and would be no threshold."""
+    found = detops.atss_assign(
+        torch.tensor([[0.0, 0, 8, 8]]), [1], [torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])], 1
+    )
+    assert found.box_index.tolist() == [[0]]
+
+
+def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
+    anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
+    twice = torch.cat([gt, gt], 1)
+    index, _ = op(anchors, sizes, twice, torch.cat([labels, labels], 1), None, None, classes, topk)
+    assert torch.equal(index, op(anchors, sizes, gt, labels, None, None, classes, topk)[0])
+    strided = (torch.stack([t, t], -1)[..., 0] for t in (anchors, gt, labels))
+    anchors_, gt_, labels_ = strided
+    assert torch.equal(op(anchors_, sizes, gt_, labels_, None, None, classes, topk)[0], index)
+    monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
+    assert torch.equal(portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    for options in ({}, {"ragged": True, "masked": True, "boxes": 0}):
+        args = [t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(3, **options)]
+        torch.library.opcheck(torch.ops.detops.atss_match.default, tuple(args))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_host_sync_and_compiles_whole(device):
+    anchors, sizes, gt, labels, *_ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(4))
+
+    def assign(anchors, gt, labels):
+        return detops.atss_assign(anchors, sizes, gt, labels, 3)
+
+    assert detops.count_syncs(assign, anchors, gt, labels) == 0
+    with FakeTensorMode() as mode:
+        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).iou.shape == (2, 85)
+    compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
+    for mine, theirs in zip(compiled(anchors, gt, labels), assign(anchors, gt, labels), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"anchors": torch.zeros(85, 2)}, ValueError, r"anchors: expected shape \(A, 4\), got \(85, 2\)"),
+        ({"level_sizes": [64]}, ValueError, r"level_sizes: expected numbers with the sum 85, got \[64\]"),
+        ({"boxes": torch.zeros(1, 2, 3)}, ValueError, r"boxes: expected shape \(B, N, 4\), got \(1, 2, 3\)"),
+        ({"labels": torch.zeros(1, 2)}, TypeError, "labels: expected integers, got float32"),
+        ({"labels": torch.zeros(1, 3).long()}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
+        ({"valid": torch.ones(1, 3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(1, 85\)"),
+        ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
+        ({"topk": 0}, ValueError, "topk: expected at least 1, got 0"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, boxes=torch.zeros(1, 2, 4),
+                labels=torch.zeros(1, 2).long(), num_classes=3)  # fmt: skip
+    with pytest.raises(error, match=message):
+        detops.atss_assign(**good | change)
+
+
+def test_checked_mode_names_the_box():
+    args = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
+    boxes, labels = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[3]])
+    with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
+        detops.atss_assign(boxes=boxes, labels=labels, **args)
+    assert detops.atss_assign(boxes=boxes, labels=labels, **args).num_positives == 0
+    with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
+        detops.grid_anchors(SHAPES, [8])
+
+
+@needs_triton
+@for_each_target
+def test_compiles_ahead_of_time(target):
+    types = dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
+                 best="*i64", A="i32", N="i32")  # fmt: skip
+    constants = dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32)
+    assert_compiles("atss_match", [("take_kernel", types, constants, 4)], target)

@@ -15,7 +15,8 @@ KINDS = ("iou", "giou", "diou", "ciou", "iou_squared")
 
 
 def one_pair(p, t, kind, eps=1e-7):
-    """The formulas, for two xyxy boxes."""
+    """The formulas, for two xyxy boxes; one with a negative side is empty, at its centre."""
+    p, t = ([f((b[i % 2] + b[i % 2 + 2]) / 2, b[i]) for i, f in enumerate((min, min, max, max))] for b in (p, t))
     w, h, tw, th = p[2] - p[0], p[3] - p[1], t[2] - t[0], t[3] - t[1]
     inter = max(0, min(p[2], t[2]) - max(p[0], t[0])) * max(0, min(p[3], t[3]) - max(p[1], t[1]))
     union = w * h + tw * th - inter
@@ -35,7 +36,7 @@ def one_pair(p, t, kind, eps=1e-7):
     }[kind]
 
 
-corner, side = st.floats(-20, 20), st.one_of(st.just(0.0), st.floats(0.01, 30))
+corner, side = st.floats(-20, 20), st.one_of(st.just(0.0), st.floats(0.01, 30), st.floats(-5, -0.01))
 box = st.tuples(corner, corner, side, side).map(lambda b: [b[0], b[1], b[0] + b[2], b[1] + b[3]])
 
 
@@ -66,6 +67,21 @@ def test_by_hand():
     v = 4 / math.pi**2 * (math.pi / 4 - math.atan(0.5)) ** 2
     got = detops.box_iou_loss(torch.tensor([[0.0, 0, 2, 4]]), pred, "ciou").item()
     assert got == pytest.approx(0.5 + 1 / 32 + v * v / (0.5 + v), abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("form", ["xyxy", "cxcywh"])
+def test_small_boxes_far_from_the_origin_lose_no_digits(kind, form):
+    g = torch.Generator().manual_seed(3)
+    low, size = torch.rand(2000, 2, generator=g) * 1280, 0.5 + 60 * torch.rand(2000, 2, generator=g) ** 4
+    target = torch.cat([low, low + size], 1)
+    pred = target + torch.randn(2000, 4, generator=g) * 0.1 * size.repeat(1, 2)
+    if form == "cxcywh":
+        pred, target = to_cxcywh(pred), to_cxcywh(target)
+    options = dict(reduction="none", box_format=form)
+    expected = detops.box_iou_loss(pred.double(), target.double(), kind, **options)
+    torch.testing.assert_close(detops.box_iou_loss(pred, target, kind, **options).double(), expected, rtol=0, atol=5e-6)
+    assert (detops.box_iou_loss(target, target, kind, **options) == 0).all()
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,6 +121,26 @@ def test_edges_are_finite(kind, dtype):
     assert gradient.isfinite().all()
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_lengths_up_to_what_can_be_squared(kind):
+    pred = torch.tensor([[0, 0, 1e18, 2e18], [-1e18, 0, 0, 1e18], [0, 0, 1, 1]], requires_grad=True)
+    loss = detops.box_iou_loss(pred, torch.tensor([[0, 0, 1e18, 1e18]] * 3), kind, reduction="none")
+    assert loss.isfinite().all()
+    assert loss[0] < loss[1]
+    (gradient,) = torch.autograd.grad(loss.sum(), pred)
+    assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_boxes(kind, reduction):
+    empty = torch.zeros(0, 4, requires_grad=True)
+    loss = detops.box_iou_loss(empty, torch.zeros(0, 4), kind, reduction=reduction)
+    loss.backward()
+    assert loss.item() == 0
+    assert empty.grad.shape == (0, 4)
+
+
 def test_weight_reduction_and_layout():
     g = torch.Generator().manual_seed(1)
     pred, target = torch.rand(2, 3, 4, generator=g), torch.rand(2, 3, 4, generator=g)
@@ -125,9 +161,6 @@ def test_weight_reduction_and_layout():
     assert torch.equal(detops.box_iou_loss(strided, target, "giou"), elements.mean())
     module = detops.BoxIoULoss("giou", loss_weight=2.0)
     torch.testing.assert_close(module(pred, target, weight, 2.0), 2 * (elements * weight).sum() / (2 + eps))
-    empty = torch.zeros(0, 4, requires_grad=True)
-    detops.box_iou_loss(empty, torch.zeros(0, 4)).backward()
-    assert empty.grad.shape == (0, 4)
 
 
 def test_no_host_sync_and_compiles_whole():

@@ -114,6 +114,7 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"model_output": torch.zeros(1)}, TypeError, "model_output: expected a list of tensors, got Tensor"),
         ({"strides": [8, 16]}, ValueError, "model_output: expected 2 levels, one a stride, got 1"),
         ({"model_output": [torch.zeros(1, 2, 2, 6)]}, ValueError, r"model_output: expected shape \(B, 1, H, W, 5 \+ C\)"),
+        ({"strides": [0]}, ValueError, r"strides: expected at least 1 pixel each, got \[0\]"),
         ({"score_threshold": 2}, ValueError, r"score_threshold: expected 0 \.\. 1, got 2"),
         ({"max_detections": 0}, ValueError, "max_detections: expected at least 1, got 0"),
         ({"candidates": 0}, ValueError, "candidates: expected at least 1, got 0"),

@@ -1,6 +1,7 @@
 """`detops predict` and the evaluation of a run, with a network whose detections are known."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -31,8 +32,19 @@ class OneBox(nn.Module):
         return heatmap, wh, torch.zeros_like(wh)
 
 
-@pytest.fixture
-def run_folder(tmp_path) -> Path:
+class OneYoloXBox(OneBox):
+    """The same, as a raw map at stride 8: 4 by 2 cells around the corner between cells (2, 1) and (3, 2)."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        height, width = images.shape[2:]
+        levels = [images.new_full((len(images), 1, height // s, width // s, 7), -20.0) for s in (8, 16, 32)]
+        levels[0][:, 0, 2, 3, :6] = torch.tensor([0, 0, math.log(4), math.log(2), 20, -20])
+        levels[0][:, 0, 2, 3, 6] = self.logit
+        return levels
+
+
+@pytest.fixture(params=["centernet", "yolox"])
+def run_folder(tmp_path, request) -> Path:
     """A run as training leaves it; its images are 128x64, so half a pixel of the input each."""
     data, run = tmp_path / "data", tmp_path / "run"
     (data / "images").mkdir(parents=True)
@@ -47,7 +59,8 @@ def run_folder(tmp_path) -> Path:
         json.dumps({"images": records, "annotations": boxes, "categories": categories})
     )
     config = {
-        "detector": "centernet", "model": "test_predict:OneBox", "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
+        "detector": request.param, "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
+        "model": "test_predict:" + {"centernet": "OneBox", "yolox": "OneYoloXBox"}[request.param],
         "val_annotations": str(data / "annotations.json"), "val_images": str(data / "images"),
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))
@@ -128,6 +141,29 @@ def test_the_network_starts_with_few_objects_and_learns_all_its_weights():
     assert heatmap.sigmoid().mean() < 0.15
     (heatmap.sum() + wh.sum() + offset.sum()).backward()
     assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights():
+    network = models.build("compact", num_classes=3, width=8, detector="yolox")
+    levels = network(torch.randn(2, 3, 64, 96))
+    assert [level.shape for level in levels] == [(2, 1, 64 // s, 96 // s, 8) for s in (8, 16, 32)]
+    for level in levels:
+        assert level.dtype == torch.float32
+        assert level.is_contiguous()
+        assert level[..., :4].abs().max() < 0.5
+        torch.testing.assert_close(level[..., 4:].sigmoid(), torch.full_like(level[..., 4:], 0.01), rtol=0.3, atol=0)
+    sum(level.sum() for level in levels).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
+def test_a_run_of_an_unknown_detector(run_folder):
+    with pytest.raises(ValueError, match="detector: expected centernet or yolox, got 'ssd'"):
+        models.build("test_predict:OneBox", 2, 8, "ssd")
+    config = json.loads((run_folder / "config.json").read_text())
+    (run_folder / "config.json").write_text(json.dumps({**config, "detector": "ssd"}))
+    code, output = call("evaluate", run_folder)
+    assert code == 2
+    assert "detector: expected centernet or yolox" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

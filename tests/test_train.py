@@ -18,7 +18,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from detops import cli
-from detops.apps import shapes
+from detops.apps import families, shapes
 from detops.apps.augment import Augmentation, augment
 from detops.apps.dataset import Batch, CocoImages, Steps, load_image, open_annotations
 from detops.ragged import RaggedBatch
@@ -328,3 +328,37 @@ def test_a_yolox_trains_and_is_read_again(tmp_path, folder):
     assert "cells that boxes take" in (tmp_path / "report.html").read_text()
     # Going on takes the kind of detector from the run.
     assert train.run(tmp_path, None, Settings(), resume=True, console=Console(quiet=True)) == scores
+
+
+def test_l1_of_the_last_epochs_survives_a_kill(tmp_path, folder, monkeypatch):
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    save, detector = train.Detector.save, dict(detector="yolox", epochs=3, l1_epochs=2, eval_every=3, save_every=7)
+
+    def copied(module, last: bool) -> None:
+        save(module, last)
+        if module.trainer.global_step == 7:  # in the middle of the second epoch, the first with L1
+            shutil.copytree(whole, cut)
+
+    monkeypatch.setattr(train.Detector, "save", copied)
+    expected = run(whole, folder, **detector)
+    assert [row["losses"]["l1"] > 0 for row in rows(whole) if "losses" in row] == [False] * 5 + [True] * 10
+    assert run(cut, folder, resume=True, detector="centernet", l1_epochs=0) == expected
+    ours, theirs = weights(cut), weights(whole)
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    assert [row.get("losses") for row in rows(cut)] == [row.get("losses") for row in rows(whole)]
+
+
+def test_yolox_leaves_out_boxes_that_are_cut_away_and_takes_crowds_as_background():
+    boxes, none = torch.tensor([[0.0, 0, 30, 30], [32, 32, 60, 60]]), torch.zeros(0, 4)
+    g, kind = torch.Generator().manual_seed(0), families.family("yolox", 2)
+    outputs = [torch.randn(1, 1, 64 // s, 64 // s, 7, generator=g) for s in (8, 16, 32)]
+
+    def parts(boxes: torch.Tensor, labels: list[int], crowd: torch.Tensor) -> list[float]:
+        ragged = [RaggedBatch.from_list([t]) for t in (boxes, torch.tensor(labels), crowd)]
+        batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), *ragged, torch.arange(1))
+        return [value.item() for value in kind.losses(outputs, batch, (64, 64))[1].values()]
+
+    alone = parts(boxes[:1], [1], none)
+    assert parts(boxes, [1, -1], none) == alone
+    assert parts(boxes[:1], [1], boxes[1:]) == alone
+    assert parts(boxes, [1, 0], none) != alone

@@ -9,6 +9,7 @@ Everything public imports from here; the submodules are for reading.
 from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
+from detops.criteria.gfl import GFLLoss, LDLoss
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
@@ -57,7 +58,9 @@ __all__ = [
     "CenterNetTargets",
     "Detections",
     "DistributionFocalLoss",
+    "GFLLoss",
     "GaussianFocalLoss",
+    "LDLoss",
     "LocalizationDistillationLoss",
     "QualityFocalLoss",
     "RaggedBatch",

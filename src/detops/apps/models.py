@@ -204,10 +204,13 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
         detector: "centernet" or "yolox".
 
     Raises:
-        ValueError: The name has no such form, there is no such function, or it gives no module.
+        ValueError: The name has no such form, there is no such function or detector, or it gives no module.
     """
+    compact: dict[str, type[CompactNet] | type[CompactYoloX]] = {"centernet": CompactNet, "yolox": CompactYoloX}
+    if detector not in compact:
+        raise ValueError(f"detector: expected {' or '.join(compact)}, got {detector!r}")
     if model == "compact":
-        return {"centernet": CompactNet, "yolox": CompactYoloX}[detector](num_classes, width)
+        return compact[detector](num_classes, width)
     module, colon, function = model.partition(":")
     if not (module and colon and function):
         raise ValueError(f'model: expected "compact" or "module:function", got {model!r}')

@@ -51,6 +51,8 @@ def decode_yolox(
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
     """
     outputs = require_levels(model_output, strides)
+    if min(strides) < 1:
+        raise ValueError(f"strides: expected at least 1 pixel each, got {strides!r}")
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
     for name, value in (("max_detections", max_detections), ("candidates", candidates)):

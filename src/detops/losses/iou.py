@@ -6,7 +6,6 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
@@ -35,7 +34,8 @@ def box_iou_loss(
         ciou         diou + alpha * v, v = 4 / pi^2 (atan(w*/h*) - atan(w/h))^2, alpha = v / (1 - IoU + v)
 
     alpha is a constant to the gradient, as its authors have it. A box with a negative side is an empty one at its
-    centre. Value and gradient are finite for every pair of finite boxes: empty ones, equal ones, distant ones.
+    centre. Value and gradient are finite for all boxes, empty, equal and distant ones too, the squares of whose lengths
+    are finite.
 
     Args:
         pred: (..., 4) boxes, floating point.
@@ -76,17 +76,23 @@ def box_iou_loss(
     require_device("target", target, pred, "pred")
     wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
     pred, target = pred.to(wide), target.detach().to(wide)
+    moved = pred - target
     if box_format == "xyxy":
-        pred, target = to_cxcywh(pred), to_cxcywh(target)
-    return reduce_loss(_elements(pred, target, kind, eps), weight, reduction, avg_factor)
+        size, other_size = pred[..., 2:] - pred[..., :2], target[..., 2:] - target[..., :2]
+        apart = (moved[..., :2] + moved[..., 2:]) / 2
+    else:
+        size, other_size, apart = pred[..., 2:], target[..., 2:], moved[..., :2]
+    return reduce_loss(_elements(size, other_size, apart, kind, eps), weight, reduction, avg_factor)
 
 
-def _elements(pred: Tensor, target: Tensor, kind: str, eps: float) -> Tensor:
-    """(...) losses of cxcywh boxes."""
-    size, other_size = pred[..., 2:].clamp(min=0), target[..., 2:].clamp(min=0)
-    low, high = pred[..., :2] - size / 2, pred[..., :2] + size / 2
-    other_low, other_high = target[..., :2] - other_size / 2, target[..., :2] + other_size / 2
-    sides = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0)
+def _elements(size: Tensor, other_size: Tensor, apart: Tensor, kind: str, eps: float) -> Tensor:
+    """(...) losses of boxes by their sizes (..., 2) and how far their centres are apart (..., 2).
+
+    No corner or centre is formed: rounded far from the origin, it would cost small boxes a thousandth of IoU.
+    """
+    size, other_size = size.clamp(min=0), other_size.clamp(min=0)
+    reach, distance = (size + other_size) / 2, apart.abs()
+    sides = torch.minimum(reach - distance, torch.minimum(size, other_size)).clamp(min=0)
     inter = _area(sides)
     union = _area(size) + _area(other_size) - inter
     iou = _ratio(inter, union, eps)
@@ -94,11 +100,10 @@ def _elements(pred: Tensor, target: Tensor, kind: str, eps: float) -> Tensor:
         return 1 - iou * iou
     if kind == "iou":
         return 1 - iou
-    around = torch.maximum(high, other_high) - torch.minimum(low, other_low)
+    around = torch.maximum(reach + distance, torch.maximum(size, other_size))
     if kind == "giou":
         area = _area(around)
         return 1 - iou + _ratio(area - union, area, eps)
-    apart = pred[..., :2] - target[..., :2]
     loss = 1 - iou + _ratio(apart.square().sum(-1), around.square().sum(-1), eps)
     if kind == "diou":
         return loss

@@ -53,20 +53,21 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_f
     return loss if reduction == "none" else divide(loss.sum(), loss.numel(), reduction, avg_factor)
 
 
-def average_over_ranks(count: Tensor) -> Tensor:
-    """The normaliser of a loss that N ranks share: the sum of their counts, at least 1, over N.
+def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
+    """The normaliser of a loss that N ranks share: the sum of their counts, at least `least`, over N.
 
     Where each rank divides by it and gradients are averaged over ranks, as DDP does, the gradient is that of one
     rank with the whole batch.
 
     Args:
         count: 0-d count of this rank.
+        least: See above.
 
     Returns:
-        0-d float; `max(count, 1)` where there is no process group.
+        0-d float; `max(count, least)` where there is no process group.
     """
     total, ranks = count.detach().to(torch.float32), 1
     if dist.is_available() and dist.is_initialized():
         total, ranks = total.clone(), dist.get_world_size()
         dist.all_reduce(total)
-    return total.clamp(min=1) / ranks
+    return total.clamp(min=least) / ranks

@@ -1,0 +1,231 @@
+"""GFLLoss and LDLoss against the head as MMDetection computes it, level by level and image by image."""
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch._subclasses import FakeTensorMode
+
+import detops
+from detops.reference.atss_match import atss_match
+
+SHAPES, STRIDES, CLASSES, BINS = [(8, 12), (4, 6), (2, 3)], (8, 16, 32), 3, 17
+SIZES = [h * w for h, w in SHAPES]
+EPS = torch.finfo(torch.float32).eps
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def scene(seed, batch=2, counts=(4, 3, 0, 5)):
+    """Class and box logits, a teacher's, boxes and labels an image; some boxes are to be skipped."""
+    g = torch.Generator().manual_seed(seed)
+    maps = [
+        [torch.randn(batch, channels, *shape, generator=g) for shape in SHAPES]
+        for channels in (CLASSES, 4 * BINS, 4 * BINS)
+    ]
+    boxes, labels = [], []
+    for n in counts[:batch]:
+        low = torch.rand(n, 2, generator=g) * torch.tensor([70.0, 40.0])
+        boxes.append(torch.cat([low, low + 10 + torch.rand(n, 2, generator=g) * 30], 1))
+        labels.append(torch.randint(-1, CLASSES, (n,), generator=g))
+    return (*maps, boxes, labels)
+
+
+def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_shapes=None, normalize=False, ld=True):
+    """Four lists of losses a level, in float64."""
+    anchors = detops.grid_anchors(SHAPES, STRIDES)
+    batch, found = len(boxes), []
+    valid = torch.ones(batch, len(anchors), dtype=torch.bool)
+    if image_shapes is not None:
+        corner = (anchors[:, :2] + anchors[:, 2:]) / 2
+        for b, (height, width) in enumerate(image_shapes):
+            valid[b] = (corner[:, 0] < width) & (corner[:, 1] < height)
+    for b in range(batch):
+        found.append(
+            atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid[b : b + 1], CLASSES, 9)[0][0]
+        )
+    count = max(sum(max(int((index >= 0).sum()), 1) for index in found), 1)
+    sums = {"cls": [], "bbox": [], "dfl": [], "ld": [], "weight": []}
+    start = 0
+    for level, (scores, preds, teacher, stride) in enumerate(zip(cls_scores, bbox_preds, soft, STRIDES, strict=True)):
+        part = dict.fromkeys(sums, torch.zeros((), dtype=torch.float64))
+        for b in range(batch):
+            x = scores[b].double().flatten(1).T  # (A, C)
+            raw, other = (t[b].double().flatten(1).T.reshape(-1, 4, BINS) for t in (preds, teacher))
+            index = found[b][start : start + SIZES[level]]
+            positive = index >= 0
+            target = torch.zeros_like(x)
+            weight = x.sigmoid().amax(1).detach()[positive]
+            point = ((anchors[:, :2] + anchors[:, 2:]) / 2)[start : start + SIZES[level]][positive].double() / stride
+            distance = (raw[positive].softmax(2) * torch.arange(BINS)).sum(2)
+            pred = torch.cat([point - distance[:, :2], point + distance[:, 2:]], 1)
+            gt, label = boxes[b].double()[index[positive]] / stride, labels[b][index[positive]]
+            iou = 1 - detops.box_iou_loss(pred.detach(), gt, reduction="none")
+            target[positive.nonzero()[:, 0], label] = iou
+            quality = (target - x.sigmoid()).abs() ** 2 * F.binary_cross_entropy_with_logits(
+                x, target, reduction="none"
+            )
+            part["cls"] = part["cls"] + quality[valid[b, start : start + SIZES[level]]].sum() / (count + EPS)
+            giou = detops.box_iou_loss(pred, gt, "giou", reduction="none")
+            part["bbox"] = part["bbox"] + 2 * (weight * giou).sum() / (1 + EPS)
+            exact = torch.cat([point - gt[:, :2], gt[:, 2:] - point], 1).clamp(0, BINS - 1.1)
+            low = exact.floor().long()
+            log_p = raw[positive].log_softmax(2)
+            dfl = -log_p.gather(2, low[..., None])[..., 0] * (low + 1 - exact)
+            dfl = dfl - log_p.gather(2, low[..., None] + 1)[..., 0] * (exact - low)
+            part["dfl"] = part["dfl"] + 0.25 * (weight[:, None] * dfl).sum() / (4 + EPS)
+            student, master = (raw[positive] / 10).log_softmax(2), (other[positive] / 10).softmax(2)
+            kd = 100 * F.kl_div(student, master, reduction="none").mean(2)
+            part["ld"] = part["ld"] + 0.25 * (weight[:, None] * kd).sum() / (4 + EPS)
+            part["weight"] = part["weight"] + weight.sum()
+        for name, value in part.items():
+            sums[name].append(value)
+        start += SIZES[level]
+    total = torch.stack(sums["weight"]).sum()
+    divisor = total + 1e-6 if ld else total.clamp(min=1)
+    sums["bbox"], sums["dfl"] = ([value / divisor for value in sums[name]] for name in ("bbox", "dfl"))
+    if normalize:
+        sums["ld"] = [value / divisor for value in sums["ld"]]
+    return {f"loss_{name}": sums[name] for name in ("cls", "bbox", "dfl", "ld")}
+
+
+def leaves_of(maps):
+    return [m.clone().requires_grad_() for m in maps]
+
+
+def assert_equal(got, expected, mine, theirs):
+    for name, values in got.items():
+        for value, other in zip(values, expected[name], strict=True):
+            torch.testing.assert_close(value.double(), other, rtol=1e-4, atol=1e-6)
+    sum(torch.stack(v).sum() for v in got.values()).backward()
+    sum(torch.stack(expected[name]).sum() for name in got).backward()
+    for a, b in zip(mine, theirs, strict=True):
+        torch.testing.assert_close(a.grad, b.grad, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("normalize", [False, True])
+def test_ld_equals_the_plain_head(padded, normalize):
+    image_shapes = [(64, 96), (40, 70), (64, 96), (33, 96)] if padded else None
+    for seed in range(8):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(seed, batch=4)
+        mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
+        criterion = detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=normalize)
+        got = criterion(mine[:3], mine[3:], boxes, labels, soft, image_shapes, per_level=True)
+        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_shapes, normalize)
+        assert set(got) == set(expected)
+        assert_equal(got, expected, mine, theirs)
+
+
+def test_gfl_equals_the_plain_head():
+    for seed in range(8, 12):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(seed)
+        mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
+        criterion = detops.GFLLoss(CLASSES, strides=STRIDES)
+        got = criterion(mine[:3], mine[3:], boxes, labels, per_level=True)
+        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, ld=False)
+        assert set(got) == {"loss_cls", "loss_bbox", "loss_dfl"}
+        whole = criterion(cls_scores, bbox_preds, boxes, labels)
+        for name, value in whole.items():
+            torch.testing.assert_close(value, torch.stack(got[name]).sum())
+        assert_equal(got, expected, mine, theirs)
+
+
+@pytest.mark.parametrize(
+    "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2)]
+)
+def test_without_a_positive_everything_carries_a_gradient(boxes):
+    cls_scores, bbox_preds, soft, *_ = scene(1)
+    leaves = leaves_of([*cls_scores, *bbox_preds])
+    labels = torch.zeros(2, boxes.shape[1]).long()
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels, soft)
+    assert losses["loss_bbox"] == losses["loss_dfl"] == losses["loss_ld"] == 0
+    background = sum((F.softplus(s) * s.sigmoid() ** 2).sum() for s in cls_scores) / 2  # each image counts as one
+    torch.testing.assert_close(losses["loss_cls"], background)
+    sum(losses.values()).backward()
+    assert all(leaf.grad is not None and leaf.grad.isfinite().all() for leaf in leaves)
+
+
+def test_half_precision():
+    cls_scores, bbox_preds, _, boxes, labels = scene(2)
+    criterion = detops.GFLLoss(CLASSES, strides=STRIDES)
+    for dtype in (torch.float16, torch.bfloat16):
+        rounded = [[m.to(dtype) for m in maps] for maps in (cls_scores, bbox_preds)]
+        expected = criterion(*[[m.float() for m in maps] for maps in rounded], boxes, labels)
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            got = criterion(*rounded, boxes, labels)
+        for name, value in got.items():
+            assert value.dtype == torch.float32
+            torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_host_sync_and_compiles_whole(device):
+    cls_scores, bbox_preds, soft, boxes, labels = scene(3)
+    ragged = [detops.RaggedBatch.from_list(t).to_device(device) for t in (boxes, labels)]
+    maps = [[m.to(device) for m in part] for part in (cls_scores, bbox_preds, soft)]
+    shapes = torch.tensor([[64, 96], [50, 90]], device=device)
+    criterion = detops.LDLoss(CLASSES, strides=STRIDES)
+
+    def step(*flat):
+        return sum(criterion(flat[:3], flat[3:6], *ragged, flat[6:], shapes).values())
+
+    leaves = leaves_of([m for part in maps for m in part])
+    assert detops.count_syncs(lambda: step(*leaves).backward()) == 0
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        assert step(*(mode.from_tensor(leaf) for leaf in leaves)).shape == ()
+    compiled = leaves_of([leaf.detach() for leaf in leaves])
+    torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled).backward()
+    for ours, theirs in zip(compiled[:6], leaves[:6], strict=True):
+        torch.testing.assert_close(ours.grad, theirs.grad)
+    assert leaves[6].grad is None  # the teacher's
+
+
+def train_half(rank, ranks, folder):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+    cls_scores, bbox_preds, soft, boxes, labels = scene(4, batch=4)
+    part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
+    saved = []
+    for criterion in (detops.GFLLoss(CLASSES, strides=STRIDES),
+                      detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=True)):  # fmt: skip
+        leaves = leaves_of([m[part] for m in (*cls_scores, *bbox_preds)])
+        teacher = () if len(saved) == 0 else ([m[part] for m in soft],)
+        sum(criterion(leaves[:3], leaves[3:], boxes[part], labels[part], *teacher).values()).backward()
+        saved.append([leaf.grad / ranks for leaf in leaves])  # as DDP averages
+    torch.save(saved, f"{folder}/{ranks}_{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_give_the_gradient_of_one(tmp_path):
+    for ranks in (1, 2):
+        (folder := tmp_path / str(ranks)).mkdir()
+        mp.spawn(train_half, (ranks, str(folder)), nprocs=ranks)
+    whole = torch.load(tmp_path / "1" / "1_0.pt")
+    halves = [torch.load(tmp_path / "2" / f"2_{rank}.pt") for rank in (0, 1)]
+    for kind in (0, 1):
+        for gradient, *parts in zip(whole[kind], *(half[kind] for half in halves), strict=True):
+            torch.testing.assert_close(torch.cat(parts), gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"cls_scores": torch.zeros(1)}, TypeError, "cls_scores: expected a list of tensors, got Tensor"),
+        ({"cls_scores": [torch.zeros(1, 3, 2, 2)]}, ValueError, "cls_scores: expected 2 levels, one a stride, got 1"),
+        ({"bbox_preds": [torch.zeros(1, 67, 2, 2)] * 2}, ValueError, r"bbox_preds: expected shape \(B, 68, H, W\)"),
+        ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
+        ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
+        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
+        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width an image"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    good = dict(cls_scores=[torch.zeros(1, 3, 2, 2)] * 2, bbox_preds=[torch.zeros(1, 68, 2, 2)] * 2,
+                soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, boxes=torch.zeros(1, 1, 4),
+                labels=torch.zeros(1, 1).long())  # fmt: skip
+    with pytest.raises(error, match=message):
+        detops.LDLoss(3, strides=(8, 16))(**good | change)
+    for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),
+                          (dict(temperature=0.5), "temperature: expected at least 1")):  # fmt: skip
+        with pytest.raises(ValueError, match=text):
+            detops.LDLoss(3, **options)

@@ -104,6 +104,17 @@ def test_gradcheck(kind, form):
     )  # fmt: skip
 
 
+def test_what_is_a_constant_to_the_gradient():
+    pred, target = torch.tensor([[0.0, 0, 2, 4]]).requires_grad_(), torch.tensor([[1.0, 0, 5, 4]]).requires_grad_()
+    assert torch.autograd.grad(detops.box_iou_loss(pred, target), target, allow_unused=True) == (None,)
+    turn = math.pi / 4 - torch.atan2(pred[0, 2] - pred[0, 0], pred[0, 3] - pred[0, 1])
+    aspect = 4 / math.pi**2 * turn.square()
+    alpha = aspect.item() / (1 - 4 / 20 + aspect.item())  # IoU: 1 x 4 of 8 + 16 - 4
+    expected = detops.box_iou_loss(pred, target, "diou") + alpha * aspect
+    ours, theirs = (torch.autograd.grad(t, pred)[0] for t in (detops.box_iou_loss(pred, target, "ciou"), expected))
+    torch.testing.assert_close(ours, theirs)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 def test_edges_are_finite(kind, dtype):

@@ -88,6 +88,12 @@ def test_what_is_not_finite_is_no_detection():
     assert got.boxes.isfinite().all()
 
 
+def test_a_score_at_the_threshold_is_a_detection():
+    outputs = [torch.zeros(1, 1, 1, 1, 6)]  # a half of a half
+    assert detops.decode_yolox(outputs, [8], score_threshold=0.25).labels[0, 0] == 0
+    assert detops.decode_yolox(outputs, [8], score_threshold=0.2500001).labels[0, 0] == -1
+
+
 def test_takes_what_the_loss_takes():
     outputs = maps(1)
     assert torch.equal(detops.decode_yolox((None, outputs), (8, 16)).boxes, detops.decode_yolox(outputs, (8, 16)).boxes)

@@ -213,7 +213,8 @@ def predict(
 @app.command()
 def bench(
     suite: Annotated[
-        str, typer.Argument(help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox or atss.")
+        str,
+        typer.Argument(help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss or gfl."),
     ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,

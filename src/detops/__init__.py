@@ -14,6 +14,7 @@ from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
+from detops.inference.stages import StageStats, StageTimer
 from detops.losses.distribution import (
     DistributionFocalLoss,
     LocalizationDistillationLoss,
@@ -64,6 +65,8 @@ __all__ = [
     "LocalizationDistillationLoss",
     "QualityFocalLoss",
     "RaggedBatch",
+    "StageStats",
+    "StageTimer",
     "YoloXDetectionLoss",
     "YoloXFastDetectionLoss",
     "__version__",

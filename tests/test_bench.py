@@ -58,6 +58,6 @@ def test_the_sides_alternate():
 def test_unknown_suite():
     with pytest.raises(
         ValueError,
-        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, got 'heat'",
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste, got 'heat'",
     ):
         bench.main("heat")

@@ -344,6 +344,19 @@ def test_syncs(device):
     assert detops.count_syncs(found.crops) == 1
 
 
+@pytest.mark.parametrize("device", DEVICES)
+@modes
+def test_compiles_whole(device, mode):
+    def paste(boxes, labels, scores, masks, image_size):
+        return InstanceMasks(boxes, labels, scores, masks, image_size, logits=True).paste(mode=mode)
+
+    compiled = torch.compile(paste, fullgraph=True, backend="aot_eager")
+    for seed, count, size in ((0, 6, (23, 31)), (1, 3, (40, 20))):
+        found = instances(seed, count, device)
+        args = (found.boxes, found.labels, found.scores, found.masks, size)
+        assert torch.equal(compiled(*args), paste(*args))
+
+
 def test_moves_and_describes_itself():
     found = instances()
     assert found.to("cpu").to_rle() == found.to_rle()
@@ -392,6 +405,17 @@ def test_errors_of_methods(method):
         getattr(found, method)(threshold=0)
     with pytest.raises(ValueError, match=r"mode: expected .* got 'opencv'"):
         getattr(found, method)(mode="opencv")
+
+
+def test_boxes_that_are_not_finite_are_named_in_checked_mode():
+    boxes = torch.zeros(3, 4)
+    boxes[1, 2] = torch.inf
+    assert InstanceMasks(**GOOD | {"boxes": boxes}).areas().tolist() == [0, 0, 0]
+    with (
+        detops.checked(),
+        pytest.raises(ValueError, match=r"boxes: instance 1 has \[0.0, 0.0, inf, 0.0\], expected finite"),
+    ):
+        InstanceMasks(**GOOD | {"boxes": boxes})
 
 
 def test_errors_of_iou():

@@ -74,7 +74,8 @@ def intersections(
 ) -> Tensor:
     """Pixels that two masks share, for pairs of masks.
 
-    Every run of a pair's second mask asks how many ones the first has before its end, and how many before its begin.
+    Every run of a pair's second mask that lies within the extent of the first asks how many ones that has before the
+    run's end, and how many before its begin. Positions count through all images, one after another.
 
     Args:
         first: Uncompressed counts and offsets of the first masks.
@@ -87,31 +88,44 @@ def intersections(
         (P,) int64.
     """
     counts, ones = first[0].to(torch.int64), _ones(*first)
-    ends = counts.cumsum(0)  # each mask's counts sum to `pixels`: mask n's begin at n * pixels
-    is_one, before = ones > 0, ones.cumsum(0) - ones
+    ends, is_one = counts.cumsum(0), (ones > 0).to(torch.int64)
+    base = ones.cumsum(0) - ones - is_one * (ends - counts)  # ones before a position: base + is_one * position
 
     def ones_until(position: Tensor) -> Tensor:
-        run = torch.searchsorted(ends, position, right=True).clamp(max=len(ends) - 1)
-        return before[run] + (position - ends[run] + counts[run]).where(is_one[run], 0)
+        run = torch.searchsorted(ends, position, right=True).clamp_(max=len(ends) - 1)
+        return base[run] + is_one[run] * position
 
-    runs = second[0].to(torch.int64)
-    stops = runs.cumsum(0)
-    number = (second[1][1:] - second[1][:-1]) // 2  # (M,) runs of ones
+    lengths = _ones(*second)
+    stops = second[0].cumsum(0)[lengths > 0]  # (R,) of the second masks' runs of ones
+    begins = stops - lengths[lengths > 0]
+    a, b = pairs.unbind(1)
+    shift = (a - b) * pixels
+    low, high = (extent[a] - shift for extent in _extents(first, ends))  # of the first mask, in the second's image
+    run = torch.searchsorted(stops, low, right=True)
+    number = (torch.searchsorted(begins, high) - run).clamp(min=0)
     shared = torch.zeros(len(pairs), dtype=torch.int64, device=pairs.device)
-    ahead = number[pairs[:, 1]].cumsum(0).tolist()
-    begin = done = 0
-    while begin < len(pairs):
-        end = max(begin + 1, bisect_right(ahead, done + chunk))
-        a, b = pairs[begin:end].unbind(1)
-        each = number[b]
-        pair = torch.repeat_interleave(torch.arange(len(b), device=b.device), each, output_size=ahead[end - 1] - done)
-        place = torch.arange(len(pair), device=b.device) - (each.cumsum(0) - each)[pair]
-        run = second[1][b[pair]] + 2 * place + 1
-        stop = stops[run] + (a - b)[pair] * pixels
-        inside = ones_until(stop) - ones_until(stop - runs[run])
-        shared[begin:end] = torch.zeros_like(each).scatter_add_(0, pair, inside)
-        begin, done = end, ahead[end - 1]
+    ahead = number.cumsum(0).tolist()
+    start = done = 0
+    while start < len(pairs):
+        stop = max(start + 1, bisect_right(ahead, done + chunk))
+        each, total = number[start:stop], ahead[stop - 1] - done
+        pair = torch.repeat_interleave(torch.arange(start, stop, device=pairs.device), each, output_size=total)
+        # The run of a pair's k-th place, where k counts from the chunk's begin.
+        chosen = (run[start:stop] - (each.cumsum(0) - each))[pair - start] + torch.arange(total, device=pairs.device)
+        moved = shift[pair]
+        inside = ones_until(stops[chosen] + moved) - ones_until(begins[chosen] + moved)
+        shared.scatter_add_(0, pair, inside)
+        start, done = stop, ahead[stop - 1]
     return shared
+
+
+def _extents(masks: tuple[Tensor, Tensor], ends: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each mask's ones begin, and where they end; twice the same position where it has none."""
+    offsets = masks[1]
+    size = offsets[1:] - offsets[:-1]
+    last = offsets[1:] - 1 - size % 2  # zeros come last where there is an odd number of counts
+    begin = ends[offsets[:-1]]
+    return begin, torch.where(size > 1, ends[last.clamp(min=0)], begin)
 
 
 def _offsets(sizes: Tensor) -> Tensor:

@@ -66,3 +66,6 @@ def check(boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor, image_si
         raise ValueError(
             f"image_size: expected a height and a width of at least 1, below 2^31 pixels, got {image_size!r}"
         )
+    if is_checked() and not boxes.isfinite().all():
+        n = int(boxes.isfinite().all(1).logical_not().nonzero()[0, 0])
+        raise ValueError(f"boxes: instance {n} has {boxes[n].tolist()}, expected finite numbers")

@@ -67,7 +67,7 @@ class InstanceMasks:
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not match.
+        ValueError: Shapes or devices do not match; in checked mode, a box has a number that is not finite.
 
     Example:
         >>> boxes = torch.tensor([[2.0, 1, 6, 4]])

@@ -55,7 +55,7 @@ usual = st.builds(
     instances,
     seed=st.integers(0, 10**6),
     count=st.sampled_from([0, 1, 5]),
-    mask_size=st.sampled_from([(1, 1), (5, 5), (28, 28)]),
+    mask_size=st.sampled_from([(1, 1), (5, 5), (4, 6), (28, 28)]),
     image_size=st.sampled_from([(1, 1), (23, 31), (60, 90)]),
     ties=st.booleans(),
 ).filter(lambda found: bool((found.boxes[:, 2:] - found.boxes[:, :2] > 0.01).all()))

@@ -53,10 +53,10 @@ def assert_equals(result, expected):
         assert torch.equal(one_of.cpu(), other)
 
 
-@pytest.mark.filterwarnings("ignore:invalid value encountered:RuntimeWarning")  # the interpreter's numpy
+@pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_matches_reference(name):
-    @settings(max_examples=15 if "triton" in name else 150, deadline=None)
+    @settings(max_examples=10 if "triton" in name else 150, deadline=None)
     @given(args=scenes, threshold=thresholds, compress=st.booleans())
     def check(args, threshold, compress):
         assert_equals(IMPLEMENTATIONS[name](*args, threshold, compress), reference(*args, threshold, compress))
@@ -199,5 +199,6 @@ def test_compiles_whole():
 def test_compiles_ahead_of_time(target):
     types = dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", counts="*i64")
     types |= dict(starts="*i64", ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32")
-    cases = [("runs_kernel", types, dict(WRITE=write, BLOCK=256), 2) for write in (False, True)]
-    assert_compiles("masks_to_rle", cases, target)
+    constants = [dict(WRITE=write, BLOCK=256) for write in (False, True)]
+    constants += [c | dict(H=1, W=1) for c in constants]  # which Triton makes constants by itself
+    assert_compiles("masks_to_rle", [("runs_kernel", types, c, 2) for c in constants], target)

@@ -50,20 +50,15 @@ class InstanceMasks:
     mode: "detectron2" samples at the centres of pixels, as Detectron2 and MMDetection do; "torchvision" first grows
     boxes by a cell of the mask on either side and cuts them to whole pixels, as torchvision does.
 
-    Attributes:
+    Args:
         boxes: (N, 4) xyxy in pixels of the image, floating point.
         labels: (N,) integers.
         scores: (N,) floating point.
-        masks: (N, h, w) probabilities of the predicted class.
-        image_size: Height and width in pixels, together below 2^31.
-
-    Args:
-        boxes: As above, like `labels`, `scores` and `image_size`.
-        labels: As above.
-        scores: As above.
-        masks: Probabilities, or logits.
-        image_size: As above.
+        masks: (N, h, w) probabilities of the predicted class, or its logits; floating point.
+        image_size: Height and width in pixels, below 2^31 of them.
         logits: The masks are logits; their sigmoid is taken, in float32.
+
+    Attributes: the arguments but `logits`; `masks` are probabilities.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -187,13 +182,7 @@ class InstanceMasks:
         boxes, labels, scores, masks = (t.to(device) for t in (self.boxes, self.labels, self.scores, self.masks))
         return InstanceMasks(boxes, labels, scores, masks, self.image_size)
 
-    def paste(
-        self,
-        index: Index | None = None,
-        *,
-        threshold: float = 0.5,
-        mode: Mode = "detectron2",
-    ) -> Tensor:
+    def paste(self, index: Index | None = None, *, threshold: float = 0.5, mode: Mode = "detectron2") -> Tensor:
         """Masks at the size of the image.
 
         Args:

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from detops.apps import bench, bench_heatmap
+from detops.apps import bench, bench_heatmap, bench_masks, bench_paste
 
 
 @pytest.mark.parametrize("config", bench_heatmap.CONFIGS[:3], ids=lambda config: config.name)
@@ -55,9 +55,31 @@ def test_the_sides_alternate():
     assert changes >= 5
 
 
+@pytest.mark.parametrize("kernel", [False, True])
+def test_all_sides_paste_the_same(kernel):
+    """But for a pixel in many thousands, which rounding decides."""
+    size = (240, 320)
+    case = bench_paste.case("", bench_masks.usual_sides(size), size, "cpu", kernel, batched=True)
+    pasted = case.ours()
+    assert pasted.flatten(1).any(1).sum() > 90
+    assert torch.equal(pasted, case.baselines["batched PyTorch"]())
+    assert (pasted != case.baselines["grid_sample"]()).sum() <= 5
+
+
+def test_all_sides_encode_the_same():
+    case = bench_masks.rle_case((240, 320), "cpu", kernel=False)
+    encoded = case.ours()
+    different = [a != b for a, b in zip(encoded, case.baselines["grid_sample"](), strict=True)]
+    assert len(encoded) == 100
+    assert sum(different) <= 5
+    counts, offsets = case.baselines["batched PyTorch"]()
+    assert bytes(counts.tolist()) == b"".join(mask["counts"] for mask in encoded)
+    assert offsets[-1] == len(counts)
+
+
 def test_unknown_suite():
     with pytest.raises(
         ValueError,
-        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, got 'heat'",
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste, got 'heat'",
     ):
         bench.main("heat")

@@ -13,6 +13,7 @@ from detops.criteria.gfl import GFLLoss, LDLoss
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
+from detops.inference.masks import InstanceMasks, MaskCrop
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.stages import StageStats, StageTimer
 from detops.losses.distribution import (
@@ -61,8 +62,10 @@ __all__ = [
     "DistributionFocalLoss",
     "GFLLoss",
     "GaussianFocalLoss",
+    "InstanceMasks",
     "LDLoss",
     "LocalizationDistillationLoss",
+    "MaskCrop",
     "QualityFocalLoss",
     "RaggedBatch",
     "StageStats",

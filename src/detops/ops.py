@@ -10,7 +10,9 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
+    masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
     nms                   which boxes of a batch are left by greedy non-maximum suppression
+    paste_masks           enlarge masks to their boxes, and cut them at a threshold
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
     yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
@@ -35,7 +37,10 @@ SCHEMAS = {
     "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
+    " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
+    "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
     " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
@@ -84,12 +89,26 @@ def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxe
     return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32)
 
 
+def _returns_images(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes a picture of each mask."""
+    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)
+
+
+def _returns_joined(masks: torch.Tensor, *args: Any) -> Any:
+    """Fake function of an op whose first result is as long as the data make it, the second where each mask's begins."""
+    dtype = torch.uint8 if args[-1] else torch.int32
+    offsets = masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+    return masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype), offsets
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
+    "masks_to_rle": _returns_joined,
     "nms": _returns_mask,
+    "paste_masks": _returns_images,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
     "yolox_loss": _returns_losses_and_gradients,
@@ -144,7 +163,9 @@ atss_match = torch.ops.detops.atss_match.default
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
+masks_to_rle = torch.ops.detops.masks_to_rle.default
 nms = torch.ops.detops.nms.default
+paste_masks = torch.ops.detops.paste_masks.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default
 yolox_loss = torch.ops.detops.yolox_loss.default

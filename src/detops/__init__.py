@@ -14,6 +14,7 @@ from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
+from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.losses.distribution import (
     DistributionFocalLoss,
     LocalizationDistillationLoss,
@@ -62,6 +63,7 @@ __all__ = [
     "GaussianFocalLoss",
     "LDLoss",
     "LocalizationDistillationLoss",
+    "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",
     "YoloXDetectionLoss",
@@ -104,6 +106,7 @@ __all__ = [
     "localization_distillation_loss",
     "nms",
     "nms_mask",
+    "preprocess",
     "quality_focal_loss",
     "simota_assign",
     "squeeze_except_batch_and_sample",

@@ -11,6 +11,7 @@ The ops, and what each does:
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
     nms                   which boxes of a batch are left by greedy non-maximum suppression
+    resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
     yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
@@ -36,6 +37,8 @@ SCHEMAS = {
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
+    "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
+    " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
     " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
@@ -84,12 +87,18 @@ def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxe
     return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32)
 
 
+def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
+    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
     "nms": _returns_mask,
+    "resize_normalize_pad": _returns_batch,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
     "yolox_loss": _returns_losses_and_gradients,
@@ -145,6 +154,7 @@ draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
 nms = torch.ops.detops.nms.default
+resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default
 yolox_loss = torch.ops.detops.yolox_loss.default

@@ -208,7 +208,7 @@ def test_antialias_sees_what_lies_between():
     options = dict(size=(1, 8), keep_ratio=False, pad_divisor=1, **PLAIN)
     assert not detops.preprocess([image], **options).images.any()
     averaged = detops.preprocess([image], **options, antialias=True).images
-    assert 20 < averaged.min()
+    assert averaged.min() > 20
     assert averaged.max() < 60
 
 
@@ -308,7 +308,7 @@ def test_images_are_packed_as_they_are_stored():
 
 def test_tensors_on_two_devices():
     images = [torch.zeros(3, 4, 4, dtype=torch.uint8), torch.zeros(3, 4, 4, dtype=torch.uint8, device="meta")]
-    with pytest.raises(ValueError, match="images: expected tensors on one device, or device=..., got cpu and meta"):
+    with pytest.raises(ValueError, match=r"images: expected tensors on one device, or device=\.\.\., got cpu and meta"):
         detops.preprocess(images, **PLAIN)
 
 

@@ -61,13 +61,15 @@ def resize_kernel(
     if ANTIALIAS:
         reach_h = 2 * tl.maximum(size_h, resized_h)
         reach_w = 2 * tl.maximum(size_w, resized_w)
+        taps_h = (reach_h + resized_h - 1) // resized_h
+        taps_w = (reach_w + resized_w - 1) // resized_w
     else:
         reach_h = 2 * resized_h
         reach_w = 2 * resized_w
+        taps_h = 2
+        taps_w = 2
     center_y, first_y = first_tap(y, size_h, resized_h, reach_h)
     center_x, first_x = first_tap(x, size_w, resized_w, reach_w)
-    taps_h = (reach_h + resized_h - 1) // resized_h
-    taps_w = (reach_w + resized_w - 1) // resized_w
 
     red = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
     green = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
@@ -89,12 +91,13 @@ def resize_kernel(
     inside = (y < resized_h)[:, None] & (x < resized_w)[None, :]
     total = tl.where(inside, total, 1.0)
     visible = (y < height)[:, None] & (x < width)[None, :]
-    plane = height.to(tl.int64) * width
-    target = batch + b * 3 * plane + y[:, None] * width + x[None, :]
     dtype = batch.dtype.element_ty
-    tl.store(target, tl.where(inside, red / total * scale_0 + shift_0, 0.0).to(dtype), mask=visible)
-    tl.store(target + plane, tl.where(inside, green / total * scale_1 + shift_1, 0.0).to(dtype), mask=visible)
-    tl.store(target + 2 * plane, tl.where(inside, blue / total * scale_2 + shift_2, 0.0).to(dtype), mask=visible)
+    red = tl.where(inside, red / total * scale_0 + shift_0, 0.0).to(dtype)
+    green = tl.where(inside, green / total * scale_1 + shift_1, 0.0).to(dtype)
+    blue = tl.where(inside, blue / total * scale_2 + shift_2, 0.0).to(dtype)
+    tl.store(batch + ((b * 3 + 0) * height + y[:, None]) * width + x[None, :], red, mask=visible)
+    tl.store(batch + ((b * 3 + 1) * height + y[:, None]) * width + x[None, :], green, mask=visible)
+    tl.store(batch + ((b * 3 + 2) * height + y[:, None]) * width + x[None, :], blue, mask=visible)
 
 
 def _row(image: Tensor, height: int, width: int, reverse_channels: bool) -> list[int]:

@@ -16,6 +16,8 @@ namespace {
 constexpr int64_t kChannels = 3;
 constexpr int64_t kMaxStep = 4;  // bytes between pixels that are read as one run: grey, RGB, and three channels of RGBA
 
+constexpr int64_t kSerialValues = 8192;  // fewer of a channel cost less than waking a second thread
+
 // Which pixels of an axis make each resized one: `count` of them from `first` on, with weights that add up to 1.
 struct Axis {
   int64_t size, resized, count;
@@ -66,11 +68,13 @@ struct Image {
   int64_t runs() const { return one_run ? 1 : channels; }
 };
 
-DETOPS_CLONES void blend(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out, int64_t count) {
+DETOPS_CLONES void blend(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out,
+                         int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = weight_a * a[i] + weight_b * b[i];
 }
 
-DETOPS_CLONES void add(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out, int64_t count) {
+DETOPS_CLONES void add(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out,
+                       int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] += weight_a * a[i] + weight_b * b[i];
 }
 
@@ -177,8 +181,8 @@ void write(const Job& job, Tensor& batch) {
   T* data = static_cast<T*>(batch.mutable_data_ptr());
   int64_t longest = 0;
   for (const Image& image : job.images) longest = std::max(longest, image.run() * image.runs());
-  torch::stable::parallel_for(0, static_cast<int64_t>(job.images.size()) * job.height, 1,
-                              [&](int64_t begin, int64_t end) {
+  const int64_t rows = static_cast<int64_t>(job.images.size()) * job.height;
+  torch::stable::parallel_for(0, rows, 1 + kSerialValues / job.width, [&](int64_t begin, int64_t end) {
     std::vector<float> blended(longest), picked(job.width);
     for (int64_t row = begin; row < end; ++row) {
       write_row(job, row / job.height, row % job.height, blended.data(), picked.data(), data);

@@ -241,6 +241,7 @@ class TestBoxes:
             (torch.zeros(2, 4), ValueError, r"boxes: expected shape \(B, N, 4\), or a list of \(N, 4\), got \(2, 4\)"),
             (torch.zeros(2, 3, 5), ValueError, r"got \(2, 3, 5\)"),
             ([torch.zeros(4), torch.zeros(4)], ValueError, r"got \(4,\)"),
+            (torch.zeros(2, 3, 4, device="meta"), ValueError, "boxes: expected a tensor on cpu, as the batch is"),
             (torch.zeros(2, 3, 4, dtype=torch.int64), TypeError, "boxes: expected floating-point tensors, got int64"),
         ],
     )
@@ -318,7 +319,7 @@ def test_no_host_sync_and_compiles_whole(device):
 
     def call(*images):
         batch = detops.preprocess(list(images), scale=(24, 16), mean=MEAN, std=STD, to_rgb=True)
-        return batch.images, batch.to_original(batch.image_shapes[:, None, [0, 1, 0, 1]].float())
+        return batch.images, batch.to_original(batch.image_shapes.repeat(1, 2)[:, None].float())
 
     assert detops.count_syncs(call, *images) == 0
     for compiled, eager in zip(

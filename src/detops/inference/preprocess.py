@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, describe, require_tensor
+from detops.checks import FLOATS, describe, require_device, require_tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow, which would clip them to 8 bits
@@ -51,7 +51,7 @@ class PreprocessedImages(NamedTuple):
 
         Raises:
             TypeError: Boxes are no floating-point tensors.
-            ValueError: Their number of images or shape does not match.
+            ValueError: Their number of images, shape or device does not match.
 
         Example:
             >>> image = torch.zeros(3, 100, 200, dtype=torch.uint8)
@@ -61,7 +61,7 @@ class PreprocessedImages(NamedTuple):
         """
         if len(boxes) != len(self.images):
             raise ValueError(f"boxes: expected those of {len(self.images)} images, got {len(boxes)}")
-        limits = self.original_shapes[:, [1, 0, 1, 0]].to(self.scale_factors.dtype)  # (B, 4)
+        limits = self.original_shapes.flip(1).repeat(1, 2).to(self.scale_factors.dtype)  # (B, 4)
         if isinstance(boxes, Tensor):
             return _mapped(boxes, self.scale_factors[:, None], limits[:, None], clip)
         pairs = zip(self.scale_factors, limits, strict=True)
@@ -72,6 +72,7 @@ def _mapped(boxes: Tensor, factor: Tensor, limit: Tensor, clip: bool) -> Tensor:
     require_tensor("boxes", boxes, FLOATS, "floating-point tensors")
     if boxes.dim() != factor.dim() + (factor.dim() == 1) or boxes.shape[-1] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4), or a list of (N, 4), got {tuple(boxes.shape)}")
+    require_device("boxes", boxes, factor, "the batch")
     original = boxes / factor
     return torch.minimum(original.clamp(min=0), limit) if clip else original
 

@@ -16,6 +16,7 @@ from detops.inference.decode_yolox import decode_yolox
 from detops.inference.masks import InstanceMasks, MaskCrop
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.stages import StageStats, StageTimer
+from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.losses.distribution import (
     DistributionFocalLoss,
     LocalizationDistillationLoss,
@@ -66,6 +67,7 @@ __all__ = [
     "LDLoss",
     "LocalizationDistillationLoss",
     "MaskCrop",
+    "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",
     "StageStats",
@@ -110,6 +112,7 @@ __all__ = [
     "localization_distillation_loss",
     "nms",
     "nms_mask",
+    "preprocess",
     "quality_focal_loss",
     "simota_assign",
     "squeeze_except_batch_and_sample",

@@ -215,7 +215,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks or paste."
+            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste or"
+            " preprocess."
         ),
     ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,

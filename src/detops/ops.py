@@ -13,6 +13,7 @@ The ops, and what each does:
     masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
     nms                   which boxes of a batch are left by greedy non-maximum suppression
     paste_masks           enlarge masks to their boxes, and cut them at a threshold
+    resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
     yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
@@ -41,6 +42,8 @@ SCHEMAS = {
     " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
     "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
+    "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
+    " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
     " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
@@ -101,6 +104,11 @@ def _returns_joined(masks: torch.Tensor, *args: Any) -> Any:
     return masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype), offsets
 
 
+def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
+    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
@@ -109,6 +117,7 @@ FAKES: dict[str, Any] = {
     "masks_to_rle": _returns_joined,
     "nms": _returns_mask,
     "paste_masks": _returns_images,
+    "resize_normalize_pad": _returns_batch,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
     "yolox_loss": _returns_losses_and_gradients,
@@ -166,6 +175,7 @@ gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes
 masks_to_rle = torch.ops.detops.masks_to_rle.default
 nms = torch.ops.detops.nms.default
 paste_masks = torch.ops.detops.paste_masks.default
+resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default
 yolox_loss = torch.ops.detops.yolox_loss.default

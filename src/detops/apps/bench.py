@@ -22,7 +22,9 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "masks", "paste")
+SUITES = (
+    "heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "masks", "paste", "preprocess",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

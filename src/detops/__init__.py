@@ -15,8 +15,9 @@ from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.masks import InstanceMasks, MaskCrop
 from detops.inference.nms import batched_nms, nms, nms_mask
-from detops.inference.stages import StageStats, StageTimer
 from detops.inference.preprocess import PreprocessedImages, preprocess
+from detops.inference.stages import StageStats, StageTimer
+from detops.inference.torchvision import MaskRCNNPipeline
 from detops.losses.distribution import (
     DistributionFocalLoss,
     LocalizationDistillationLoss,
@@ -67,6 +68,7 @@ __all__ = [
     "LDLoss",
     "LocalizationDistillationLoss",
     "MaskCrop",
+    "MaskRCNNPipeline",
     "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",

@@ -215,17 +215,33 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste or"
-            " preprocess."
+            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste,"
+            " preprocess or inference."
         ),
     ] = "heatmap",
+    more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
+    sizes: Annotated[list[str] | None, typer.Option(help="inference: WIDTHxHEIGHT ... of the network's input.")] = None,
+    image: Annotated[Path | None, typer.Option(help="inference: what to detect on; else a picture is made.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="inference: weights of maskrcnn_resnet50_fpn.")] = None,
+    repeats: Annotated[int, typer.Option(help="inference: images a row.", min=1)] = 3,
+    out: Annotated[Path, typer.Option(help="inference: folder of the pictures.")] = Path("out/bench_inference"),
 ) -> None:
-    """Measure the speed of a part against its baselines and the physical floor."""
+    """Measure the speed of a part against its baselines and the physical floor; or of a Mask R-CNN, by its stages."""
     with _reported():
+        if more_sizes and not (suite == "inference" and sizes):
+            raise ValueError(f"expected one suite, got also {' '.join(more_sizes)}")
+        if suite == "inference":
+            from detops.apps import bench_inference
+
+            chosen = [*(sizes or ["1333x800"]), *(more_sizes or [])]
+            bench_inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
+            return
+        if sizes or image or weights:
+            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {suite}")
         from detops.apps import bench as speed
 
         speed.main(suite, kernel, json_path, quick, device)

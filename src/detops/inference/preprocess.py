@@ -137,7 +137,7 @@ def preprocess(
         raise ValueError(f"std: expected positive numbers, got {std!r}")
     if not isinstance(images, list | tuple):
         raise TypeError(f"images: expected a list of images, got {type(images).__name__}")
-    tensors = [_as_tensor(image, b, to_rgb, layout) for b, image in enumerate(images)]
+    tensors = [as_tensor(image, b, to_rgb, layout) for b, image in enumerate(images)]
     target = _target(images, device)
     original = [(image.shape[1], image.shape[2]) for image in tensors]
     resized = [_resized(*shape, size, scale, keep_ratio) for shape in original]
@@ -208,7 +208,7 @@ def _is(image: object, module: str, name: str) -> bool:
     return module in sys.modules and isinstance(image, getattr(sys.modules[module], name))
 
 
-def _as_tensor(image: Any, b: int, to_rgb: bool, layout: Layout | None) -> Tensor:
+def as_tensor(image: Any, b: int, to_rgb: bool, layout: Layout | None) -> Tensor:
     """An image as a uint8 tensor (C, H, W), without a copy where its memory can be shared."""
     if isinstance(image, Tensor):
         tensor, layout = image.detach(), layout or "CHW"

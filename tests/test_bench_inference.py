@@ -1,7 +1,9 @@
 """`detops bench inference`: its table, its pictures, and the torchvision that it mends."""
 
 import json
+import runpy
 import sys
+from pathlib import Path
 
 import pytest
 import tiny_mask_rcnn
@@ -66,6 +68,10 @@ def test_table_pictures_and_json(call, tmp_path):
         picture = image_module.open(tmp_path / "out" / f"{entry['size']}.jpg")
         assert picture.width == 2008
     assert record["trained weights"] is False
+    stages = runpy.run_path(str(Path(__file__).parents[1] / "benchmarks" / "tables.py"))["stages"]
+    text = stages(tmp_path / "results" / "r.json")
+    assert text.count("\n| ") == 1 + 2 * len(ROWS)
+    assert "| 128x160 instead: paste and encode |" in text
 
 
 def test_trained_weights_detect_for_themselves(call, tmp_path):

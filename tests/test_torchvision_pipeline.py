@@ -1,10 +1,14 @@
 """MaskRCNNPipeline: torchvision's own results with every switch off, and what each switch changes."""
 
+import re
+from pathlib import Path
+
 import pytest
 import tiny_mask_rcnn
 import torch
 from tiny_mask_rcnn import pictures
 from torch import Tensor, nn
+from torchvision.models import detection
 from torchvision.models.detection import roi_heads
 
 from detops import InstanceMasks, MaskRCNNPipeline, StageTimer
@@ -220,6 +224,9 @@ def test_boxes_stay_exact_in_half_precision():
     anchors = torch.cat([cell[:, :2] for cell in whole])
     for corner in corners:
         assert ((corner - anchors) % 8 == 0).all(1).any()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        model(floats([image]))
+    assert proposals[1].dtype == torch.bfloat16  # what torchvision makes of it by itself
 
 
 def test_a_compiled_backbone(model):
@@ -274,3 +281,12 @@ def test_what_is_refused(model):
     own.roi_heads.__class__ = Heads
     with pytest.raises(TypeError, match=r"model: expected torchvision's RoIHeads.forward, got that of Heads"):
         MaskRCNNPipeline(own)
+
+
+def test_the_example_of_the_docs(model, monkeypatch):
+    text = (Path(__file__).parents[1] / "docs" / "inference.md").read_text()
+    (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
+    monkeypatch.setattr(detection, "maskrcnn_resnet50_fpn", lambda weights: model)
+    names = {"images": pictures(*SIZES)}
+    exec(compile(block, "block", "exec"), names)
+    assert len(names["found"]["masks"]) == len(names["found"]["boxes"]) > 3

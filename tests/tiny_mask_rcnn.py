@@ -11,7 +11,7 @@ from detops.apps import torchvision_setup
 try:
     torchvision_setup.load("tests")
 except ImportError as error:
-    pytest.skip(f"needs torchvision: {error}", allow_module_level=True)
+    pytest.skip(str(error), allow_module_level=True)
 
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator

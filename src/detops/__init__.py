@@ -10,8 +10,10 @@ from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss, LDLoss
+from detops.criteria.teacher import Teacher
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
+from detops.inference.decode_gfl import decode_gfl
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.losses.distribution import (
@@ -64,6 +66,7 @@ __all__ = [
     "LocalizationDistillationLoss",
     "QualityFocalLoss",
     "RaggedBatch",
+    "Teacher",
     "YoloXDetectionLoss",
     "YoloXFastDetectionLoss",
     "__version__",
@@ -84,6 +87,7 @@ __all__ = [
     "combine_data",
     "count_syncs",
     "decode_centernet",
+    "decode_gfl",
     "decode_yolox",
     "distances_to_boxes",
     "distribution_focal_loss",

@@ -27,7 +27,7 @@ from detops.checks import library_path
 
 SCHEMAS = {
     "atss_match": "(Tensor anchors, int[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
-    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor)",
+    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor, Tensor)",
     "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
     " float diameter_to_sigma_factor, float k_scale) -> ()",
     "gaussian_focal_loss": "(Tensor logits, Tensor target, Tensor? scale, float alpha, float gamma,"
@@ -79,9 +79,13 @@ def _returns_losses_and_gradients(outputs: list[torch.Tensor], *args: Any) -> An
 
 
 def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxes: torch.Tensor, *args: Any) -> Any:
-    """Fake function of an assignment: for each image and anchor the index of its box, and their IoU."""
+    """Fake function of an assignment: for each image and anchor the index of its box, their IoU, and thresholds."""
     shape = (gt_boxes.shape[0], anchors.shape[0])
-    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32)
+    return (
+        gt_boxes.new_empty(shape, dtype=torch.int64),
+        gt_boxes.new_empty(shape, dtype=torch.float32),
+        gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32),
+    )
 
 
 FAKES: dict[str, Any] = {

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, require_device, require_tensor
+from detops.checks import require_maps
 from detops.losses.distribution import (
     distribution_focal_loss,
     distribution_to_distances,
@@ -128,16 +128,34 @@ class GFLLoss(nn.Module):
         levels, _ = self._losses(cls_scores, bbox_preds, boxes, labels, image_shapes)
         return levels if per_level else {name: torch.stack(parts).sum() for name, parts in levels.items()}
 
+    def assign(
+        self,
+        cls_scores: Sequence[Tensor],
+        boxes: Batch,
+        labels: Batch,
+        image_shapes: Tensor | Sequence[tuple[int, int]] | None = None,
+    ) -> Assignment:
+        """Return what each anchor is trained on; arguments as in `forward`, anchors level by level, row by row."""
+        require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
+        _, sizes, anchors, valid = self._anchors(cls_scores, image_shapes)
+        return atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
+
+    def _anchors(
+        self, cls_scores: Sequence[Tensor], image_shapes: Tensor | Sequence[tuple[int, int]] | None
+    ) -> tuple[list[tuple[int, int]], list[int], Tensor, Tensor | None]:
+        """Shapes and sizes of the levels, the anchors, and which of them exist."""
+        shapes, device = [(scores.shape[2], scores.shape[3]) for scores in cls_scores], cls_scores[0].device
+        anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
+        valid = None if image_shapes is None else self._valid(shapes, image_shapes, device)
+        return shapes, [height * width for height, width in shapes], anchors, valid
+
     def _losses(
         self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], boxes: Batch, labels: Batch,
         image_shapes: Tensor | Sequence[tuple[int, int]] | None,
     ) -> tuple[dict[str, list[Tensor]], tuple[Positives, Tensor]]:  # fmt: skip
         """The losses of each level; the positives, and what box losses are divided by."""
         self._check(cls_scores, bbox_preds)
-        shapes = [(scores.shape[2], scores.shape[3]) for scores in cls_scores]
-        sizes, device = [height * width for height, width in shapes], cls_scores[0].device
-        anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
-        valid = None if image_shapes is None else self._valid(shapes, image_shapes, device)
+        shapes, sizes, anchors, valid = self._anchors(cls_scores, image_shapes)
         found = atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
         if len(found.box_index) != len(cls_scores[0]):
             raise ValueError(
@@ -231,7 +249,7 @@ class GFLLoss(nn.Module):
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
         channels = {"cls_scores": self.num_classes, "bbox_preds": 4 * (self.reg_max + 1)}
         for name, levels in (("cls_scores", cls_scores), ("bbox_preds", bbox_preds)):
-            _check_levels(name, levels, channels[name], len(self.strides), cls_scores)
+            require_maps(name, levels, channels[name], len(self.strides), cls_scores)
 
 
 class LDLoss(GFLLoss):
@@ -297,7 +315,7 @@ class LDLoss(GFLLoss):
         """
         self._check(cls_scores, bbox_preds)
         channels = 4 * (self.reg_max + 1)
-        _check_levels("soft_targets", soft_targets, channels, len(self.strides), cls_scores)
+        require_maps("soft_targets", soft_targets, channels, len(self.strides), cls_scores)
         levels, (positives, divisor) = self._losses(cls_scores, bbox_preds, boxes, labels, image_shapes)
         sizes = [scores.shape[2] * scores.shape[3] for scores in cls_scores]
         soft = _at([level.detach() for level in soft_targets], positives.slots, sizes)
@@ -348,19 +366,3 @@ def _logits_at(levels: Sequence[Tensor], slots: Tensor, labels: Tensor, sizes: l
         read = here if read is None else torch.where(slots >= start, here, read)
     assert read is not None
     return read
-
-
-def _check_levels(name: str, levels: Sequence[Tensor], channels: int, count: int, like: Sequence[Tensor]) -> None:
-    if not isinstance(levels, list | tuple):
-        raise TypeError(f"{name}: expected a list of tensors, got {type(levels).__name__}")
-    if len(levels) != count:
-        raise ValueError(f"{name}: expected {count} levels, one a stride, got {len(levels)}")
-    for level, other in zip(levels, like, strict=False):
-        require_tensor(name, level, FLOATS, "floating-point tensors")
-        if level.dim() != 4 or level.shape[1] != channels:
-            raise ValueError(f"{name}: expected shape (B, {channels}, H, W), got {tuple(level.shape)}")
-        if (level.shape[0], *level.shape[2:]) != (like[0].shape[0], *other.shape[2:]):
-            raise ValueError(
-                f"{name}: expected the shape of cls_scores, {tuple(other.shape)}, got {tuple(level.shape)}"
-            )
-        require_device(name, level, like[0], "cls_scores")

@@ -123,5 +123,5 @@ def atss_assign(
             raise ValueError(f"{name}: expected at least 1, got {number!r}")
     if is_checked():
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
-    index, iou = ops.atss_match(anchors, list(level_sizes), gt.detach(), label, sizes, valid, num_classes, topk)
+    index, iou, _ = ops.atss_match(anchors, list(level_sizes), gt.detach(), label, sizes, valid, num_classes, topk)
     return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())

@@ -42,7 +42,6 @@ inline float log1p_of(float e) {
 }
 
 inline double log1p_of(double e) { return std::log1p(e); }
-inline double exp_negative(double x) { return std::exp(x); }
 
 // Loss and gradient of one cell with logit x, target t, and weight w of its loss as a negative.
 template <class Compute, bool Standard>

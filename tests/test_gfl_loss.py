@@ -216,7 +216,7 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
         ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
-        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width an image"),
+        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

@@ -10,6 +10,8 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
+    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
+    gfl_box_gradient      the gradient of its box logits
     nms                   which boxes of a batch are left by greedy non-maximum suppression
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
@@ -35,6 +37,11 @@ SCHEMAS = {
     "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "gfl_box_gradient": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor index,"
+    " Tensor weight, Tensor? region, Tensor factors, float temperature, int most) -> Tensor[]",
+    "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
+    " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
+    " float temperature, int most) -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
@@ -88,11 +95,25 @@ def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxe
     )
 
 
+def _returns_gfl_losses(gradients: Any, cls_scores: list[torch.Tensor], *args: Any) -> Any:
+    """Fake function of losses (6, L), and of a weight for each image and anchor."""
+    total = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
+    losses = cls_scores[0].new_empty(6, len(cls_scores), dtype=total)
+    return losses, cls_scores[0].new_empty(args[5].shape, dtype=torch.float32)
+
+
+def _returns_gradients(outputs: list[torch.Tensor], *args: Any) -> list[torch.Tensor]:
+    """Fake function of an op that returns a contiguous gradient of each level."""
+    return [output.new_empty(output.shape) for output in outputs]
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
+    "gfl_box_gradient": _returns_gradients,
+    "gfl_positives_": _returns_gfl_losses,
     "nms": _returns_mask,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
@@ -148,6 +169,8 @@ atss_match = torch.ops.detops.atss_match.default
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
+gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
+gfl_positives_ = torch.ops.detops.gfl_positives_.default
 nms = torch.ops.detops.nms.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default

@@ -23,10 +23,10 @@ from detops.apps.families import Family
 
 @dataclass(frozen=True)
 class Distillation:
-    """How to learn from a teacher's boxes: arguments of `LDLoss`."""
+    """How to learn from a teacher's boxes: arguments of `LDLoss`, whose distillation is normalised here."""
 
     temperature: float = 10.0
-    ld_weight: float = 0.25
+    ld_weight: float = 10.0
     ld_region: str = "main"
 
 

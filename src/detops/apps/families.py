@@ -53,7 +53,7 @@ class Family(Protocol):
 class CenterNet:
     """Heatmap, size and offset at one stride."""
 
-    teacher = None
+    teacher: Teacher | None = None
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = CenterNetLoss(num_classes)
@@ -86,7 +86,7 @@ class YoloX:
     """Raw maps at strides 8, 16 and 32; crowd regions are background."""
 
     strides = (8, 16, 32)
-    teacher = None
+    teacher: Teacher | None = None
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = YoloXDetectionLoss(self.strides, num_classes)
@@ -121,7 +121,7 @@ class GFL:
     """Class logits and distributions of distances at strides 8, 16 and 32; crowd regions are background."""
 
     strides = (8, 16, 32)
-    criterion: GFLLoss
+    criterion: Any
     teacher: Teacher | None = None
 
     def __init__(self, num_classes: int) -> None:
@@ -137,7 +137,8 @@ class GFL:
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Assignment:
         """The assignment."""
-        return self.criterion.assign(outputs[0], batch.boxes, batch.labels)
+        found: Assignment = self.criterion.assign(outputs[0], batch.boxes, batch.labels)
+        return found
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Scored boxes, after suppression."""
@@ -161,8 +162,6 @@ class LD(GFL):
         teacher: What is learnt from; None where nothing is trained.
         options: Of the distillation: keyword arguments of `LDLoss`.
     """
-
-    criterion: LDLoss
 
     def __init__(self, num_classes: int, teacher: Teacher | None = None, **options: Any) -> None:
         self.criterion = LDLoss(num_classes, strides=self.strides, normalize_ld=True, **options)

@@ -153,18 +153,17 @@ class DenseHead(nn.Module):
     ) -> None:
         super().__init__()
         self.towers = nn.ModuleList([nn.Sequential(*[_conv(channels, channels) for _ in range(2)]) for _ in range(2)])
-        self.maps = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(channels, out, 1) for out, _ in part]) for part in (of_class, of_box)]
-        )
-        for part, wanted in zip(self.maps, (of_class, of_box), strict=True):
-            for layer, (out, p) in zip(part, wanted, strict=True):  # type: ignore[call-overload]
-                nn.init.normal_(layer.weight, std=0.01)
-                layer.bias = nn.Parameter(torch.full((out,), -math.log((1 - p) / p)))
+        maps = [(nn.Conv2d(channels, out, 1), p) for out, p in (*of_class, *of_box)]
+        for layer, p in maps:
+            nn.init.normal_(layer.weight, std=0.01)
+            nn.init.constant_(layer.bias, -math.log((1 - p) / p))  # type: ignore[arg-type]
+        self.maps, self.split = nn.ModuleList([layer for layer, _ in maps]), len(of_class)
 
     def forward(self, level: Tensor) -> list[list[Tensor]]:
         """(B, channels, H, W) -> the maps of classes and those of boxes, float32."""
-        features = [tower(level) for tower in self.towers]
-        return [[m(x).float() for m in part] for x, part in zip(features, self.maps, strict=True)]  # type: ignore[union-attr]
+        of_class, of_box = (tower(level) for tower in self.towers)
+        first, last = self.maps[: self.split], self.maps[self.split :]
+        return [[m(of_class).float() for m in first], [m(of_box).float() for m in last]]
 
 
 class CompactYoloX(nn.Module):

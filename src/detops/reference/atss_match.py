@@ -34,8 +34,8 @@ def atss_match(
         topk: See above.
 
     Returns:
-        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; (B, N) threshold, infinite for a box that has
-        no candidate.
+        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; (B, N) threshold, infinite for a box
+        without a candidate.
 
     Reference:
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample

@@ -43,7 +43,24 @@ class OneYoloXBox(OneBox):
         return levels
 
 
-@pytest.fixture(params=["centernet", "yolox"])
+class OneGFLBox(OneBox):
+    """The same at stride 8: from the corner (24, 16) 2 cells to the left and right, 1 up and down."""
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        height, width = images.shape[2:]
+        shapes = [(len(images), height // s, width // s) for s in (8, 16, 32)]
+        scores = [images.new_full((b, 2, h, w), -20.0) for b, h, w in shapes]
+        sides = [images.new_zeros(b, 68, h, w) for b, h, w in shapes]
+        scores[0][:, 1, 2, 3] = self.logit
+        for side, bins in enumerate((2, 1, 2, 1)):
+            sides[0][:, 17 * side + bins, 2, 3] = 50.0
+        return scores, sides
+
+
+KINDS = {"centernet": "OneBox", "yolox": "OneYoloXBox", "gfl": "OneGFLBox", "ld": "OneGFLBox"}
+
+
+@pytest.fixture(params=KINDS)
 def run_folder(tmp_path, request) -> Path:
     """A run as training leaves it; its images are 128x64, so half a pixel of the input each."""
     data, run = tmp_path / "data", tmp_path / "run"
@@ -60,7 +77,7 @@ def run_folder(tmp_path, request) -> Path:
     )
     config = {
         "detector": request.param, "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
-        "model": "test_predict:" + {"centernet": "OneBox", "yolox": "OneYoloXBox"}[request.param],
+        "model": "test_predict:" + KINDS[request.param],
         "val_annotations": str(data / "annotations.json"), "val_images": str(data / "images"),
     }  # fmt: skip
     (run / "config.json").write_text(json.dumps(config))
@@ -156,14 +173,27 @@ def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights():
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights():
+    network = models.build("compact", num_classes=3, width=8, detector="gfl")
+    scores, sides = network(torch.randn(2, 3, 64, 96))
+    for level, side, s in zip(scores, sides, (8, 16, 32), strict=True):
+        assert level.shape == (2, 3, 64 // s, 96 // s)
+        assert side.shape == (2, 68, 64 // s, 96 // s)
+        assert level.dtype == side.dtype == torch.float32
+        torch.testing.assert_close(level.sigmoid(), torch.full_like(level, 0.01), rtol=0.3, atol=0)
+        assert side.abs().max() < 0.5
+    sum(level.sum() for level in (*scores, *sides)).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_a_run_of_an_unknown_detector(run_folder):
-    with pytest.raises(ValueError, match="detector: expected centernet or yolox, got 'ssd'"):
+    with pytest.raises(ValueError, match="detector: expected centernet, yolox, gfl or ld, got 'ssd'"):
         models.build("test_predict:OneBox", 2, 8, "ssd")
     config = json.loads((run_folder / "config.json").read_text())
     (run_folder / "config.json").write_text(json.dumps({**config, "detector": "ssd"}))
     code, output = call("evaluate", run_folder)
     assert code == 2
-    assert "detector: expected centernet or yolox" in output.replace("\n", " ")
+    assert "detector: expected centernet, yolox, gfl or ld" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

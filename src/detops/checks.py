@@ -169,6 +169,22 @@ def require_maps(
         require_device(name, level, first, "cls_scores")
 
 
+def image_sides(image_shapes: Tensor | Sequence[tuple[int, int]], batch: int, device: torch.device) -> Tensor:
+    """Heights and widths of images as a tensor (B, 2).
+
+    Raises:
+        ValueError: There is not one pair an image.
+    """
+    sides = torch.as_tensor(image_shapes, device=device)
+    if batch == 0 and sides.numel() == 0:
+        sides = sides.reshape(0, 2)
+    if sides.shape != (batch, 2):
+        raise ValueError(
+            f"image_shapes: expected a height and a width for each of {batch} images, got shape {tuple(sides.shape)}"
+        )
+    return sides
+
+
 _SYNC_OPS = {
     "_local_scalar_dense", "nonzero", "nonzero_numpy", "unique", "_unique", "_unique2", "unique_dim",
     "unique_consecutive", "masked_select", "equal", "is_nonzero", "argwhere",

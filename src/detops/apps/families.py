@@ -19,6 +19,7 @@ from detops import (
     decode_gfl,
     decode_yolox,
 )
+from detops.apps import listed
 from detops.apps.dataset import Batch
 from detops.targets.centernet import centernet_cells
 
@@ -201,5 +202,5 @@ def family(detector: str, num_classes: int, **options: Any) -> Family:
         ValueError: There is none.
     """
     if detector not in FAMILIES:
-        raise ValueError(f"detector: expected {', '.join(FAMILIES)}, got {detector}")
+        raise ValueError(f"detector: expected {listed(FAMILIES)}, got {detector}")
     return FAMILIES[detector](num_classes, **options)

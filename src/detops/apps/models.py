@@ -19,6 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detops.apps import listed
+
 PRIOR = 0.05  # probability of an object that an untrained heatmap says everywhere
 RARE = 0.01  # the same of an untrained YOLOX or GFL, for objectness and each class
 # Sizes in cells are 16 times what the last layer says, plus 8: steps of the usual learning rates reach large boxes in
@@ -256,7 +258,7 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
         "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL
     }  # fmt: skip
     if detector not in compact:
-        raise ValueError(f"detector: expected {' or '.join(compact)}, got {detector!r}")
+        raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")
     if model == "compact":
         return compact[detector](num_classes, width)
     module, colon, function = model.partition(":")

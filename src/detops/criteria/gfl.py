@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detops.checks import require_maps
+from detops.checks import image_sides, require_maps
 from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
@@ -159,12 +159,7 @@ class GFLLoss(nn.Module):
         if image_shapes is None:
             return None
         device = cls_scores[0].device
-        sides = torch.as_tensor(image_shapes, device=device)
-        if sides.shape != (len(cls_scores[0]), 2):
-            raise ValueError(
-                f"image_shapes: expected a height and a width for each of {len(cls_scores[0])} images, got shape"
-                f" {tuple(sides.shape)}"
-            )
+        sides = image_sides(image_shapes, len(cls_scores[0]), device)
         valid = []
         for scores, stride in zip(cls_scores, self.strides, strict=True):
             y = torch.arange(scores.shape[2], device=device) * stride < sides[:, :1]

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.checks import require_maps
+from detops.checks import image_sides, require_maps
 from detops.inference.decode import Detections, suppress, top
 from detops.losses.distribution import distribution_to_distances
 from detops.targets.atss import grid_anchors
@@ -108,8 +108,5 @@ def _level(
 def _clipped(boxes: Tensor, image_shapes: Tensor | Sequence[tuple[int, int]] | None) -> Tensor:
     if image_shapes is None:
         return boxes
-    sides = torch.as_tensor(image_shapes, dtype=boxes.dtype, device=boxes.device)
-    if sides.shape != (len(boxes), 2):
-        raise ValueError(f"image_shapes: expected a height and a width for each of {len(boxes)} images, got"
-                         f" {tuple(sides.shape)}")  # fmt: skip
+    sides = image_sides(image_shapes, len(boxes), boxes.device).to(boxes.dtype)
     return torch.minimum(boxes.clamp(min=0), sides.flip(1).repeat(1, 2)[:, None])

@@ -31,9 +31,45 @@ constexpr int64_t kAnchors = 1024;     // of a task
 DETOPS_SOFTMAX(float)
 DETOPS_SOFTMAX(double)
 
+// One level's map (B, C, H, W) in any layout.
+class Map {
+ public:
+  explicit Map(const Tensor& t)
+      : data_(t.const_data_ptr()), type_(t.scalar_type()), b_(t.stride(0)), c_(t.stride(1)), y_(t.stride(2)),
+        x_(t.stride(3)) {}
+
+  // The channels of a cell.
+  template <class C>
+  void column(int64_t b, int64_t y, int64_t x, int64_t channels, C* to) const {
+    const int64_t first = b * b_ + y * y_ + x * x_;
+    switch (type_) {
+      case ScalarType::Float: return copy<float>(first, channels, to);
+      case ScalarType::Double: return copy<double>(first, channels, to);
+      case ScalarType::Half: return copy<Half>(first, channels, to);
+      default: return copy<BFloat16>(first, channels, to);
+    }
+  }
+
+  static bool holds(ScalarType type) {
+    return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+           type == ScalarType::BFloat16;
+  }
+
+ private:
+  template <class T, class C>
+  void copy(int64_t first, int64_t channels, C* to) const {
+    const T* from = static_cast<const T*>(data_) + first;
+    for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<C>(from[c * c_]);
+  }
+
+  const void* data_;
+  ScalarType type_;
+  int64_t b_, c_, y_, x_;
+};
+
 // What the two ops read, level by level.
 struct GflInputs {
-  std::vector<Reader> preds, soft;  // `soft` is empty without a teacher
+  std::vector<Map> preds, soft;  // `soft` is empty without a teacher
   std::vector<int64_t> heights, widths, starts;
   Reader cells, boxes;
   const int64_t* index;
@@ -54,14 +90,14 @@ struct GflInputs {
     for (size_t i = 0; i < bbox_preds.size(); ++i) {
       const Tensor& level = bbox_preds[i];
       STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == batch && level.size(1) == channels &&
-                          level.scalar_type() == bbox_preds[0].scalar_type() && Reader::reads(level.scalar_type()),
+                          level.scalar_type() == bbox_preds[0].scalar_type() && Map::holds(level.scalar_type()),
                       "bbox_preds: expected levels (B, 4 * bins, H, W) of one dtype");
       preds.emplace_back(level);
       heights.push_back(level.size(2)), widths.push_back(level.size(3)), starts.push_back(anchors);
       anchors += level.size(2) * level.size(3);
       if (soft_targets.empty()) continue;
       const Tensor& other = soft_targets[i];
-      bool same = other.dim() == 4 && Reader::reads(other.scalar_type());
+      bool same = other.dim() == 4 && Map::holds(other.scalar_type());
       for (int64_t d = 0; same && d < 4; ++d) same = other.size(d) == level.size(d);
       STD_TORCH_CHECK(same, "soft_targets: expected the shapes of bbox_preds");
       soft.emplace_back(other);
@@ -124,8 +160,8 @@ struct GflAnchor {
   explicit GflAnchor(int64_t bins)
       : bins(bins), raw(4 * bins), p(4 * bins), soft(4 * bins), student(4 * bins), teacher(4 * bins) {}
 
-  static void read(const Reader& maps, int64_t b, int64_t y, int64_t x, std::vector<C>& to) {
-    for (size_t c = 0; c < to.size(); ++c) to[c] = static_cast<C>(maps.at(b, static_cast<int64_t>(c), y, x));
+  static void read(const Map& map, int64_t b, int64_t y, int64_t x, std::vector<C>& to) {
+    map.column(b, y, x, static_cast<int64_t>(to.size()), to.data());
   }
 
   // IoU, losses, and how the GIoU loss grows with the distances.

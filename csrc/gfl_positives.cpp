@@ -13,7 +13,7 @@ namespace {
 using Sums = std::array<double, 6>;
 
 struct Scores {
-  std::vector<Reader> levels;
+  std::vector<Map> levels;
   std::vector<void*> gradients;  // contiguous, or empty
   ScalarType type;
   Reader labels;
@@ -41,10 +41,10 @@ double correction(double x, double quality, double beta, double& gradient) {
 }
 
 template <class C>
-Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, GflAnchor<C>& anchor, float* weights) {
+Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, GflAnchor<C>& anchor, std::vector<C>& logits,
+         float* weights) {
   Sums sums{};
   const int64_t width = in.widths[task.level], height = in.heights[task.level];
-  const Reader& z = scores.levels[task.level];
   for (int64_t r = task.begin; r < task.end; ++r) {
     const int64_t a = in.starts[task.level] + r, n = in.box_of(task.b, a), y = r / width, x = r % width;
     const double of_region = in.region_of(task.b, a);
@@ -59,17 +59,17 @@ Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, GflAnch
     const double label = n < 0 ? -1 : scores.labels.at(task.b, n);
     if (!(label >= 0 && label < static_cast<double>(scores.classes))) continue;
     anchor.box_losses(in, task.b, a, n);
-    double highest = z.at(task.b, 0, y, x), poison = 0;
-    for (int64_t c = 0; c < scores.classes; ++c) {
-      const double value = z.at(task.b, c, y, x);
+    scores.levels[task.level].column(task.b, y, x, scores.classes, logits.data());
+    C highest = logits[0], poison = 0;
+    for (C value : logits) {
       highest = std::max(highest, value);
-      poison += value * 0;
+      poison += value * C(0);
     }
-    const double w = 1 / (1 + std::exp(-highest)) + poison;
+    const double w = 1 / (1 + std::exp(-static_cast<double>(highest))) + static_cast<double>(poison);
     weights[task.b * in.anchors + a] = static_cast<float>(w);
     double gradient;
     const int64_t known = static_cast<int64_t>(label);
-    sums[0] += scores.scale * correction(z.at(task.b, known, y, x), anchor.iou, scores.beta, gradient);
+    sums[0] += scores.scale * correction(logits[known], anchor.iou, scores.beta, gradient);
     sums[1] += w, sums[2] += w * anchor.giou, sums[3] += w * anchor.dfl, sums[4] += w * ld;
     if (scores.gradients.empty()) continue;
     const int64_t place = ((task.b * scores.classes + known) * height + y) * width + x;
@@ -93,18 +93,14 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
     const Tensor& level = maps[i];
     STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == in.batch && level.size(1) == scores.classes &&
                         level.size(2) == in.heights[i] && level.size(3) == in.widths[i] &&
-                        level.scalar_type() == scores.type,
-                    "cls_scores: expected levels (B, C, H, W) of one dtype, to match bbox_preds");
+                        level.scalar_type() == scores.type && Map::holds(scores.type),
+                    "cls_scores: expected levels (B, C, H, W) of one floating-point dtype, to match bbox_preds");
     scores.levels.emplace_back(level);
     if (gradients.empty()) continue;
     bool same = gradients[i].dim() == 4 && gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type;
     for (int64_t d = 0; same && d < 4; ++d) same = gradients[i].size(d) == level.size(d);
     STD_TORCH_CHECK(same, "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
     scores.gradients.push_back(const_cast<Tensor&>(gradients[i]).mutable_data_ptr());
-  }
-  switch (scores.type) {
-    case ScalarType::Float: case ScalarType::Double: case ScalarType::Half: case ScalarType::BFloat16: break;
-    default: STD_TORCH_CHECK(false, "cls_scores: expected float32, float16, bfloat16 or float64");
   }
   return scores;
 }
@@ -114,11 +110,12 @@ std::vector<Sums> run_all(const GflInputs& in, const Scores& scores, const std::
   std::vector<Sums> parts(tasks.size());
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
     GflAnchor<C> anchor(in.bins);
+    std::vector<C> logits(scores.classes);
     for (int64_t i = begin; i < end; ++i) {
       const GflTask& task = tasks[i];
       float* row = weights + task.b * in.anchors + in.starts[task.level];
       std::fill(row + task.begin, row + task.end, 0.0f);
-      parts[i] = run(task, in, scores, anchor, weights);
+      parts[i] = run(task, in, scores, anchor, logits, weights);
     }
   });
   return parts;

@@ -83,11 +83,10 @@ inline float exp_within(float x) {
   const float n = std::nearbyint(x * 1.44269504088896341f);
   float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
   r -= n * 1.42860682030941723e-6f;      // and the rest of ln 2
-  float p = 1.0f / 720;                  // Taylor is within half an ulp of the minimax on |r| <= ln(2) / 2
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+  float p = 0.00831253f;                 // the best polynomial of its degree on |r| <= ln(2) / 2 that is 1 at 0
+  p = p * r + 0.04189011f;
+  p = p * r + 0.16667114f;
+  p = p * r + 0.49999232f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;

@@ -75,24 +75,23 @@ def loss_kernel(
     any_positive = tl.max(positive.to(tl.int32), 0) > 0
     if any_positive:
         side = tl.load(cells + a * 3 + 2, mask=inside, other=1.0)
-        grid_x = tl.load(cells + a * 3, mask=inside, other=0.0) / side - 0.5
-        grid_y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0) / side - 0.5
         x = tl.load(source, mask=positive, other=0.0).to(tl.float32)
         y = tl.load(source + stride_c, mask=positive, other=0.0).to(tl.float32)
         w = tl.load(source + 2 * stride_c, mask=positive, other=0.0).to(tl.float32)
         h = tl.load(source + 3 * stride_c, mask=positive, other=0.0).to(tl.float32)
         box = boxes + (b * N + chosen) * 4
-        tx = tl.load(box, mask=positive, other=0.0)
-        ty = tl.load(box + 1, mask=positive, other=0.0)
+        # From the centre of the cell: a small box far from the origin keeps its digits.
+        tx = tl.load(box, mask=positive, other=0.0) - tl.load(cells + a * 3, mask=inside, other=0.0)
+        ty = tl.load(box + 1, mask=positive, other=0.0) - tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
         tw = tl.load(box + 2, mask=positive, other=1.0)
         th = tl.load(box + 3, mask=positive, other=1.0)
         pw, ph = tl.exp(w) * side, tl.exp(h) * side
-        loss, g_x, g_y, g_w, g_h = iou_loss((x + grid_x) * side, (y + grid_y) * side, pw, ph, tx, ty, tw, th, KIND)
+        loss, g_x, g_y, g_w, g_h = iou_loss((x - 0.5) * side, (y - 0.5) * side, pw, ph, tx, ty, tw, th, KIND)
         iou_sum += tl.sum(tl.where(positive, loss, 0.0), 0)
         g_x, g_y = g_x * iou_weight * side, g_y * iou_weight * side
         g_w, g_h = g_w * iou_weight * pw, g_h * iou_weight * ph
         if USE_L1:
-            away_x, away_y = x - (tx / side - grid_x), y - (ty / side - grid_y)
+            away_x, away_y = x - (tx / side + 0.5), y - (ty / side + 0.5)
             away_w, away_h = w - tl.log(tw / side + 1e-8), h - tl.log(th / side + 1e-8)
             away = tl.abs(away_x) + tl.abs(away_y) + tl.abs(away_w) + tl.abs(away_h)
             l1_sum += tl.sum(tl.where(positive, away, 0.0), 0)

@@ -42,17 +42,18 @@ def yolox_loss(
         else:
             target, label = boxes.new_ones(*read.shape, 4), torch.zeros_like(read)
         side = cell[:, 2:]
-        grid = cell[:, :2] / side - 0.5
-        # Where there is no box, one that fits: no number below is other than finite for want of one.
-        fitting = torch.cat([(grid + 0.5) * side, side, side], 1)
+        # From the centre of the cell: a small box far from the origin keeps its digits. Where there is no box, one that
+        # fits: no number below is other than finite for want of one.
+        target = target - torch.cat([cell[:, :2], torch.zeros_like(cell[:, :2])], 1)
+        fitting = torch.cat([torch.zeros_like(cell[:, :2]), side, side], 1)
         target = torch.where(positive[..., None], target, fitting)
         t = torch.where(positive[..., None], rows[..., :4], 0)
-        pred = torch.cat([(t[..., :2] + grid) * side, t[..., 2:].exp() * side], -1)
+        pred = torch.cat([(t[..., :2] - 0.5) * side, t[..., 2:].exp() * side], -1)
         box_loss, box_gradient = iou_loss(pred, target, kind)
         box_gradient = box_gradient * torch.cat([side.expand_as(pred[..., :2]), pred[..., 2:]], -1)
         box_gradient = box_gradient * iou_weight
 
-        away = t - torch.cat([target[..., :2] / side - grid, (target[..., 2:] / side + 1e-8).log()], -1)
+        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + 1e-8).log()], -1)
         if use_l1:
             box_gradient = box_gradient + away.sign()
         logit, wanted = rows[..., 4], positive.to(wide)

@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from detops import cli
+from detops.apps import models
 
 
 class OneBox(nn.Module):
@@ -34,6 +35,18 @@ class SlowBox(OneBox):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         time.sleep(0.03)
         return super().forward(images)
+
+
+class Together(nn.Module):
+    """Finds much, in each image something else, and with scores that depend on all images of the batch."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.network = models.build("compact", num_classes, width)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heatmap, wh, offset = self.network(images)
+        return heatmap + images.mean(), wh, offset
 
 
 class OneYoloXBox(OneBox):

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from predict_runs import OneBox, SlowBox, call, write_run
+from predict_runs import OneBox, SlowBox, Together, call, write_run
 
-from detops.apps import models, predict_folder, predict_stream
+from detops.apps import predict_folder, predict_stream
+from detops.apps.families import family
 from detops.apps.listing import batched
 from detops.apps.predict_stream import Source
 
@@ -30,9 +31,8 @@ def save(path: Path, seed: int) -> Path:
 
 @pytest.fixture
 def noise_run(tmp_path) -> Path:
-    """An untrained network, which finds much, in each image something else."""
     torch.manual_seed(0)
-    return write_run(tmp_path / "run", models.build("compact", 2, 8), "compact")
+    return write_run(tmp_path / "run", Together(2, 8), "predict_runs:Together")
 
 
 @pytest.fixture
@@ -144,6 +144,28 @@ def read_torn(out: Path) -> list[dict]:
     return list(map(json.loads, (out / "results.jsonl").read_bytes().split(b"\n")[:-1]))
 
 
+def test_no_line_comes_before_its_picture(box_run, images, tmp_path, monkeypatch):
+    """A picture that fails ends the run, which goes on from the batch of this picture."""
+    arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
+    draw = predict_folder.Pictures._draw
+
+    def fail(self, target: Path, text: str) -> None:
+        if target.stem == "06":
+            time.sleep(0.2)
+            raise OSError("No space left on device")
+        draw(self, target, text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(predict_folder.Pictures, "_draw", fail)
+        code, output = call(*arguments)
+    assert code == 2
+    assert "No space left" in output
+    assert len(read(tmp_path / "out")) == 4
+    assert call(*arguments, "--resume")[0] == 1
+    assert len(read(tmp_path / "out")) == 11
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 9
+
+
 def test_going_on_with_something_else_is_refused(box_run, images, tmp_path):
     out = tmp_path / "out"
     arguments = ["predict", images, "--run", box_run, "--out", out, "--workers", 0]
@@ -242,17 +264,11 @@ def test_only_a_few_batches_are_asked_for_ahead(tmp_path, workers):
 
     config = {"size": [32, 64], "category_ids": [3, 7]}
     network = OneBox(2, 8).eval()
-    lines = predict_stream.lines(network, predict_stream_kind(), config, batched(endless(), 4), workers)
+    lines = predict_stream.lines(network, family("centernet", 2), config, batched(endless(), 4), workers)
     for number in range(1, 30):
         assert [json.loads(line)["image_id"] for line in next(lines)] == list(range(4 * number - 3, 4 * number + 1))
         assert asked <= 4 * (number + workers * predict_stream.PREFETCH + predict_stream.AHEAD)
     lines.close()
-
-
-def predict_stream_kind():
-    from detops.apps.families import family
-
-    return family("centernet", 2)
 
 
 def test_errors_beyond_the_first_are_only_counted(box_run, tmp_path, monkeypatch):

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from predict_runs import call, write_run
+from predict_runs import Together, call, write_run
 from test_predict_folder import save
 
-from detops.apps import models, predict_ray
+from detops.apps import predict, predict_ray
 from detops.apps.predict_stream import Source
 
 ray = pytest.importorskip("ray", reason='needs Ray: pip install "detops[ray]"')
@@ -30,7 +30,7 @@ def arguments(tmp_path, monkeypatch) -> list[object]:
     """Fifty images under relative paths, one of which cannot be decoded, in batches of three."""
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
-    write_run(Path("run"), models.build("compact", 2, 8), "compact")
+    write_run(Path("run"), Together(2, 8), "predict_runs:Together")
     for index in range(50):
         save(Path("images") / f"ä{index:02}.png", index)
     (tmp_path / "images" / "ä17.png").write_bytes(b"no image")
@@ -57,7 +57,7 @@ def test_ray_gives_the_same_files(arguments, monkeypatch):
 
 @pytest.mark.usefixtures("cluster")
 def test_other_weights_on_another_machine_are_refused(arguments, tmp_path):
-    config = predict_ray.predict.read_config(tmp_path / "run")
+    config = predict.read_config(tmp_path / "run")
     batches = [[Source("images/ä00.png", 1)]]
     with pytest.raises(Exception, match="has other weights here"):
         list(predict_ray.lines(tmp_path / "run", config, "abc", torch.device("cpu"), batches, 1, 1))

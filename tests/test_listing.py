@@ -9,7 +9,18 @@ import pytest
 from detops.apps import listing
 from detops.apps.listing import Listing, batched
 
-NAMES = ["b.png", "a.JPG", "ä.jpeg", "日本.webp", "new\nline.bmp", "10.tif", "9.tiff", "B.png", 'quo"te.png', "z.png.png"]
+NAMES = [
+    "b.png",
+    "a.JPG",
+    "ä.jpeg",
+    "日本.webp",
+    "new\nline.bmp",
+    "10.tif",
+    "9.tiff",
+    "B.png",
+    'quo"te.png',
+    "z.png.png",
+]
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """`detops predict --ray` by a local Ray of two workers: the same bytes as without it."""
 
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ from test_predict_folder import save
 from detops.apps import predict, predict_ray
 from detops.apps.predict_stream import Source
 
-ray = pytest.importorskip("ray", reason='needs Ray: pip install "detops[ray]"')
-pytest.importorskip("ray.data", reason='needs Ray Data: pip install "detops[ray]"')
+MISSING = 'needs Ray Data: pip install "detops[ray]"'
 
 
 @pytest.fixture(scope="module")
 def cluster():
+    ray = pytest.importorskip("ray", reason=MISSING)
+    pytest.importorskip("ray.data", reason=MISSING)
     path = os.environ.get("PYTHONPATH")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parent), path]))
     ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False, object_store_memory=200 << 20)
@@ -55,6 +57,14 @@ def test_ray_gives_the_same_files(arguments, monkeypatch):
         assert Path(out, "results.jsonl").read_bytes() == whole
 
 
+def test_a_missing_ray_is_named(arguments, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    code, output = call(*arguments, "--out", "out", "--ray")
+    assert code == 2
+    assert 'detops predict --ray needs Ray: pip install "detops[ray]"' in output
+    assert not Path("out").exists()
+
+
 @pytest.mark.usefixtures("cluster")
 def test_other_weights_on_another_machine_are_refused(arguments, tmp_path):
     config = predict.read_config(tmp_path / "run")
@@ -63,7 +73,18 @@ def test_other_weights_on_another_machine_are_refused(arguments, tmp_path):
         list(predict_ray.lines(tmp_path / "run", config, "abc", torch.device("cpu"), batches, 1, 1))
 
 
+def test_something_is_left_to_read_with():
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert predict_ray._share({"CPU": 9.0}, cpu, None) == (4, {"num_cpus": 1})
+    assert predict_ray._share({"CPU": 9.0}, cpu, 5) == (5, {"num_cpus": 0})
+    assert predict_ray._share({"CPU": 1.0}, cpu, None) == (1, {"num_cpus": 0})
+    assert predict_ray._share({"CPU": 9.0, "GPU": 2.0}, gpu, None) == (2, {"num_cpus": 0, "num_gpus": 1})
+    assert predict_ray._share({"CPU": 9.0, "GPU": 2.0}, gpu, 3) == (3, {"num_cpus": 0, "num_gpus": 0.5})
+    assert predict_ray._share({"CPU": 9.0, "GPU": 2.0}, gpu, 1) == (1, {"num_cpus": 0, "num_gpus": 1})
+
+
 def test_blocks_are_few_and_small(monkeypatch):
+    pytest.importorskip("pyarrow", reason=MISSING)
     monkeypatch.setattr(predict_ray, "BLOCKS", 4)
     monkeypatch.setattr(predict_ray, "BLOCK", 3)
     batches = [[Source("a", 1)]] * 16

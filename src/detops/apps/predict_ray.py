@@ -8,6 +8,7 @@ must see the images and the run under the paths that this one sees them.
 
 import json
 import logging
+import math
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -65,14 +66,7 @@ def lines(
     import ray
     from ray.data import ActorPoolStrategy, from_arrow_refs
 
-    available = ray.cluster_resources()
-    cores = available.get("CPU", 1)
-    if device.type == "cuda":
-        workers = workers or max(1, int(available.get("GPU", 1)))
-        needs = {"num_gpus": min(1.0, available.get("GPU", 1) / workers), "num_cpus": 0}
-    else:
-        workers = workers or max(1, int(cores // 2))
-        needs = {"num_cpus": min(1.0, (cores - 1) / workers)}  # one is left to read
+    workers, needs = _share(ray.cluster_resources(), device, workers)
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     rows = from_arrow_refs([ray.put(block) for block in _blocks(batches, count)])
     rows.context.execution_options.preserve_order = True
@@ -84,6 +78,17 @@ def lines(
     )  # fmt: skip
     for row in rows.iter_rows():
         yield row["lines"].splitlines(keepends=True)
+
+
+def _share(available: dict[str, float], device: torch.device, workers: int | None) -> tuple[int, dict[str, float]]:
+    """How many networks, and what each reserves: never so much that nothing is left to read with."""
+    if device.type == "cuda":
+        gpus = max(1, int(available.get("GPU", 1)))
+        workers = workers or gpus
+        return workers, {"num_cpus": 0, "num_gpus": 1 / math.ceil(workers / gpus)}
+    half = int(available.get("CPU", 1)) // 2
+    workers = workers or max(1, half)
+    return workers, {"num_cpus": 1 if workers <= half else 0}
 
 
 def _blocks(batches: Iterable[list[Source]], count: int) -> Iterator[Any]:

@@ -224,11 +224,13 @@ def test_ids_of_images_in_folders(tmp_path):
     records = [{"id": 7 * n, "file_name": name, "width": 4, "height": 4} for n, name in enumerate(names, 1)]
     path.write_text(json.dumps({"images": records, "annotations": [], "categories": []}))
     paths = ["x/train/1.png", "x/val/1.png", "2.png", "x/1.png", "/3.png", "x/val/3.png", "train/9.png"]
-    sources = list(predict_folder._sources(paths, path))
+    sources = list(predict_folder._sources(paths, *predict_folder._ids(path)))
     # x/1.png may be either, and train/9.png is none: they are numbered behind the highest.
     assert [source.image_id for source in sources] == [7, 14, 21, 35 + 4, 28, 35, 35 + 7]
     assert [source.path for source in sources] == paths
-    assert [source.image_id for source in predict_folder._sources(paths, None)] == list(range(1, 8))
+    assert [source.image_id for source in predict_folder._sources(paths, *predict_folder._ids(None))] == list(
+        range(1, 8)
+    )
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(0, []), (2, ["00", "01"]), (5, ["00", "01", "02", "04"]), (-1, 9)])
@@ -240,6 +242,16 @@ def test_how_many_pictures(box_run, images, tmp_path, pictures, expected):
     assert (len(drawn) if isinstance(expected, int) else drawn) == expected
     assert f"{len(drawn)} pictures" in output
     assert len(read(out)) == 11
+
+
+def test_a_mistake_does_not_cost_the_results_that_are_there(box_run, images, tmp_path):
+    arguments = ["predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0]
+    call(*arguments)
+    before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")}
+    (tmp_path / "bad.json").write_text("no JSON")
+    for name in ("bad.json", "none.json"):
+        assert call(*arguments, "--annotations", tmp_path / name)[0] == 2
+        assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")} == before
 
 
 def test_a_folder_without_images(box_run, tmp_path):
@@ -282,3 +294,15 @@ def test_errors_beyond_the_first_are_only_counted(box_run, tmp_path, monkeypatch
     assert output.count("skipped") == 3
     assert "and 17 more, named in results.jsonl" in output
     assert sum("error" in line for line in read(tmp_path / "out")) == 20
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_gpu_gives_the_same_lines(box_run, tmp_path, workers):
+    """A network whose arithmetic is exact: what is copied while another batch is computed is whole, and in order."""
+    for index in range(60):
+        save(tmp_path / "images" / f"{index:02}.png", index)
+    arguments = ("predict", tmp_path / "images", "--run", box_run, "--workers", workers, "--batch-size", 4)
+    for device in ("cpu", "cuda"):
+        assert call(*arguments, "--out", tmp_path / device, "--device", device)[0] == 0
+    assert (tmp_path / "cpu" / "results.jsonl").read_bytes() == (tmp_path / "cuda" / "results.jsonl").read_bytes()

@@ -75,10 +75,10 @@ def run(run: Path, images: Sequence[Path], out: Path, options: Options, console:
     gpu = predict_ray.connect() if options.ray else torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if gpu else "cpu"))
     network, kind, config = predict.load(run, torch.device("cpu") if options.ray else device)
-    listing, weights = Listing(images), predict.fingerprint(network)
+    listing, weights, ids = Listing(images), predict.fingerprint(network), _ids(options.annotations)
     with ResultsFile(out, _settings(config, weights, device, options), listing, options.resume) as results:
         begin = _begin(results.count, len(listing), options.batch_size)
-        batches = batched(islice(_sources(listing, options.annotations), begin, None), options.batch_size)
+        batches = batched(islice(_sources(listing, *ids), begin, None), options.batch_size)
         count = -(-(len(listing) - begin) // options.batch_size)
         lines: Iterator[list[str]] = iter(())
         if count and options.ray:
@@ -111,17 +111,22 @@ def _settings(config: dict[str, Any], weights: str, device: torch.device, option
     }  # fmt: skip
 
 
-def _sources(paths: Iterable[str], annotations: Path | None) -> Iterator[Source]:
-    """Images with their ids: those of the annotations, or else numbers from 1 on, behind the annotations' highest."""
-    ids: dict[str, int | str | None] = {}
-    highest = 0
-    if annotations is not None:
-        records = coco.read(annotations).images
-        for record in records:
-            for ending in _endings(record.file_name):
-                ids[ending] = None if ending in ids else record.id  # none where several images end so
-        ids.update({Path(record.file_name).as_posix(): record.id for record in records})
-        highest = max((record.id for record in records if isinstance(record.id, int)), default=0)
+Ids = dict[str, int | str | None]
+
+
+def _ids(annotations: Path | None) -> tuple[Ids, int]:
+    """Ids by the ends of paths, None for an end that several images have; and the highest number among them."""
+    records = [] if annotations is None else coco.read(annotations).images
+    ids: Ids = {}
+    for record in records:
+        for ending in _endings(record.file_name):
+            ids[ending] = None if ending in ids else record.id
+    ids.update({Path(record.file_name).as_posix(): record.id for record in records})
+    return ids, max((record.id for record in records if isinstance(record.id, int)), default=0)
+
+
+def _sources(paths: Iterable[str], ids: Ids, highest: int) -> Iterator[Source]:
+    """Images with their ids; those that have none are numbered, behind the highest that there is."""
     for number, path in enumerate(paths, highest + 1):
         known = (ids[ending] for ending in _endings(path) if ids.get(ending) is not None)
         found = next(known, None)

@@ -202,15 +202,23 @@ def predict(
     run: Annotated[Path, typer.Option(help="Folder of a trained run.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/predict"),
-    score: Annotated[float, typer.Option(help="Lowest score that pictures show; results.json has all.")] = 0.3,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids results.json uses.")] = None,
+    score: Annotated[float, typer.Option(help="Lowest score that pictures show; the results have all.")] = 0.3,
+    pictures: Annotated[int, typer.Option(help="Draw the first so many images; -1 for all.", min=-1)] = 200,
+    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids the results use.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read; with --ray, networks at a time.", min=0)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the lines of a run that was stopped.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
-    """Detect on images: pictures, and a COCO results file."""
+    """Detect on images: a JSON line each, pictures, and a COCO results file."""
     with _reported():
-        from detops.apps import predict as job
+        from detops.apps import predict_folder as job
 
-        failed = job.run(run, images, out, score, annotations, device, console)
+        options = job.Options(score, pictures, annotations, device, batch_size, workers, resume, ray)
+        failed = job.run(run, images, out, options, console)
     if failed:
         raise typer.Exit(1)
 

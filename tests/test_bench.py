@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from detops.apps import bench, bench_heatmap
+from detops.apps import bench, bench_heatmap, bench_preprocess
 
 
 @pytest.mark.parametrize("config", bench_heatmap.CONFIGS[:3], ids=lambda config: config.name)
@@ -47,6 +47,19 @@ def test_results(monkeypatch, tmp_path, capsys, kernel):
     assert "tiny" in capsys.readouterr().out
 
 
+def test_all_sides_preprocess_the_same(monkeypatch):
+    monkeypatch.setattr(bench_preprocess, "SCALE", (66, 40))
+    monkeypatch.setattr(bench_preprocess, "CONFIGS", {"480x640": ([(48, 64), (130, 97)], {})})
+    (case,) = bench_preprocess.cases("cpu", kernel=False, quick=True)
+    (op_alone,) = bench_preprocess.cases("cpu", kernel=True, quick=True)
+    images = case.ours().images
+    assert images.std() > 0.5
+    assert torch.equal(op_alone.ours(), images)
+    torch.testing.assert_close(case.baselines["F.interpolate"](), images, rtol=0, atol=1e-4)
+    if "OpenCV" in case.baselines:  # which rounds to whole grey levels
+        assert (case.baselines["OpenCV"]() - images).abs().max() < 1 / min(bench_preprocess.STD)
+
+
 def test_the_sides_alternate():
     calls = []
     timings = bench.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, cuda=False)
@@ -58,6 +71,7 @@ def test_the_sides_alternate():
 def test_unknown_suite():
     with pytest.raises(
         ValueError,
-        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, got 'heat'",
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, preprocess,"
+        " got 'heat'",
     ):
         bench.main("heat")

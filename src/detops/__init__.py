@@ -16,6 +16,7 @@ from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_gfl import decode_gfl
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.nms import batched_nms, nms, nms_mask
+from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.losses.distribution import (
     DistributionFocalLoss,
     LocalizationDistillationLoss,
@@ -64,6 +65,7 @@ __all__ = [
     "GaussianFocalLoss",
     "LDLoss",
     "LocalizationDistillationLoss",
+    "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",
     "Teacher",
@@ -108,6 +110,7 @@ __all__ = [
     "localization_distillation_loss",
     "nms",
     "nms_mask",
+    "preprocess",
     "quality_focal_loss",
     "simota_assign",
     "squeeze_except_batch_and_sample",

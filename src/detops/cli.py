@@ -227,7 +227,9 @@ def predict(
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss or gfl."),
+        typer.Argument(
+            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl or preprocess."
+        ),
     ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,

@@ -13,6 +13,7 @@ The ops, and what each does:
     gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
     gfl_box_gradient      the gradient of its box logits
     nms                   which boxes of a batch are left by greedy non-maximum suppression
+    resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
     yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
@@ -43,6 +44,8 @@ SCHEMAS = {
     " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
     " float temperature, int most) -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
+    "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
+    " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
     "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
     " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
@@ -107,6 +110,11 @@ def _returns_gradients(outputs: list[torch.Tensor], *args: Any) -> list[torch.Te
     return [output.new_empty(output.shape) for output in outputs]
 
 
+def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
+    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
@@ -115,6 +123,7 @@ FAKES: dict[str, Any] = {
     "gfl_box_gradient": _returns_gradients,
     "gfl_positives_": _returns_gfl_losses,
     "nms": _returns_mask,
+    "resize_normalize_pad": _returns_batch,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
     "yolox_loss": _returns_losses_and_gradients,
@@ -172,6 +181,7 @@ gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes
 gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
 gfl_positives_ = torch.ops.detops.gfl_positives_.default
 nms = torch.ops.detops.nms.default
+resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default
 yolox_loss = torch.ops.detops.yolox_loss.default

@@ -22,7 +22,7 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl")
+SUITES = ("heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "preprocess")
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,300 @@
+"""Images of any kind and size to the batch that a network reads, in one pass, and boxes back again.
+
+numpy arrays, tensors and Pillow images come in; `resize_normalize_pad` resizes, normalises and pads them where the
+network runs, so that only their bytes travel there.
+"""
+
+import math
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple, overload
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.checks import FLOATS, describe, require_device, require_tensor
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow, which would clip them to 8 bits
+Layout = Literal["HWC", "CHW"]
+
+
+class PreprocessedImages(NamedTuple):
+    """A batch for a network, and what maps its boxes back. All tensors are on one device.
+
+    Attributes:
+        images: (B, 3, H, W), normalised, 0 to the right of each image and below it.
+        image_shapes: (B, 2) int64, height and width of each resized image, without padding.
+        scale_factors: (B, 4) float32, resized size over original size, along x, y, x, y.
+        original_shapes: (B, 2) int64, height and width of each image as it came.
+    """
+
+    images: Tensor
+    image_shapes: Tensor
+    scale_factors: Tensor
+    original_shapes: Tensor
+
+    @overload
+    def to_original(self, boxes: Tensor, clip: bool = True) -> Tensor: ...
+    @overload
+    def to_original(self, boxes: Sequence[Tensor], clip: bool = True) -> list[Tensor]: ...
+    def to_original(self, boxes: Tensor | Sequence[Tensor], clip: bool = True) -> Tensor | list[Tensor]:
+        """Map boxes from the batch's pixels to those of the original images.
+
+        Args:
+            boxes: (B, N, 4) xyxy, or a list of B tensors (N, 4); floating point, on the batch's device.
+            clip: Cut boxes to their image.
+
+        Returns:
+            A tensor or a list, like `boxes`; float32, or float64 for float64.
+
+        Raises:
+            TypeError: Boxes are no floating-point tensors.
+            ValueError: Their number of images, shape or device does not match.
+
+        Example:
+            >>> image = torch.zeros(3, 100, 200, dtype=torch.uint8)
+            >>> batch = preprocess([image], size=(50, 50), mean=(0, 0, 0), std=(1, 1, 1))
+            >>> batch.to_original(torch.tensor([[[10.0, 5, 30, 60]]]))
+            tensor([[[ 40.,  20., 120., 100.]]])
+        """
+        if len(boxes) != len(self.images):
+            raise ValueError(f"boxes: expected those of {len(self.images)} images, got {len(boxes)}")
+        limits = self.original_shapes.flip(1).repeat(1, 2).to(self.scale_factors.dtype)  # (B, 4)
+        if isinstance(boxes, Tensor):
+            return _mapped(boxes, self.scale_factors[:, None], limits[:, None], clip)
+        pairs = zip(self.scale_factors, limits, strict=True)
+        return [_mapped(box, factor, limit, clip) for box, (factor, limit) in zip(boxes, pairs, strict=True)]
+
+
+def _mapped(boxes: Tensor, factor: Tensor, limit: Tensor, clip: bool) -> Tensor:
+    require_tensor("boxes", boxes, FLOATS, "floating-point tensors")
+    if boxes.dim() != factor.dim() + (factor.dim() == 1) or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes: expected shape (B, N, 4), or a list of (N, 4), got {tuple(boxes.shape)}")
+    require_device("boxes", boxes, factor, "the batch")
+    original = boxes / factor
+    return torch.minimum(original.clamp(min=0), limit) if clip else original
+
+
+def preprocess(
+    images: Sequence[Any],
+    size: tuple[int, int] | None = None,
+    scale: tuple[int, int] | None = None,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    to_rgb: bool = False,
+    pad_divisor: int = 32,
+    keep_ratio: bool = True,
+    dtype: torch.dtype = torch.float32,
+    antialias: bool = False,
+    layout: Layout | None = None,
+    device: torch.device | str | None = None,
+) -> PreprocessedImages:
+    """Resize images, normalise them, and pad them to one batch: MMDetection's Resize, Normalize and Pad in one pass.
+
+    Bilinear with half-pixel centres, as OpenCV's INTER_LINEAR; nothing is rounded before the result's own dtype,
+    whereas OpenCV rounds to whole grey levels. With both `size` and `scale` None images keep their sizes.
+
+    Args:
+        images: A list of uint8 images of any sizes, grey ones too, each one of
+            a numpy array, (H, W, 3), (H, W, 1) or (H, W);
+            a tensor, (3, H, W), (1, H, W) or (H, W), on any device;
+            a Pillow image, which is converted to RGB (transparency is dropped).
+        size: Height and width. With `keep_ratio` images are scaled by min(height / h, width / w), so that they fit
+            within it; without, each becomes exactly this.
+        scale: Longest and shortest side, in any order, as MMDetection's (1333, 800): images are scaled by
+            min(long / max(h, w), short / min(h, w)). A side becomes int(side * factor + 0.5), and at least 1.
+        mean: Of each channel in the order of the result, on the scale 0 .. 255.
+        std: Likewise; the result is (value - mean) / std.
+        to_rgb: Arrays and tensors are BGR, as OpenCV reads them, and become RGB. Pillow images are RGB either way.
+        pad_divisor: The batch has the largest height and width among the images, rounded up to a multiple of this.
+        keep_ratio: See `size`.
+        dtype: Of the result: float32, float16 or bfloat16. Computed in float32.
+        antialias: Average over all that a pixel of the result covers, as Pillow and torchvision do, where OpenCV
+            reads four pixels however small the result.
+        layout: "HWC" or "CHW" for arrays and tensors alike, in place of the rule above.
+        device: Where the result is; by default where the tensors among the images are, else the CPU. Images of the
+            host travel as bytes, in one copy from pinned memory, without a wait.
+
+    Returns:
+        The batch, the shapes of the images within, and their scale factors.
+
+    Raises:
+        TypeError: `images` is no list, or an image is of another kind or dtype.
+        ValueError: An image has another shape or no pixels, or an option does not make sense.
+
+    Example:
+        >>> images = [torch.zeros(3, 480, 640, dtype=torch.uint8), torch.zeros(3, 500, 375, dtype=torch.uint8)]
+        >>> batch = preprocess(images, scale=(1333, 800), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
+        >>> batch.images.shape, batch.image_shapes.tolist()
+        (torch.Size([2, 3, 1088, 1088]), [[800, 1067], [1067, 800]])
+    """
+    _check_options(size, scale, keep_ratio, pad_divisor, dtype, layout)
+    mean, std = _three("mean", mean), _three("std", std)
+    if min(std) <= 0:
+        raise ValueError(f"std: expected positive numbers, got {std!r}")
+    if not isinstance(images, list | tuple):
+        raise TypeError(f"images: expected a list of images, got {type(images).__name__}")
+    tensors = [_as_tensor(image, b, to_rgb, layout) for b, image in enumerate(images)]
+    target = _target(images, device)
+    original = [(image.shape[1], image.shape[2]) for image in tensors]
+    resized = [_resized(*shape, size, scale, keep_ratio) for shape in original]
+    height = -(-max([0, *(shape[0] for shape in resized)]) // pad_divisor) * pad_divisor
+    width = -(-max([0, *(shape[1] for shape in resized)]) // pad_divisor) * pad_divisor
+    if tensors:
+        sizes = [side for shape in resized for side in shape]
+        batch = ops.resize_normalize_pad(
+            _on_device(tensors, target), sizes, height, width, mean, std, to_rgb, antialias, dtype
+        )
+    else:
+        batch = torch.empty((0, 3, height, width), dtype=dtype, device=target)
+    factors = [(w / x, h / y) * 2 for (h, w), (y, x) in zip(resized, original, strict=True)]
+    return PreprocessedImages(
+        batch,
+        _numbers(resized, 2, torch.int64, target),
+        _numbers(factors, 4, torch.float32, target),
+        _numbers(original, 2, torch.int64, target),
+    )
+
+
+def _check_options(
+    size: tuple[int, int] | None,
+    scale: tuple[int, int] | None,
+    keep_ratio: bool,
+    pad_divisor: int,
+    dtype: torch.dtype,
+    layout: str | None,
+) -> None:
+    if size is not None and scale is not None:
+        raise ValueError("size, scale: expected one of them, got both")
+    for name, sides in (("size", size), ("scale", scale)):
+        if sides is not None and (len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides)):
+            raise ValueError(f"{name}: expected two integers of at least 1, got {sides!r}")
+    if scale is not None and not keep_ratio:
+        raise ValueError("scale: keeps the ratio of sides; for keep_ratio=False give size=(height, width)")
+    if not isinstance(pad_divisor, int) or pad_divisor < 1:
+        raise ValueError(f"pad_divisor: expected an integer of at least 1, got {pad_divisor!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype: expected float32, float16 or bfloat16, got {dtype}")
+    if layout not in (None, "HWC", "CHW"):
+        raise ValueError(f"layout: expected 'HWC', 'CHW' or None, got {layout!r}")
+
+
+def _three(name: str, values: Sequence[float]) -> list[float]:
+    numbers = [float(value) for value in values]
+    if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
+    return numbers
+
+
+def _resized(
+    height: int, width: int, size: tuple[int, int] | None, scale: tuple[int, int] | None, keep_ratio: bool
+) -> tuple[int, int]:
+    """Height and width that an image is resized to."""
+    if size is not None and not keep_ratio:
+        return size[0], size[1]
+    factor = 1.0
+    if scale is not None:
+        factor = min(max(scale) / max(height, width), min(scale) / min(height, width))
+    elif size is not None:
+        factor = min(size[0] / height, size[1] / width)
+    return max(1, int(height * factor + 0.5)), max(1, int(width * factor + 0.5))
+
+
+def _is(image: object, module: str, name: str) -> bool:
+    """Whether an image is of a class of a package, which is not imported for that."""
+    return module in sys.modules and isinstance(image, getattr(sys.modules[module], name))
+
+
+def _as_tensor(image: Any, b: int, to_rgb: bool, layout: Layout | None) -> Tensor:
+    """An image as a uint8 tensor (C, H, W), without a copy where its memory can be shared."""
+    if isinstance(image, Tensor):
+        tensor, layout = image.detach(), layout or "CHW"
+    elif _is(image, "numpy", "ndarray"):
+        if image.dtype.name != "uint8":
+            raise TypeError(f"images: expected uint8, image {b} is {image.dtype.name} {image.shape}")
+        if not image.flags.writeable or min(image.strides, default=0) < 0:  # which no tensor can be
+            image = image.copy()
+        tensor, layout = torch.from_numpy(image), layout or "HWC"
+    elif _is(image, "PIL.Image", "Image"):
+        tensor, layout = _from_pillow(image, b, to_rgb), "HWC"
+    else:
+        kinds = "a numpy array, a tensor or a Pillow image"
+        raise TypeError(f"images: expected {kinds}, image {b} is {type(image).__name__}")
+    if tensor.dtype != torch.uint8:
+        raise TypeError(f"images: expected uint8, image {b} is {describe(tensor)}")
+    shape = tuple(tensor.shape)
+    if tensor.dim() == 2:
+        tensor = tensor[None]
+    elif tensor.dim() == 3 and layout == "HWC":
+        tensor = tensor.permute(2, 0, 1)
+    if tensor.dim() != 3 or tensor.shape[0] not in (1, 3):
+        other = "CHW" if layout == "HWC" else "HWC"
+        expected = f"{layout} with 1 or 3 channels, or (H, W)"
+        raise ValueError(f"images: expected {expected}, image {b} has shape {shape}; for {other} say layout='{other}'")
+    if tensor.numel() == 0:
+        raise ValueError(f"images: expected at least one pixel, image {b} has shape {shape}")
+    return tensor
+
+
+def _from_pillow(image: Any, b: int, to_rgb: bool) -> Tensor:
+    """A Pillow image as a tensor (H, W, C), of the order of channels that `to_rgb` takes to RGB."""
+    if image.mode in DEEP_MODES:
+        raise TypeError(f"images: expected 8 bits a channel, image {b} is a Pillow image of mode {image.mode}")
+    if image.mode not in ("L", "RGB"):
+        image = image.convert("RGB")
+    channels = len(image.getbands())
+    if 0 in image.size:
+        raise ValueError(f"images: expected at least one pixel, image {b} has shape {image.size[::-1]}")
+    order = "L" if channels == 1 else "BGR" if to_rgb else "RGB"
+    data = bytearray(image.tobytes("raw", order))  # a tensor over bytes would be a writable view of them
+    return torch.frombuffer(data, dtype=torch.uint8).view(image.height, image.width, channels)
+
+
+def _target(images: Sequence[Any], device: torch.device | str | None) -> torch.device:
+    """The device of the result."""
+    if device is not None:
+        return torch.device(device)
+    found = {image.device for image in images if isinstance(image, Tensor)}
+    if len(found) > 1:
+        names = " and ".join(sorted(map(str, found)))
+        raise ValueError(f"images: expected tensors on one device, or device=..., got {names}")
+    return next(iter(found), torch.device("cpu"))
+
+
+def _on_device(images: list[Tensor], device: torch.device) -> list[Tensor]:
+    """The images on a device; those of the host by one copy, in the order in which their bytes lie."""
+    moved = [image if image.device.type == "cpu" else image.to(device) for image in images]
+    rows = [b for b, image in enumerate(moved) if image.device.type == "cpu"]
+    if device.type == "cpu" or not rows:
+        return moved
+    packed, views = _packed([moved[b] for b in rows], pin=device.type == "cuda")
+    arrived = packed.to(device, non_blocking=True)
+    for b, view in zip(rows, views, strict=True):
+        moved[b] = arrived.as_strided(view.shape, view.stride(), view.storage_offset())
+    return moved
+
+
+def _packed(images: list[Tensor], pin: bool) -> tuple[Tensor, list[Tensor]]:
+    """All images in one buffer, and each one's view of it; interleaved channels stay so."""
+    buffer = torch.empty(sum(image.numel() for image in images), dtype=torch.uint8, pin_memory=pin)
+    views, begin = [], 0
+    for image in images:
+        interleaved = image.stride(0) == 1
+        order = (1, 2, 0) if interleaved else (0, 1, 2)
+        part = buffer[begin : begin + image.numel()].view([image.shape[d] for d in order])
+        view = part.permute(2, 0, 1) if interleaved else part
+        view.copy_(image)
+        views.append(view)
+        begin += image.numel()
+    return buffer, views
+
+
+def _numbers(rows: Sequence[Sequence[float]], columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """A small table on a device, for which the host does not wait."""
+    if device.type != "cuda":
+        return torch.tensor(rows, dtype=dtype, device=device).view(-1, columns)
+    table = torch.tensor(rows, dtype=dtype, pin_memory=True)
+    return table.view(-1, columns).to(device, non_blocking=True)

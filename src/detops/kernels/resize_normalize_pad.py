@@ -1,0 +1,142 @@
+"""`resize_normalize_pad` in Triton: one launch for images of all sizes, each program a tile of one image's result.
+
+A table tells each program where its image is and how it is stored, so the images need not lie together. A tile reads
+the bytes under it, which its neighbours find in the cache, and writes each value of the batch once, padding included.
+Grey images and a reversed order of channels are strides: 0, and negative from the last channel on.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+TILE = {"BLOCK_H": 8, "BLOCK_W": 128}
+NUM_WARPS = 4
+FIELDS = tl.constexpr(8)  # of a row of the table
+
+
+@triton.jit
+def first_tap(place, size, resized, reach):
+    """Of each resized pixel: its centre in units of 1 / (2 resized) pixels, and the first pixel that counts."""
+    center = (2 * place + 1) * size
+    return center, tl.maximum(center - reach + resized, 0) // (2 * resized)
+
+
+@triton.jit
+def tent(pixel, center, size, resized, reach):
+    """How much a pixel counts, before the weights are brought to a sum of 1; see the reference."""
+    weight = tl.maximum(reach - tl.abs((2 * pixel + 1) * resized - center), 0)
+    return tl.where(pixel < size, weight, 0).to(tl.float32)
+
+
+@triton.jit
+def resize_kernel(
+    batch,  # (B, 3, height, width), contiguous
+    table,  # (B, FIELDS) int64: address, strides of channel, row and column, size, resized size
+    height,
+    width,
+    scale_0,
+    scale_1,
+    scale_2,
+    shift_0,
+    shift_1,
+    shift_2,
+    ANTIALIAS: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_W: tl.constexpr,
+):
+    """Write one tile of the three channels of one image."""
+    b = tl.program_id(2).to(tl.int64)
+    row = table + b * FIELDS
+    source = tl.load(row).to(tl.pointer_type(tl.uint8))
+    stride_c = tl.load(row + 1)
+    stride_h = tl.load(row + 2)
+    stride_w = tl.load(row + 3)
+    size_h = tl.load(row + 4)
+    size_w = tl.load(row + 5)
+    resized_h = tl.load(row + 6)
+    resized_w = tl.load(row + 7)
+    y = tl.program_id(1).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
+    x = tl.program_id(0).to(tl.int64) * BLOCK_W + tl.arange(0, BLOCK_W)
+    if ANTIALIAS:
+        reach_h = 2 * tl.maximum(size_h, resized_h)
+        reach_w = 2 * tl.maximum(size_w, resized_w)
+        taps_h = (reach_h + resized_h - 1) // resized_h
+        taps_w = (reach_w + resized_w - 1) // resized_w
+    else:
+        reach_h = 2 * resized_h
+        reach_w = 2 * resized_w
+        taps_h = 2
+        taps_w = 2
+    center_y, first_y = first_tap(y, size_h, resized_h, reach_h)
+    center_x, first_x = first_tap(x, size_w, resized_w, reach_w)
+
+    red = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+    green = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+    blue = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+    total = tl.zeros((BLOCK_H, BLOCK_W), tl.float32)
+    for i in range(0, taps_h):
+        v = first_y + i
+        weight_y = tent(v, center_y, size_h, resized_h, reach_h)
+        for j in range(0, taps_w):
+            u = first_x + j
+            weight = weight_y[:, None] * tent(u, center_x, size_w, resized_w, reach_w)[None, :]
+            pixel = source + v[:, None] * stride_h + u[None, :] * stride_w
+            read = ((v < size_h) & (y < resized_h))[:, None] & ((u < size_w) & (x < resized_w))[None, :]
+            red += weight * tl.load(pixel, mask=read, other=0).to(tl.float32)
+            green += weight * tl.load(pixel + stride_c, mask=read, other=0).to(tl.float32)
+            blue += weight * tl.load(pixel + 2 * stride_c, mask=read, other=0).to(tl.float32)
+            total += weight
+
+    inside = (y < resized_h)[:, None] & (x < resized_w)[None, :]
+    total = tl.where(inside, total, 1.0)
+    visible = (y < height)[:, None] & (x < width)[None, :]
+    dtype = batch.dtype.element_ty
+    red = tl.where(inside, red / total * scale_0 + shift_0, 0.0).to(dtype)
+    green = tl.where(inside, green / total * scale_1 + shift_1, 0.0).to(dtype)
+    blue = tl.where(inside, blue / total * scale_2 + shift_2, 0.0).to(dtype)
+    tl.store(batch + ((b * 3 + 0) * height + y[:, None]) * width + x[None, :], red, mask=visible)
+    tl.store(batch + ((b * 3 + 1) * height + y[:, None]) * width + x[None, :], green, mask=visible)
+    tl.store(batch + ((b * 3 + 2) * height + y[:, None]) * width + x[None, :], blue, mask=visible)
+
+
+def _row(image: Tensor, height: int, width: int, reverse_channels: bool) -> list[int]:
+    stride = image.stride(0) if len(image) == 3 else 0
+    address = image.data_ptr()
+    if reverse_channels:
+        address, stride = address + 2 * stride, -stride
+    return [address, stride, *image.stride()[1:], *image.shape[1:], height, width]
+
+
+def resize_normalize_pad(
+    images: list[Tensor],
+    sizes: list[int],
+    height: int,
+    width: int,
+    mean: list[float],
+    std: list[float],
+    reverse_channels: bool,
+    antialias: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Launch one program a tile; arguments and meaning as in `detops.reference.resize_normalize_pad`."""
+    device = images[0].device
+    batch = images[0].new_empty((len(images), 3, height, width), dtype=dtype)
+    if batch.numel() == 0:
+        return batch
+    rows = [_row(image, *sizes[2 * b : 2 * b + 2], reverse_channels) for b, image in enumerate(images)]
+    # From pinned memory, so that the host does not wait.
+    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    with torch.cuda.device_of(batch):
+        resize_kernel[(triton.cdiv(width, TILE["BLOCK_W"]), triton.cdiv(height, TILE["BLOCK_H"]), len(images))](
+            batch,
+            table,
+            height,
+            width,
+            *(1 / s for s in std),
+            *(-m / s for m, s in zip(mean, std, strict=True)),
+            ANTIALIAS=antialias,
+            num_warps=NUM_WARPS,
+            **TILE,
+        )
+    return batch

@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detops.checks import image_sides, require_maps
-from detops.inference.decode import Detections, suppress, top
+from detops.inference.decode import Detections, padded, suppress, top
 from detops.losses.distribution import distribution_to_distances
 from detops.targets.atss import grid_anchors
 from detops.targets.distances import distances_to_boxes
@@ -77,15 +76,7 @@ def decode_gfl(
     boxes, labels, exists = (
         boxes.gather(1, order[..., None].expand(-1, -1, 4)), labels.gather(1, order), exists.gather(1, order)
     )  # fmt: skip
-    exists, boxes, scores, labels = suppress(boxes, scores, labels, exists, iou_threshold)
-    count = min(max_detections, scores.shape[1])
-    exists, boxes, scores, labels = (t[:, :count] for t in (exists, boxes, scores, labels))
-    padded = max_detections - count
-    return Detections(
-        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, padded)),
-        F.pad(scores.where(exists, 0), (0, padded)),
-        F.pad(labels.where(exists, -1), (0, padded), value=-1),
-    )
+    return padded(*suppress(boxes, scores, labels, exists, iou_threshold), max_detections)
 
 
 def _level(

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels.gfl_sides import box_losses, distillation, load_sides
-from detops.kernels.iou_loss import softplus
+from detops.kernels.softplus import softplus
 
 BLOCK = 32  # anchors of a program
 

@@ -1,4 +1,4 @@
-"""IoU losses with their gradients, and log(1 + e^x) with its own: what several Triton kernels share."""
+"""IoU losses with their gradients: what several Triton kernels share."""
 
 import triton
 import triton.language as tl
@@ -109,23 +109,3 @@ def iou_loss(px, py, pw, ph, tx, ty, tw, th, KIND: tl.constexpr):
                 g_h -= slope * pw
                 loss += alpha * aspect
     return loss + 0 * (px + py + pw + ph), g_x, g_y, g_w, g_h  # what is not finite shows: tl.minimum drops a NaN
-
-
-@triton.jit
-def softplus(x):
-    """log(1 + e^x) and the sigmoid of x; both NaN where x is not finite."""
-    e = tl.exp(-tl.abs(x))
-    r = 1 / (1 + e)
-    poison = x * 0
-    # log(1 + e) as 2 atanh(e / (2 + e)), which keeps the small end.
-    z = e / (2 + e)
-    s = z * z
-    series = 2.0 / 15
-    series = series * s + 2.0 / 13
-    series = series * s + 2.0 / 11
-    series = series * s + 2.0 / 9
-    series = series * s + 2.0 / 7
-    series = series * s + 2.0 / 5
-    series = series * s + 2.0 / 3
-    series = series * s + 2.0
-    return tl.maximum(x, 0.0) + z * series + poison, tl.where(x < 0, e * r, r) + poison

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels.iou_loss import iou_loss, share, softplus
+from detops.kernels.iou_loss import iou_loss, share
+from detops.kernels.softplus import softplus
 
 BLOCK = 32  # cells of a program
 

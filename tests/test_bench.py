@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from detops.apps import bench, bench_heatmap, bench_preprocess
+from detops.apps import bench, bench_gfl, bench_heatmap, bench_masks, bench_paste, bench_preprocess
 
 
 @pytest.mark.parametrize("config", bench_heatmap.CONFIGS[:3], ids=lambda config: config.name)
@@ -60,6 +60,16 @@ def test_all_sides_preprocess_the_same(monkeypatch):
         assert (case.baselines["OpenCV"]() - images).abs().max() < 1 / min(bench_preprocess.STD)
 
 
+def test_all_sides_of_gfl_lose_the_same(monkeypatch):
+    monkeypatch.setattr(bench_gfl, "IMAGE", (130, 200))
+    for case in bench_gfl.cases("cpu", kernel=False, quick=True):
+        for mine, other in zip(case.ours(), case.baselines["loop"](), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+    for cases in (bench_gfl.cases, bench_gfl.box_cases):
+        for case in cases("cpu", kernel=True, quick=True):
+            torch.testing.assert_close(case.ours(), case.baselines["batched PyTorch"](), rtol=1e-3, atol=1e-4)
+
+
 def test_the_sides_alternate():
     calls = []
     timings = bench.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, cuda=False)
@@ -68,10 +78,32 @@ def test_the_sides_alternate():
     assert changes >= 5
 
 
+@pytest.mark.parametrize("kernel", [False, True])
+def test_all_sides_paste_the_same(kernel):
+    """But for a pixel in many thousands, which rounding decides."""
+    size = (240, 320)
+    case = bench_paste.case("", bench_masks.usual_sides(size), size, "cpu", kernel, batched=True)
+    pasted = case.ours()
+    assert pasted.flatten(1).any(1).sum() > 90
+    assert torch.equal(pasted, case.baselines["batched PyTorch"]())
+    assert (pasted != case.baselines["grid_sample"]()).sum() <= 5
+
+
+def test_all_sides_encode_the_same():
+    case = bench_masks.rle_case((240, 320), "cpu", kernel=False)
+    encoded = case.ours()
+    different = [a != b for a, b in zip(encoded, case.baselines["grid_sample"](), strict=True)]
+    assert len(encoded) == 100
+    assert sum(different) <= 5
+    counts, offsets = case.baselines["batched PyTorch"]()
+    assert bytes(counts.tolist()) == b"".join(mask["counts"] for mask in encoded)
+    assert offsets[-1] == len(counts)
+
+
 def test_unknown_suite():
     with pytest.raises(
         ValueError,
-        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, preprocess,"
-        " got 'heat'",
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
+        " preprocess, masks, paste, got 'heat'",
     ):
         bench.main("heat")

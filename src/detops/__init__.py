@@ -15,6 +15,7 @@ from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
 from detops.inference.decode_gfl import decode_gfl
 from detops.inference.decode_yolox import decode_yolox
+from detops.inference.masks import InstanceMasks, MaskCrop
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.losses.distribution import (
@@ -63,8 +64,10 @@ __all__ = [
     "DistributionFocalLoss",
     "GFLLoss",
     "GaussianFocalLoss",
+    "InstanceMasks",
     "LDLoss",
     "LocalizationDistillationLoss",
+    "MaskCrop",
     "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",

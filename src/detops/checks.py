@@ -5,6 +5,7 @@ and what is expected. Nothing here reads a tensor's values unless checked mode i
 """
 
 import ctypes
+import importlib
 import os
 import platform
 import sys
@@ -14,6 +15,7 @@ from contextvars import ContextVar
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -68,6 +70,25 @@ def describe(value: object) -> str:
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
     return f"{type(value).__name__} {value!r}"
+
+
+def require_module(module: str, package: str, who: str, install: str) -> ModuleType:
+    """Import a module that detops does not depend on.
+
+    Args:
+        module: Its name.
+        package: What it is known as.
+        who: What needs it, for the message.
+        install: What pip installs.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f'{who} needs {package}: pip install "{install}"'
+        raise ModuleNotFoundError(message, name=error.name) from error
 
 
 def require_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:

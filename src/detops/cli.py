@@ -134,7 +134,7 @@ def train(
     color: Annotated[float, typer.Option(help="Share by which colours vary.", min=0, max=1)] = 0.2,
     l1_epochs: Annotated[int, typer.Option(help="YOLOX: last epochs that have the L1 loss.", min=0)] = 15,
     temperature: Annotated[float, typer.Option(help="LD: that distributions are softened by.", min=1)] = 10.0,
-    ld_weight: Annotated[float, typer.Option(help="LD: factor of the distillation.")] = 10.0,
+    ld_weight: Annotated[float, typer.Option(help="LD: factor of the distillation.")] = 4.0,
     ld_region: Annotated[str, typer.Option(help="LD: where it applies, main or main+vlr.")] = "main",
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 10,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)] = 200,
@@ -228,7 +228,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl or preprocess."
+            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
+            " preprocess, masks or paste."
         ),
     ] = "heatmap",
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,

@@ -10,9 +10,11 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
-    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
     gfl_box_gradient      the gradient of its box logits
+    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
+    masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
     nms                   which boxes of a batch are left by greedy non-maximum suppression
+    paste_masks           enlarge masks to their boxes, and cut them at a threshold
     resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
     simota_match          which box each cell of a YOLOX is trained on
@@ -43,7 +45,10 @@ SCHEMAS = {
     "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
     " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
     " float temperature, int most) -> (Tensor, Tensor)",
+    "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
+    " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
+    "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
     "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
     " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
     "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
@@ -115,6 +120,18 @@ def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, wi
     return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
 
 
+def _returns_images(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes a picture of each mask."""
+    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)
+
+
+def _returns_joined(masks: torch.Tensor, *args: Any) -> Any:
+    """Fake function of an op whose first result is as long as the data make it, the second where each mask's begins."""
+    dtype = torch.uint8 if args[-1] else torch.int32
+    offsets = masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+    return masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype), offsets
+
+
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
@@ -122,7 +139,9 @@ FAKES: dict[str, Any] = {
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
     "gfl_box_gradient": _returns_gradients,
     "gfl_positives_": _returns_gfl_losses,
+    "masks_to_rle": _returns_joined,
     "nms": _returns_mask,
+    "paste_masks": _returns_images,
     "resize_normalize_pad": _returns_batch,
     "scale_gradient_": _returns_nothing,
     "simota_match": _returns_match,
@@ -180,7 +199,9 @@ gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
 gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
 gfl_positives_ = torch.ops.detops.gfl_positives_.default
+masks_to_rle = torch.ops.detops.masks_to_rle.default
 nms = torch.ops.detops.nms.default
+paste_masks = torch.ops.detops.paste_masks.default
 resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default
 simota_match = torch.ops.detops.simota_match.default

@@ -1,8 +1,9 @@
 """What the commands do. Only here may the package use more than torch, and only where it is used."""
 
-import importlib
 from collections.abc import Iterable
 from types import ModuleType
+
+from detops.checks import require_module
 
 
 def require(module: str, package: str, command: str, extra: str = "train") -> ModuleType:
@@ -11,11 +12,7 @@ def require(module: str, package: str, command: str, extra: str = "train") -> Mo
     Raises:
         ModuleNotFoundError: It is not installed; the message says how to install it.
     """
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError as error:
-        message = f'detops {command} needs {package}: pip install "detops[{extra}]"'
-        raise ModuleNotFoundError(message, name=error.name) from error
+    return require_module(module, package, f"detops {command}", f"detops[{extra}]")
 
 
 def listed(names: Iterable[str]) -> str:

@@ -22,7 +22,10 @@ from rich.table import Table
 
 from detops.checks import env
 
-SUITES = ("heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "preprocess")
+SUITES = (
+    "heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "gfl_boxes",
+    "preprocess", "masks", "paste",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

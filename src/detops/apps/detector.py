@@ -26,7 +26,7 @@ class Distillation:
     """How to learn from a teacher's boxes: arguments of `LDLoss`, whose distillation is normalised here."""
 
     temperature: float = 10.0
-    ld_weight: float = 10.0
+    ld_weight: float = 4.0
     ld_region: str = "main"
 
 

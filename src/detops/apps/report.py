@@ -1,6 +1,5 @@
 """Pictures: heat and boxes over an image, and many of them on one contact sheet. Needs the extra `train`."""
 
-import colorsys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from torch import Tensor
 
 from detops.apps import require
 from detops.apps.coco import ImageRecord
+from detops.inference.draw_masks import class_color as class_color  # for all who import it from here
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -44,13 +44,6 @@ def unique_stems(file_names: list[str]) -> list[str]:
             name = f"{stem}_{seen[stem]}"
         result.append(name)
     return result
-
-
-def class_color(label: int) -> tuple[int, int, int]:
-    """A bright colour for each class, neighbours far apart on the colour circle."""
-    hue = (0.36 + label * 0.61803398875) % 1
-    red, green, blue = colorsys.hls_to_rgb(hue, 0.66, 0.85)
-    return round(255 * red), round(255 * green), round(255 * blue)
 
 
 def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:

@@ -1,0 +1,177 @@
+// COCO's run lengths of masks in boxes: the CPU kernel of masks_to_rle. No pixel is ever stored.
+//
+// Down one column of the image, the value between two rows of the mask is a straight line. Rounding keeps it monotone,
+// so the first and the last pixel of such a piece say what lies between: nothing, or one crossing, which is guessed by
+// a division and settled by the arithmetic that paste_masks uses. So a column costs as much as the mask has rows,
+// however high the box is.
+#include "mask_sampling.h"
+
+#include <cstring>
+
+namespace detops {
+namespace {
+
+// Takes the places where a mask changes, in order, and keeps its run lengths: as COCO's compressed string or as int32.
+class Runs {
+ public:
+  explicit Runs(bool compress) : compress_(compress) {}
+
+  void change(int64_t position) {
+    const int64_t run = position - last_;
+    last_ = position;
+    if (compress_) {
+      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the third on, less the last run of its kind
+      before_[count_ & 1] = run;
+    } else {
+      const int32_t value = static_cast<int32_t>(run);
+      const size_t end = bytes.size();
+      bytes.resize(end + sizeof(value));
+      std::memcpy(bytes.data() + end, &value, sizeof(value));
+    }
+    ++count_;
+  }
+
+  std::vector<uint8_t> bytes;
+
+ private:
+  // Groups of five bits, the lowest first; the fifth is the sign where no group follows, the sixth says that one does.
+  void put(int64_t value) {
+    for (bool more = true; more;) {
+      uint8_t group = value & 31;
+      value >>= 5;
+      more = value != ((group & 16) ? -1 : 0);
+      bytes.push_back(48 + (group | (more ? 32 : 0)));
+    }
+  }
+
+  bool compress_;
+  int64_t last_ = 0, count_ = 0, before_[2] = {0, 0};
+};
+
+// The rows of an image that lie between the same two rows of a mask.
+struct Pieces {
+  std::vector<int32_t> index, first, end;      // row of the mask; rows of the image, from the axis' first
+  std::vector<float> from, to;                 // fraction at the first row, and at the last
+
+  explicit Pieces(const Axis& y) {
+    const int32_t count = static_cast<int32_t>(y.end - y.begin);
+    for (int32_t r = 0; r < count; ++r) {
+      if (r == 0 || y.index[r] != y.index[r - 1]) {
+        index.push_back(y.index[r]);
+        first.push_back(r);
+        from.push_back(y.fraction[r]);
+        end.push_back(r + 1);
+        to.push_back(y.fraction[r]);
+      } else {
+        end.back() = r + 1;
+        to.back() = y.fraction[r];
+      }
+    }
+  }
+};
+
+// One column of the mask between two of its own, and for each piece whether its first and last pixel are above.
+DETOPS_CLONES void evaluate(const float* left, const float* right, float fraction, float* column, int64_t rows,
+                            const int32_t* index, const float* from, const float* to, float threshold,
+                            uint8_t* states, int64_t pieces) {
+  for (int64_t r = 0; r < rows; ++r) column[r] = between(left[r], right[r], fraction);
+  for (int64_t p = 0; p < pieces; ++p) {
+    const float above = column[index[p]], below = column[index[p] + 1];
+    const uint8_t first = between(above, below, from[p]) >= threshold;
+    const uint8_t last = between(above, below, to[p]) >= threshold;
+    states[p] = static_cast<uint8_t>(first | last << 1);
+  }
+}
+
+// The first row of a piece that is as its last: the fraction where the line meets the threshold, then the pixels there.
+inline int32_t crossing(const Axis& y, int32_t first, int32_t end, float above, float below, float threshold,
+                        bool last) {
+  const double rows = ((threshold - above) / (below - above) - y.fraction[first]) * (y.side / y.cells);
+  const double low = first + 1, high = end - 1;
+  const double guess = first + std::ceil(rows);
+  int32_t row = static_cast<int32_t>(guess > low ? (guess < high ? guess : high) : low);  // low for NaN
+  const auto state = [&](int32_t r) { return between(above, below, y.fraction[r]) >= threshold; };
+  while (row > first + 1 && state(row - 1) == last) --row;
+  while (row < end - 1 && state(row) != last) ++row;
+  return row;
+}
+
+class Tracer {
+ public:
+  Tracer(const Masks& masks, int64_t height, int64_t width, float threshold)
+      : masks_(masks), height_(height), width_(width), threshold_(threshold) {}
+
+  void operator()(int64_t n, Runs& runs) const {
+    Axis x, y;
+    if (masks_.place(n, height_, width_, x, y)) trace(n, x, y, runs);
+    runs.change(height_ * width_);
+  }
+
+ private:
+  void trace(int64_t n, const Axis& x, const Axis& y, Runs& runs) const {
+    const int64_t rows = masks_.rows + 2;
+    std::vector<float> mask((masks_.columns + 2) * rows, 0.0f), column(rows);  // column after column
+    for (int64_t c = 0; c < masks_.columns; ++c) {
+      for (int64_t r = 0; r < masks_.rows; ++r) mask[(c + 1) * rows + r + 1] = masks_.at(n, r, c);
+    }
+    const Pieces pieces(y);
+    const int64_t count = static_cast<int64_t>(pieces.index.size());
+    std::vector<uint8_t> states(count);
+    const bool whole = y.begin == 0 && y.end == height_;  // else every column ends with a 0
+    bool inside = false;
+    for (int64_t i = 0; i < x.end - x.begin; ++i) {
+      const float* left = mask.data() + x.index[i] * rows;
+      evaluate(left, left + rows, x.fraction[i], column.data(), rows, pieces.index.data(), pieces.from.data(),
+               pieces.to.data(), threshold_, states.data(), count);
+      const int64_t top = (x.begin + i) * height_ + y.begin;
+      for (int64_t p = 0; p < count; ++p) {
+        const bool first = states[p] & 1, last = states[p] >> 1;
+        if (first != inside) runs.change(top + pieces.first[p]);
+        if (first != last) {
+          const int32_t r = pieces.index[p];
+          runs.change(top + crossing(y, pieces.first[p], pieces.end[p], column[r], column[r + 1], threshold_, last));
+        }
+        inside = last;
+      }
+      const int64_t bottom = (x.begin + i) * height_ + y.end;
+      if (inside && (!whole || i + 1 == x.end - x.begin) && bottom < height_ * width_) {
+        runs.change(bottom);
+        inside = false;
+      }
+    }
+  }
+
+  const Masks& masks_;
+  int64_t height_, width_;
+  float threshold_;
+};
+
+std::tuple<Tensor, Tensor> masks_to_rle(const Tensor masks, const Tensor boxes, int64_t height, int64_t width,
+                                        double threshold, bool compress) {
+  check_masks(masks, boxes, height, width, threshold);
+  const Masks input(masks, boxes);
+  const Tracer tracer(input, height, width, static_cast<float>(threshold));
+  std::vector<Runs> runs(input.count, Runs(compress));
+  torch::stable::parallel_for(0, input.count, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t n = begin; n < end; ++n) tracer(n, runs[n]);
+  });
+  Tensor offsets = torch::stable::new_empty(masks, {input.count + 1}, ScalarType::Long);
+  int64_t* offset = static_cast<int64_t*>(offsets.mutable_data_ptr());
+  const int64_t item = compress ? 1 : sizeof(int32_t);
+  offset[0] = 0;
+  for (int64_t n = 0; n < input.count; ++n) {
+    offset[n + 1] = offset[n] + static_cast<int64_t>(runs[n].bytes.size()) / item;
+  }
+  Tensor counts =
+      torch::stable::new_empty(masks, {offset[input.count]}, compress ? ScalarType::Byte : ScalarType::Int);
+  char* out = static_cast<char*>(counts.mutable_data_ptr());
+  for (int64_t n = 0; n < input.count; ++n) {
+    if (!runs[n].bytes.empty()) std::memcpy(out + offset[n] * item, runs[n].bytes.data(), runs[n].bytes.size());
+  }
+  return {counts, offsets};
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("masks_to_rle", TORCH_BOX(&detops::masks_to_rle)); }

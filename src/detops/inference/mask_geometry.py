@@ -1,0 +1,66 @@
+"""Which pixels of an image a mask in a box can reach, and the boxes in which torchvision's pasting is that of detops.
+
+Sizes stay plain numbers here: as tensors they would be copied to the device, and the host would wait.
+"""
+
+import torch
+from torch import Tensor
+
+
+def wide(tensor: Tensor) -> torch.dtype:
+    """The dtype of positions: MPS has no float64."""
+    return torch.float32 if tensor.device.type == "mps" else torch.float64
+
+
+def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int], threshold: float) -> Tensor:
+    """The whole pixels in which masks can be at least a threshold.
+
+    These are the pixels that the box touches. Beyond its last cell's centre, a probability of at most 1 falls to the
+    threshold within 1 - threshold cells, of which half a cell is within the box.
+
+    Args:
+        boxes: (N, 4) xyxy.
+        mask_size: Height and width of the masks.
+        image_size: Height and width of the image.
+        threshold: Least value of a pixel; with 0, all pixels that are sampled are reached, whatever the masks' values.
+
+    Returns:
+        (N, 4) xyxy, whole numbers as floats; 0 where nothing is reached.
+    """
+    box = boxes.to(wide(boxes))
+    usable, ends = box.isfinite().all(1), []
+    for axis in (0, 1):
+        low, high = box[:, axis], box[:, axis + 2]
+        beyond = max(0.0, 0.5 - threshold) * (high - low) / mask_size[1 - axis]
+        first, last = (low - beyond).floor().clamp(min=0), (high + beyond).ceil().clamp(max=image_size[1 - axis])
+        usable = usable & (low < high) & (first < last)
+        ends.append((first, last))
+    (x1, x2), (y1, y2) = ends
+    return torch.stack([x1, y1, x2, y2], 1).where(usable[:, None], 0)
+
+
+def as_torchvision(boxes: Tensor, mask_size: tuple[int, ...]) -> Tensor:
+    """The boxes (N, 4) in which sampling at pixel centres is what torchvision does.
+
+    It pads a mask by a cell on either side, grows the box as much, truncates it to whole pixels, and resizes the mask
+    to them, the last one included. Without the padding that is a box again, a cell smaller on either side. Rounded as
+    there, in float32: truncation would tell.
+
+    Reference:
+        torchvision's `paste_masks_in_image`, `padding=1`.
+    """
+    box = boxes if boxes.dtype == torch.float64 else boxes.to(torch.float32)
+    scale = (mask_size[-1] + 2) / mask_size[-1]  # for both axes, as there
+    usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
+    for axis in (0, 1):
+        cells = mask_size[1 - axis]
+        half = (box[:, axis + 2] - box[:, axis]) * 0.5
+        center = (box[:, axis + 2] + box[:, axis]) * 0.5
+        grown = half * scale
+        first, last = (center - grown).trunc().to(wide(box)), (center + grown).trunc().to(wide(box))
+        pixels = last - first + 1
+        low = first + pixels / (cells + 2)
+        usable = usable & (half > 0)
+        ends.append((low, low + pixels * cells / (cells + 2)))
+    (x1, x2), (y1, y2) = ends
+    return torch.stack([x1, y1, x2, y2], 1).where(usable[:, None], torch.nan)

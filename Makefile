@@ -5,6 +5,8 @@ TORCH ?= torch==2.13.0
 RUN := .venv/bin/python
 READY := .venv/.ready
 RESULTS := benchmarks/results
+# The ops that have a C++ kernel.
+CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
 
 .PHONY: help demo test check lint types bench gpu asan clean
 .DEFAULT_GOAL := help
@@ -43,7 +45,7 @@ asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
 	DETOPS_ASAN=1 $(RUN) tools/kernels.py build/asan
 	DETOPS_LIBRARY=$$(echo build/asan/detops/_C*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(RUN) -m pytest -q -s -p no:cacheprovider tests/test_draw_gaussians.py tests/test_gaussian_focal_loss.py tests/test_gaussian_focal_loss_from_boxes.py tests/test_scale_gradient.py tests/test_nms.py tests/test_simota_match.py tests/test_yolox_loss.py tests/test_atss_match.py tests/test_paste_masks.py tests/test_masks_to_rle.py tests/test_resize_normalize_pad.py -k "not triton and not portable and not ahead"
+		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/test_%.py) -k "not triton and not portable and not ahead"
 
 clean: ## remove what the targets made
 	rm -rf .venv build out src/*.egg-info src/detops/_C*

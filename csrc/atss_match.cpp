@@ -1,10 +1,12 @@
 // Adaptive training sample selection for a batch: the CPU kernel of atss_match.
 //
-// Boxes are shared out among torch's threads; each goes over the anchors' centres once and leaves what it takes. Then
-// images are shared out, and each anchor goes to the box of the highest IoU. Nothing grows with boxes x anchors.
+// Boxes are shared out among torch's threads; each looks at the anchors' centres, where they form a grid only at those
+// around its own, and leaves what it takes. Then images are shared out, and each anchor goes to the box of the highest
+// IoU. Nothing grows with boxes x anchors.
 #include "common.h"
 
 #include <algorithm>
+#include <limits>
 #include <tuple>
 #include <vector>
 
@@ -21,13 +23,43 @@ struct Box {
 struct Anchors {
   std::vector<float> x1, y1, x2, y2, cx, cy;
 
-  explicit Anchors(const Reader& reader, int64_t count)
+  explicit Anchors(const Tensor& anchors, int64_t count)
       : x1(count), y1(count), x2(count), y2(count), cx(count), cy(count) {
-    for (int64_t a = 0; a < count; ++a) {
-      x1[a] = static_cast<float>(reader.at(a, 0)), y1[a] = static_cast<float>(reader.at(a, 1));
-      x2[a] = static_cast<float>(reader.at(a, 2)), y2[a] = static_cast<float>(reader.at(a, 3));
+    if (anchors.scalar_type() == ScalarType::Float && anchors.is_contiguous()) {
+      const float* data = static_cast<const float*>(anchors.const_data_ptr());
+      fill([data](int64_t a, int64_t i) { return data[a * 4 + i]; });
+    } else {
+      const Reader reader(anchors);
+      fill([&reader](int64_t a, int64_t i) { return static_cast<float>(reader.at(a, i)); });
+    }
+  }
+
+ private:
+  template <class Read>
+  void fill(const Read& read) {
+    for (size_t a = 0; a < x1.size(); ++a) {
+      x1[a] = read(a, 0), y1[a] = read(a, 1), x2[a] = read(a, 2), y2[a] = read(a, 3);
       cx[a] = (x1[a] + x2[a]) / 2, cy[a] = (y1[a] + y2[a]) / 2;
     }
+  }
+};
+
+// A level's anchors. Where their centres form a grid, row by row, `width` is its number of columns, else 0.
+struct Level {
+  int64_t start, size, width;
+
+  Level(const Anchors& anchors, int64_t start, int64_t size) : start(start), size(size), width(0) {
+    const float *x = anchors.cx.data() + start, *y = anchors.cy.data() + start;
+    int64_t columns = 0;
+    while (columns < size && y[columns] == y[0] && (columns == 0 || x[columns] > x[columns - 1])) ++columns;
+    if (columns == 0 || size % columns != 0) return;
+    for (int64_t row = columns; row < size; row += columns) {
+      if (!(y[row] > y[row - columns])) return;
+      for (int64_t i = 0; i < columns; ++i) {
+        if (y[row + i] != y[row] || x[row + i] != x[i]) return;
+      }
+    }
+    width = columns;
   }
 };
 
@@ -49,27 +81,78 @@ float pair_iou(const Box& g, const Anchors& anchors, int64_t a) {
   return iou >= 0 ? iou : 0;  // NaN is 0
 }
 
-// Indices of a level's nearest anchors are appended to `chosen`.
-void nearest(const float* distance, int64_t start, int64_t count, int64_t topk, const Reader* valid, int64_t b,
-             std::vector<float>& lowest, std::vector<int32_t>& chosen) {
-  lowest.clear();
-  const size_t base = chosen.size();
-  for (int64_t i = 0; i < count; ++i) {
-    const bool full = static_cast<int64_t>(lowest.size()) == topk;
-    if (full && !(distance[i] < lowest.back())) continue;
-    if (valid != nullptr && valid->at(b, start + i) == 0) continue;
-    if (full) {
-      lowest.pop_back();
-      chosen.pop_back();
+// The nearest anchors so far, in order; equal ones in the order in which they were offered.
+struct Nearest {
+  size_t topk;
+  std::vector<float> distance;
+  std::vector<int32_t> anchor;
+
+  bool full() const { return distance.size() == topk; }
+
+  void offer(float d, int64_t a) {
+    if (full()) {
+      if (!(d < distance.back())) return;
+      distance.pop_back();
+      anchor.pop_back();
     }
-    const size_t j = std::upper_bound(lowest.begin(), lowest.end(), distance[i]) - lowest.begin();
-    lowest.insert(lowest.begin() + j, distance[i]);
-    chosen.insert(chosen.begin() + base + j, static_cast<int32_t>(start + i));
+    const size_t j = std::upper_bound(distance.begin(), distance.end(), d) - distance.begin();
+    distance.insert(distance.begin() + j, d);
+    anchor.insert(anchor.begin() + j, static_cast<int32_t>(a));
   }
+};
+
+struct Range {
+  int64_t begin, end;
+};
+
+// A window of a grid's columns (step 1) or rows (step: the number of columns) around a coordinate; the squared
+// distance of the nearest line outside goes to `beyond`.
+Range window(const float* line, int64_t count, int64_t step, float center, int64_t half, float& beyond) {
+  int64_t low = 0, high = count - 1;  // where the coordinate lies: a grid's lines are in order
+  while (high - low > 1) {
+    const int64_t middle = (low + high) / 2;
+    (line[middle * step] <= center ? low : high) = middle;
+  }
+  const Range range{std::max<int64_t>(low - half, 0), std::min(low + half + 2, count)};
+  for (int64_t outside : {range.begin - 1, range.end}) {
+    if (outside < 0 || outside >= count) continue;
+    const float apart = line[outside * step] - center;
+    beyond = std::min(beyond, apart * apart);
+  }
+  return range;
 }
 
-// What a box takes, at most one entry a candidate.
-void take(const Box& g, const Anchors& anchors, const std::vector<int32_t>& chosen, Taken* taken) {
+// The nearest anchors of a level, appended to `chosen`.
+void nearest(const Level& level, const Anchors& anchors, const Box& g, const Reader* valid, int64_t b,
+             std::vector<float>& distance, Nearest& found, std::vector<int32_t>& chosen) {
+  const float *x = anchors.cx.data() + level.start, *y = anchors.cy.data() + level.start;
+  const int64_t width = level.width == 0 ? level.size : level.width, height = level.size / std::max<int64_t>(width, 1);
+  for (int64_t half = level.width == 0 ? level.size : 2;; half *= 2) {
+    float beyond = std::numeric_limits<float>::infinity();
+    Range columns{0, width}, rows{0, height};
+    if (level.width != 0) {
+      columns = window(x, width, 1, g.cx, half, beyond);
+      rows = window(y, height, width, g.cy, half, beyond);
+    }
+    found.distance.clear(), found.anchor.clear();
+    for (int64_t row = rows.begin; row < rows.end; ++row) {
+      const int64_t first = row * width + columns.begin, count = columns.end - columns.begin;
+      distance_row(x + first, y + first, g.cx, g.cy, count, distance.data());
+      for (int64_t i = 0; i < count; ++i) {
+        if (found.full() && !(distance[i] < found.distance.back())) continue;
+        if (valid != nullptr && valid->at(b, level.start + first + i) == 0) continue;
+        found.offer(distance[i], level.start + first + i);
+      }
+    }
+    // What lies outside is at least so far away: rounding keeps order. At equality its index may be the lower one.
+    const bool whole = columns.end - columns.begin == width && rows.end - rows.begin == height;
+    if (whole || (found.full() && found.distance.back() < beyond)) break;
+  }
+  chosen.insert(chosen.end(), found.anchor.begin(), found.anchor.end());
+}
+
+// What a box takes, at most one entry a candidate; returns its threshold.
+float take(const Box& g, const Anchors& anchors, const std::vector<int32_t>& chosen, Taken* taken) {
   std::vector<float> iou(chosen.size());
   double sum = 0, squares = 0;
   for (size_t i = 0; i < chosen.size(); ++i) sum += iou[i] = pair_iou(g, anchors, chosen[i]);
@@ -82,12 +165,13 @@ void take(const Box& g, const Anchors& anchors, const std::vector<int32_t>& chos
                                   std::min(anchors.cy[a] - g.y1, g.y2 - anchors.cy[a]));
     taken[i] = {iou[i] >= static_cast<float>(threshold) && margin > kInside ? a : -1, iou[i]};
   }
+  return static_cast<float>(threshold);
 }
 
-std::tuple<Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
-                                      const Tensor gt_boxes, const Tensor gt_labels,
-                                      const std::optional<Tensor> sample_sizes, const std::optional<Tensor> valid,
-                                      int64_t num_classes, int64_t topk) {
+std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
+                                              const Tensor gt_boxes, const Tensor gt_labels,
+                                              const std::optional<Tensor> sample_sizes,
+                                              const std::optional<Tensor> valid, int64_t num_classes, int64_t topk) {
   STD_TORCH_CHECK(anchors.dim() == 2 && anchors.size(1) == 4, "anchors: expected shape (A, 4)");
   STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(2) == 4, "gt_boxes: expected shape (B, N, 4)");
   const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);
@@ -117,7 +201,13 @@ std::tuple<Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<in
   Tensor memory = torch::stable::new_empty(gt_boxes, {batch * boxes, width * 2}, ScalarType::Int);
   static_assert(sizeof(Taken) == 2 * sizeof(int32_t));
   Taken* taken = static_cast<Taken*>(memory.mutable_data_ptr());
-  const Anchors columns(Reader(anchors), count);
+  Tensor thresholds = torch::stable::new_empty(gt_boxes, {batch, boxes}, ScalarType::Float);
+  float* threshold_data = static_cast<float*>(thresholds.mutable_data_ptr());
+  const Anchors columns(anchors, count);
+  std::vector<Level> levels;
+  for (int64_t size : level_sizes) {
+    levels.emplace_back(columns, levels.empty() ? 0 : levels.back().start + levels.back().size, size);
+  }
   const Reader box_reader(gt_boxes), label_reader(gt_labels);
   std::optional<Reader> size_reader, valid_reader;
   if (sample_sizes) size_reader.emplace(*sample_sizes);
@@ -132,21 +222,20 @@ std::tuple<Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<in
            std::isfinite(g.x1) && std::isfinite(g.y1) && std::isfinite(g.x2) && std::isfinite(g.y2);
   };
   torch::stable::parallel_for(0, batch * boxes, 1, [&](int64_t begin, int64_t end) {
-    std::vector<float> distance(most), lowest;
+    std::vector<float> distance(most);
+    Nearest found{static_cast<size_t>(topk), {}, {}};
     std::vector<int32_t> chosen;
     for (int64_t i = begin; i < end; ++i) {
       std::fill(taken + i * width, taken + (i + 1) * width, Taken{-1, 0});
+      threshold_data[i] = std::numeric_limits<float>::infinity();
       Box g;
       const int64_t b = i / boxes;
       if (!exists(b, i % boxes, g)) continue;
       chosen.clear();
-      int64_t start = 0;
-      for (int64_t size : level_sizes) {
-        distance_row(&columns.cx[start], &columns.cy[start], g.cx, g.cy, size, distance.data());
-        nearest(distance.data(), start, size, topk, valid_reader ? &*valid_reader : nullptr, b, lowest, chosen);
-        start += size;
+      for (const Level& level : levels) {
+        nearest(level, columns, g, valid_reader ? &*valid_reader : nullptr, b, distance, found, chosen);
       }
-      take(g, columns, chosen, taken + i * width);
+      if (!chosen.empty()) threshold_data[i] = take(g, columns, chosen, taken + i * width);
     }
   });
   int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
@@ -167,7 +256,7 @@ std::tuple<Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<in
       }
     }
   });
-  return {index, iou};
+  return {index, iou, thresholds};
 }
 
 }  // namespace

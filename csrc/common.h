@@ -33,17 +33,17 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Reads single numbers out of a tensor of up to three dimensions, whatever its dtype and strides, as double:
+// Reads single numbers out of a tensor of up to four dimensions, whatever its dtype and strides, as double:
 // exact for every dtype but int64 beyond 2^53. No converted copy is made, so no memory grows with the boxes.
 class Reader {
  public:
   explicit Reader(const Tensor& tensor)
       : data_(static_cast<const char*>(tensor.const_data_ptr())), type_(tensor.scalar_type()) {
-    for (int64_t d = 0; d < tensor.dim() && d < 3; ++d) strides_[d] = tensor.stride(d);
+    for (int64_t d = 0; d < tensor.dim() && d < 4; ++d) strides_[d] = tensor.stride(d);
   }
 
-  double at(int64_t i, int64_t j = 0, int64_t k = 0) const {
-    const int64_t n = i * strides_[0] + j * strides_[1] + k * strides_[2];
+  double at(int64_t i, int64_t j = 0, int64_t k = 0, int64_t l = 0) const {
+    const int64_t n = i * strides_[0] + j * strides_[1] + k * strides_[2] + l * strides_[3];
     switch (type_) {
       case ScalarType::Int: return get<int32_t>(n);
       case ScalarType::Long: return static_cast<double>(get<int64_t>(n));
@@ -74,7 +74,7 @@ class Reader {
 
   const char* data_;
   ScalarType type_;
-  int64_t strides_[3] = {0, 0, 0};
+  int64_t strides_[4] = {0, 0, 0, 0};
 };
 
 // exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly. Written out because it must give the same bits
@@ -83,11 +83,10 @@ inline float exp_within(float x) {
   const float n = std::nearbyint(x * 1.44269504088896341f);
   float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
   r -= n * 1.42860682030941723e-6f;      // and the rest of ln 2
-  float p = 1.0f / 720;                  // Taylor is within half an ulp of the minimax on |r| <= ln(2) / 2
-  p = p * r + 1.0f / 120;
-  p = p * r + 1.0f / 24;
-  p = p * r + 1.0f / 6;
-  p = p * r + 0.5f;
+  float p = 0.00831253f;                 // the best polynomial of its degree on |r| <= ln(2) / 2 that is 1 at 0
+  p = p * r + 0.04189011f;
+  p = p * r + 0.16667114f;
+  p = p * r + 0.49999232f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
   const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
@@ -99,6 +98,7 @@ inline float exp_within(float x) {
 
 // exp(x) for x <= 0; below -87 it stays at exp(-87), about 1e-38.
 inline float exp_negative(float x) { return exp_within(x > -87.0f ? x : -87.0f); }
+inline double exp_negative(double x) { return std::exp(x); }
 
 // x as mantissa * 2^exponent, 1 <= mantissa < 2; x is positive and normal.
 inline float mantissa(float x, int32_t& exponent) {

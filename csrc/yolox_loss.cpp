@@ -94,13 +94,16 @@ void positive_cell(const Level<T, C>& level, const Targets& targets, const Optio
                    int64_t r, int64_t n, C* logits, C* gradient, Sums& sums) {
   const int64_t a = level.start + r, classes = targets.classes;
   const C side = static_cast<C>(targets.cells.at(a, 2));
+  // From the centre of the cell: a small box far from the origin keeps its digits.
   C t[4], target[4], pred[4], exact[4], by[4];
-  for (int i = 0; i < 4; ++i) t[i] = level.at(b, r, i), target[i] = static_cast<C>(targets.boxes.at(b, n, i));
+  for (int i = 0; i < 4; ++i) {
+    const double from = i < 2 ? targets.cells.at(a, i) : 0;
+    t[i] = level.at(b, r, i), target[i] = static_cast<C>(targets.boxes.at(b, n, i) - from);
+  }
   for (int i = 0; i < 2; ++i) {
-    const C grid = static_cast<C>(targets.cells.at(a, i)) / side - C(0.5);
-    pred[i] = (t[i] + grid) * side;
+    pred[i] = (t[i] - C(0.5)) * side;
     pred[2 + i] = std::exp(t[2 + i]) * side;
-    exact[i] = target[i] / side - grid;
+    exact[i] = target[i] / side + C(0.5);
     exact[2 + i] = std::log(target[2 + i] / side + C(1e-8));
   }
   sums.iou += iou_loss(pred, target, o.kind, by);

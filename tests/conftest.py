@@ -7,6 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
+
+# The same examples in every run, so that a failure is one of the change at hand; DETOPS_EXPLORE=1 draws new ones.
+settings.register_profile("fixed", derandomize=True)
+if os.environ.get("DETOPS_EXPLORE") != "1":
+    settings.load_profile("fixed")
 
 if not torch.cuda.is_available():
     # Read when Triton is imported, which detops does not do by itself.

@@ -100,11 +100,13 @@ def test_matches_reference(name):
     def check(**options):
         args = scene(**options)
         assume(decided(args))
-        index, iou = IMPLEMENTATIONS[name](*args)
-        expected, overlap = reference(*args)
+        index, iou, threshold = IMPLEMENTATIONS[name](*args)
+        expected, overlap, limit = reference(*args)
         assert torch.equal(index, expected)
         assert iou.dtype == torch.float32
         torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
+        assert threshold.dtype == torch.float32
+        torch.testing.assert_close(threshold.double(), limit, rtol=0, atol=1e-6)
 
     check()
 
@@ -112,10 +114,35 @@ def test_matches_reference(name):
 @pytest.mark.parametrize("name", ["portable", "op"])
 def test_hundreds_of_boxes(name):
     args = scene(1, batch=1, boxes=300)
-    index, _ = IMPLEMENTATIONS[name](*args)
-    expected, _ = reference(*args)
+    index, *_ = IMPLEMENTATIONS[name](*args)
+    expected, *_ = reference(*args)
     assert (expected >= 0).sum() > 20
     assert (index != expected).sum() <= 1  # where float32 rounds two IoUs to one
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_grid_gives_what_its_anchors_in_any_order_give(masked):
+    """Where anchors form a grid only those around a box are looked at; shuffled, the same are chosen among all."""
+    shapes, strides = [(40, 60), (20, 30), (1, 15), (15, 1)], (8, 16, 8, 8)
+    sizes, g = [h * w for h, w in shapes], torch.Generator().manual_seed(5)
+    anchors = detops.grid_anchors(shapes, strides)
+    low = torch.rand(2, 60, 2, generator=g) * torch.tensor([560.0, 400]) - 40
+    gt = torch.cat([low, low + 1 + torch.rand(2, 60, 2, generator=g) * 200], -1)
+    gt[:, 0], gt[:, 1], gt[:, 2] = gt[:, 0] - 5000, gt[:, 1] * 1e7, torch.tensor([200.0, 100, 208, 108])
+    labels, valid = torch.zeros(2, 60).long(), torch.ones(2, sum(sizes), dtype=torch.bool)
+    if masked:
+        valid = (anchors[:, 0] < 200) & (anchors[:, 1] < torch.tensor([300, -20])[:, None])
+    order = torch.cat([torch.randperm(n, generator=g) + sum(sizes[:i]) for i, n in enumerate(sizes)])
+    rows = gt[:, 3:]  # far away and between cells, which of equal distances comes first is another matter
+    mine = op(anchors, sizes, rows, labels[:, 3:], None, valid, 1, 9)
+    other = op(anchors[order], sizes, rows, labels[:, 3:], None, valid[:, order], 1, 9)
+    assert (mine[0] >= 0).sum() > 20
+    assert torch.equal(mine[0][:, order], other[0])
+    assert torch.equal(mine[2], other[2])
+    everything = op(anchors, sizes, gt, labels, None, valid, 1, 9)
+    expected = portable(anchors, sizes, gt, labels, None, valid, 1, 9)
+    assert torch.equal(everything[0], expected[0])
+    torch.testing.assert_close(everything[2], expected[2])
 
 
 @pytest.mark.gpu
@@ -157,7 +184,7 @@ def test_a_single_candidate_is_taken():
 def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
     twice = torch.cat([gt, gt], 1)
-    index, _ = op(anchors, sizes, twice, torch.cat([labels, labels], 1), None, None, classes, topk)
+    index, *_ = op(anchors, sizes, twice, torch.cat([labels, labels], 1), None, None, classes, topk)
     assert torch.equal(index, op(anchors, sizes, gt, labels, None, None, classes, topk)[0])
     strided = (torch.stack([t, t], -1)[..., 0] for t in (anchors, gt, labels))
     anchors_, gt_, labels_ = strided
@@ -222,6 +249,6 @@ def test_checked_mode_names_the_box():
 @for_each_target
 def test_compiles_ahead_of_time(target):
     types = dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
-                 best="*i64", A="i32", N="i32")  # fmt: skip
+                 best="*i64", thresholds="*fp32", A="i32", N="i32")  # fmt: skip
     constants = dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32)
     assert_compiles("atss_match", [("take_kernel", types, constants, 4)], target)

@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-from detops.apps import bench, bench_heatmap, bench_masks, bench_paste, bench_preprocess
+from detops.apps import bench, bench_gfl, bench_heatmap, bench_masks, bench_paste, bench_preprocess
 
 
 @pytest.mark.parametrize("config", bench_heatmap.CONFIGS[:3], ids=lambda config: config.name)
@@ -60,6 +60,16 @@ def test_all_sides_preprocess_the_same(monkeypatch):
         assert (case.baselines["OpenCV"]() - images).abs().max() < 1 / min(bench_preprocess.STD)
 
 
+def test_all_sides_of_gfl_lose_the_same(monkeypatch):
+    monkeypatch.setattr(bench_gfl, "IMAGE", (130, 200))
+    for case in bench_gfl.cases("cpu", kernel=False, quick=True):
+        for mine, other in zip(case.ours(), case.baselines["loop"](), strict=True):
+            torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-6)
+    for cases in (bench_gfl.cases, bench_gfl.box_cases):
+        for case in cases("cpu", kernel=True, quick=True):
+            torch.testing.assert_close(case.ours(), case.baselines["batched PyTorch"](), rtol=1e-3, atol=1e-4)
+
+
 def test_the_sides_alternate():
     calls = []
     timings = bench.measure({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 0.0, cuda=False)
@@ -93,7 +103,7 @@ def test_all_sides_encode_the_same():
 def test_unknown_suite():
     with pytest.raises(
         ValueError,
-        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste,"
-        " preprocess, got 'heat'",
+        match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
+        " preprocess, masks, paste, got 'heat'",
     ):
         bench.main("heat")

@@ -131,6 +131,93 @@ def test_gfl_equals_the_plain_head():
         assert_equal(got, expected, mine, theirs)
 
 
+def plain_region(anchors, box, threshold):
+    """IoU of each anchor with a box, 0 outside its region; in float64."""
+    worth = []
+    for x1, y1, x2, y2 in anchors.tolist():
+        a1, b1, a2, b2 = box.tolist()
+        inter = max(0, min(x2, a2) - max(x1, a1)) * max(0, min(y2, b2) - max(y1, b1))
+        iou = inter / ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter)
+        apart = ((x1 + x2 - a1 - a2) / 2) ** 2 + ((y1 + y2 - b1 - b2) / 2) ** 2
+        diou = iou - apart / ((max(x2, a2) - min(x1, a1)) ** 2 + (max(y2, b2) - min(y1, b1)) ** 2)
+        worth.append(iou if 0.25 * threshold <= diou < threshold else 0.0)
+    return torch.tensor(worth, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_the_region_beside_the_positives_learns_too(padded):
+    shapes, anchors = [(64, 96), (40, 70)] if padded else None, detops.grid_anchors(SHAPES, STRIDES)
+    for seed in range(4):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(seed)
+        options = dict(strides=STRIDES, temperature=4.0)
+        alone = detops.LDLoss(CLASSES, **options)(cls_scores, bbox_preds, boxes, labels, soft, shapes)
+        leaves = leaves_of(bbox_preds)
+        criterion = detops.LDLoss(CLASSES, ld_region="main+vlr", **options)
+        got = criterion(cls_scores, leaves, boxes, labels, soft, shapes, per_level=True)
+        for name, value in alone.items():
+            torch.testing.assert_close(torch.stack(got[name]).sum(), value)
+        worth = torch.zeros(2, len(anchors), dtype=torch.float64)
+        corner = (anchors[:, :2] + anchors[:, 2:]) / 2
+        for b in range(2):
+            valid = torch.ones(1, len(anchors), dtype=torch.bool)
+            if padded:
+                valid[0] = (corner[:, 0] < shapes[b][1]) & (corner[:, 1] < shapes[b][0])
+            threshold = atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid, CLASSES, 9)[2][0]
+            for n in range(len(boxes[b])):
+                if threshold[n].isfinite():
+                    worth[b] = torch.maximum(
+                        worth[b], plain_region(anchors.double(), boxes[b][n].double(), threshold[n])
+                    )
+            worth[b] = worth[b].where(valid[0], 0)
+        assert (worth > 0).sum() > 5
+        theirs, start = leaves_of([level.double() for level in bbox_preds]), 0
+        for level, (mine, other) in enumerate(zip(theirs, soft, strict=True)):
+            student, master = (
+                (t.double().flatten(2).transpose(1, 2).unflatten(2, (4, BINS)) / 4).log_softmax(3)
+                for t in (mine, other)
+            )
+            kd = 16 * (master.exp() * (master - student)).mean(3).sum(2)
+            expected = 0.25 * (worth[:, start : start + SIZES[level]] * kd).sum() / 16
+            torch.testing.assert_close(got["loss_ld_vlr"][level].double(), expected, rtol=1e-4, atol=1e-6)
+            expected.backward()
+            start += SIZES[level]
+        torch.stack(got["loss_ld_vlr"]).sum().backward()
+        for mine, other in zip(leaves, theirs, strict=True):
+            torch.testing.assert_close(mine.grad.double(), other.grad, rtol=1e-3, atol=1e-6)
+
+
+def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
+    cls_scores, bbox_preds, soft, boxes, labels = scene(5)
+    leaves = leaves_of([*cls_scores, *bbox_preds])
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels, soft)
+    alone = [torch.autograd.grad(value, leaves, retain_graph=True) for value in losses.values()]
+    weights = (2.0, 0.5, 3.0, 0.1)
+    total = sum(w * value for w, value in zip(weights, losses.values(), strict=True))
+    for _ in range(2):
+        together = torch.autograd.grad(total, leaves, retain_graph=True)
+        for i, gradient in enumerate(together):
+            expected = sum(w * part[i] for w, part in zip(weights, alone, strict=True))
+            torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
+    only_boxes = leaves_of(bbox_preds)
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(cls_scores, only_boxes, boxes, labels, soft)
+    sum(losses.values()).backward()
+    for leaf, gradient in zip(only_boxes, zip(*alone, strict=True), strict=False):
+        assert leaf.grad is not None
+        assert len(gradient) == 4
+
+
+def test_kept_anchors_change_nothing():
+    criterion, other = (detops.GFLLoss(CLASSES, strides=STRIDES) for _ in range(2))
+    cls_scores, bbox_preds, _, boxes, labels = scene(6)
+    half = [[level[..., :1, :] for level in part] for part in (cls_scores, bbox_preds)]
+    first = criterion(cls_scores, bbox_preds, boxes, labels)
+    criterion(*half, boxes, labels)
+    for name, value in criterion(cls_scores, bbox_preds, boxes, labels).items():
+        assert torch.equal(value, first[name])
+    for name, value in other(*half, boxes, labels).items():
+        assert torch.equal(value, criterion(*half, boxes, labels)[name])
+
+
 @pytest.mark.parametrize(
     "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2)]
 )
@@ -165,7 +252,7 @@ def test_no_host_sync_and_compiles_whole(device):
     ragged = [detops.RaggedBatch.from_list(t).to_device(device) for t in (boxes, labels)]
     maps = [[m.to(device) for m in part] for part in (cls_scores, bbox_preds, soft)]
     shapes = torch.tensor([[64, 96], [50, 90]], device=device)
-    criterion = detops.LDLoss(CLASSES, strides=STRIDES)
+    criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
 
     def step(*flat):
         return sum(criterion(flat[:3], flat[3:6], *ragged, flat[6:], shapes).values())
@@ -216,7 +303,7 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
         ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
-        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width an image"),
+        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -226,6 +313,7 @@ def test_errors_name_the_argument(change, error, message):
     with pytest.raises(error, match=message):
         detops.LDLoss(3, strides=(8, 16))(**good | change)
     for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),
-                          (dict(temperature=0.5), "temperature: expected at least 1")):  # fmt: skip
+                          (dict(temperature=0.5), "temperature: expected at least 1"),
+                          (dict(ld_region="vlr"), 'ld_region: expected "main" or "main\\+vlr"')):  # fmt: skip
         with pytest.raises(ValueError, match=text):
             detops.LDLoss(3, **options)

@@ -1,54 +1,26 @@
 """`detops predict` and the evaluation of a run, with a network whose detections are known."""
 
 import json
-import math
 from pathlib import Path
 
 import pytest
 import torch
-from torch import nn
-from typer.testing import CliRunner
+from predict_runs import OneBox, call, write_run
 
-from detops import cli
 from detops.apps import models, predict
 
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("pycocotools")
 
 
-class OneBox(nn.Module):
-    """Finds class 1 at cell (6, 4), 8 by 4 cells large, in every image: in pixels of the input (8, 8, 40, 24)."""
-
-    def __init__(self, num_classes: int, width: int) -> None:
-        super().__init__()
-        self.logit = nn.Parameter(torch.tensor(2.0))
-        self.num_classes = num_classes
-
-    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        maps = images.new_zeros(len(images), 1, images.shape[2] // 4, images.shape[3] // 4)
-        heatmap = maps.expand(-1, self.num_classes, -1, -1) - 20
-        heatmap[:, 1, 4, 6] = self.logit
-        wh = torch.cat([maps + 8, maps + 4], 1)
-        return heatmap, wh, torch.zeros_like(wh)
+KINDS = {"centernet": "OneBox", "yolox": "OneYoloXBox", "gfl": "OneGFLBox", "ld": "OneGFLBox"}
 
 
-class OneYoloXBox(OneBox):
-    """The same, as a raw map at stride 8: 4 by 2 cells around the corner between cells (2, 1) and (3, 2)."""
-
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
-        height, width = images.shape[2:]
-        levels = [images.new_full((len(images), 1, height // s, width // s, 7), -20.0) for s in (8, 16, 32)]
-        levels[0][:, 0, 2, 3, :6] = torch.tensor([0, 0, math.log(4), math.log(2), 20, -20])
-        levels[0][:, 0, 2, 3, 6] = self.logit
-        return levels
-
-
-@pytest.fixture(params=["centernet", "yolox"])
+@pytest.fixture(params=KINDS)
 def run_folder(tmp_path, request) -> Path:
-    """A run as training leaves it; its images are 128x64, so half a pixel of the input each."""
-    data, run = tmp_path / "data", tmp_path / "run"
+    """A run beside its data, whose images are 128x64, so half a pixel of the input each."""
+    data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
-    (run / "checkpoints").mkdir(parents=True)
     records = []
     for index in range(3):
         image_module.new("RGB", (128, 64), (40 * index, 90, 120)).save(data / "images" / f"{index}.png")
@@ -58,21 +30,11 @@ def run_folder(tmp_path, request) -> Path:
     (data / "annotations.json").write_text(
         json.dumps({"images": records, "annotations": boxes, "categories": categories})
     )
-    config = {
-        "detector": request.param, "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
-        "model": "test_predict:" + {"centernet": "OneBox", "yolox": "OneYoloXBox"}[request.param],
-        "val_annotations": str(data / "annotations.json"), "val_images": str(data / "images"),
-    }  # fmt: skip
+    run = write_run(tmp_path / "run", OneBox(2, 8), f"predict_runs:{KINDS[request.param]}", request.param)
+    config = json.loads((run / "config.json").read_text())
+    config |= {"val_annotations": str(data / "annotations.json"), "val_images": str(data / "images")}
     (run / "config.json").write_text(json.dumps(config))
-    state = {f"ema.{name}": value for name, value in OneBox(2, 8).state_dict().items()}
-    torch.save({"state_dict": {**state, "network.logit": torch.tensor(-9.0)}}, run / "checkpoints" / "last.ckpt")
     return run
-
-
-def call(*arguments: object) -> tuple[int, str]:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
-    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
-    return result.exit_code, result.output
 
 
 def test_pictures_and_results_in_pixels_of_the_images(run_folder, tmp_path):
@@ -86,7 +48,7 @@ def test_pictures_and_results_in_pixels_of_the_images(run_folder, tmp_path):
     assert names == ["0.jpg", "1_1.jpg", "1_2.jpg", "2.jpg", "gray.jpg"]
     results = json.loads((out / "results.json").read_text())
     assert [row["file_name"] for row in results] == ["0.png", "1.png", "2.png", "gray.jpg", "1.png"]
-    assert [row["image_id"] for row in results] == [10, 11, 12, 4, 11]
+    assert [row["image_id"] for row in results] == [10, 11, 12, 16, 11]  # of one that has none: behind the highest
     assert results[0]["bbox"] == [16, 16, 64, 32]
     assert results[0]["category_id"] == 7
     assert results[0]["score"] == pytest.approx(0.8808, abs=1e-4)
@@ -156,14 +118,27 @@ def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights():
     assert all(p.grad is not None for p in network.parameters())
 
 
+def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights():
+    network = models.build("compact", num_classes=3, width=8, detector="gfl")
+    scores, sides = network(torch.randn(2, 3, 64, 96))
+    for level, side, s in zip(scores, sides, (8, 16, 32), strict=True):
+        assert level.shape == (2, 3, 64 // s, 96 // s)
+        assert side.shape == (2, 68, 64 // s, 96 // s)
+        assert level.dtype == side.dtype == torch.float32
+        torch.testing.assert_close(level.sigmoid(), torch.full_like(level, 0.01), rtol=0.3, atol=0)
+        assert side.abs().max() < 0.5
+    sum(level.sum() for level in (*scores, *sides)).backward()
+    assert all(p.grad is not None for p in network.parameters())
+
+
 def test_a_run_of_an_unknown_detector(run_folder):
-    with pytest.raises(ValueError, match="detector: expected centernet or yolox, got 'ssd'"):
-        models.build("test_predict:OneBox", 2, 8, "ssd")
+    with pytest.raises(ValueError, match="detector: expected centernet, yolox, gfl or ld, got 'ssd'"):
+        models.build("predict_runs:OneBox", 2, 8, "ssd")
     config = json.loads((run_folder / "config.json").read_text())
     (run_folder / "config.json").write_text(json.dumps({**config, "detector": "ssd"}))
     code, output = call("evaluate", run_folder)
     assert code == 2
-    assert "detector: expected centernet or yolox" in output.replace("\n", " ")
+    assert "detector: expected centernet, yolox, gfl or ld" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -28,7 +28,8 @@ pytest.importorskip("pycocotools")
 image_module = pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train")
 checkpoint = pytest.importorskip("detops.apps.checkpoint")
-Settings = pytest.importorskip("detops.apps.detector").Settings
+detector_module = pytest.importorskip("detops.apps.detector")
+Settings, Distillation = detector_module.Settings, detector_module.Distillation
 
 SIZE = (96, 128)  # height, width
 STILL = Augmentation(False, False, 0.0, 0.0, 0.0)
@@ -43,13 +44,14 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(
-    out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, detector="centernet", **settings
+    out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, detector="centernet", teacher=None,
+    **settings
 ):  # fmt: skip
     settings = {"epochs": 2, "batch_size": 4, "log_every": 1, "eval_every": 1, **settings}
     return train.run(
         out, train.Data.of(folder), Settings(**settings), width=8, size=SIZE, resume=resume, strict=strict,
         precision="32-true", accelerator="cpu", console=console or Console(quiet=True),
-        memory_limit=memory_limit, workers=2, detector=detector,
+        memory_limit=memory_limit, workers=2, detector=detector, teacher=teacher,
     )  # fmt: skip
 
 
@@ -294,7 +296,10 @@ def test_the_command_names_what_is_wrong(tmp_path, folder):
         (("--data", folder, "--out", tmp_path / "o", "--size", "12"), "size: expected WIDTHxHEIGHT"),
         (("--data", folder, "--out", tmp_path / "run"), "go on with --resume"),
         (("--resume", "--out", tmp_path / "o"), "with config.json"),
-        (("--data", folder, "--out", tmp_path / "o", "--detector", "ssd"), "detector: expected centernet or yolox"),
+        (
+            ("--data", folder, "--out", tmp_path / "o", "--detector", "ssd"),
+            "detector: expected centernet, yolox, gfl or ld, got",
+        ),
         (("--data", folder, "--out", tmp_path / "o", "--model", "math:sin"), "model: "),
         (("--train-images", folder, "--out", tmp_path / "o"), "train_annotations: expected a path"),
     ):
@@ -328,6 +333,47 @@ def test_a_yolox_trains_and_is_read_again(tmp_path, folder):
     assert "cells that boxes take" in (tmp_path / "report.html").read_text()
     # Going on takes the kind of detector from the run.
     assert train.run(tmp_path, None, Settings(), resume=True, console=Console(quiet=True)) == scores
+
+
+def test_a_gfl_trains_and_teaches_another(tmp_path, folder):
+    options = dict(augmentation=STILL, ema=0.9, eval_every=6)
+    large, small = tmp_path / "large", tmp_path / "small"
+    scores = run(large, folder, detector="gfl", epochs=12, **options)
+    assert scores["AP50"] is not None
+    steps = [row for row in rows(large) if "losses" in row]
+    assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl"}
+    totals = [sum(row["losses"].values()) for row in steps]
+    assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
+    assert "cells that boxes take" in (large / "report.html").read_text()
+
+    taught = dict(detector="ld", teacher=large, epochs=6, distillation=Distillation(4.0, 2.0, "main+vlr"), **options)
+    scores = run(small, folder, **taught)
+    steps = [row for row in rows(small) if "losses" in row]
+    assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl", "loss_ld", "loss_ld_vlr"}
+    first, last = (sum(row["losses"]["loss_ld"] for row in part) for part in (steps[:5], steps[-5:]))
+    assert 0 < last < first  # it comes to say what the teacher says
+    assert all(row["milliseconds"]["teacher"] > 0 for row in steps)
+    config = json.loads((small / "config.json").read_text())
+    assert config["teacher"] == str(large)
+    # The teacher is in neither the checkpoint nor the network; going on needs it again, prediction does not.
+    assert set(weights(small)) == set(weights(large))
+    assert train.run(small, None, Settings(), resume=True, console=Console(quiet=True)) == scores
+    shutil.rmtree(large)
+    result = CliRunner().invoke(cli.app, ["evaluate", str(small)])
+    assert result.exit_code == 0, result.output
+
+
+def test_a_teacher_of_another_kind_is_refused(tmp_path, folder):
+    arguments = ("--data", folder, "--out", tmp_path / "o", "--detector", "ld", "--width", "8")
+    for more, message in (((), "teacher: expected the folder of a run"),
+                          (("--teacher", folder), "expected a folder that detops train wrote")):  # fmt: skip
+        code, output = call(*arguments, *more)
+        assert code == 2
+        assert message in output
+    run(tmp_path / "other", folder, epochs=1)
+    code, output = call(*arguments, "--teacher", tmp_path / "other")
+    assert code == 2
+    assert "teacher: expected a run of gfl or ld, got one of centernet" in output
 
 
 def test_l1_of_the_last_epochs_survives_a_kill(tmp_path, folder, monkeypatch):

@@ -134,6 +134,18 @@ def test_ties_zero_sizes_and_distance_are_finite(name, kind):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("kind", range(5), ids=KINDS)
+def test_a_small_box_far_away_keeps_its_digits(name, kind):
+    """Half a pixel at 4000: corners in float32 would be off by parts in a thousand of it."""
+    cells = torch.tensor([[4004.0, 4004, 8]])
+    output = torch.tensor([[[0.51, 0.48, math.log(0.5 / 8), math.log(0.4 / 8), 0, 0]]])
+    boxes = torch.tensor([[[4004.0, 4003.875, 0.4375, 0.5]]])
+    args = ([output], cells, boxes, torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.ones(1, 1), torch.ones(2),
+            None, kind, True, 5.0, 1.0, 1.0, True)  # fmt: skip
+    compare(IMPLEMENTATIONS[name], args, 1e-4, 1e-4)
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_what_is_not_finite_shows(name):
     """A broken objectness anywhere and broken numbers of a positive make their loss NaN; others do not count."""
     for channel, loss in ((4, 1), (5, 2), (0, 0), (2, 0)):

@@ -10,8 +10,10 @@ from detops._version import __version__
 from detops.checks import checked, count_syncs, env
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss, LDLoss
+from detops.criteria.teacher import Teacher
 from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.inference.decode import Detections, decode_centernet
+from detops.inference.decode_gfl import decode_gfl
 from detops.inference.decode_yolox import decode_yolox
 from detops.inference.masks import InstanceMasks, MaskCrop
 from detops.inference.nms import batched_nms, nms, nms_mask
@@ -74,6 +76,7 @@ __all__ = [
     "RaggedBatch",
     "StageStats",
     "StageTimer",
+    "Teacher",
     "YoloXDetectionLoss",
     "YoloXFastDetectionLoss",
     "__version__",
@@ -94,6 +97,7 @@ __all__ = [
     "combine_data",
     "count_syncs",
     "decode_centernet",
+    "decode_gfl",
     "decode_yolox",
     "distances_to_boxes",
     "distribution_focal_loss",

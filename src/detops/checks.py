@@ -157,6 +157,55 @@ def require_levels(model_output: object, strides: Sequence[int], num_classes: in
     return list(model_output)
 
 
+def require_maps(
+    name: str, levels: object, channels: int | None, count: int, like: Sequence[Tensor] | None = None
+) -> None:
+    """Check a list of a dense head's maps (B, channels, H, W), one a level.
+
+    Args:
+        name: Of the argument.
+        levels: What came.
+        channels: How many; None for any.
+        count: Number of levels.
+        like: Maps of the same batch, heights, widths and device; None for none.
+
+    Raises:
+        TypeError: It is no list of floating-point tensors.
+        ValueError: Number of levels, shapes or devices differ.
+    """
+    if not isinstance(levels, list | tuple):
+        raise TypeError(f"{name}: expected a list of tensors, got {type(levels).__name__}")
+    if not count or len(levels) != count:
+        raise ValueError(f"{name}: expected {count} levels, one a stride, got {len(levels)}")
+    for level, other in zip(levels, like or levels, strict=False):
+        require_tensor(name, level, FLOATS, "floating-point tensors")
+        if level.dim() != 4 or (channels is not None and level.shape[1] != channels):
+            wanted = "C" if channels is None else channels
+            raise ValueError(f"{name}: expected shape (B, {wanted}, H, W), got {tuple(level.shape)}")
+        first = (like or levels)[0]
+        if (level.shape[0], *level.shape[2:]) != (first.shape[0], *other.shape[2:]):
+            raise ValueError(
+                f"{name}: expected the shape of cls_scores, {tuple(other.shape)}, got {tuple(level.shape)}"
+            )
+        require_device(name, level, first, "cls_scores")
+
+
+def image_sides(image_shapes: Tensor | Sequence[tuple[int, int]], batch: int, device: torch.device) -> Tensor:
+    """Heights and widths of images as a tensor (B, 2).
+
+    Raises:
+        ValueError: There is not one pair an image.
+    """
+    sides = torch.as_tensor(image_shapes, device=device)
+    if batch == 0 and sides.numel() == 0:
+        sides = sides.reshape(0, 2)
+    if sides.shape != (batch, 2):
+        raise ValueError(
+            f"image_shapes: expected a height and a width for each of {batch} images, got shape {tuple(sides.shape)}"
+        )
+    return sides
+
+
 _SYNC_OPS = {
     "_local_scalar_dense", "nonzero", "nonzero_numpy", "unique", "_unique", "_unique2", "unique_dim",
     "unique_consecutive", "masked_select", "equal", "is_nonzero", "argwhere",

@@ -114,7 +114,8 @@ def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, e
 def train(
     out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics.")],
     data: Annotated[Path | None, typer.Option(help="Folder with train/ and val/: annotations.json, images/.")] = None,
-    detector: Annotated[str, typer.Option(help="What to train: centernet or yolox.")] = "centernet",
+    detector: Annotated[str, typer.Option(help="What to train: centernet, yolox, gfl or ld.")] = "centernet",
+    teacher: Annotated[Path | None, typer.Option(help="LD: folder of the gfl run that is learnt from.")] = None,
     train_annotations: Annotated[Path | None, typer.Option(help="COCO file, in place of --data.")] = None,
     train_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
     val_annotations: Annotated[Path | None, typer.Option(help="COCO file to evaluate on.")] = None,
@@ -132,6 +133,9 @@ def train(
     zoom: Annotated[float, typer.Option(help="Share by which sizes of images in a batch vary.", min=0)] = 0.25,
     color: Annotated[float, typer.Option(help="Share by which colours vary.", min=0, max=1)] = 0.2,
     l1_epochs: Annotated[int, typer.Option(help="YOLOX: last epochs that have the L1 loss.", min=0)] = 15,
+    temperature: Annotated[float, typer.Option(help="LD: that distributions are softened by.", min=1)] = 10.0,
+    ld_weight: Annotated[float, typer.Option(help="LD: factor of the distillation.")] = 4.0,
+    ld_region: Annotated[str, typer.Option(help="LD: where it applies, main or main+vlr.")] = "main",
     eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 10,
     save_every: Annotated[int, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)] = 200,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")] = False,
@@ -151,7 +155,7 @@ def train(
         require("lightning", "Lightning", "train")
         from detops.apps import train as job
         from detops.apps.augment import Augmentation
-        from detops.apps.detector import Settings
+        from detops.apps.detector import Distillation, Settings
 
         named = (train_annotations, train_images, val_annotations, val_images)
         chosen = None if data is None else job.Data.of(data)
@@ -160,10 +164,11 @@ def train(
         settings = Settings(
             epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, eval_every=eval_every, save_every=save_every,
             l1_epochs=l1_epochs, augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
+            distillation=Distillation(temperature, ld_weight, ld_region),
         )  # fmt: skip
         job.run(
             out, chosen, settings, model, width, _sides(size), resume, strict, precision, devices, accelerator,
-            strategy, nodes, int(memory * 2**30), workers, console, detector,
+            strategy, nodes, int(memory * 2**30), workers, console, detector, teacher,
         )  # fmt: skip
 
 
@@ -197,15 +202,23 @@ def predict(
     run: Annotated[Path, typer.Option(help="Folder of a trained run.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/predict"),
-    score: Annotated[float, typer.Option(help="Lowest score that pictures show; results.json has all.")] = 0.3,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids results.json uses.")] = None,
+    score: Annotated[float, typer.Option(help="Lowest score that pictures show; the results have all.")] = 0.3,
+    pictures: Annotated[int, typer.Option(help="Draw the first so many images; -1 for all.", min=-1)] = 200,
+    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids the results use.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read; with --ray, networks at a time.", min=0)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the lines of a run that was stopped.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
-    """Detect on images: pictures, and a COCO results file."""
+    """Detect on images: a JSON line each, pictures, and a COCO results file."""
     with _reported():
-        from detops.apps import predict as job
+        from detops.apps import predict_folder as job
 
-        failed = job.run(run, images, out, score, annotations, device, console)
+        options = job.Options(score, pictures, annotations, device, batch_size, workers, resume, ray)
+        failed = job.run(run, images, out, options, console)
     if failed:
         raise typer.Exit(1)
 
@@ -215,8 +228,8 @@ def bench(
     suite: Annotated[
         str,
         typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, masks, paste,"
-            " preprocess or inference."
+            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
+            " preprocess, masks, paste or inference."
         ),
     ] = "heatmap",
     more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,

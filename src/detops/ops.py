@@ -10,6 +10,8 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
+    gfl_box_gradient      the gradient of its box logits
+    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
     masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
     nms                   which boxes of a batch are left by greedy non-maximum suppression
     paste_masks           enlarge masks to their boxes, and cut them at a threshold
@@ -30,7 +32,7 @@ from detops.checks import library_path
 
 SCHEMAS = {
     "atss_match": "(Tensor anchors, int[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
-    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor)",
+    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor, Tensor)",
     "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
     " float diameter_to_sigma_factor, float k_scale) -> ()",
     "gaussian_focal_loss": "(Tensor logits, Tensor target, Tensor? scale, float alpha, float gamma,"
@@ -38,6 +40,11 @@ SCHEMAS = {
     "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
+    "gfl_box_gradient": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor index,"
+    " Tensor weight, Tensor? region, Tensor factors, float temperature, int most) -> Tensor[]",
+    "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
+    " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
+    " float temperature, int most) -> (Tensor, Tensor)",
     "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
     " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
@@ -87,9 +94,30 @@ def _returns_losses_and_gradients(outputs: list[torch.Tensor], *args: Any) -> An
 
 
 def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxes: torch.Tensor, *args: Any) -> Any:
-    """Fake function of an assignment: for each image and anchor the index of its box, and their IoU."""
+    """Fake function of an assignment: for each image and anchor the index of its box, their IoU, and thresholds."""
     shape = (gt_boxes.shape[0], anchors.shape[0])
-    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32)
+    return (
+        gt_boxes.new_empty(shape, dtype=torch.int64),
+        gt_boxes.new_empty(shape, dtype=torch.float32),
+        gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32),
+    )
+
+
+def _returns_gfl_losses(gradients: Any, cls_scores: list[torch.Tensor], *args: Any) -> Any:
+    """Fake function of losses (6, L), and of a weight for each image and anchor."""
+    total = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
+    losses = cls_scores[0].new_empty(6, len(cls_scores), dtype=total)
+    return losses, cls_scores[0].new_empty(args[5].shape, dtype=torch.float32)
+
+
+def _returns_gradients(outputs: list[torch.Tensor], *args: Any) -> list[torch.Tensor]:
+    """Fake function of an op that returns a contiguous gradient of each level."""
+    return [output.new_empty(output.shape) for output in outputs]
+
+
+def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
+    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
+    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
 
 
 def _returns_images(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, *args: Any) -> torch.Tensor:
@@ -104,16 +132,13 @@ def _returns_joined(masks: torch.Tensor, *args: Any) -> Any:
     return masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype), offsets
 
 
-def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
-    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
-    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
-
-
 FAKES: dict[str, Any] = {
     "atss_match": _returns_anchor_match,
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
+    "gfl_box_gradient": _returns_gradients,
+    "gfl_positives_": _returns_gfl_losses,
     "masks_to_rle": _returns_joined,
     "nms": _returns_mask,
     "paste_masks": _returns_images,
@@ -172,6 +197,8 @@ atss_match = torch.ops.detops.atss_match.default
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
+gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
+gfl_positives_ = torch.ops.detops.gfl_positives_.default
 masks_to_rle = torch.ops.detops.masks_to_rle.default
 nms = torch.ops.detops.nms.default
 paste_masks = torch.ops.detops.paste_masks.default

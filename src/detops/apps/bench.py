@@ -23,8 +23,8 @@ from rich.table import Table
 from detops.checks import env
 
 SUITES = (
-    "heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "masks", "paste",
-    "preprocess",
+    "heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "gfl_boxes",
+    "preprocess", "masks", "paste",
 )  # fmt: skip
 
 

@@ -22,6 +22,15 @@ from detops.apps.families import Family
 
 
 @dataclass(frozen=True)
+class Distillation:
+    """How to learn from a teacher's boxes: arguments of `LDLoss`, whose distillation is normalised here."""
+
+    temperature: float = 10.0
+    ld_weight: float = 4.0
+    ld_region: str = "main"
+
+
+@dataclass(frozen=True)
 class Settings:
     """How to train; all of it stands in `config.json`."""
 
@@ -35,6 +44,7 @@ class Settings:
     seed: int = 0
     augmentation: Augmentation = field(default_factory=Augmentation)
     l1_epochs: int = 15
+    distillation: Distillation = field(default_factory=Distillation)
     log_every: int = 20
     eval_every: int = 10
     save_every: int = 200
@@ -154,6 +164,9 @@ class Detector(lightning.LightningModule):
         self.stages.stop("data")
         with self.stages("network"):
             outputs = list(self.network(images))
+        if self.family.teacher is not None:
+            with self.stages("teacher"):
+                outputs.append(self.family.teacher(images))
         shape, step = (images.shape[2], images.shape[3]), self.trainer.global_step + 1
         self.family.last_epochs(step > (self.settings.epochs - self.settings.l1_epochs) * self.steps_per_epoch)
         with self.stages("loss"), torch.autocast(self.device.type, enabled=False):

@@ -1,8 +1,9 @@
-"""`detops predict`: a trained run and images in, pictures and a COCO results file out, in pixels of the images.
+"""A trained run's network, its detections in pixels of the images, and pictures of them.
 
-Also what evaluation and reports need: a run's network, its detections, and some beside the truth.
+`detops predict`, evaluation and reports stand on this.
 """
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,18 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from rich.console import Console
-from rich.progress import track
 from torch import Tensor, nn
 
+from detops import Detections
 from detops.apps import models, report, require
 from detops.apps.augment import centered
-from detops.apps.dataset import CocoImages, fitted, load_image, open_annotations
+from detops.apps.dataset import CocoImages, open_annotations
 from detops.apps.families import Family, family
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff")
 FAINT = 0.001  # detections below this score are not written: they cost time and change no number
 SHORT_SIDE = 480  # small images are enlarged to this in pictures, so that labels are legible
 
@@ -71,33 +71,45 @@ def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, 
     return network, family(detector, count), config
 
 
-def detect(
-    network: nn.Module,
-    kind: Family,
-    images: Tensor,
-    scales: Sequence[tuple[float, float]],
-    sides: Sequence[tuple[int, int]],
-    autocast: bool = False,
-) -> list[Found]:
-    """Detect on a batch.
+def fingerprint(network: nn.Module) -> str:
+    """The same for networks whose parameters and buffers are the same, bit for bit."""
+    digest = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def forward(network: nn.Module, kind: Family, images: Tensor, autocast: bool = False) -> Detections:
+    """Start detecting on a batch; on a GPU this does not wait for it.
 
     Args:
         network: In evaluation mode.
         kind: What decodes its outputs.
         images: (B, 3, H, W) uint8 on the network's device.
-        scales: Pixels of the input a pixel of each image, along x and y.
-        sides: Width and height of each image, to which boxes are cut.
         autocast: Compute in bfloat16.
 
     Returns:
-        What each image shows, on the CPU.
+        Boxes in pixels of the input, on the network's device.
     """
     pixels = centered(images).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
         outputs = list(network(pixels))
-    boxes, scores, labels = (t.cpu() for t in kind.decode(outputs, (images.shape[2], images.shape[3])))
+    return kind.decode(outputs, (images.shape[2], images.shape[3]))
+
+
+def in_images(
+    detections: Detections, scales: Sequence[tuple[float, float]], sides: Sequence[tuple[int, int]]
+) -> list[Found]:
+    """What each image of a batch shows, in its own pixels.
+
+    Args:
+        detections: On the CPU, in pixels of the input.
+        scales: Pixels of the input a pixel of each image, along x and y.
+        sides: Width and height of each image, to which boxes are cut.
+    """
     found = []
-    for box, score, label, scale, side in zip(boxes, scores, labels, scales, sides, strict=True):
+    for box, score, label, scale, side in zip(*detections, scales, sides, strict=True):
         box = torch.minimum((box / torch.tensor(scale * 2)).clamp(min=0), torch.tensor(side * 2))
         good = (label >= 0) & (score >= FAINT) & (box[:, 2:] > box[:, :2]).all(1)
         found.append(Found(box[good], score[good], label[good]))
@@ -120,15 +132,15 @@ def detect_all(
         records = [dataset.annotations.images[row] for row in part]
         images = dataset.__getitems__(part).images.to(device)
         sides = [(record.width, record.height) for record in records]
-        found += detect(network, kind, images, [dataset.scale(row) for row in part], sides, autocast)
+        detections = Detections(*(t.cpu() for t in forward(network, kind, images, autocast)))
+        found += in_images(detections, [dataset.scale(row) for row in part], sides)
     return found
 
 
-def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections in COCO's results form."""
+def as_rows(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections as COCO's results have them, without the image."""
     return [
         {
-            "image_id": image_id,
             "category_id": category_ids[label],
             "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
             "score": round(score, 5),
@@ -137,6 +149,11 @@ def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -
             found.boxes.tolist(), found.scores.tolist(), found.labels.tolist(), strict=True
         )
     ]
+
+
+def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
+    """Detections in COCO's results form."""
+    return [{"image_id": image_id, **row} for row in as_rows(found, category_ids)]
 
 
 def draw(image: "Image", found: Found, class_names: Sequence[str], scores: bool = True) -> "Image":
@@ -187,79 +204,3 @@ def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any
         }
         for row, record in enumerate(annotations.images)
     ]
-
-
-def find_images(paths: Sequence[Path]) -> list[Path]:
-    """Files as they are named, and the images within folders.
-
-    Raises:
-        FileNotFoundError: There is no such file, or none at all.
-    """
-    found: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            found += sorted(file for file in path.iterdir() if file.suffix.lower() in ENDINGS)
-        elif path.exists():
-            found.append(path)
-        else:
-            raise FileNotFoundError(f"{path}: no such file")
-    if not found:
-        raise FileNotFoundError("images: expected at least one, found none in the folders")
-    return found
-
-
-def run(
-    run: Path,
-    images: Sequence[Path],
-    out: Path,
-    score: float = 0.3,
-    annotations: Path | None = None,
-    device: str | None = None,
-    console: Console | None = None,
-) -> int:
-    """Detect on images; write `images/*.jpg` and `results.json`.
-
-    Args:
-        run: Folder of a trained run.
-        images: Files and folders.
-        out: Where to write.
-        score: Detections in the pictures have at least this score; the results hold all.
-        annotations: COCO file whose image ids the results use; without it, the first image is 1.
-        device: Torch device; by default a GPU where there is one.
-        console: Where to print.
-
-    Returns:
-        How many images could not be decoded; they are named and left out.
-    """
-    console = console or Console()
-    module = require("PIL.Image", "Pillow", "predict")
-    network, kind, config = load(run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu")))
-    paths = find_images(images)
-    ids: dict[str, Any] = {}
-    if annotations is not None:
-        from detops.apps.coco import read
-
-        ids = {Path(image.file_name).name: image.id for image in read(annotations).images}
-    size = (config["size"][0], config["size"][1])
-    target = next(network.parameters()).device
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    results: list[dict[str, Any]] = []
-    failed = 0
-    names = report.unique_stems([path.name for path in paths])
-    for index, path in enumerate(track(paths, "detecting", console=console, transient=True)):
-        try:
-            pixels, sides = load_image(path, size)
-        except ValueError as error:
-            console.print(f"skipped {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
-            failed += 1
-            continue
-        width, height = fitted(sides, size)
-        found = detect(network, kind, pixels[None].to(target), [(width / sides[0], height / sides[1])], [sides])[0]
-        image_id = ids.get(path.name, index + 1)
-        results += [{**row, "file_name": path.name} for row in as_results(image_id, found, config["category_ids"])]
-        with module.open(path) as file:
-            picture = draw(file.convert("RGB"), found.above(score), config["classes"])
-        picture.save(out / "images" / f"{names[index]}.jpg", quality=90)
-    (out / "results.json").write_text(json.dumps(results) + "\n")
-    console.print(f"{len(paths) - failed} pictures and results.json in {out}", markup=False, soft_wrap=True)
-    return failed

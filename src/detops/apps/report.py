@@ -33,13 +33,16 @@ def _pil(module: str) -> Any:
 
 
 def unique_stems(file_names: list[str]) -> list[str]:
-    """File names without folder and ending; where two are alike, with a number behind."""
+    """File names without folder and ending; where two are alike, with a number behind that makes no third."""
     stems = [Path(name).stem for name in file_names]
     counts, seen = Counter(stems), Counter[str]()
     result = []
     for stem in stems:
-        seen[stem] += 1
-        result.append(f"{stem}_{seen[stem]}" if counts[stem] > 1 else stem)
+        name = stem
+        while counts[stem] > 1 and name in counts:  # the others' stems are names that are taken
+            seen[stem] += 1
+            name = f"{stem}_{seen[stem]}"
+        result.append(name)
     return result
 
 

@@ -22,12 +22,13 @@ from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from torch.utils.data import DataLoader
 
+from detops import Teacher
 from detops.apps import evaluate, models, predict, training_report
 from detops.apps.augment import Augmentation
 from detops.apps.checkpoint import AtomicIO, write_atomically
 from detops.apps.dataset import CocoImages, Steps, find_split, open_annotations
-from detops.apps.detector import Detector, Settings
-from detops.apps.families import family
+from detops.apps.detector import Detector, Distillation, Settings
+from detops.apps.families import GFL, family
 
 
 @dataclass(frozen=True)
@@ -103,6 +104,7 @@ def run(
     workers: int | None = None,
     console: Console | None = None,
     detector: str = "centernet",
+    teacher: Path | None = None,
 ) -> dict[str, Any]:
     """Train, or go on training.
 
@@ -123,7 +125,8 @@ def run(
         memory_limit: Bytes of decoded images to keep; a larger set is decoded each time by workers.
         workers: How many processes decode where images are not kept; by default one a core, at most 8.
         console: Where to print.
-        detector: "centernet" or "yolox".
+        detector: "centernet", "yolox", "gfl" or "ld".
+        teacher: Folder of a run with "gfl" or "ld" that "ld" learns from.
 
     Returns:
         The scores of the last evaluation; empty for ranks other than the first.
@@ -135,7 +138,7 @@ def run(
     console = console or Console()
     checkpoint, start = out / "checkpoints" / "last.ckpt", 0
     if resume:
-        data, settings, model, width, size, detector = _recall(predict.read_config(out))
+        data, settings, model, width, size, detector, teacher = _recall(predict.read_config(out))
         if checkpoint.exists():
             start = int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
     elif checkpoint.exists() and "LOCAL_RANK" not in os.environ:
@@ -151,7 +154,8 @@ def run(
     val_set = CocoImages(val, data.val_images, size, strict, left, console)
 
     torch.manual_seed(settings.seed)
-    kind = family(detector, len(train.class_names))
+    options = {} if detector != "ld" else {"teacher": _teacher(teacher), **vars(settings.distillation)}
+    kind = family(detector, len(train.class_names), **options)
     network = models.build(model, len(train.class_names), width, detector)
     _quiet()
     chosen: Any = precision or choose_precision()
@@ -174,7 +178,7 @@ def run(
         config = {
             "detector": detector, "model": model, "width": width, "size": size, "classes": train.class_names,
             "category_ids": train.category_ids, **{name: str(path) for name, path in vars(data).items()},
-            "settings": asdict(settings),
+            "teacher": None if teacher is None else str(teacher.resolve()), "settings": asdict(settings),
         }  # fmt: skip
         write_atomically(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
     module = Detector(network, kind, settings, steps.per_epoch, out, val_set, data.val_annotations)
@@ -200,13 +204,24 @@ def _same(batch: Any) -> Any:
     return batch
 
 
-def _recall(config: dict[str, Any]) -> tuple[Data, Settings, str, int, tuple[int, int], str]:
+def _teacher(run: Path | None) -> Teacher:
+    """The network of a run, to learn from."""
+    if run is None:
+        raise ValueError("teacher: expected the folder of a run with --detector gfl or ld, as ld learns from one")
+    network, kind, config = predict.load(run, torch.device("cpu"))
+    if not isinstance(kind, GFL):
+        raise ValueError(f"teacher: expected a run of gfl or ld, got one of {config['detector']} in {run}")
+    return Teacher(network, kind.strides)
+
+
+def _recall(config: dict[str, Any]) -> tuple[Data, Settings, str, int, tuple[int, int], str, Path | None]:
     """Arguments of `run` from what it wrote."""
     data = Data(**{name: Path(config[name]) for name in Data.__dataclass_fields__})
     chosen = dict(config["settings"])
-    settings = Settings(**{**chosen, "augmentation": Augmentation(**chosen["augmentation"])})
-    size = (config["size"][0], config["size"][1])
-    return data, settings, config["model"], config["width"], size, config["detector"]
+    parts = {"augmentation": Augmentation, "distillation": Distillation}
+    settings = Settings(**{**chosen, **{name: part(**chosen[name]) for name, part in parts.items()}})
+    size, teacher = (config["size"][0], config["size"][1]), config["teacher"]
+    return data, settings, config["model"], config["width"], size, config["detector"], teacher and Path(teacher)
 
 
 def _forget_after(path: Path, step: int) -> None:

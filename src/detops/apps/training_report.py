@@ -19,10 +19,10 @@ from detops.apps.dataset import MEAN, STD, CocoImages, open_annotations
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STAGES = ("data", "targets", "network", "loss", "backward", "optimizer")
+STAGES = ("data", "teacher", "targets", "network", "loss", "backward", "optimizer")
 COLORS = {
-    "data": "#9aa0a6", "targets": "#e8710a", "network": "#4285b4", "loss": "#d93025", "backward": "#7fb2d5",
-    "optimizer": "#c5c9cf",
+    "data": "#9aa0a6", "teacher": "#188038", "targets": "#e8710a", "network": "#4285b4", "loss": "#d93025",
+    "backward": "#7fb2d5", "optimizer": "#c5c9cf",
 }  # fmt: skip
 SCORE = 0.3  # of the detections shown, at least
 STYLE = """
@@ -104,7 +104,9 @@ def _times(steps: list[dict[str, Any]]) -> str:
     if not steps:
         return ""
     times = {
-        stage: float(torch.tensor([row["milliseconds"].get(stage, 0.0) for row in steps]).median()) for stage in STAGES
+        stage: float(torch.tensor([row["milliseconds"].get(stage, 0.0) for row in steps]).median())
+        for stage in STAGES
+        if stage in steps[0]["milliseconds"]
     }
     total = max(sum(times.values()), 1e-9)
     share = (times["targets"] + times["loss"]) / total

@@ -1,51 +1,22 @@
 """GFL's and LD's losses, a module each: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, require_device, require_tensor
-from detops.losses.distribution import (
-    distribution_focal_loss,
-    distribution_to_distances,
-    localization_distillation_loss,
-)  # fmt: skip
-from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
-from detops.losses.iou import box_iou_loss
+from detops.checks import image_sides, require_maps
+from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch
 from detops.targets.assignment import Assignment
-from detops.targets.atss import atss_assign, grid_anchors
-from detops.targets.distances import boxes_to_distances, distances_to_boxes
+from detops.targets.atss import atss_assign, grid_anchors, match
+from detops.targets.localization_region import localization_region
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
-
-
-class Positives(NamedTuple):
-    """The anchors with a box, M of them an image, by the numbers that their losses need.
-
-    Attributes:
-        slots: (B, M) which anchors; those beyond the positives have `exists` false.
-        exists: (B, M) bool.
-        level: (B, M) index of the level.
-        raw: (B, M, 4, reg_max + 1) logits of the distributions.
-        logit: (B, M) of the label.
-        weight: (B, M) highest class probability, 0 where none exists.
-        target: (B, M, 4) xyxy box in units of the stride.
-        point: (B, M, 2) centre of the anchor in units of the stride.
-    """
-
-    slots: Tensor
-    exists: Tensor
-    level: Tensor
-    raw: Tensor
-    logit: Tensor
-    weight: Tensor
-    target: Tensor
-    point: Tensor
+Shapes = Tensor | Sequence[tuple[int, int]] | None
+KEPT_GRIDS = 32  # anchors of so many shapes of images
 
 
 class GFLLoss(nn.Module):
@@ -94,6 +65,7 @@ class GFLLoss(nn.Module):
         self.num_classes, self.reg_max, self.strides = num_classes, reg_max, tuple(strides)
         self.anchor_scale, self.topk, self.beta = anchor_scale, topk, beta
         self.cls_weight, self.bbox_weight, self.dfl_weight = cls_weight, bbox_weight, dfl_weight
+        self._grids: dict[tuple[object, torch.device], tuple[Tensor, Tensor]] = {}
 
     def forward(
         self,
@@ -101,7 +73,7 @@ class GFLLoss(nn.Module):
         bbox_preds: Sequence[Tensor],
         boxes: Batch,
         labels: Batch,
-        image_shapes: Tensor | Sequence[tuple[int, int]] | None = None,
+        image_shapes: Shapes = None,
         *,
         per_level: bool = False,
     ) -> Losses:
@@ -125,113 +97,80 @@ class GFLLoss(nn.Module):
             ValueError: Numbers of levels or channels, shapes or devices do not match; in checked mode also a box that
                 is skipped for its values.
         """
-        levels, _ = self._losses(cls_scores, bbox_preds, boxes, labels, image_shapes)
-        return levels if per_level else {name: torch.stack(parts).sum() for name, parts in levels.items()}
+        return _result(self._losses(cls_scores, bbox_preds, [], boxes, labels, image_shapes)[0], per_level)
+
+    def assign(
+        self, cls_scores: Sequence[Tensor], boxes: Batch, labels: Batch, image_shapes: Shapes = None
+    ) -> Assignment:
+        """Return what each anchor is trained on; arguments as in `forward`, anchors level by level, row by row."""
+        require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
+        sizes, anchors, _ = self._grid(cls_scores)
+        valid = self._valid(cls_scores, image_shapes)
+        return atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
 
     def _losses(
-        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], boxes: Batch, labels: Batch,
-        image_shapes: Tensor | Sequence[tuple[int, int]] | None,
-    ) -> tuple[dict[str, list[Tensor]], tuple[Positives, Tensor]]:  # fmt: skip
-        """The losses of each level; the positives, and what box losses are divided by."""
+        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], soft_targets: Sequence[Tensor], boxes: Batch,
+        labels: Batch, image_shapes: Shapes, temperature: float = 1.0, with_region: bool = False,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
+        """GFL's losses (L,) by name; the rest of what the ops return, (6, L); what box losses are divided by."""
         self._check(cls_scores, bbox_preds)
-        shapes = [(scores.shape[2], scores.shape[3]) for scores in cls_scores]
-        sizes, device = [height * width for height, width in shapes], cls_scores[0].device
-        anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
-        valid = None if image_shapes is None else self._valid(shapes, image_shapes, device)
-        found = atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
-        if len(found.box_index) != len(cls_scores[0]):
-            raise ValueError(
-                f"boxes: expected {len(cls_scores[0])} images, as cls_scores has, got {len(found.box_index)}"
-            )
-        positives = self._positives(cls_scores, bbox_preds, boxes, anchors, sizes, found)
-
-        distances = distribution_to_distances(positives.raw.flatten(2), self.reg_max)
-        pred = distances_to_boxes(positives.point, distances)
-        quality = 1 - box_iou_loss(pred.detach(), positives.target, reduction="none")
-        giou = box_iou_loss(pred, positives.target, "giou", reduction="none")
-        exact = boxes_to_distances(positives.point, positives.target, self.reg_max)
-        dfl = distribution_focal_loss(positives.raw, exact, reduction="none").sum(2)
-        divisor = self._box_divisor(positives.weight.sum())
-        bbox = self.bbox_weight * positives.weight * giou / (1 + EPS) / divisor
-        dfl = self.dfl_weight * positives.weight * dfl / (4 + EPS) / divisor
-        count = average_over_ranks((found.box_index >= 0).sum(1).clamp(min=1).sum())
-        correction = self._correction(positives, quality) / (count + EPS)
-        losses: dict[str, list[Tensor]] = {"loss_cls": [], "loss_bbox": [], "loss_dfl": []}
-        start = 0
-        for level, scores in enumerate(cls_scores):
-            end = start + sizes[level]
-            ignored = None if valid is None else valid[:, start:end].unflatten(1, shapes[level]).to(torch.float32)
-            background = _background(scores, self.beta, count, ignored)
-            here = positives.exists & (positives.level == level)
-            losses["loss_cls"].append(self.cls_weight * (background + correction.where(here, 0).sum()))
-            losses["loss_bbox"].append(bbox.where(here, 0).sum())
-            losses["loss_dfl"].append(dfl.where(here, 0).sum())
-            start = end
-        return losses, (positives, divisor)
+        sizes, anchors, cells = self._grid(cls_scores)
+        valid = self._valid(cls_scores, image_shapes)
+        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid)
+        if len(found.index) != len(cls_scores[0]):
+            raise ValueError(f"boxes: expected {len(cls_scores[0])} images, as cls_scores has, got {len(found.index)}")
+        region = localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
+        count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
+        # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
+        most = found.boxes.shape[1] * sum(min(self.topk, size) for size in sizes)
+        parts = gfl_level_losses(
+            cls_scores, bbox_preds, soft_targets, cells, found.boxes, found.labels, found.index, region, valid,
+            self.cls_weight / (count + EPS), self.beta, temperature, most if region is None else sum(sizes),
+        )  # fmt: skip
+        divisor = self._box_divisor(parts[1].sum())
+        bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
+        return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor
 
     def _box_divisor(self, weights: Tensor) -> Tensor:
         """What box and distribution losses are divided by."""
         return average_over_ranks(weights)
 
-    def _correction(self, positives: Positives, quality: Tensor) -> Tensor:
-        """(B, M): the quality focal loss of a positive's label, less what it counts as background."""
-        x = positives.logit
-        p = x.sigmoid()
-        wanted = F.binary_cross_entropy_with_logits(x, quality, reduction="none") * (quality - p).abs().pow(self.beta)
-        return wanted - F.softplus(x) * p.pow(self.beta)
+    def _grid(self, cls_scores: Sequence[Tensor]) -> tuple[list[int], Tensor, Tensor]:
+        """Sizes of the levels, anchors (A, 4), cells (A, 3) as the ops take them; kept for shapes that come again."""
+        shapes, device = [(scores.shape[2], scores.shape[3]) for scores in cls_scores], cls_scores[0].device
+        sizes = [height * width for height, width in shapes]
+        # A traced or captured tensor must not outlive its graph.
+        keep = type(cls_scores[0]) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
+        keep = keep and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
+        key = (tuple(shapes), device)
+        if keep and key in self._grids:
+            return sizes, *self._grids[key]
+        anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
+        side = (anchors[:, 2:3] - anchors[:, :1]) / self.anchor_scale
+        cells = torch.cat([(anchors[:, :2] + anchors[:, 2:]) / 2, side], 1)
+        if keep:
+            while len(self._grids) >= KEPT_GRIDS:
+                self._grids.pop(next(iter(self._grids)))
+            self._grids[key] = (anchors, cells)
+        return sizes, anchors, cells
 
-    def _positives(
-        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], boxes: Batch, anchors: Tensor,
-        sizes: list[int], found: Assignment,
-    ) -> Positives:  # fmt: skip
-        gt, _ = as_padded("boxes", boxes)
-        positive = found.box_index >= 0
-        # No box takes more than its candidates: so the number of slots follows from shapes.
-        most = min(positive.shape[1], gt.shape[1] * sum(min(self.topk, size) for size in sizes))
-        slots = (~positive).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        exists = positive.gather(1, slots)
-        level = torch.zeros_like(slots)
-        for start in _starts(sizes)[1:]:
-            level = level + (slots >= start)
-        label = found.labels.gather(1, slots).clamp(min=0)
-        stride = anchors[:, 2] - anchors[:, 0]
-        stride = (stride / self.anchor_scale)[slots][..., None]
-        index = found.box_index.gather(1, slots).clamp(min=0)
-        target = torch.zeros(*slots.shape, 4, device=slots.device)
-        if gt.shape[1]:
-            target = gt.detach().to(torch.float32).gather(1, index[..., None].expand(-1, -1, 4))
-        point = ((anchors[:, :2] + anchors[:, 2:]) / 2)[slots] / stride
-        target = (target / stride).where(exists[..., None], torch.cat([point - 1, point + 1], -1))
-        probability = _at([scores.detach() for scores in cls_scores], slots, sizes).sigmoid()
-        return Positives(
-            slots,
-            exists,
-            level,
-            _at(bbox_preds, slots, sizes).unflatten(2, (4, self.reg_max + 1)),
-            _logits_at(cls_scores, slots, label, sizes),
-            probability.amax(2).where(exists, 0),
-            target,
-            point,
-        )
-
-    def _valid(
-        self, shapes: list[tuple[int, int]], image_shapes: Tensor | Sequence[tuple[int, int]], device: torch.device
-    ) -> Tensor:
+    def _valid(self, cls_scores: Sequence[Tensor], image_shapes: Shapes) -> Tensor | None:
         """(B, A) bool: cells whose corner lies in the image."""
-        sides = torch.as_tensor(image_shapes, device=device)
-        if sides.dim() != 2 or sides.shape[1] != 2:
-            raise ValueError(f"image_shapes: expected a height and a width an image, got shape {tuple(sides.shape)}")
+        if image_shapes is None:
+            return None
+        device = cls_scores[0].device
+        sides = image_sides(image_shapes, len(cls_scores[0]), device)
         valid = []
-        for (height, width), stride in zip(shapes, self.strides, strict=True):
-            y = torch.arange(height, device=device) * stride < sides[:, :1]
-            x = torch.arange(width, device=device) * stride < sides[:, 1:]
+        for scores, stride in zip(cls_scores, self.strides, strict=True):
+            y = torch.arange(scores.shape[2], device=device) * stride < sides[:, :1]
+            x = torch.arange(scores.shape[3], device=device) * stride < sides[:, 1:]
             valid.append((y[:, :, None] & x[:, None]).flatten(1))
         return torch.cat(valid, 1)
 
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
         channels = {"cls_scores": self.num_classes, "bbox_preds": 4 * (self.reg_max + 1)}
         for name, levels in (("cls_scores", cls_scores), ("bbox_preds", bbox_preds)):
-            _check_levels(name, levels, channels[name], len(self.strides), cls_scores)
+            require_maps(name, levels, channels[name], len(self.strides), cls_scores)
 
 
 class LDLoss(GFLLoss):
@@ -239,7 +178,8 @@ class LDLoss(GFLLoss):
 
     The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
     sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1.
+    be below 1. With `ld_region="main+vlr"` anchors near a box that are no positives learn from the teacher too, by
+    their IoU with it, as a fifth loss.
 
     Args:
         num_classes: As in `GFLLoss`; likewise `reg_max` and `strides`.
@@ -247,11 +187,13 @@ class LDLoss(GFLLoss):
         strides: See there.
         temperature: That both distributions are softened by.
         ld_weight: Factor of the fourth loss.
-        normalize_ld: Whether it is divided as the box losses are.
+        normalize_ld: Whether it (and the fifth) is divided as the box losses are.
+        ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
         options: Keyword arguments of `GFLLoss`.
 
     Reference:
-        Zheng et al., "Localization Distillation for Dense Object Detection", 2022.
+        Zheng et al., "Localization Distillation for Dense Object Detection", 2022; the region is that of
+        "Localization Distillation for Object Detection", 2023.
     """
 
     def __init__(
@@ -263,11 +205,15 @@ class LDLoss(GFLLoss):
         *,
         ld_weight: float = 0.25,
         normalize_ld: bool = False,
+        ld_region: Literal["main", "main+vlr"] = "main",
         **options: float,
     ) -> None:
         super().__init__(num_classes, reg_max, strides, **options)  # type: ignore[arg-type]
         if not temperature >= 1:
             raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
+        if ld_region not in ("main", "main+vlr"):
+            raise ValueError(f'ld_region: expected "main" or "main+vlr", got {ld_region!r}')
+        self.ld_region = ld_region
         self.temperature, self.ld_weight, self.normalize_ld = temperature, ld_weight, normalize_ld
 
     def forward(  # type: ignore[override]
@@ -277,7 +223,7 @@ class LDLoss(GFLLoss):
         boxes: Batch,
         labels: Batch,
         soft_targets: Sequence[Tensor],
-        image_shapes: Tensor | Sequence[tuple[int, int]] | None = None,
+        image_shapes: Shapes = None,
         *,
         per_level: bool = False,
     ) -> Losses:
@@ -293,74 +239,26 @@ class LDLoss(GFLLoss):
             per_level: See there.
 
         Returns:
-            Those of `GFLLoss`, and "loss_ld".
+            Those of `GFLLoss`, "loss_ld", and with the region "loss_ld_vlr".
         """
         self._check(cls_scores, bbox_preds)
-        channels = 4 * (self.reg_max + 1)
-        _check_levels("soft_targets", soft_targets, channels, len(self.strides), cls_scores)
-        levels, (positives, divisor) = self._losses(cls_scores, bbox_preds, boxes, labels, image_shapes)
-        sizes = [scores.shape[2] * scores.shape[3] for scores in cls_scores]
-        soft = _at([level.detach() for level in soft_targets], positives.slots, sizes)
-        soft = soft.unflatten(2, (4, self.reg_max + 1))
-        loss = localization_distillation_loss(positives.raw, soft, self.temperature, reduction="none").sum(2)
-        loss = self.ld_weight * positives.weight * loss / (4 + EPS)
-        if self.normalize_ld:
-            loss = loss / divisor
-        levels["loss_ld"] = [
-            loss.where(positives.exists & (positives.level == level), 0).sum() for level in range(len(sizes))
-        ]
-        return levels if per_level else {name: torch.stack(parts).sum() for name, parts in levels.items()}
+        require_maps("soft_targets", soft_targets, 4 * (self.reg_max + 1), len(self.strides), cls_scores)
+        losses, parts, divisor = self._losses(
+            cls_scores, bbox_preds, soft_targets, boxes, labels, image_shapes, self.temperature,
+            self.ld_region == "main+vlr",
+        )  # fmt: skip
+        weight = self.ld_weight / divisor if self.normalize_ld else self.ld_weight
+        losses["loss_ld"] = weight / (4 + EPS) * parts[4]
+        if self.ld_region == "main+vlr":
+            losses["loss_ld_vlr"] = weight / (16 + EPS) * parts[5]
+        return _result(losses, per_level)
 
     def _box_divisor(self, weights: Tensor) -> Tensor:
         return average_over_ranks(weights, least=0.0) + 1e-6
 
 
-def _starts(sizes: list[int]) -> list[int]:
-    return [sum(sizes[:level]) for level in range(len(sizes))]
-
-
-def _background(scores: Tensor, beta: float, count: Tensor, weight: Tensor | None) -> Tensor:
-    """The quality focal loss of a level as if it held nothing: CenterNet's focal loss without a box."""
-    none = scores.new_zeros(len(scores), 0, 2, dtype=torch.float32)
-    labels = torch.zeros(len(scores), 0, dtype=torch.int64, device=scores.device)
-    return gaussian_focal_loss_from_boxes(
-        scores, none, none[..., 0], labels, beta, negative_weight=weight, avg_factor=count
-    )
-
-
-def _at(levels: Sequence[Tensor], slots: Tensor, sizes: list[int]) -> Tensor:
-    """Channels (B, M, C), float32, of maps (B, C, H, W) at cells (B, M) that are numbered through all levels."""
-    read: Tensor | None = None
-    for level, start, size in zip(levels, _starts(sizes), sizes, strict=True):
-        local = (slots - start).clamp(0, size - 1)
-        here = level.flatten(2).gather(2, local[:, None].expand(-1, level.shape[1], -1)).to(torch.float32)
-        read = here if read is None else torch.where((slots >= start)[:, None], here, read)
-    assert read is not None
-    return read.transpose(1, 2)
-
-
-def _logits_at(levels: Sequence[Tensor], slots: Tensor, labels: Tensor, sizes: list[int]) -> Tensor:
-    """(B, M) float32: one channel of each cell."""
-    read: Tensor | None = None
-    for level, start, size in zip(levels, _starts(sizes), sizes, strict=True):
-        local = labels * size + (slots - start).clamp(0, size - 1)
-        here = level.flatten(1).gather(1, local).to(torch.float32)
-        read = here if read is None else torch.where(slots >= start, here, read)
-    assert read is not None
-    return read
-
-
-def _check_levels(name: str, levels: Sequence[Tensor], channels: int, count: int, like: Sequence[Tensor]) -> None:
-    if not isinstance(levels, list | tuple):
-        raise TypeError(f"{name}: expected a list of tensors, got {type(levels).__name__}")
-    if len(levels) != count:
-        raise ValueError(f"{name}: expected {count} levels, one a stride, got {len(levels)}")
-    for level, other in zip(levels, like, strict=False):
-        require_tensor(name, level, FLOATS, "floating-point tensors")
-        if level.dim() != 4 or level.shape[1] != channels:
-            raise ValueError(f"{name}: expected shape (B, {channels}, H, W), got {tuple(level.shape)}")
-        if (level.shape[0], *level.shape[2:]) != (like[0].shape[0], *other.shape[2:]):
-            raise ValueError(
-                f"{name}: expected the shape of cls_scores, {tuple(other.shape)}, got {tuple(level.shape)}"
-            )
-        require_device(name, level, like[0], "cls_scores")
+def _result(losses: dict[str, Tensor], per_level: bool) -> Losses:
+    """Lists of 0-d losses, or their sums."""
+    if per_level:
+        return {name: list(parts.unbind()) for name, parts in losses.items()}
+    return {name: parts.sum() for name, parts in losses.items()}

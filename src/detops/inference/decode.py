@@ -87,13 +87,7 @@ def decode_centernet(
     if iou_threshold is not None:
         exists, *rest = suppress(boxes, found, labels, exists, iou_threshold)
         boxes, found, labels = rest
-    scores = found.sigmoid().where(exists, 0)
-    padded = k - scores.shape[1]
-    return Detections(
-        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, padded)),
-        F.pad(scores, (0, padded)),
-        F.pad(labels.where(exists, -1), (0, padded), value=-1),
-    )
+    return padded(exists, boxes, found.sigmoid(), labels, k)
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -118,6 +112,18 @@ def suppress(
     order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
     gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     return kept.gather(1, order), gathered, logits.gather(1, order), labels.gather(1, order)
+
+
+def padded(exists: Tensor, boxes: Tensor, scores: Tensor, labels: Tensor, max_detections: int) -> Detections:
+    """The first so many of each image; what does not exist is 0, with label -1."""
+    count = min(max_detections, scores.shape[1])
+    exists, boxes, scores, labels = (t[:, :count] for t in (exists, boxes, scores, labels))
+    missing = max_detections - count
+    return Detections(
+        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, missing)),
+        F.pad(scores.where(exists, 0), (0, missing)),
+        F.pad(labels.where(exists, -1), (0, missing), value=-1),
+    )
 
 
 def _check(heatmap: Tensor, wh: Tensor, offset: Tensor, image_shape: tuple[int, int], k: int, kernel: int) -> None:

@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from detops.boxes import boxes_at_cells, to_xyxy
 from detops.checks import require_levels
-from detops.inference.decode import Detections, suppress, top
+from detops.inference.decode import Detections, padded, suppress, top
 from detops.targets.assignment import grid_cells
 
 
@@ -67,12 +66,4 @@ def decode_yolox(
     boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
     exists = scores > -torch.inf
     boxes = boxes.where(exists[..., None], 0)
-    exists, boxes, scores, labels = suppress(boxes, scores, labels.gather(1, chosen), exists, iou_threshold)
-    count = min(max_detections, scores.shape[1])
-    exists, boxes, scores, labels = (t[:, :count] for t in (exists, boxes, scores, labels))
-    padded = max_detections - count
-    return Detections(
-        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, padded)),
-        F.pad(scores.where(exists, 0), (0, padded)),
-        F.pad(labels.where(exists, -1), (0, padded), value=-1),
-    )
+    return padded(*suppress(boxes, scores, labels.gather(1, chosen), exists, iou_threshold), max_detections)

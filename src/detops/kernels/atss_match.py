@@ -24,6 +24,7 @@ def take_kernel(
     exists,  # (B, N) uint8
     valid,  # (B, A) uint8, not read without HAS_VALID
     best,  # (B, A) int64
+    thresholds,  # (B, N)
     A,
     N,
     LEVELS: tl.constexpr,
@@ -79,6 +80,7 @@ def take_kernel(
         mean = tl.sum(iou, 0) / count
         apart = tl.where(there, iou - mean, 0.0)
         threshold = mean + tl.sqrt(tl.sum(apart * apart, 0) / tl.maximum(count - 1, 1.0))
+        tl.store(thresholds + b * N + n, tl.where(slot > 0, threshold, float("inf")))
         u, v = (u1 + u2) / 2, (v1 + v2) / 2
         margin = tl.minimum(tl.minimum(u - x1, x2 - u), tl.minimum(v - y1, y2 - v))
         taken = there & (iou >= threshold) & (margin > INSIDE)
@@ -95,10 +97,11 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    thresholds = torch.full((batch, boxes), torch.inf, device=device)
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
     if batch and boxes and count:
         known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
@@ -110,13 +113,13 @@ def atss_match(
         with torch.cuda.device_of(gt_boxes):
             take_kernel[(boxes, batch)](
                 anchor, starts, tuple(level_sizes), box, exists,
-                exists if valid is None else valid.to(torch.uint8).contiguous(), best, count, boxes,
+                exists if valid is None else valid.to(torch.uint8).contiguous(), best, thresholds, count, boxes,
                 LEVELS=len(level_sizes), TOPK=topk, HAS_VALID=valid is not None, BLOCK=BLOCK,
                 BLOCK_K=triton.next_power_of_2(topk * len(level_sizes)), num_warps=4,
             )  # fmt: skip
     found = best >= 0
     index = (LOW.value - (best & LOW.value)).where(found, 0)
     if boxes == 0:
-        return index.where(found, -1), torch.zeros_like(best, dtype=torch.float32)
+        return index.where(found, -1), torch.zeros_like(best, dtype=torch.float32), thresholds
     iou = (best >> 32).to(torch.int32).view(torch.float32)
-    return index.where(found, -1), iou.where(found, 0)
+    return index.where(found, -1), iou.where(found, 0), thresholds

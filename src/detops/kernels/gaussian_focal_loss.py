@@ -9,6 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels.softplus import log1p_of
+
 BLOCK = 2048
 NUM_WARPS = 8
 
@@ -31,18 +33,7 @@ def cells(
     y = tl.where(positive, -x, x)
     e = tl.exp(-tl.abs(y))
     r = 1.0 / (1.0 + e)
-    # log(1 + e), which log(1 + e) itself loses for small e: 2 atanh(z) with z = e / (2 + e) <= 1 / 3.
-    z = e / (2.0 + e)
-    s = z * z
-    series = 2.0 / 17 * s + 2.0 / 15
-    series = series * s + 2.0 / 13
-    series = series * s + 2.0 / 11
-    series = series * s + 2.0 / 9
-    series = series * s + 2.0 / 7
-    series = series * s + 2.0 / 5
-    series = series * s + 2.0 / 3
-    series = series * s + 2.0
-    cost = tl.where(y < 0, 0.0, y) + z * series
+    cost = tl.where(y < 0, 0.0, y) + log1p_of(e)
     p = tl.where(y < 0, e * r, r)
     q = tl.where(y < 0, r, e * r)
     away = 1.0 - t

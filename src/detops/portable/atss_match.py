@@ -21,12 +21,12 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
-) -> tuple[Tensor, Tensor]:
-    """The box of each anchor and their IoU; arguments and meaning as in `detops.reference.atss_match`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The box of each anchor, their IoU, and thresholds; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     if batch == 0 or boxes == 0 or count == 0:
-        shape = (batch, count)
-        return torch.full(shape, -1, dtype=torch.int64, device=device), torch.zeros(shape, device=device)
+        index = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+        return index, torch.zeros(batch, count, device=device), torch.full((batch, boxes), torch.inf, device=device)
     anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
     known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
     if sample_sizes is not None:
@@ -34,6 +34,7 @@ def atss_match(
     center = (anchor[:, :2] + anchor[:, 2:]) / 2
     lanes = torch.arange(count, device=device)
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    thresholds = []
     step = max(1, CHUNK_VALUES // (batch * count))
     for start in range(0, boxes, step):
         part = box[:, start : start + step]  # (B, n, 4)
@@ -50,9 +51,11 @@ def atss_match(
         number = there.sum(2)
         mean = iou.sum(2) / number.clamp(min=1)
         spread = (iou - mean[..., None]).where(there, 0).square().sum(2) / (number - 1).clamp(min=1)
+        threshold = mean + spread.sqrt()
+        thresholds.append(threshold.where(number > 0, torch.inf))
         middle = center[index]
         inside = torch.cat([middle - part[:, :, None, :2], part[:, :, None, 2:] - middle], -1).amin(-1) > INSIDE
-        taken = there & inside & (iou >= (mean + spread.sqrt())[..., None])
+        taken = there & inside & (iou >= threshold[..., None])
         # The highest IoU, then the lowest box.
         which = torch.arange(start, start + part.shape[1], device=device)[:, None]
         rank = ((iou.view(torch.int32).to(torch.int64) << 32) | (LOW - which)).masked_fill(~taken, -1)
@@ -60,7 +63,7 @@ def atss_match(
     found = best >= 0
     index = (LOW - (best & LOW)).where(found, 0)
     iou = _iou(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))
-    return index.where(found, -1), iou.where(found, 0)
+    return index.where(found, -1), iou.where(found, 0), torch.cat(thresholds, 1)
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:

@@ -3,14 +3,11 @@
 The gradient is written out, as an op runs below autograd.
 """
 
-import math
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EPS = 1e-16
-SQUARED, PLAIN, GIOU, DIOU, CIOU = range(5)
+from detops.portable.iou_loss import iou_loss
 
 
 def yolox_loss(
@@ -45,17 +42,18 @@ def yolox_loss(
         else:
             target, label = boxes.new_ones(*read.shape, 4), torch.zeros_like(read)
         side = cell[:, 2:]
-        grid = cell[:, :2] / side - 0.5
-        # Where there is no box, one that fits: no number below is other than finite for want of one.
-        fitting = torch.cat([(grid + 0.5) * side, side, side], 1)
+        # From the centre of the cell: a small box far from the origin keeps its digits. Where there is no box, one that
+        # fits: no number below is other than finite for want of one.
+        target = target - torch.cat([cell[:, :2], torch.zeros_like(cell[:, :2])], 1)
+        fitting = torch.cat([torch.zeros_like(cell[:, :2]), side, side], 1)
         target = torch.where(positive[..., None], target, fitting)
         t = torch.where(positive[..., None], rows[..., :4], 0)
-        pred = torch.cat([(t[..., :2] + grid) * side, t[..., 2:].exp() * side], -1)
-        box_loss, box_gradient = _iou_loss(pred, target, kind)
+        pred = torch.cat([(t[..., :2] - 0.5) * side, t[..., 2:].exp() * side], -1)
+        box_loss, box_gradient = iou_loss(pred, target, kind)
         box_gradient = box_gradient * torch.cat([side.expand_as(pred[..., :2]), pred[..., 2:]], -1)
         box_gradient = box_gradient * iou_weight
 
-        away = t - torch.cat([target[..., :2] / side - grid, (target[..., 2:] / side + 1e-8).log()], -1)
+        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + 1e-8).log()], -1)
         if use_l1:
             box_gradient = box_gradient + away.sign()
         logit, wanted = rows[..., 4], positive.to(wide)
@@ -86,62 +84,3 @@ def yolox_loss(
             gradients.append(output.new_empty(0))
         start = end
     return total, gradients
-
-
-def _iou_loss(pred: Tensor, target: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Loss (...,) of cxcywh boxes (..., 4), and its gradient by (cx, cy, w, h) of the prediction."""
-    center, size = pred[..., :2], pred[..., 2:]
-    low, high = center - size / 2, center + size / 2
-    other_low, other_high = target[..., :2] - target[..., 2:] / 2, target[..., :2] + target[..., 2:] / 2
-    sides = torch.minimum(high, other_high) - torch.maximum(low, other_low)
-    # How the overlap grows with the upper and the lower side; equal sides share it, as in PyTorch's minimum.
-    open_ = (sides >= 0).to(pred.dtype)
-    upper, lower = _share(other_high, high) * open_, _share(low, other_low) * open_
-    sides = sides.clamp(min=0)
-    inter = sides.prod(-1, keepdim=True)
-    inter_center, inter_size = sides.flip(-1) * (upper - lower), sides.flip(-1) * (upper + lower) / 2
-    union = size.prod(-1, keepdim=True) + target[..., 2:].prod(-1, keepdim=True) - inter
-    union_center, union_size = -inter_center, size.flip(-1) - inter_size
-    iou = inter / (union + EPS)
-    iou_gradient = torch.cat([
-        (inter_center - iou * union_center) / (union + EPS), (inter_size - iou * union_size) / (union + EPS)
-    ], -1)  # fmt: skip
-    if kind == SQUARED:
-        return (1 - iou**2)[..., 0], -2 * iou * iou_gradient
-    if kind == PLAIN:
-        return (1 - iou)[..., 0], -iou_gradient
-    around = torch.maximum(high, other_high) - torch.minimum(low, other_low)
-    upper, lower = _share(high, other_high), _share(other_low, low)
-    around_center, around_size = upper - lower, (upper + lower) / 2  # of each side, by its own axis
-    if kind == GIOU:
-        area = around.prod(-1, keepdim=True)
-        least = area.clamp(min=EPS)
-        flip = around.flip(-1)
-        area_gradient = torch.cat([flip * around_center, flip * around_size], -1)
-        union_gradient = torch.cat([union_center, union_size], -1)
-        empty = (area - union) / least
-        moving = (area >= EPS).to(pred.dtype)
-        giou = iou - empty
-        gradient = iou_gradient - (area_gradient - union_gradient - moving * empty * area_gradient) / least
-        return (1 - giou.clamp(-1, 1))[..., 0], -gradient * ((giou >= -1) & (giou <= 1))
-    apart = center - target[..., :2]
-    diagonal = around.square().sum(-1, keepdim=True) + EPS
-    distance = apart.square().sum(-1, keepdim=True) / diagonal
-    gradient = -iou_gradient + torch.cat([
-        (2 * apart - distance * 2 * around * around_center) / diagonal, -distance * 2 * around * around_size / diagonal
-    ], -1)  # fmt: skip
-    loss = 1 - iou + distance
-    if kind == DIOU:
-        return loss[..., 0], gradient
-    w, h = size[..., :1], size[..., 1:] + EPS
-    turn = (target[..., 2:3] / (target[..., 3:] + EPS)).atan() - (w / h).atan()
-    aspect = 4 / math.pi**2 * turn.square()
-    alpha = aspect / (1 - iou + aspect + EPS)
-    slope = -8 / math.pi**2 * turn / (h * h + w * w) * alpha
-    gradient = gradient + torch.cat([torch.zeros_like(apart), slope * h, -slope * w], -1)
-    return (loss + alpha * aspect)[..., 0], gradient
-
-
-def _share(high: Tensor, low: Tensor) -> Tensor:
-    """1 where `high` is higher, 1/2 where both are equal, else 0."""
-    return (high > low).to(high.dtype) + 0.5 * (high == low).to(high.dtype)

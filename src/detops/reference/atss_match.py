@@ -15,8 +15,8 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
-) -> tuple[Tensor, Tensor]:
-    """Return the box of each anchor, and their IoU.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the box of each anchor, their IoU, and the threshold of each box.
 
     A box's candidates are, of each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
     mean of their IoUs plus their standard deviation (unbiased; 0 for a single one). It takes the candidates of at least
@@ -34,7 +34,8 @@ def atss_match(
         topk: See above.
 
     Returns:
-        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none.
+        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; (B, N) threshold, infinite for a box
+        without a candidate.
 
     Reference:
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
@@ -43,6 +44,7 @@ def atss_match(
     batch, count = len(gt_boxes), len(anchors)
     index = torch.full((batch, count), -1, dtype=torch.int64)
     matched = torch.zeros(batch, count, dtype=torch.float64)
+    thresholds = torch.full(gt_labels.shape, torch.inf, dtype=torch.float64)
     for b in range(batch):
         exists = torch.ones(count, dtype=torch.bool) if valid is None else valid[b]
         boxes = gt_boxes.shape[1] if sample_sizes is None else int(sample_sizes[b])
@@ -56,10 +58,11 @@ def atss_match(
                 continue
             found = iou[candidates]
             threshold = found.mean() + (found.std() if len(found) > 1 else 0)
+            thresholds[b, n] = threshold
             for a in candidates:
                 if iou[a] >= threshold and inside[a] and iou[a] > (matched[b, a] if index[b, a] >= 0 else -1):
                     index[b, a], matched[b, a] = n, iou[a]
-    return index, matched
+    return index, matched, thresholds
 
 
 def pairs(anchors: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:

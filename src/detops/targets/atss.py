@@ -1,6 +1,7 @@
 """Adaptive training sample selection (ATSS), the assignment of GFL and its kin, for a whole batch; and its anchors."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,6 +101,33 @@ def atss_assign(
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
         Selection", 2020.
     """
+    found = match(anchors, level_sizes, boxes, labels, num_classes, topk, valid)
+    return Assignment(found.index, labels_of(found.index, found.labels), found.iou, (found.index >= 0).sum())
+
+
+class Match(NamedTuple):
+    """What the op says, and of what.
+
+    Attributes:
+        boxes: (B, N, 4), padded.
+        labels: (B, N).
+        index: (B, A) int64, the box of each anchor, or -1.
+        iou: (B, A) float32.
+        threshold: (B, N) float32, of each box; infinite for one that has no candidate.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]
+    iou: Tensor
+    threshold: Tensor
+
+
+def match(
+    anchors: Tensor, level_sizes: Sequence[int], boxes: Batch, labels: Batch, num_classes: int, topk: int,
+    valid: Tensor | None,
+) -> Match:  # fmt: skip
+    """Check the arguments of `atss_assign`, and call the op."""
     gt, sizes = as_padded("boxes", boxes)
     label, _ = as_padded("labels", labels)
     require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
@@ -123,5 +151,5 @@ def atss_assign(
             raise ValueError(f"{name}: expected at least 1, got {number!r}")
     if is_checked():
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
-    index, iou = ops.atss_match(anchors, list(level_sizes), gt.detach(), label, sizes, valid, num_classes, topk)
-    return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())
+    gt = gt.detach()
+    return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))

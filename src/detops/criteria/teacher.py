@@ -1,0 +1,75 @@
+"""A frozen network whose box distributions a student learns from."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from detops.checks import require_maps
+
+
+def _second(output: Any) -> Any:
+    return output[1]
+
+
+class Teacher:
+    """Runs a trained network for its box distributions: frozen, in evaluation mode, without gradients.
+
+    It is no module, so that a student which holds it neither trains, saves nor synchronises it, and that the student's
+    `train()` leaves it in evaluation mode. It follows the device of its images by itself.
+
+    Args:
+        network: From images to the outputs that `distributions` takes.
+        strides: Pixels a cell of each of its levels.
+        student_strides: Those of the student, each one of `strides`; None for the same.
+        distributions: From the network's output to each level's (B, 4 * (reg_max + 1), H, W) logits; by default the
+            second item, which is where a GFL head has them.
+
+    Raises:
+        TypeError: The network is no module.
+        ValueError: The student has a stride that the teacher has not.
+
+    Example:
+        >>> class Network(nn.Module):
+        ...     def forward(self, images):
+        ...         return None, [torch.zeros(1, 68, 8, 8), torch.zeros(1, 68, 4, 4)]
+        >>> teacher = Teacher(Network(), strides=(8, 16), student_strides=(16,))
+        >>> [tuple(level.shape) for level in teacher(torch.zeros(1, 3, 64, 64))]
+        [(1, 68, 4, 4)]
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        strides: Sequence[int] = (8, 16, 32, 64, 128),
+        student_strides: Sequence[int] | None = None,
+        distributions: Callable[[Any], Sequence[Tensor]] = _second,
+    ) -> None:
+        if not isinstance(network, nn.Module):
+            raise TypeError(f"network: expected a torch.nn.Module, got {type(network).__name__}")
+        wanted = strides if student_strides is None else student_strides
+        missing = [stride for stride in wanted if stride not in strides]
+        if missing or not wanted:
+            raise ValueError(f"student_strides: expected some of the teacher's {list(strides)}, got {list(wanted)}")
+        self.network = network.eval().requires_grad_(False)
+        self.strides, self.distributions = tuple(strides), distributions
+        self._levels = [self.strides.index(stride) for stride in wanted]
+
+    @torch.no_grad()
+    def __call__(self, images: Tensor) -> list[Tensor]:
+        """Return the logits of the levels that the student has too.
+
+        Args:
+            images: What the network takes.
+
+        Raises:
+            TypeError: The network gives no list of floating-point tensors.
+            ValueError: It gives another number of levels.
+        """
+        first = next(self.network.parameters(), None)
+        if first is not None and first.device != images.device:
+            self.network.to(images.device)
+        levels = self.distributions(self.network.eval()(images))
+        require_maps("distributions", levels, None, len(self.strides))
+        return [levels[index] for index in self._levels]

@@ -6,8 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner
 
+import detops
 from detops import cli
 from detops.apps import evaluate
 
@@ -102,3 +104,62 @@ def test_arguments_that_do_not_go_together(tmp_path):
         code, output = call(*arguments)
         assert code == 2
         assert message in output
+
+
+def discs(seed: int, count: int) -> detops.InstanceMasks:
+    """Round masks of many sizes, in an image of 100 x 100."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, 2, generator=g) * 60
+    boxes = torch.cat([low, low + 8 + torch.rand(count, 2, generator=g) * 30], 1)
+    at = (torch.arange(28) + 0.5) / 14 - 1
+    masks = (2 - 2 * torch.hypot(at[:, None], at)).clamp(0, 1).expand(count, -1, -1)
+    labels, scores = torch.randint(0, 2, (count,), generator=g), torch.rand(count, generator=g)
+    return detops.InstanceMasks(boxes, labels, scores, masks, (100, 100))
+
+
+def test_instance_masks_score_as_pasted_ones_do(tmp_path):
+    coco, np = pytest.importorskip("pycocotools.mask"), pytest.importorskip("numpy")
+    annotations, results, pasted = [], [], []
+    for image in (1, 2):
+        true = discs(image, 30)
+        annotations += [
+            {**row, "iscrowd": 0, "area": float(area)}
+            for row, area in zip(true.to_coco(image, [4, 9]), true.areas(), strict=True)
+        ]
+        jitter = torch.randn(30, 4, generator=torch.Generator().manual_seed(9)) * 1.5
+        found = detops.InstanceMasks(true.boxes + jitter, true.labels, true.scores, true.masks, (100, 100))
+        results += found.to_coco(image, [4, 9])
+        for row, mask in zip(found.to_coco(image, [4, 9]), found.paste(), strict=True):
+            rle = coco.encode(np.asfortranarray(mask.to(torch.uint8).numpy()))
+            pasted.append({**row, "segmentation": {**rle, "counts": rle["counts"].decode()}})
+    path = truth(tmp_path / "a.json", annotations)
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    options = ["--results", tmp_path / "r.json", "--annotations", path, "--json", tmp_path / "s.json"]
+    code, output = call(*options, "--kind", "segm")
+    assert code == 0, output
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores == evaluate.score(path, pasted, "segm")
+    assert 0.2 < scores["AP"] < 0.95
+    assert evaluate.score(path, results, "bbox")["AP"] != scores["AP"]
+
+
+def test_rows_of_instance_masks():
+    found = detops.InstanceMasks(
+        torch.tensor([[10.123, 20, 30.5, 60]]),
+        torch.tensor([1]),
+        torch.tensor([0.7654321]),
+        torch.ones(1, 28, 28),
+        (80, 90),
+    )
+    (row,) = found.to_coco("photo", [4, 9])
+    assert row == {
+        "image_id": "photo", "category_id": 9, "bbox": [10.12, 20.0, 20.38, 40.0], "score": 0.76543,
+        "segmentation": {"size": [80, 90], "counts": found.to_rle()[0]["counts"].decode()},
+    }  # fmt: skip
+    assert found.to_coco(1)[0]["category_id"] == 1
+    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one a category, got 1"):
+        found.to_coco(1, [4])
+    nothing = detops.InstanceMasks(
+        torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 28, 28), (8, 8)
+    )
+    assert nothing.to_coco(1, [4]) == []

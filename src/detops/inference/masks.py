@@ -251,6 +251,45 @@ class InstanceMasks:
         ends = offsets.tolist()
         return [{"size": [*self.image_size], "counts": joined[begin:end]} for begin, end in pairwise(ends)]
 
+    def to_coco(
+        self,
+        image_id: int | str,
+        category_ids: Sequence[int] | None = None,
+        threshold: float = 0.5,
+        mode: Mode = "detectron2",
+    ) -> list[dict[str, Any]]:
+        """Rows of a COCO results file, for `json.dump`; `detops evaluate --results` and pycocotools read them.
+
+        Args:
+            image_id: Of the annotations' image.
+            category_ids: Of the annotations' categories, by label; None where labels are category ids already.
+            threshold: See the class.
+            mode: See the class.
+
+        Returns:
+            For each mask its image, category, box (x, y, width, height), score, and segmentation as `to_rle` has it.
+
+        Raises:
+            ValueError: The threshold is not above 0, the mode is unknown, or a label has no category.
+        """
+        labels = self.labels.tolist()
+        if category_ids is not None:
+            unknown = [label for label in labels if not 0 <= label < len(category_ids)]
+            if unknown:
+                raise ValueError(f"labels: expected 0 .. {len(category_ids) - 1}, one a category, got {unknown[0]}")
+            labels = [category_ids[label] for label in labels]
+        rows = zip(labels, self.boxes.tolist(), self.scores.tolist(), self.to_rle(threshold, mode), strict=True)
+        return [
+            {
+                "image_id": image_id,
+                "category_id": label,
+                "bbox": [round(value, 2) for value in (x1, y1, x2 - x1, y2 - y1)],
+                "score": round(score, 5),
+                "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
+            }
+            for label, (x1, y1, x2, y2), score, rle in rows
+        ]
+
     def areas(self, threshold: float = 0.5, mode: Mode = "detectron2") -> Tensor:
         """Pixels of each mask, (N,) int64, from run lengths.
 

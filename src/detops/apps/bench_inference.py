@@ -94,7 +94,7 @@ def run(
     """
     console = console or Console()
     if not console.is_terminal:
-        console.width = max(console.width, 150)
+        console.width = max(console.width, 170)
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     torchvision_setup.load()

@@ -128,7 +128,7 @@ class MaskRCNNPipeline:
                 heads = self.model.roi_heads
                 logits = heads.mask_predictor(heads.mask_head(heads.mask_roi_pool(features, boxes, sizes)))
             with self._stage("mask_postprocessing"):
-                return self._results(boxes, scores, labels, logits.float(), sizes, originals)
+                return self._results(boxes, scores, labels, logits, sizes, originals)
 
     def _prepared(self, images: list[Any]) -> tuple[Tensor, list[Size], list[Size]]:
         """The batch, the size of each image in it, and before."""
@@ -197,7 +197,7 @@ class MaskRCNNPipeline:
 
         pasted = self.masks == "pasted"
         # torchvision takes the sigmoid of all classes' masks, InstanceMasks that of each one's own.
-        masks = maskrcnn_inference(logits, labels) if pasted else logits.split([len(box) for box in boxes])
+        masks = maskrcnn_inference(logits.float(), labels) if pasted else logits.split([len(box) for box in boxes])
         results = []
         for box, score, label, mask, size, original in zip(boxes, scores, labels, masks, sizes, originals, strict=True):
             box = resize_boxes(box, size, original)

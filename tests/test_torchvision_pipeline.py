@@ -12,6 +12,7 @@ from torchvision.models import detection
 from torchvision.models.detection import roi_heads
 
 from detops import InstanceMasks, MaskRCNNPipeline, StageTimer
+from detops.inference.torchvision import _resized
 
 SIZES = [(100, 130), (120, 90), (64, 200)]
 
@@ -122,6 +123,13 @@ def test_preprocessing_on_the_device(model):
     fixed = tiny_mask_rcnn.build(seed=1, fixed_size=(128, 96))  # width, height
     batch, sizes, _ = MaskRCNNPipeline(fixed, device_preprocess=True)._prepared(pictures((70, 90)))
     assert batch.shape[2:] == sizes[0] == (96, 128)
+
+
+def test_resized_images_have_the_sizes_of_torchvisions(model):
+    for height in range(31, 220, 13):
+        for width in range(33, 240, 17):
+            expected, _ = model.transform.resize(torch.empty(3, height, width))
+            assert _resized(model.transform, height, width) == expected.shape[1:]
 
 
 def test_preprocessing_on_the_device_takes_arrays_and_pillow_images(model):

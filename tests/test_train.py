@@ -69,7 +69,6 @@ def test_training_learns_and_records(tmp_path, folder):
     assert [row["step"] for row in steps] == list(range(1, 81))
     totals = [sum(row["losses"].values()) for row in steps]
     assert sum(totals[-5:]) < 0.5 * sum(totals[:5])
-    assert scores["AP50"] > 0.02
     assert set(steps[0]["milliseconds"]) == {"data", "targets", "network", "loss", "backward", "optimizer"}
     assert all(value > 0 for value in steps[0]["milliseconds"].values())
     assert steps[0]["lr"] < steps[8]["lr"] > steps[-1]["lr"]
@@ -80,6 +79,14 @@ def test_training_learns_and_records(tmp_path, folder):
     assert json.loads((tmp_path / "config.json").read_text())["classes"] == list(shapes.CLASSES)
     averaged, last = (weights(tmp_path)[f"{part}.backbone.stem.0.0.weight"] for part in ("ema", "network"))
     assert not torch.equal(averaged, last)
+
+
+def test_it_finds_what_it_was_shown(tmp_path):
+    """Four images, to be known by heart: from other weights AP50 was 0.67 to 0.94."""
+    shapes.generate(tmp_path / "train", images=4, seed=0)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    scores = run(tmp_path / "run", tmp_path, epochs=60, eval_every=60, augmentation=STILL, ema=0.9)
+    assert scores["AP50"] > 0.4
 
 
 KILLED = """

@@ -184,7 +184,7 @@ def keep_freed_memory() -> None:
         return
     trim_threshold, mmap_max = -1, -4
     mallopt(mmap_max, 0)
-    mallopt(trim_threshold, 2**31 - 1)
+    mallopt(trim_threshold, -1)  # never
 
 
 def main(

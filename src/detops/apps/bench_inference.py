@@ -237,6 +237,7 @@ def _run(contenders: list[Contender], view: "Image", repeats: int, tell: Callabl
                 if isinstance(result["masks"], Tensor):  # gigabytes of probabilities
                     result["masks"] = (result["masks"][:, 0] >= 0.5).cpu()
                 contender.result = result
+            del result  # gigabytes as well, which the next one must not find taken
 
 
 def _row(contender: Contender) -> Row:

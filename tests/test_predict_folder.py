@@ -11,9 +11,9 @@ import pytest
 import torch
 from predict_runs import OneBox, SlowBox, Together, call, write_run
 
-from detops.apps import predict_folder, predict_stream
-from detops.apps.families import family
+from detops.apps import predict_folder, predict_pictures, predict_stream
 from detops.apps.listing import batched
+from detops.apps.predict_run import RunPredictor
 from detops.apps.predict_stream import Source
 
 image_module = pytest.importorskip("PIL.Image")
@@ -147,7 +147,7 @@ def read_torn(out: Path) -> list[dict]:
 def test_no_line_comes_before_its_picture(box_run, images, tmp_path, monkeypatch):
     """A picture that fails ends the run, which goes on from the batch of this picture."""
     arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
-    draw = predict_folder.Pictures._draw
+    draw = predict_pictures.Pictures._draw
 
     def fail(self, target: Path, text: str) -> None:
         if target.stem == "06":
@@ -156,7 +156,7 @@ def test_no_line_comes_before_its_picture(box_run, images, tmp_path, monkeypatch
         draw(self, target, text)
 
     with monkeypatch.context() as patch:
-        patch.setattr(predict_folder.Pictures, "_draw", fail)
+        patch.setattr(predict_pictures.Pictures, "_draw", fail)
         code, output = call(*arguments)
     assert code == 2
     assert "No space left" in output
@@ -184,6 +184,7 @@ def test_going_on_with_something_else_is_refused(box_run, images, tmp_path):
     assert "did not finish; go on with --resume" in refused()
     assert "begun with other batch_size;" in refused("--resume", "--batch-size", 3)
     assert "begun with other annotations;" in refused("--resume", "--annotations", ids)
+    assert "begun with other half;" in refused("--resume", "--half")
     save(images / "00b.png", 0)
     assert "line 2 is about" in refused("--resume")
     (images / "00b.png").unlink()
@@ -263,7 +264,7 @@ def test_a_folder_without_images(box_run, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_only_a_few_batches_are_asked_for_ahead(tmp_path, workers):
+def test_only_a_few_batches_are_asked_for_ahead(box_run, tmp_path, workers):
     """Whatever the number of images, those in memory are few."""
     path = str(save(tmp_path / "0.png", 0))
     asked = 0
@@ -274,9 +275,8 @@ def test_only_a_few_batches_are_asked_for_ahead(tmp_path, workers):
             asked += 1
             yield Source(path, asked)
 
-    config = {"size": [32, 64], "category_ids": [3, 7]}
-    network = OneBox(2, 8).eval()
-    lines = predict_stream.lines(network, family("centernet", 2), config, batched(endless(), 4), workers)
+    predictor = RunPredictor(box_run, False, torch.device("cpu"))
+    lines = predict_stream.lines(predictor, batched(endless(), 4), workers)
     for number in range(1, 30):
         assert [json.loads(line)["image_id"] for line in next(lines)] == list(range(4 * number - 3, 4 * number + 1))
         assert asked <= 4 * (number + workers * predict_stream.PREFETCH + predict_stream.AHEAD)

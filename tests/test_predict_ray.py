@@ -2,6 +2,7 @@
 
 import os
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,8 @@ import torch
 from predict_runs import Together, call, write_run
 from test_predict_folder import save
 
-from detops.apps import predict, predict_ray
+from detops.apps import predict_ray
+from detops.apps.predict_run import RunPredictor
 from detops.apps.predict_stream import Source
 
 MISSING = 'needs Ray Data: pip install "detops[ray]"'
@@ -67,10 +69,11 @@ def test_a_missing_ray_is_named(arguments, monkeypatch):
 
 @pytest.mark.usefixtures("cluster")
 def test_other_weights_on_another_machine_are_refused(arguments, tmp_path):
-    config = predict.read_config(tmp_path / "run")
-    batches = [[Source("images/ä00.png", 1)]]
-    with pytest.raises(Exception, match="has other weights here"):
-        list(predict_ray.lines(tmp_path / "run", config, "abc", torch.device("cpu"), batches, 1, 1))
+    cpu, batches = torch.device("cpu"), [[Source("images/ä00.png", 1)]]
+    here = RunPredictor(tmp_path / "run", False, cpu)
+    here.settings["weights"] = "abc"
+    with pytest.raises(Exception, match="other weights here"):
+        list(predict_ray.lines(partial(RunPredictor, tmp_path / "run", False), here, cpu, batches, 1, 1))
 
 
 def test_something_is_left_to_read_with():

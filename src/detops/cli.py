@@ -199,25 +199,34 @@ def evaluate(
 
 @app.command()
 def predict(
-    run: Annotated[Path, typer.Option(help="Folder of a trained run.")],
     images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
+    run: Annotated[Path | None, typer.Option(help="Folder of a trained run; or name --mask-rcnn.")] = None,
+    mask_rcnn: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of torchvision's maskrcnn_resnet50_fpn, or module:function that returns a MaskRCNN."
+        ),
+    ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/predict"),
     score: Annotated[float, typer.Option(help="Lowest score that pictures show; the results have all.")] = 0.3,
     pictures: Annotated[int, typer.Option(help="Draw the first so many images; -1 for all.", min=-1)] = 200,
     annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids the results use.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
     batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    half: Annotated[bool, typer.Option("--half", help="Compute in half precision.")] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read; with --ray, networks at a time.", min=0)
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the lines of a run that was stopped.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
-    """Detect on images: a JSON line each, pictures, and a COCO results file."""
+    """Detect on images: a JSON line each, pictures, and a COCO results file; with masks, if by a Mask R-CNN."""
     with _reported():
         from detops.apps import predict_folder as job
 
-        options = job.Options(score, pictures, annotations, device, batch_size, workers, resume, ray)
+        options = job.Options(
+            mask_rcnn, half, score, pictures, annotations, device, batch_size, workers, resume, ray
+        )  # fmt: skip
         failed = job.run(run, images, out, options, console)
     if failed:
         raise typer.Exit(1)

@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from detops.apps import bench_inference_scene as scene
-from detops.apps import require, torchvision_setup
+from detops.apps import mask_rcnn, require, torchvision_setup
 from detops.apps.bench import keep_freed_memory
 from detops.checks import env
 from detops.inference.draw_masks import draw
@@ -131,21 +131,13 @@ def _size(text: str) -> Size:
 
 def resnet50(size: Size, weights: Path | None) -> Any:
     """Torchvision's `maskrcnn_resnet50_fpn` whose input is fitted into the size."""
+    sides = {"min_size": min(size), "max_size": max(size), "box_detections_per_img": COUNT}
+    if weights is not None:
+        return mask_rcnn.resnet50(weights, **sides)
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
-    sides = {"min_size": min(size), "max_size": max(size), "box_detections_per_img": COUNT}
-    if weights is None:
-        torch.manual_seed(0)
-        return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **sides)
-    state = torch.load(weights, map_location="cpu", weights_only=True)
-    state = state.get("model", state)  # as torchvision's own training saves it
-    try:
-        classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, **sides)
-        model.load_state_dict(state)
-    except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{weights}: expected weights of torchvision's maskrcnn_resnet50_fpn: {error}") from error
-    return model
+    torch.manual_seed(0)
+    return maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, **sides)
 
 
 def _image(model: Any, size: Size, path: Path | None, weights: Path | None) -> "Image":

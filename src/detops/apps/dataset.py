@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,6 +19,9 @@ from torch.utils.data import Dataset, Sampler
 from detops.apps import require
 from detops.apps.coco import Annotations, read
 from detops.ragged import RaggedBatch
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0 .. 255
 MULTIPLE = 32  # sides of a network's input
@@ -195,6 +198,21 @@ def fitted(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
 
 
+def decode(path: Path) -> "Image":
+    """Read an image as RGB.
+
+    Raises:
+        ValueError: It cannot be decoded; names the file.
+    """
+    module = require("PIL.Image", "Pillow", "train")
+    try:
+        with module.open(path) as file:
+            image: Image = file.convert("RGB")
+    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:  # what Pillow's plugins raise
+        raise ValueError(f"{path}: cannot be decoded: {error}") from error
+    return image
+
+
 def load_image(path: Path, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
     """Decode, resize to fit, pad at the right and below.
 
@@ -205,11 +223,7 @@ def load_image(path: Path, size: tuple[int, int]) -> tuple[Tensor, tuple[int, in
         ValueError: It cannot be decoded; names the file.
     """
     module, numpy = require("PIL.Image", "Pillow", "train"), require("numpy", "numpy", "train")
-    try:
-        with module.open(path) as file:
-            image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:  # what Pillow's plugins raise
-        raise ValueError(f"{path}: cannot be decoded: {error}") from error
+    image = decode(path)
     small = image.resize(fitted(image.size, size), module.Resampling.BILINEAR)
     shape = padded_shape(size)
     canvas = torch.tensor(MEAN).to(torch.uint8)[:, None, None].repeat(1, *shape)

@@ -261,15 +261,7 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
         raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")
     if model == "compact":
         return compact[detector](num_classes, width)
-    module, colon, function = model.partition(":")
-    if not (module and colon and function):
-        raise ValueError(f'model: expected "compact" or "module:function", got {model!r}')
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        make: Callable[..., object] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"model: cannot import {model!r}: {error}") from error
+    make = imported(model, 'model: expected "compact" or')
     try:
         network = make(num_classes=num_classes, width=width)
     except TypeError as error:
@@ -277,3 +269,25 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
     if not isinstance(network, nn.Module):
         raise ValueError(f"model: expected {model!r} to return a torch.nn.Module, got {type(network).__name__}")
     return network
+
+
+def imported(name: str, expected: str) -> Callable[..., object]:
+    """The function (or class) that "module:function" names; the module is found from the current folder too.
+
+    Args:
+        name: Of the function.
+        expected: How the message about a name of another form begins.
+
+    Raises:
+        ValueError: The name has no such form, or there is no such function.
+    """
+    module, colon, function = name.partition(":")
+    if not (module and colon and function):
+        raise ValueError(f'{expected} "module:function", got {name!r}')
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Callable[..., object] = getattr(importlib.import_module(module), function)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"{expected.partition(':')[0]}: cannot import {name!r}: {error}") from error
+    return found

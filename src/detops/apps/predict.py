@@ -5,7 +5,7 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -156,7 +156,7 @@ def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -
     return [{"image_id": image_id, **row} for row in as_rows(found, category_ids)]
 
 
-def draw(image: "Image", found: Found, class_names: Sequence[str], scores: bool = True) -> "Image":
+def draw(image: "Image", found: Found, class_names: Sequence[str] | Mapping[int, str], scores: bool = True) -> "Image":
     """Boxes, names and scores over an RGB image; small images come back enlarged, and in a crowd names are left out."""
     module, font_module = require("PIL.ImageDraw", "Pillow", "predict"), require("PIL.ImageFont", "Pillow", "predict")
     scale = max(1.0, SHORT_SIDE / min(image.size))

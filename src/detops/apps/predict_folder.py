@@ -1,15 +1,15 @@
-"""`detops predict`: a trained run and images in; a line an image, pictures, and a COCO results file out.
+"""`detops predict`: a detector and images in; a line an image, pictures, and a COCO results file out.
 
 Listing -> batches of sources -> predict_stream or predict_ray -> lines -> pictures (threads), then results.jsonl
 """
 
 import hashlib
-import json
 import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -18,11 +18,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detops.apps import coco, predict, predict_ray, predict_stream, report, require
+from detops.apps import coco, predict_ray, predict_stream, require
 from detops.apps.dataset import LINES
 from detops.apps.listing import Listing, batched
-from detops.apps.predict_stream import Source
-from detops.apps.results import Line, ResultsFile, error_of
+from detops.apps.mask_rcnn import MaskRCNNPredictor
+from detops.apps.predict_pictures import Pictures
+from detops.apps.predict_run import RunPredictor
+from detops.apps.predict_stream import Predictor, Source
+from detops.apps.results import ResultsFile, error_of
 
 PENDING = 4  # batches whose pictures are being drawn before the first must be done
 
@@ -32,6 +35,8 @@ class Options:
     """How to predict.
 
     Attributes:
+        mask_rcnn: Weights of a Mask R-CNN of torchvision's, or "module:function" that returns one, in place of a run.
+        half: Compute in half precision: bfloat16, or for a Mask R-CNN on a GPU float16.
         score: Detections in the pictures have at least this score; the results hold all.
         pictures: The first so many images get one; all if negative.
         annotations: COCO file whose image ids the results use; without it, the first image is 1.
@@ -42,6 +47,8 @@ class Options:
         ray: Detect by Ray Data.
     """
 
+    mask_rcnn: str | None = None
+    half: bool = False
     score: float = 0.3
     pictures: int = 200
     annotations: Path | None = None
@@ -52,11 +59,11 @@ class Options:
     ray: bool = False
 
 
-def run(run: Path, images: Sequence[Path], out: Path, options: Options, console: Console | None = None) -> int:
+def run(run: Path | None, images: Sequence[Path], out: Path, options: Options, console: Console | None = None) -> int:
     """Detect on images; write `results.jsonl` as it goes, then `results.json`, and `images/*.jpg`.
 
     Args:
-        run: Folder of a trained run.
+        run: Folder of a trained run; None for `options.mask_rcnn`.
         images: Files and folders.
         out: Where to write.
         options: How.
@@ -66,27 +73,29 @@ def run(run: Path, images: Sequence[Path], out: Path, options: Options, console:
         How many images could not be decoded; they are named, and have a line that says why.
 
     Raises:
-        ValueError: What is in `out` is in the way, or cannot be gone on from.
+        ValueError: What is in `out` is in the way, or cannot be gone on from; or there is no one detector.
         FileNotFoundError: There is no such run, or no such image.
         ModuleNotFoundError: An extra is missing.
     """
     console = console or Console()
     require("PIL.Image", "Pillow", "predict")
+    load = _loader(run, options)
     gpu = predict_ray.connect() if options.ray else torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if gpu else "cpu"))
-    network, kind, config = predict.load(run, torch.device("cpu") if options.ray else device)
-    listing, weights, ids = Listing(images), predict.fingerprint(network), _ids(options.annotations)
-    with ResultsFile(out, _settings(config, weights, device, options), listing, options.resume) as results:
+    predictor = load(torch.device("cpu") if options.ray else device)
+    listing, ids = Listing(images), _ids(options.annotations)
+    with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
         begin = _begin(results.count, len(listing), options.batch_size)
         batches = batched(islice(_sources(listing, *ids), begin, None), options.batch_size)
         count = -(-(len(listing) - begin) // options.batch_size)
         lines: Iterator[list[str]] = iter(())
         if count and options.ray:
-            lines = predict_ray.lines(run, config, weights, device, batches, count, options.workers)
+            lines = predict_ray.lines(load, predictor, device, batches, count, options.workers)
         elif count:
             workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
-            lines = predict_stream.lines(network, kind, config, batches, min(workers, count - 1))
-        with Pictures(out / "images", listing, config, options) as pictures:
+            lines = predict_stream.lines(predictor, batches, min(workers, count - 1))
+        names = predictor.names | _names(options.annotations)
+        with Pictures(out / "images", listing, names, options.pictures, options.score) as pictures:
             _write(results, lines, begin, len(listing), pictures, console)
         summary = results.finish()
     console.print(
@@ -101,14 +110,31 @@ def _begin(done: int, total: int, batch_size: int) -> int:
     return total if done == total else done - done % batch_size
 
 
-def _settings(config: dict[str, Any], weights: str, device: torch.device, options: Options) -> dict[str, Any]:
+def _loader(run: Path | None, options: Options) -> predict_ray.Load:
+    """What makes the predictor on a device, here or elsewhere."""
+    if (run is None) == (options.mask_rcnn is None):
+        raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run is None else "both"))
+    if run is not None:
+        return partial(RunPredictor, run.resolve(), options.half)
+    assert options.mask_rcnn is not None
+    path = Path(options.mask_rcnn)
+    return partial(MaskRCNNPredictor, str(path.resolve()) if path.is_file() else options.mask_rcnn, options.half)
+
+
+def _settings(predictor: Predictor, device: torch.device, options: Options) -> dict[str, Any]:
     """All that decides what the lines say, beside the images."""
-    names = ("detector", "model", "width", "size", "classes", "category_ids")
     ids = options.annotations and hashlib.sha256(options.annotations.read_bytes()).hexdigest()
     return {
-        "weights": weights, **{name: config[name] for name in names}, "annotations": ids,
-        "batch_size": options.batch_size, "device": device.type,
+        **predictor.settings, "annotations": ids, "batch_size": options.batch_size, "device": device.type
     }  # fmt: skip
+
+
+def _names(annotations: Path | None) -> dict[int, str]:
+    """Names of categories, where a COCO file has them."""
+    if annotations is None:
+        return {}
+    found = coco.read(annotations)
+    return dict(zip(found.category_ids, found.class_names, strict=True))
 
 
 Ids = dict[str, int | str | None]
@@ -170,54 +196,3 @@ def _write(
             settle()
     if told > LINES:
         console.print(f"and {told - LINES} more, named in results.jsonl", style="yellow", markup=False)
-
-
-class Pictures:
-    """Draws the pictures of the first images, several at a time.
-
-    Args:
-        folder: Where to.
-        paths: Of all images.
-        config: Of the run.
-        options: How many, and which detections.
-
-    Attributes:
-        count: Pictures that were begun.
-    """
-
-    def __init__(self, folder: Path, paths: Iterable[str], config: dict[str, Any], options: Options) -> None:
-        wanted = islice(paths, options.pictures if options.pictures >= 0 else None)
-        self._names = report.unique_stems([Path(path).name for path in wanted])
-        self._folder, self._config, self._score = folder, config, options.score
-        self._threads = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and encodes without holding the interpreter
-        self.count = 0
-        if self._names:
-            folder.mkdir(parents=True, exist_ok=True)
-
-    def __enter__(self) -> "Pictures":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._threads.shutdown(cancel_futures=True)
-
-    def draw(self, row: int, lines: Sequence[str]) -> list[Future[None]]:
-        """Begin the pictures of images that stand one after the other, the first at this row."""
-        wanted = zip(self._names[row : row + len(lines)], lines, strict=False)
-        begun = [
-            self._threads.submit(self._draw, self._folder / f"{name}.jpg", line)
-            for name, line in wanted
-            if error_of(line) is None
-        ]
-        self.count += len(begun)
-        return begun
-
-    def _draw(self, target: Path, text: str) -> None:
-        line: Line = json.loads(text)
-        rows = line["detections"]
-        boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        labels = [self._config["category_ids"].index(row["category_id"]) for row in rows]
-        found = predict.Found(boxes, torch.tensor([row["score"] for row in rows]), torch.tensor(labels))
-        with require("PIL.Image", "Pillow", "predict").open(line["path"]) as file:
-            image = file.convert("RGB")
-        predict.draw(image, found.above(self._score), self._config["classes"]).save(target, quality=90)

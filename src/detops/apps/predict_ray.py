@@ -1,30 +1,30 @@
-"""Batches of images through a run's network on several GPUs or machines, by Ray Data. Needs the extra `ray`.
+"""Batches of images through a detector on several GPUs or machines, by Ray Data. Needs the extra `ray`.
 
-sources -> blocks in Ray's store -> read (tasks) -> network (actors) -> lines of results.jsonl, in order
+sources -> blocks in Ray's store -> read (tasks) -> Predictor (actors) -> lines of results.jsonl, in order
 
 A row of Ray's is a batch of the command's: what is computed together does not depend on who computes it. Every machine
-must see the images and the run under the paths that this one sees them.
+must see the images and the weights under the paths that this one sees them.
 """
 
 import json
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+import pickle
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 
-from detops import Detections
-from detops.apps import predict, require
+from detops.apps import require
 from detops.apps.listing import batched
-from detops.apps.predict_stream import Read, Source, encoded, read
+from detops.apps.predict_stream import Predictor, Read, Source, encoded, on_device, read
 
 BLOCKS = 1000  # of batches, as long as no block holds more than:
 BLOCK = 16
 
 Row = dict[str, Any]
+Load = Callable[[torch.device], Predictor]
 
 
 def connect() -> bool:
@@ -44,9 +44,8 @@ def connect() -> bool:
 
 
 def lines(
-    run: Path,
-    config: dict[str, Any],
-    weights: str,
+    load: Load,
+    predictor: Predictor,
     device: torch.device,
     batches: Iterable[list[Source]],
     count: int,
@@ -55,9 +54,8 @@ def lines(
     """The lines of each batch, in order. `connect` comes first.
 
     Args:
-        run: Folder of the run, which each actor loads.
-        config: Of the run.
-        weights: Their fingerprint, which the actors check.
+        load: Makes the predictor of each actor.
+        predictor: What it makes here, whose weights those of the actors must be.
         device: Of the kind that detects.
         batches: What to detect on. They go to Ray's store, which takes to the disk what is too much for memory.
         count: How many.
@@ -71,10 +69,10 @@ def lines(
     rows = from_arrow_refs([ray.put(block) for block in _blocks(batches, count)])
     rows.context.execution_options.preserve_order = True
     rows.context.enable_progress_bars = False
-    rows = rows.map(_read, fn_kwargs={"size": config["size"], "folder": os.getcwd()}, num_cpus=1)
+    rows = rows.map(_read, fn_kwargs={"size": predictor.size, "folder": os.getcwd()}, num_cpus=1)
     rows = rows.map(
-        Network, fn_constructor_args=(run.resolve(), weights, device.type), compute=ActorPoolStrategy(size=workers),
-        **needs,
+        Detector, fn_constructor_args=(load, predictor.settings["weights"], device.type),
+        compute=ActorPoolStrategy(size=workers), **needs,
     )  # fmt: skip
     for row in rows.iter_rows():
         yield row["lines"].splitlines(keepends=True)
@@ -98,33 +96,27 @@ def _blocks(batches: Iterable[list[Source]], count: int) -> Iterator[Any]:
         yield pyarrow.table({"sources": [json.dumps(batch) for batch in block]})
 
 
-def _read(row: Row, size: tuple[int, int], folder: str) -> Row:
-    """What `predict_stream.read` gives, as values that Ray's tables hold."""
-    sources = [Source(*source) for source in json.loads(row["sources"])]
-    batch = read(sources, (size[0], size[1]), folder)
-    return {
-        **row, "pixels": batch.images.numpy().tobytes(), "shape": list(batch.images.shape),
-        "sides": json.dumps(batch.sides), "errors": json.dumps(batch.errors),
-    }  # fmt: skip
+def _read(row: Row, size: tuple[int, int] | None, folder: str) -> Row:
+    """What `predict_stream.read` gives, as bytes: images may be of any sizes."""
+    batch = read([Source(*source) for source in json.loads(row["sources"])], size, folder)
+    images = batch.images.numpy() if isinstance(batch.images, torch.Tensor) else [i.numpy() for i in batch.images]
+    return {"read": pickle.dumps((batch.sources, images, batch.sides, batch.errors), protocol=5)}
 
 
-class Network:
-    """Holds a run's network and detects on the batches that it is given."""
+class Detector:
+    """Holds a predictor and detects on the batches that it is given."""
 
-    def __init__(self, run: Path, weights: str, device: str) -> None:
-        self.device = torch.device(device)
-        self.network, self.kind, self.config = predict.load(run, self.device)
-        if predict.fingerprint(self.network) != weights:
-            raise ValueError(f"{run}: has other weights here than where the command was given")
+    def __init__(self, load: Load, weights: str, device: str) -> None:
+        self.predictor = load(torch.device(device))
+        if self.predictor.settings["weights"] != weights:
+            raise ValueError("the detector has other weights here than where the command was given")
 
     def __call__(self, row: Row) -> Row:
         """The lines of a batch."""
-        images = torch.frombuffer(bytearray(row["pixels"]), dtype=torch.uint8).view(*map(int, row["shape"]))
-        batch = Read(
-            [Source(*source) for source in json.loads(row["sources"])],
-            images,
-            [(width, height) for width, height in json.loads(row["sides"])],
-            json.loads(row["errors"]),
-        )
-        found = predict.forward(self.network, self.kind, images.to(self.device))
-        return {"lines": "".join(encoded(batch, Detections(*(t.cpu() for t in found)), self.config))}
+        sources, arrays, sides, errors = pickle.loads(row["read"])
+        images = [torch.from_numpy(a) for a in arrays] if isinstance(arrays, list) else torch.from_numpy(arrays)
+        batch = Read(sources, images, sides, errors)
+        started = self.predictor.start(on_device(images, self.predictor.device))
+        if self.predictor.device.type == "cuda":
+            torch.cuda.current_stream(self.predictor.device).synchronize()
+        return {"lines": "".join(encoded(batch, self.predictor.rows(batch, started)))}

@@ -1,7 +1,7 @@
 """Pictures of instance masks: colour over the pixels of each mask, its box, and its name. Needs Pillow and numpy."""
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -29,7 +29,7 @@ def draw(
     boxes: Tensor,
     labels: Tensor,
     scores: Tensor,
-    class_names: Sequence[str] | None,
+    class_names: Sequence[str] | Mapping[int, str] | None,
     opacity: float,
 ) -> Any:
     """See `InstanceMasks.draw`; the best instances are drawn last, on top."""

@@ -59,6 +59,18 @@ def test_ray_gives_the_same_files(arguments, monkeypatch):
         assert Path(out, "results.jsonl").read_bytes() == whole
 
 
+@pytest.mark.usefixtures("cluster")
+def test_ray_gives_the_same_masks(arguments):
+    pytest.importorskip("tiny_mask_rcnn")
+    arguments = ["predict", "images", "--mask-rcnn", "tiny_mask_rcnn:build", "--batch-size", 7, "--pictures", 0]
+    assert call(*arguments, "--out", "alone")[0] == 1
+    code, output = call(*arguments, "--out", "ray", "--ray", "--workers", 1)
+    assert code == 1, output
+    assert b'"segmentation"' in Path("ray", "results.jsonl").read_bytes()
+    for name in ("results.jsonl", "results.json", "predict.json"):
+        assert Path("ray", name).read_bytes() == Path("alone", name).read_bytes()
+
+
 def test_a_missing_ray_is_named(arguments, monkeypatch):
     monkeypatch.setitem(sys.modules, "ray", None)
     code, output = call(*arguments, "--out", "out", "--ray")

@@ -2,8 +2,11 @@
 PYTHON ?= python3
 # One torch for development; any torch >= 2.10 works. Where you need another build: make test TORCH="torch ..."
 TORCH ?= torch==2.13.0
+# Beside a PyTorch for CPUs alone it has no build of its own, so it comes without its dependencies.
+TORCHVISION ?= torchvision==0.28.0
 RUN := .venv/bin/python
 READY := .venv/.ready
+TESTED := .venv/.tested
 RESULTS := benchmarks/results
 # The ops that have a C++ kernel.
 CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
@@ -17,8 +20,8 @@ help: ## list the targets
 demo: $(READY) ## generate data, draw its training targets, measure speed, train a detector
 	.venv/bin/detops demo
 
-test: $(READY) ## run the tests
-	$(RUN) -m pytest
+test: $(TESTED) ## run the tests, on up to 4 cores
+	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY) lint types test ## all that a change must pass
 
@@ -55,4 +58,10 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet "$(TORCH)"
 	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+# What some tests need beside the extra dev; where it cannot be had, they are skipped and say so.
+$(TESTED): $(READY)
+	$(RUN) -m pip install --quiet --no-deps "$(TORCHVISION)" || echo "no torchvision"
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[ray]" || echo "no Ray"
 	touch $@

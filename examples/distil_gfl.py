@@ -23,6 +23,7 @@ class Network(nn.Module):
             nn.init.constant_(layer.bias, -4.6)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Each level's (B, 1, H, W) logits and (B, 68, H, W) distributions."""
         fine = self.stem(images)
         levels = (fine, self.down(fine))
         return (
@@ -53,11 +54,8 @@ def train(network: Network, steps: int, teacher: detops.Teacher | None = None) -
         images, boxes, labels = scene(16, step)
         images = images.to(device)
         boxes, labels = [box.to(device) for box in boxes], [label.to(device) for label in labels]
-        outputs = network(images)
-        if teacher is None:
-            losses = alone(*outputs, boxes, labels)
-        else:
-            losses = taught(*outputs, boxes, labels, teacher(images))
+        arguments = (*network(images), boxes, labels)
+        losses = alone(*arguments) if teacher is None else taught(*arguments, teacher(images))
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""A training loop of your own around detops: bright rectangles on noise, found by a CenterNet of three layers."""
+"""A training loop of your own: bright rectangles on noise, found by a CenterNet of three layers."""
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +46,7 @@ class Network(nn.Module):
         nn.init.constant_(self.body[-1].bias[:CLASSES], -4.6)  # objects are rare: p = 0.01 at first
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
+        """(B, 2, 16, 16) each."""
         return self.body(images).split([CLASSES, 2, 2], 1)
 
 

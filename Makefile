@@ -63,5 +63,5 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 # What some tests need beside the extra dev; where it cannot be had, they are skipped and say so.
 $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet --no-deps "$(TORCHVISION)" || echo "no torchvision"
-	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[ray]" || echo "no Ray"
+	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
 	touch $@

@@ -181,6 +181,20 @@ def test_a_single_candidate_is_taken():
     assert found.box_index.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "reference"])
+def test_candidates_of_one_iou_are_all_taken(name):
+    """A small box within all its candidates: a mean that is rounded up would be above each of them."""
+    implementation, g = IMPLEMENTATIONS.get(name, reference), torch.Generator().manual_seed(0)
+    anchors = detops.grid_anchors([(8, 10)], [8])
+    for _ in range(40):
+        low = 10 + torch.rand(2, generator=g) * torch.tensor([40.0, 30])
+        box = torch.cat([low, low + 9 + torch.rand(2, generator=g) * 3])
+        index, *_ = implementation(anchors, [80], box[None, None], torch.zeros(1, 1).long(), None, None, 1, 9)
+        center = (anchors[:, :2] + anchors[:, 2:]) / 2
+        inside = torch.cat([center - box[:2], box[2:] - center], 1).amin(1) > definition.INSIDE
+        assert (index[0] == 0).tolist() == inside.tolist()
+
+
 def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
     twice = torch.cat([gt, gt], 1)

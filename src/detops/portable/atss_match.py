@@ -49,7 +49,8 @@ def atss_match(
         candidate = anchor[index]  # (B, n, K, 4)
         iou = _iou(candidate, part[:, :, None]).where(there, 0)
         number = there.sum(2)
-        mean = iou.sum(2) / number.clamp(min=1)
+        top = iou.amax(2)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
+        mean = top + (iou - top[..., None]).where(there, 0).sum(2) / number.clamp(min=1)
         spread = (iou - mean[..., None]).where(there, 0).square().sum(2) / (number - 1).clamp(min=1)
         threshold = mean + spread.sqrt()
         thresholds.append(threshold.where(number > 0, torch.inf))

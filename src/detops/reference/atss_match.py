@@ -57,7 +57,9 @@ def atss_match(
             if not candidates:
                 continue
             found = iou[candidates]
-            threshold = found.mean() + (found.std() if len(found) > 1 else 0)
+            # Equal ones, as of a small box within all anchors of a single level, have themselves as mean: unrounded.
+            apart = found - found[0]
+            threshold = found[0] + apart.mean() + (apart.std() if len(found) > 1 else 0)
             thresholds[b, n] = threshold
             for a in candidates:
                 if iou[a] >= threshold and inside[a] and iou[a] > (matched[b, a] if index[b, a] >= 0 else -1):

@@ -268,6 +268,25 @@ def test_no_host_sync_and_compiles_whole(device):
     assert leaves[6].grad is None  # the teacher's
 
 
+def test_batches_of_other_sizes_are_not_compiled_each():
+    """More than the eight times that PyTorch compiles a function anew before it gives up."""
+    torch._dynamo.reset()
+    criterion = detops.LDLoss(CLASSES, strides=(8,), ld_region="main+vlr")
+
+    def step(cls_scores, bbox_preds, boxes, labels, soft):
+        return sum(criterion(cls_scores, bbox_preds, boxes, labels, soft).values())
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for n in range(1, 12):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(n, counts=(n, n))
+        maps = [torch.cat([part[0], part[0]], -1)[..., : 12 + n] for part in (cls_scores, bbox_preds, soft)]
+        mine, theirs = (leaves_of(maps[:2]) for _ in range(2))
+        for f, leaves in ((compiled, mine), (step, theirs)):
+            f(leaves[:1], leaves[1:], torch.stack(boxes), torch.stack(labels), maps[2:]).backward()
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
+
+
 def train_half(rank, ranks, folder):
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
     cls_scores, bbox_preds, soft, boxes, labels = scene(4, batch=4)

@@ -133,7 +133,7 @@ def match(
     require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
     if anchors.dim() != 2 or anchors.shape[1] != 4:
         raise ValueError(f"anchors: expected shape (A, 4), got {tuple(anchors.shape)}")
-    if min(level_sizes, default=0) < 0 or sum(level_sizes) != len(anchors):
+    if any(size < 0 for size in level_sizes) or sum(level_sizes) != len(anchors):
         raise ValueError(f"level_sizes: expected numbers with the sum {len(anchors)}, got {list(level_sizes)}")
     require_tensor("boxes", gt, FLOATS + INTEGERS, "numbers")
     if gt.dim() != 3 or gt.shape[2] != 4:

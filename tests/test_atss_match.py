@@ -48,6 +48,7 @@ def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=
         gt[..., 2][kind == 2] = float("inf")
         gt[..., 2:][kind == 3] = gt[..., :2][kind == 3]
         gt[kind == 4] += 500
+        gt[kind == 7] = torch.tensor([-1e20, -1e19, 1e20, 1e20])
         labels[kind == 5] = 3
         labels[kind == 6] = -1
     sizes = torch.randint(0, boxes + 1, (batch,), generator=g) if ragged else None
@@ -63,7 +64,7 @@ def decided(args, margin=1e-4):
         exists = torch.ones(len(anchors), dtype=torch.bool) if valid is None else valid[b]
         ious = torch.zeros(len(gt[b]), len(anchors), dtype=torch.float64)
         for n, box in enumerate(gt[b].double()):
-            if not box.isfinite().all():
+            if not (box[2:] - box[:2]).float().prod().isfinite():
                 continue
             iou, distance, _ = definition.pairs(anchors, box)
             gaps = distance.sort().values.diff()
@@ -255,6 +256,10 @@ def test_checked_mode_names_the_box():
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
         detops.atss_assign(boxes=boxes, labels=labels, **args)
     assert detops.atss_assign(boxes=boxes, labels=labels, **args).num_positives == 0
+    huge = torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]])
+    with detops.checked(), pytest.raises(ValueError, match=r"box 0 has .*, expected an area that float32 holds"):
+        detops.atss_assign(boxes=huge, labels=labels * 0, **args)
+    assert detops.atss_assign(boxes=huge, labels=labels * 0, **args).num_positives == 0
     with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 

@@ -219,8 +219,9 @@ def test_kept_anchors_change_nothing():
 
 
 @pytest.mark.parametrize(
-    "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2)]
-)
+    "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2),
+              torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]] * 2)],
+)  # fmt: skip
 def test_without_a_positive_everything_carries_a_gradient(boxes):
     cls_scores, bbox_preds, soft, *_ = scene(1)
     leaves = leaves_of([*cls_scores, *bbox_preds])

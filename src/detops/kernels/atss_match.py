@@ -105,7 +105,8 @@ def atss_match(
     thresholds = torch.full((batch, boxes), torch.inf, device=device)
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
     if batch and boxes and count:
-        known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
+        sides = box[..., 2:] - box[..., :2]
+        known = sides.prod(2).isfinite() & (sides >= 0).all(2)
         known = known & (gt_labels >= 0) & (gt_labels < num_classes)
         if sample_sizes is not None:
             known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])

@@ -69,8 +69,8 @@ def atss_assign(
     than 0.01 pixels, are the box's. An anchor that several boxes took goes to the one of the highest IoU, ties to the
     lower index. Whole batch, all levels; memory grows with images times anchors; the host waits for nothing.
 
-    A box takes nothing that has a negative side, a number that is not finite, or a label that is no class; a negative
-    label means "ignore this box".
+    A box takes nothing that has a negative side, an area that is not finite in float32, or a label that is no class; a
+    negative label means "ignore this box".
 
     Args:
         anchors: (A, 4) xyxy in pixels, level after level; `grid_anchors` makes them.

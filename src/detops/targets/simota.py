@@ -163,6 +163,7 @@ def check_values(name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None,
         ("labels", labels, labels >= num_classes, f"a value below {num_classes}"),
         (name, boxes, ~boxes.isfinite().all(-1), "finite numbers"),
         (name, boxes, (boxes[..., 2:] < 0).any(-1), "a width and a height of at least 0"),
+        (name, boxes, ~boxes[..., 2:].float().prod(-1).isfinite(), "an area that float32 holds"),
     ):
         found = (wrong & exists).nonzero()
         if len(found):

@@ -240,7 +240,8 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"labels": torch.zeros(1, 3).long()}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
         ({"valid": torch.ones(1, 3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(1, 85\)"),
         ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
-        ({"topk": 0}, ValueError, "topk: expected at least 1, got 0"),
+        ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
+        ({"topk": 1001}, ValueError, r"topk: expected 1 \.\. 1000, got 1001"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):

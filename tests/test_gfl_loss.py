@@ -323,9 +323,17 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
         ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
+        ({"cls_scores": [torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]}, ValueError,
+         "cls_scores: expected 1 images, as the first level has, got 2"),
+        ({"soft_targets": [torch.zeros(2, 68, 2, 2)] * 2}, ValueError,
+         "soft_targets: expected 1 images, as cls_scores has, got 2"),
+        ({"bbox_preds": [torch.zeros(1, 68, 2, 2), torch.zeros(1, 68, 2, 2).half()]}, TypeError,
+         r"bbox_preds: expected levels of one dtype, got torch\.float32 and torch\.float16"),
+        ({"boxes": [torch.zeros(2, 4)], "labels": [torch.zeros(1).long()]}, ValueError,
+         "labels: sample 0 has 1, expected 2, as boxes has"),
         ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
     ],
-)
+)  # fmt: skip
 def test_errors_name_the_argument(change, error, message):
     good = dict(cls_scores=[torch.zeros(1, 3, 2, 2)] * 2, bbox_preds=[torch.zeros(1, 68, 2, 2)] * 2,
                 soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, boxes=torch.zeros(1, 1, 4),
@@ -333,6 +341,8 @@ def test_errors_name_the_argument(change, error, message):
     with pytest.raises(error, match=message):
         detops.LDLoss(3, strides=(8, 16))(**good | change)
     for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),
+                          (dict(beta=0), "beta: expected a number above 0"), (dict(topk=1001), r"topk: expected 1 \.\. 1000"),
+                          (dict(anchor_scale=float("nan")), "anchor_scale: expected a number above 0, got nan"),
                           (dict(temperature=0.5), "temperature: expected at least 1"),
                           (dict(ld_region="vlr"), 'ld_region: expected "main" or "main\\+vlr"')):  # fmt: skip
         with pytest.raises(ValueError, match=text):

@@ -11,7 +11,7 @@ from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
 from detops.targets.assignment import Assignment
-from detops.targets.atss import atss_assign, grid_anchors, match
+from detops.targets.atss import MOST_CANDIDATES, atss_assign, grid_anchors, match
 from detops.targets.localization_region import localization_region
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
@@ -33,11 +33,14 @@ class GFLLoss(nn.Module):
         reg_max: Distances are distributions over 0 .. reg_max strides.
         strides: Pixels a cell of each level.
         anchor_scale: Side of an anchor in cells.
-        topk: Candidates a level, see `atss_assign`.
-        beta: Exponent of the quality focal loss.
+        topk: Candidates a level, 1 .. 1000; see `atss_assign`.
+        beta: Exponent of the quality focal loss, above 0.
         cls_weight: Factor of the class loss.
         bbox_weight: Factor of the GIoU loss.
         dfl_weight: Factor of the distribution focal loss.
+
+    Raises:
+        ValueError: A number is out of range.
 
     Reference:
         Li et al., "Generalized Focal Loss", 2020; the numbers of MMDetection's `GFLHead`.
@@ -60,6 +63,11 @@ class GFLLoss(nn.Module):
         for name, value in (("num_classes", num_classes), ("reg_max", reg_max), ("topk", topk)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value!r}")
+        for name, number in (("anchor_scale", anchor_scale), ("beta", beta)):
+            if not number > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {number!r}")
+        if topk > MOST_CANDIDATES:
+            raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
         if not strides or not all(isinstance(stride, int) and stride >= 1 for stride in strides):
             raise ValueError(f"strides: expected whole numbers of pixels, the same along x and y, got {strides!r}")
         self.num_classes, self.reg_max, self.strides = num_classes, reg_max, tuple(strides)
@@ -168,9 +176,14 @@ class GFLLoss(nn.Module):
         return torch.cat(valid, 1)
 
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
-        channels = {"cls_scores": self.num_classes, "bbox_preds": 4 * (self.reg_max + 1)}
-        for name, levels in (("cls_scores", cls_scores), ("bbox_preds", bbox_preds)):
-            require_maps(name, levels, channels[name], len(self.strides), cls_scores)
+        for name, levels, channels, like in (
+            ("cls_scores", cls_scores, self.num_classes, None),
+            ("bbox_preds", bbox_preds, 4 * (self.reg_max + 1), cls_scores),
+        ):
+            require_maps(name, levels, channels, len(self.strides), like)
+            for level in levels:
+                if level.dtype != levels[0].dtype:
+                    raise TypeError(f"{name}: expected levels of one dtype, got {levels[0].dtype} and {level.dtype}")
 
 
 class LDLoss(GFLLoss):
@@ -178,8 +191,8 @@ class LDLoss(GFLLoss):
 
     The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
     sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1. With `ld_region="main+vlr"` anchors near a box that are no positives learn from the teacher too, by
-    their IoU with it, as a fifth loss.
+    be below 1. With `ld_region="main+vlr"` anchors near a box learn from the teacher too, by their IoU with it, as a
+    fifth loss; most are no positives.
 
     Args:
         num_classes: As in `GFLLoss`; likewise `reg_max` and `strides`.
@@ -190,6 +203,9 @@ class LDLoss(GFLLoss):
         normalize_ld: Whether it (and the fifth) is divided as the box losses are.
         ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
         options: Keyword arguments of `GFLLoss`.
+
+    Raises:
+        ValueError: A number is out of range, or the region is unknown.
 
     Reference:
         Zheng et al., "Localization Distillation for Dense Object Detection", 2022; the region is that of

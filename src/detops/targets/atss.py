@@ -9,9 +9,11 @@ from torch import Tensor
 from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch, as_padded, require_same_sizes
 from detops.targets.assignment import Assignment, labels_of
 from detops.targets.simota import check_values
+
+MOST_CANDIDATES = 1000  # of a level
 
 
 def grid_anchors(
@@ -79,7 +81,7 @@ def atss_assign(
             without padding.
         labels: Likewise (B, N) integers, 0 .. num_classes - 1.
         num_classes: Number of classes.
-        topk: See above.
+        topk: See above; 1 .. 1000.
         valid: (B, A) bool, anchors that exist for an image, as those over its padding may not; None for all.
 
     Returns:
@@ -139,6 +141,7 @@ def match(
     if gt.dim() != 3 or gt.shape[2] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4), got {tuple(gt.shape)}")
     require_tensor("labels", label, INTEGERS, "integers")
+    require_same_sizes("labels", labels, "boxes", boxes)
     require_shape("labels", label, tuple(gt.shape[:2]), "to match boxes")
     if valid is not None:
         require_tensor("valid", valid, (torch.bool,), "a bool tensor")
@@ -146,9 +149,10 @@ def match(
         require_device("valid", valid, anchors, "anchors")
     for name, value in (("boxes", gt), ("labels", label)):
         require_device(name, value, anchors, "anchors")
-    for name, number in (("num_classes", num_classes), ("topk", topk)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
+    if not 1 <= topk <= MOST_CANDIDATES:
+        raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
     if is_checked():
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
     gt = gt.detach()

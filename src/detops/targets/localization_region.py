@@ -1,4 +1,4 @@
-"""The valuable localization region: anchors near a box that are no positives, but where a teacher's box is worth it."""
+"""The valuable localization region: anchors near a box, mostly no positives, but where a teacher's box is worth it."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ def localization_region(anchors: Tensor, boxes: Tensor, threshold: Tensor, valid
     """Return how much each anchor is worth: its IoU with the box whose region it is in, 0 in none.
 
     An anchor is in a box's region if its DIoU with the box is below the threshold by which ATSS chose positives, and at
-    least a quarter of it. Of several boxes the highest IoU counts.
+    least a quarter of it. Of several boxes the highest IoU counts. A positive can be among them: ATSS asks for its IoU,
+    which is above the DIoU, and another box may be near.
 
     Args:
         anchors: (A, 4) xyxy.

@@ -151,14 +151,16 @@ class GFLLoss(nn.Module):
         keep = type(cls_scores[0]) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
         keep = keep and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
         key = (tuple(shapes), device)
-        if keep and key in self._grids:
-            return sizes, *self._grids[key]
+        # Threads may share the module: no step here breaks if another one has changed the dictionary since the last.
+        kept = self._grids.get(key) if keep else None
+        if kept is not None:
+            return sizes, *kept
         anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
         side = (anchors[:, 2:3] - anchors[:, :1]) / self.anchor_scale
         cells = torch.cat([(anchors[:, :2] + anchors[:, 2:]) / 2, side], 1)
         if keep:
-            while len(self._grids) >= KEPT_GRIDS:
-                self._grids.pop(next(iter(self._grids)))
+            for old in list(self._grids)[: max(len(self._grids) - KEPT_GRIDS + 1, 0)]:
+                self._grids.pop(old, None)
             self._grids[key] = (anchors, cells)
         return sizes, anchors, cells
 

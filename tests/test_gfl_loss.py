@@ -247,6 +247,19 @@ def test_half_precision():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_loss_scale_saves_the_gradients_of_float16():
+    """Early in training they are below what float16 holds, and a loss scale is there to lift them."""
+    cls_scores, bbox_preds, _, boxes, labels = scene(2, counts=(40, 40))
+    leaves = leaves_of([*((level / 4 - 5).half() for level in cls_scores), *(level.half() for level in bbox_preds)])
+    wide = leaves_of([leaf.detach().float() for leaf in leaves])
+    for part in (leaves, wide):
+        losses = detops.GFLLoss(CLASSES, strides=STRIDES)(part[:3], part[3:], boxes, labels)
+        (sum(losses.values()) * 2**16).backward()
+    for leaf, exact in zip(leaves, wide, strict=True):
+        torch.testing.assert_close(leaf.grad.float(), exact.grad, rtol=2e-3, atol=1e-4)
+    assert wide[0].grad.abs().median() < 2**16 * 1e-7  # float16 begins at 6e-8
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_host_sync_and_compiles_whole(device):
     cls_scores, bbox_preds, soft, boxes, labels = scene(3)

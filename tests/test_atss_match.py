@@ -261,6 +261,14 @@ def test_checked_mode_names_the_box():
     with detops.checked(), pytest.raises(ValueError, match=r"box 0 has .*, expected an area that float32 holds"):
         detops.atss_assign(boxes=huge, labels=labels * 0, **args)
     assert detops.atss_assign(boxes=huge, labels=labels * 0, **args).num_positives == 0
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [5, 8, 3, 9]]])
+    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected a width"
+    with detops.checked(), pytest.raises(ValueError, match=message):
+        detops.atss_assign(boxes=boxes, labels=torch.zeros(1, 2).long(), **args)
+    boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
+    labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
+    with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
+        detops.atss_assign(boxes=boxes, labels=labels, **args)
     with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 

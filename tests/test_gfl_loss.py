@@ -1,5 +1,8 @@
 """GFLLoss and LDLoss against the head as MMDetection computes it, level by level and image by image."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -206,6 +209,30 @@ def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
         assert len(gradient) == 4
 
 
+def test_backward_takes_the_boxes_that_forward_had():
+    """A loader may put the next batch into the same memory between the two."""
+    cls_scores, bbox_preds, _, boxes, labels = scene(5, counts=(4, 4))
+    boxes, labels, leaves = torch.stack(boxes), torch.stack(labels), leaves_of([*cls_scores, *bbox_preds])
+    loss = sum(detops.GFLLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels).values())
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    boxes += 7
+    labels.zero_()
+    for gradient, expected in zip(torch.autograd.grad(loss, leaves), first, strict=True):
+        assert torch.equal(gradient, expected)
+
+
+def test_a_copy_gives_the_same_and_takes_no_anchors_along():
+    cls_scores, bbox_preds, soft, boxes, labels = scene(6)
+    criterion = detops.LDLoss(CLASSES, strides=STRIDES, temperature=4.0)
+    new = len(pickle.dumps(criterion))
+    losses = criterion(cls_scores, bbox_preds, boxes, labels, soft)
+    assert len(pickle.dumps(criterion)) == new
+    for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert copied.state_dict() == {}
+        for name, value in copied(cls_scores, bbox_preds, boxes, labels, soft).items():
+            assert torch.equal(value, losses[name])
+
+
 def test_kept_anchors_change_nothing():
     criterion, other = (detops.GFLLoss(CLASSES, strides=STRIDES) for _ in range(2))
     cls_scores, bbox_preds, _, boxes, labels = scene(6)
@@ -336,6 +363,8 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
         ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
+        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long(), "image_shapes": [(9, 9)]}, ValueError,
+         "boxes: expected 1 images, as cls_scores has, got 2"),
         ({"cls_scores": [torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]}, ValueError,
          "cls_scores: expected 1 images, as the first level has, got 2"),
         ({"soft_targets": [torch.zeros(2, 68, 2, 2)] * 2}, ValueError,

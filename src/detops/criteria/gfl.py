@@ -1,7 +1,7 @@
 """GFL's and LD's losses, a module each: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
 from detops.targets.assignment import Assignment
-from detops.targets.atss import MOST_CANDIDATES, atss_assign, grid_anchors, match
+from detops.targets.atss import MOST_CANDIDATES, grid_anchors, match
 from detops.targets.localization_region import localization_region
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
@@ -114,7 +114,8 @@ class GFLLoss(nn.Module):
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
         sizes, anchors, _ = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
-        return atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
+        batch = len(cls_scores[0])
+        return match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, batch).assignment()
 
     def _losses(
         self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], soft_targets: Sequence[Tensor], boxes: Batch,
@@ -124,9 +125,7 @@ class GFLLoss(nn.Module):
         self._check(cls_scores, bbox_preds)
         sizes, anchors, cells = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
-        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid)
-        if len(found.index) != len(cls_scores[0]):
-            raise ValueError(f"boxes: expected {len(cls_scores[0])} images, as cls_scores has, got {len(found.index)}")
+        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
         region = localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
@@ -138,6 +137,10 @@ class GFLLoss(nn.Module):
         divisor = self._box_divisor(parts[1].sum())
         bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
         return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kept anchors: they may be megabytes on a device that the reader has not."""
+        return self.__dict__ | {"_grids": {}}
 
     def _box_divisor(self, weights: Tensor) -> Tensor:
         """What box and distribution losses are divided by."""

@@ -47,6 +47,8 @@ def gfl_level_losses(
         most: See there.
     """
     count = len(cls_scores)
+    # Backward reads them again, and by then a caller may have loaded the next batch into the same memory.
+    gt_boxes, gt_labels = gt_boxes.clone(), gt_labels.clone()
     options = (cells, gt_boxes, gt_labels, index, region, valid, scale, beta, temperature, most)
     soft = [level.detach() for level in soft_targets]
     return _Losses.apply(count, options, *cls_scores, *bbox_preds, *soft)  # type: ignore[no-any-return]

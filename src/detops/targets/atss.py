@@ -9,6 +9,7 @@ from torch import Tensor
 from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
+from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, require_same_sizes
 from detops.targets.assignment import Assignment, labels_of
 from detops.targets.simota import check_values
@@ -103,8 +104,7 @@ def atss_assign(
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
         Selection", 2020.
     """
-    found = match(anchors, level_sizes, boxes, labels, num_classes, topk, valid)
-    return Assignment(found.index, labels_of(found.index, found.labels), found.iou, (found.index >= 0).sum())
+    return match(anchors, level_sizes, boxes, labels, num_classes, topk, valid).assignment()
 
 
 class Match(NamedTuple):
@@ -124,12 +124,16 @@ class Match(NamedTuple):
     iou: Tensor
     threshold: Tensor
 
+    def assignment(self) -> Assignment:
+        """What of this is public."""
+        return Assignment(self.index, labels_of(self.index, self.labels), self.iou, (self.index >= 0).sum())
+
 
 def match(
     anchors: Tensor, level_sizes: Sequence[int], boxes: Batch, labels: Batch, num_classes: int, topk: int,
-    valid: Tensor | None,
+    valid: Tensor | None, batch: int | None = None,
 ) -> Match:  # fmt: skip
-    """Check the arguments of `atss_assign`, and call the op."""
+    """Check the arguments of `atss_assign`, and call the op; `batch` is how many images there must be."""
     gt, sizes = as_padded("boxes", boxes)
     label, _ = as_padded("labels", labels)
     require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
@@ -140,6 +144,8 @@ def match(
     require_tensor("boxes", gt, FLOATS + INTEGERS, "numbers")
     if gt.dim() != 3 or gt.shape[2] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4), got {tuple(gt.shape)}")
+    if batch is not None and len(gt) != batch:
+        raise ValueError(f"boxes: expected {batch} images, as cls_scores has, got {len(gt)}")
     require_tensor("labels", label, INTEGERS, "integers")
     require_same_sizes("labels", labels, "boxes", boxes)
     require_shape("labels", label, tuple(gt.shape[:2]), "to match boxes")
@@ -154,6 +160,8 @@ def match(
     if not 1 <= topk <= MOST_CANDIDATES:
         raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
     if is_checked():
-        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
+        if isinstance(labels, RaggedBatch) and isinstance(boxes, RaggedBatch):
+            require_same_sizes("labels", labels.split(), "boxes", boxes.split())
+        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt)
     gt = gt.detach()
     return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))

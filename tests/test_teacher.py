@@ -21,7 +21,7 @@ class Head(nn.Module):
 
 
 def test_it_is_frozen_and_no_part_of_the_student():
-    network, images = Head(), torch.rand(2, 3, 32, 32)
+    network, images = Head(), torch.rand(2, 3, 32, 32, requires_grad=True)
     teacher = detops.Teacher(network, strides=(8, 16))
     student = nn.Linear(1, 1)
     student.teacher = teacher

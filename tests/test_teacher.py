@@ -48,6 +48,20 @@ def test_it_follows_the_images():
     assert detops.Teacher(Head(), (8, 16))(torch.rand(1, 3, 32, 32, device="cuda"))[0].is_cuda
 
 
+def test_a_network_of_buffers_alone_follows_too():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kernel", torch.ones(8, 3, 8, 8))
+
+        def forward(self, images):
+            return None, [nn.functional.conv2d(images, self.kernel, stride=8)]
+
+    network = Fixed()
+    detops.Teacher(network, (8,))(torch.rand(1, 3, 32, 32, device="meta"))
+    assert network.kernel.is_meta
+
+
 def test_errors_name_the_argument():
     with pytest.raises(TypeError, match=r"network: expected a torch\.nn\.Module, got function"):
         detops.Teacher(lambda images: images)

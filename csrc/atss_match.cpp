@@ -219,7 +219,7 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
     g.x2 = static_cast<float>(box_reader.at(b, n, 2)), g.y2 = static_cast<float>(box_reader.at(b, n, 3));
     g.cx = (g.x1 + g.x2) / 2, g.cy = (g.y1 + g.y2) / 2;
     return label >= 0 && label < static_cast<double>(num_classes) && g.x2 >= g.x1 && g.y2 >= g.y1 &&
-           std::isfinite(g.x1) && std::isfinite(g.y1) && std::isfinite(g.x2) && std::isfinite(g.y2);
+           std::isfinite((g.x2 - g.x1) * (g.y2 - g.y1));
   };
   torch::stable::parallel_for(0, batch * boxes, 1, [&](int64_t begin, int64_t end) {
     std::vector<float> distance(most);

@@ -2,7 +2,7 @@
 
 import torch
 
-SHAPES, STRIDES = [(4, 6), (2, 3), (1, 1)], (8, 16, 32)
+SHAPES, STRIDES = [(4, 6), (2, 3), (1, 1), (0, 2)], (8, 16, 32, 64)
 SIZES = [h * w for h, w in SHAPES]
 TYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
 

@@ -48,6 +48,7 @@ def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=
         gt[..., 2][kind == 2] = float("inf")
         gt[..., 2:][kind == 3] = gt[..., :2][kind == 3]
         gt[kind == 4] += 500
+        gt[kind == 7] = torch.tensor([-1e20, -1e19, 1e20, 1e20])
         labels[kind == 5] = 3
         labels[kind == 6] = -1
     sizes = torch.randint(0, boxes + 1, (batch,), generator=g) if ragged else None
@@ -63,7 +64,7 @@ def decided(args, margin=1e-4):
         exists = torch.ones(len(anchors), dtype=torch.bool) if valid is None else valid[b]
         ious = torch.zeros(len(gt[b]), len(anchors), dtype=torch.float64)
         for n, box in enumerate(gt[b].double()):
-            if not box.isfinite().all():
+            if not (box[2:] - box[:2]).float().prod().isfinite():
                 continue
             iou, distance, _ = definition.pairs(anchors, box)
             gaps = distance.sort().values.diff()
@@ -181,6 +182,20 @@ def test_a_single_candidate_is_taken():
     assert found.box_index.tolist() == [[0]]
 
 
+@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "reference"])
+def test_candidates_of_one_iou_are_all_taken(name):
+    """A small box within all its candidates: a mean that is rounded up would be above each of them."""
+    implementation, g = IMPLEMENTATIONS.get(name, reference), torch.Generator().manual_seed(0)
+    anchors = detops.grid_anchors([(8, 10)], [8])
+    for _ in range(40):
+        low = 10 + torch.rand(2, generator=g) * torch.tensor([40.0, 30])
+        box = torch.cat([low, low + 9 + torch.rand(2, generator=g) * 3])
+        index, *_ = implementation(anchors, [80], box[None, None], torch.zeros(1, 1).long(), None, None, 1, 9)
+        center = (anchors[:, :2] + anchors[:, 2:]) / 2
+        inside = torch.cat([center - box[:2], box[2:] - center], 1).amin(1) > definition.INSIDE
+        assert (index[0] == 0).tolist() == inside.tolist()
+
+
 def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
     twice = torch.cat([gt, gt], 1)
@@ -225,7 +240,8 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"labels": torch.zeros(1, 3).long()}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
         ({"valid": torch.ones(1, 3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(1, 85\)"),
         ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
-        ({"topk": 0}, ValueError, "topk: expected at least 1, got 0"),
+        ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
+        ({"topk": 1001}, ValueError, r"topk: expected 1 \.\. 1000, got 1001"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -241,6 +257,18 @@ def test_checked_mode_names_the_box():
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
         detops.atss_assign(boxes=boxes, labels=labels, **args)
     assert detops.atss_assign(boxes=boxes, labels=labels, **args).num_positives == 0
+    huge = torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]])
+    with detops.checked(), pytest.raises(ValueError, match=r"box 0 has .*, expected an area that float32 holds"):
+        detops.atss_assign(boxes=huge, labels=labels * 0, **args)
+    assert detops.atss_assign(boxes=huge, labels=labels * 0, **args).num_positives == 0
+    boxes = torch.tensor([[[0.0, 0, 9, 9], [5, 8, 3, 9]]])
+    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected a width"
+    with detops.checked(), pytest.raises(ValueError, match=message):
+        detops.atss_assign(boxes=boxes, labels=torch.zeros(1, 2).long(), **args)
+    boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
+    labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
+    with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
+        detops.atss_assign(boxes=boxes, labels=labels, **args)
     with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 

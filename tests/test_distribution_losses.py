@@ -67,6 +67,8 @@ def test_distribution_focal_loss_by_hand():
         )
         with detops.checked(), pytest.raises(ValueError, match=r"target: expected 0 \.\. 16, got"):
             detops.distribution_focal_loss(RISING, torch.tensor(beyond))
+    with detops.checked(), pytest.raises(ValueError, match=r"target: expected 0 \.\. 16, got 17 at \(1, 0\)"):
+        detops.distribution_focal_loss(RISING.expand(2, 2, 17), torch.tensor([[0.0, 16], [17, 18]]))
 
 
 def test_localization_distillation_by_hand():
@@ -155,6 +157,10 @@ def test_no_host_sync_and_compiles_whole(name):
         (lambda: detops.LocalizationDistillationLoss(temperature=0), ValueError, "temperature: expected at least 1"),
         (lambda: detops.distribution_to_distances(torch.zeros(2, 67)), ValueError, r"logits: expected shape \(\.\.\., 68\)"),
         (lambda: detops.distribution_to_distances(torch.zeros(2, 4), 0), ValueError, "reg_max: expected at least 1"),
+        (lambda: detops.boxes_to_distances(torch.zeros(3, 2), torch.zeros(5, 4, 4)), ValueError,
+         r"boxes: expected a shape that broadcasts to points \(3, 2\), got \(5, 4, 4\)"),
+        (lambda: detops.distances_to_boxes(torch.zeros(3, 2), torch.zeros(4, 4)), ValueError,
+         r"distances: expected a shape that broadcasts to points \(3, 2\), got \(4, 4\)"),
         (lambda: detops.boxes_to_distances(torch.zeros(3), torch.zeros(4)), ValueError, r"points: expected shape \(\.\.\., 2\)"),
         (lambda: detops.distances_to_boxes(torch.zeros(2).long(), torch.zeros(4)), TypeError, "points: expected a floating"),
     ],

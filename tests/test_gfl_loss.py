@@ -1,5 +1,8 @@
 """GFLLoss and LDLoss against the head as MMDetection computes it, level by level and image by image."""
 
+import copy
+import pickle
+
 import pytest
 import torch
 import torch.distributed as dist
@@ -8,11 +11,19 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 import detops
+from detops.portable import atss_match as portable_atss
+from detops.portable import gfl_box_gradient as portable_gradient
+from detops.portable import gfl_positives as portable_positives
 from detops.reference.atss_match import atss_match
 
 SHAPES, STRIDES, CLASSES, BINS = [(8, 12), (4, 6), (2, 3)], (8, 16, 32), 3, 17
 SIZES = [h * w for h, w in SHAPES]
 EPS = torch.finfo(torch.float32).eps
+PORTABLE = {
+    "atss_match": portable_atss.atss_match,
+    "gfl_positives_": portable_positives.gfl_positives_,
+    "gfl_box_gradient": portable_gradient.gfl_box_gradient,
+}
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
@@ -106,9 +117,11 @@ def assert_equal(got, expected, mine, theirs):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_ld_equals_the_plain_head(padded, normalize):
-    image_shapes = [(64, 96), (40, 70), (64, 96), (33, 96)] if padded else None
+    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
     for seed in range(8):
         cls_scores, bbox_preds, soft, boxes, labels = scene(seed, batch=4)
+        if seed % 2:  # early in training the weights' sum is below 1
+            cls_scores = [scores - 6 for scores in cls_scores]
         mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
         criterion = detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=normalize)
         got = criterion(mine[:3], mine[3:], boxes, labels, soft, image_shapes, per_level=True)
@@ -129,6 +142,16 @@ def test_gfl_equals_the_plain_head():
         for name, value in whole.items():
             torch.testing.assert_close(value, torch.stack(got[name]).sum())
         assert_equal(got, expected, mine, theirs)
+
+
+def test_gfl_divides_by_1_at_least():
+    """As early in training, where the weights' sum is below."""
+    cls_scores, bbox_preds, soft, boxes, labels = scene(1)
+    mine, theirs = (leaves_of([*(level - 6 for level in cls_scores), *bbox_preds]) for _ in range(2))
+    got = detops.GFLLoss(CLASSES, strides=STRIDES)(mine[:3], mine[3:], boxes, labels, per_level=True)
+    expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, ld=False)
+    assert torch.stack(expected["loss_bbox"]).sum() < 0.5
+    assert_equal(got, expected, mine, theirs)
 
 
 def plain_region(anchors, box, threshold):
@@ -206,6 +229,30 @@ def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
         assert len(gradient) == 4
 
 
+def test_backward_takes_the_boxes_that_forward_had():
+    """A loader may put the next batch into the same memory between the two."""
+    cls_scores, bbox_preds, _, boxes, labels = scene(5, counts=(4, 4))
+    boxes, labels, leaves = torch.stack(boxes), torch.stack(labels), leaves_of([*cls_scores, *bbox_preds])
+    loss = sum(detops.GFLLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels).values())
+    first = torch.autograd.grad(loss, leaves, retain_graph=True)
+    boxes += 7
+    labels.zero_()
+    for gradient, expected in zip(torch.autograd.grad(loss, leaves), first, strict=True):
+        assert torch.equal(gradient, expected)
+
+
+def test_a_copy_gives_the_same_and_takes_no_anchors_along():
+    cls_scores, bbox_preds, soft, boxes, labels = scene(6)
+    criterion = detops.LDLoss(CLASSES, strides=STRIDES, temperature=4.0)
+    new = len(pickle.dumps(criterion))
+    losses = criterion(cls_scores, bbox_preds, boxes, labels, soft)
+    assert len(pickle.dumps(criterion)) == new
+    for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
+        assert copied.state_dict() == {}
+        for name, value in copied(cls_scores, bbox_preds, boxes, labels, soft).items():
+            assert torch.equal(value, losses[name])
+
+
 def test_kept_anchors_change_nothing():
     criterion, other = (detops.GFLLoss(CLASSES, strides=STRIDES) for _ in range(2))
     cls_scores, bbox_preds, _, boxes, labels = scene(6)
@@ -214,13 +261,32 @@ def test_kept_anchors_change_nothing():
     criterion(*half, boxes, labels)
     for name, value in criterion(cls_scores, bbox_preds, boxes, labels).items():
         assert torch.equal(value, first[name])
-    for name, value in other(*half, boxes, labels).items():
-        assert torch.equal(value, criterion(*half, boxes, labels)[name])
+    turned = [[level.unflatten(3, (-1, 3)).flatten(2, 3) for level in part] for part in (cls_scores, bbox_preds)]
+    for maps in (half, turned):
+        for name, value in other(*maps, boxes, labels).items():
+            assert torch.equal(value, criterion(*maps, boxes, labels)[name])
+
+
+@pytest.mark.parametrize("region", ["main", "main+vlr"])
+def test_portable_ops_give_the_same(region, monkeypatch):
+    """They hold as many anchors as the criterion says that there can be."""
+    cls_scores, bbox_preds, soft, boxes, labels = scene(7)
+    criterion, found = detops.LDLoss(CLASSES, strides=STRIDES, ld_region=region), []
+    for _ in range(2):
+        leaves = leaves_of([*cls_scores, *bbox_preds])
+        losses = criterion(leaves[:3], leaves[3:], boxes, labels, soft)
+        sum(losses.values()).backward()
+        found.append([*losses.values(), *(leaf.grad for leaf in leaves)])
+        for name, portable in PORTABLE.items():
+            monkeypatch.setattr(detops.ops, name, portable)
+    for mine, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(
-    "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2)]
-)
+    "boxes", [torch.zeros(2, 0, 4), torch.full((2, 1, 4), float("nan")), torch.tensor([[[500.0, 500, 510, 510]]] * 2),
+              torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]] * 2)],
+)  # fmt: skip
 def test_without_a_positive_everything_carries_a_gradient(boxes):
     cls_scores, bbox_preds, soft, *_ = scene(1)
     leaves = leaves_of([*cls_scores, *bbox_preds])
@@ -246,6 +312,19 @@ def test_half_precision():
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
 
 
+def test_a_loss_scale_saves_the_gradients_of_float16():
+    """Early in training they are below what float16 holds, and a loss scale is there to lift them."""
+    cls_scores, bbox_preds, _, boxes, labels = scene(2, counts=(40, 40))
+    leaves = leaves_of([*((level / 4 - 5).half() for level in cls_scores), *(level.half() for level in bbox_preds)])
+    wide = leaves_of([leaf.detach().float() for leaf in leaves])
+    for part in (leaves, wide):
+        losses = detops.GFLLoss(CLASSES, strides=STRIDES)(part[:3], part[3:], boxes, labels)
+        (sum(losses.values()) * 2**16).backward()
+    for leaf, exact in zip(leaves, wide, strict=True):
+        torch.testing.assert_close(leaf.grad.float(), exact.grad, rtol=2e-3, atol=1e-4)
+    assert wide[0].grad.abs().median() < 2**16 * 1e-7  # float16 begins at 6e-8
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_no_host_sync_and_compiles_whole(device):
     cls_scores, bbox_preds, soft, boxes, labels = scene(3)
@@ -266,6 +345,25 @@ def test_no_host_sync_and_compiles_whole(device):
     for ours, theirs in zip(compiled[:6], leaves[:6], strict=True):
         torch.testing.assert_close(ours.grad, theirs.grad)
     assert leaves[6].grad is None  # the teacher's
+
+
+def test_batches_of_other_sizes_are_not_compiled_each():
+    """More than the eight times that PyTorch compiles a function anew before it gives up."""
+    torch._dynamo.reset()
+    criterion = detops.LDLoss(CLASSES, strides=(8,), ld_region="main+vlr")
+
+    def step(cls_scores, bbox_preds, boxes, labels, soft):
+        return sum(criterion(cls_scores, bbox_preds, boxes, labels, soft).values())
+
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    for n in range(1, 12):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(n, counts=(n, n))
+        maps = [torch.cat([part[0], part[0]], -1)[..., : 12 + n] for part in (cls_scores, bbox_preds, soft)]
+        mine, theirs = (leaves_of(maps[:2]) for _ in range(2))
+        for f, leaves in ((compiled, mine), (step, theirs)):
+            f(leaves[:1], leaves[1:], torch.stack(boxes), torch.stack(labels), maps[2:]).backward()
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a.grad, b.grad)
 
 
 def train_half(rank, ranks, folder):
@@ -303,9 +401,19 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
         ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
+        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long(), "image_shapes": [(9, 9)]}, ValueError,
+         "boxes: expected 1 images, as cls_scores has, got 2"),
+        ({"cls_scores": [torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]}, ValueError,
+         "cls_scores: expected 1 images, as the first level has, got 2"),
+        ({"soft_targets": [torch.zeros(2, 68, 2, 2)] * 2}, ValueError,
+         "soft_targets: expected 1 images, as cls_scores has, got 2"),
+        ({"bbox_preds": [torch.zeros(1, 68, 2, 2), torch.zeros(1, 68, 2, 2).half()]}, TypeError,
+         r"bbox_preds: expected levels of one dtype, got torch\.float32 and torch\.float16"),
+        ({"boxes": [torch.zeros(2, 4)], "labels": [torch.zeros(1).long()]}, ValueError,
+         "labels: sample 0 has 1, expected 2, as boxes has"),
         ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
     ],
-)
+)  # fmt: skip
 def test_errors_name_the_argument(change, error, message):
     good = dict(cls_scores=[torch.zeros(1, 3, 2, 2)] * 2, bbox_preds=[torch.zeros(1, 68, 2, 2)] * 2,
                 soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, boxes=torch.zeros(1, 1, 4),
@@ -313,6 +421,8 @@ def test_errors_name_the_argument(change, error, message):
     with pytest.raises(error, match=message):
         detops.LDLoss(3, strides=(8, 16))(**good | change)
     for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),
+                          (dict(beta=0), "beta: expected a number above 0"), (dict(topk=1001), r"topk: expected 1 \.\. 1000"),
+                          (dict(anchor_scale=float("nan")), "anchor_scale: expected a number above 0, got nan"),
                           (dict(temperature=0.5), "temperature: expected at least 1"),
                           (dict(ld_region="vlr"), 'ld_region: expected "main" or "main\\+vlr"')):  # fmt: skip
         with pytest.raises(ValueError, match=text):

@@ -21,7 +21,7 @@ class Head(nn.Module):
 
 
 def test_it_is_frozen_and_no_part_of_the_student():
-    network, images = Head(), torch.rand(2, 3, 32, 32)
+    network, images = Head(), torch.rand(2, 3, 32, 32, requires_grad=True)
     teacher = detops.Teacher(network, strides=(8, 16))
     student = nn.Linear(1, 1)
     student.teacher = teacher
@@ -46,6 +46,20 @@ def test_levels_that_the_student_lacks_are_left_out():
 @pytest.mark.gpu
 def test_it_follows_the_images():
     assert detops.Teacher(Head(), (8, 16))(torch.rand(1, 3, 32, 32, device="cuda"))[0].is_cuda
+
+
+def test_a_network_of_buffers_alone_follows_too():
+    class Fixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("kernel", torch.ones(8, 3, 8, 8))
+
+        def forward(self, images):
+            return None, [nn.functional.conv2d(images, self.kernel, stride=8)]
+
+    network = Fixed()
+    detops.Teacher(network, (8,))(torch.rand(1, 3, 32, 32, device="meta"))
+    assert network.kernel.is_meta
 
 
 def test_errors_name_the_argument():

@@ -182,12 +182,14 @@ def require_maps(
         if level.dim() != 4 or (channels is not None and level.shape[1] != channels):
             wanted = "C" if channels is None else channels
             raise ValueError(f"{name}: expected shape (B, {wanted}, H, W), got {tuple(level.shape)}")
-        first = (like or levels)[0]
-        if (level.shape[0], *level.shape[2:]) != (first.shape[0], *other.shape[2:]):
+        first, whose = (levels[0], "the first level") if like is None else (like[0], "cls_scores")
+        if level.shape[0] != first.shape[0]:
+            raise ValueError(f"{name}: expected {first.shape[0]} images, as {whose} has, got {level.shape[0]}")
+        if level.shape[2:] != other.shape[2:]:
             raise ValueError(
                 f"{name}: expected the shape of cls_scores, {tuple(other.shape)}, got {tuple(level.shape)}"
             )
-        require_device(name, level, first, "cls_scores")
+        require_device(name, level, first, whose)
 
 
 def image_sides(image_shapes: Tensor | Sequence[tuple[int, int]], batch: int, device: torch.device) -> Tensor:

@@ -31,7 +31,7 @@ import torch
 from detops.checks import library_path
 
 SCHEMAS = {
-    "atss_match": "(Tensor anchors, int[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
+    "atss_match": "(Tensor anchors, SymInt[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
     " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor, Tensor)",
     "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
     " float diameter_to_sigma_factor, float k_scale) -> ()",
@@ -41,10 +41,10 @@ SCHEMAS = {
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
     "gfl_box_gradient": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor index,"
-    " Tensor weight, Tensor? region, Tensor factors, float temperature, int most) -> Tensor[]",
+    " Tensor weight, Tensor? region, Tensor factors, float temperature, SymInt most) -> Tensor[]",
     "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
     " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
-    " float temperature, int most) -> (Tensor, Tensor)",
+    " float temperature, SymInt most) -> (Tensor, Tensor)",
     "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
     " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",

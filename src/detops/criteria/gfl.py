@@ -1,7 +1,7 @@
 """GFL's and LD's losses, a module each: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +11,7 @@ from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
 from detops.targets.assignment import Assignment
-from detops.targets.atss import atss_assign, grid_anchors, match
+from detops.targets.atss import MOST_CANDIDATES, grid_anchors, match
 from detops.targets.localization_region import localization_region
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
@@ -33,11 +33,14 @@ class GFLLoss(nn.Module):
         reg_max: Distances are distributions over 0 .. reg_max strides.
         strides: Pixels a cell of each level.
         anchor_scale: Side of an anchor in cells.
-        topk: Candidates a level, see `atss_assign`.
-        beta: Exponent of the quality focal loss.
+        topk: Candidates a level, 1 .. 1000; see `atss_assign`.
+        beta: Exponent of the quality focal loss, above 0.
         cls_weight: Factor of the class loss.
         bbox_weight: Factor of the GIoU loss.
         dfl_weight: Factor of the distribution focal loss.
+
+    Raises:
+        ValueError: A number is out of range.
 
     Reference:
         Li et al., "Generalized Focal Loss", 2020; the numbers of MMDetection's `GFLHead`.
@@ -60,6 +63,11 @@ class GFLLoss(nn.Module):
         for name, value in (("num_classes", num_classes), ("reg_max", reg_max), ("topk", topk)):
             if value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value!r}")
+        for name, number in (("anchor_scale", anchor_scale), ("beta", beta)):
+            if not number > 0:
+                raise ValueError(f"{name}: expected a number above 0, got {number!r}")
+        if topk > MOST_CANDIDATES:
+            raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
         if not strides or not all(isinstance(stride, int) and stride >= 1 for stride in strides):
             raise ValueError(f"strides: expected whole numbers of pixels, the same along x and y, got {strides!r}")
         self.num_classes, self.reg_max, self.strides = num_classes, reg_max, tuple(strides)
@@ -106,7 +114,8 @@ class GFLLoss(nn.Module):
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
         sizes, anchors, _ = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
-        return atss_assign(anchors, sizes, boxes, labels, self.num_classes, topk=self.topk, valid=valid)
+        batch = len(cls_scores[0])
+        return match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, batch).assignment()
 
     def _losses(
         self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], soft_targets: Sequence[Tensor], boxes: Batch,
@@ -116,9 +125,7 @@ class GFLLoss(nn.Module):
         self._check(cls_scores, bbox_preds)
         sizes, anchors, cells = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
-        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid)
-        if len(found.index) != len(cls_scores[0]):
-            raise ValueError(f"boxes: expected {len(cls_scores[0])} images, as cls_scores has, got {len(found.index)}")
+        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
         region = localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
@@ -130,6 +137,10 @@ class GFLLoss(nn.Module):
         divisor = self._box_divisor(parts[1].sum())
         bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
         return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the kept anchors: they may be megabytes on a device that the reader has not."""
+        return self.__dict__ | {"_grids": {}}
 
     def _box_divisor(self, weights: Tensor) -> Tensor:
         """What box and distribution losses are divided by."""
@@ -143,14 +154,16 @@ class GFLLoss(nn.Module):
         keep = type(cls_scores[0]) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
         keep = keep and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
         key = (tuple(shapes), device)
-        if keep and key in self._grids:
-            return sizes, *self._grids[key]
+        # Threads may share the module: no step here breaks if another one has changed the dictionary since the last.
+        kept = self._grids.get(key) if keep else None
+        if kept is not None:
+            return sizes, *kept
         anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
         side = (anchors[:, 2:3] - anchors[:, :1]) / self.anchor_scale
         cells = torch.cat([(anchors[:, :2] + anchors[:, 2:]) / 2, side], 1)
         if keep:
-            while len(self._grids) >= KEPT_GRIDS:
-                self._grids.pop(next(iter(self._grids)))
+            for old in list(self._grids)[: max(len(self._grids) - KEPT_GRIDS + 1, 0)]:
+                self._grids.pop(old, None)
             self._grids[key] = (anchors, cells)
         return sizes, anchors, cells
 
@@ -168,9 +181,14 @@ class GFLLoss(nn.Module):
         return torch.cat(valid, 1)
 
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
-        channels = {"cls_scores": self.num_classes, "bbox_preds": 4 * (self.reg_max + 1)}
-        for name, levels in (("cls_scores", cls_scores), ("bbox_preds", bbox_preds)):
-            require_maps(name, levels, channels[name], len(self.strides), cls_scores)
+        for name, levels, channels, like in (
+            ("cls_scores", cls_scores, self.num_classes, None),
+            ("bbox_preds", bbox_preds, 4 * (self.reg_max + 1), cls_scores),
+        ):
+            require_maps(name, levels, channels, len(self.strides), like)
+            for level in levels:
+                if level.dtype != levels[0].dtype:
+                    raise TypeError(f"{name}: expected levels of one dtype, got {levels[0].dtype} and {level.dtype}")
 
 
 class LDLoss(GFLLoss):
@@ -178,8 +196,8 @@ class LDLoss(GFLLoss):
 
     The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
     sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1. With `ld_region="main+vlr"` anchors near a box that are no positives learn from the teacher too, by
-    their IoU with it, as a fifth loss.
+    be below 1. With `ld_region="main+vlr"` anchors near a box learn from the teacher too, by their IoU with it, as a
+    fifth loss; most are no positives.
 
     Args:
         num_classes: As in `GFLLoss`; likewise `reg_max` and `strides`.
@@ -190,6 +208,9 @@ class LDLoss(GFLLoss):
         normalize_ld: Whether it (and the fifth) is divided as the box losses are.
         ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
         options: Keyword arguments of `GFLLoss`.
+
+    Raises:
+        ValueError: A number is out of range, or the region is unknown.
 
     Reference:
         Zheng et al., "Localization Distillation for Dense Object Detection", 2022; the region is that of

@@ -1,6 +1,7 @@
 """A frozen network whose box distributions a student learns from."""
 
 from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -67,7 +68,7 @@ class Teacher:
             TypeError: The network gives no list of floating-point tensors.
             ValueError: It gives another number of levels.
         """
-        first = next(self.network.parameters(), None)
+        first = next(chain(self.network.parameters(), self.network.buffers()), None)
         if first is not None and first.device != images.device:
             self.network.to(images.device)
         levels = self.distributions(self.network.eval()(images))

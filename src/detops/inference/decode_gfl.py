@@ -55,14 +55,17 @@ def decode_gfl(
         Li et al., "Generalized Focal Loss", 2020; the order of steps is that of MMDetection's `GFLHead`.
     """
     require_maps("cls_scores", cls_scores, None, len(strides))
+    require_maps("cls_scores", cls_scores, cls_scores[0].shape[1], len(strides))
     require_maps("bbox_preds", bbox_preds, None, len(strides), cls_scores)
     sides = bbox_preds[0].shape[1]
     if sides < 8 or sides % 4:
         raise ValueError(f"bbox_preds: expected 4 * (reg_max + 1) channels, got {sides}")
     require_maps("bbox_preds", bbox_preds, sides, len(strides), cls_scores)
-    for name, value in (("max_detections", max_detections), ("candidates", candidates), ("stride", min(strides))):
+    for name, value in (("max_detections", max_detections), ("candidates", candidates)):
         if value < 1:
             raise ValueError(f"{name}: expected at least 1, got {value!r}")
+    if not all(isinstance(stride, int) and stride >= 1 for stride in strides):
+        raise ValueError(f"strides: expected whole numbers of pixels, the same along x and y, got {strides!r}")
     if not 0 <= score_threshold <= 1:
         raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
     levels = [

@@ -77,7 +77,8 @@ def take_kernel(
         iou = inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter)
         iou = tl.where(there & (iou >= 0), iou, 0.0)
         count = tl.maximum(slot, 1).to(tl.float32)
-        mean = tl.sum(iou, 0) / count
+        top = tl.max(iou, 0)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
+        mean = top + tl.sum(tl.where(there, iou - top, 0.0), 0) / count
         apart = tl.where(there, iou - mean, 0.0)
         threshold = mean + tl.sqrt(tl.sum(apart * apart, 0) / tl.maximum(count - 1, 1.0))
         tl.store(thresholds + b * N + n, tl.where(slot > 0, threshold, float("inf")))
@@ -104,7 +105,8 @@ def atss_match(
     thresholds = torch.full((batch, boxes), torch.inf, device=device)
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
     if batch and boxes and count:
-        known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
+        sides = box[..., 2:] - box[..., :2]
+        known = sides.prod(2).isfinite() & (sides >= 0).all(2)
         known = known & (gt_labels >= 0) & (gt_labels < num_classes)
         if sample_sizes is not None:
             known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])

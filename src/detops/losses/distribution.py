@@ -85,9 +85,11 @@ def distribution_focal_loss(
     last = pred.shape[-1] - 1
     x = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
     y = target.detach().to(x.dtype)
-    if is_checked() and not bool(((y >= 0) & (y <= last)).all()):
-        wrong = ~((y >= 0) & (y <= last))
-        raise ValueError(f"target: expected 0 .. {last}, got {y[wrong][0].item():g}")
+    if is_checked():
+        wrong = (~((y >= 0) & (y <= last))).nonzero()
+        if len(wrong):
+            place = tuple(wrong[0].tolist())
+            raise ValueError(f"target: expected 0 .. {last}, got {y[place].item():g} at {place}")
     y = y.nan_to_num(0.0).clamp(0, last)
     low = y.floor().clamp(max=last - 1)
     index = low.to(torch.int64)[..., None]

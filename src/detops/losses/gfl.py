@@ -9,6 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from detops import ops
 
+# What gradients of float16 logits are kept times, until backward brings the loss scale: a gradient over the number of
+# positives is below what float16 holds. At their largest, little above 1, it leaves them well within its range.
+HALF_SCALE = 2.0**14
+
 
 def gfl_level_losses(
     cls_scores: Sequence[Tensor],
@@ -43,6 +47,8 @@ def gfl_level_losses(
         most: See there.
     """
     count = len(cls_scores)
+    # Backward reads them again, and by then a caller may have loaded the next batch into the same memory.
+    gt_boxes, gt_labels = gt_boxes.clone(), gt_labels.clone()
     options = (cells, gt_boxes, gt_labels, index, region, valid, scale, beta, temperature, most)
     soft = [level.detach() for level in soft_targets]
     return _Losses.apply(count, options, *cls_scores, *bbox_preds, *soft)  # type: ignore[no-any-return]
@@ -72,7 +78,8 @@ class _Losses(torch.autograd.Function):
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 gradients = _class_part(scores, preds, soft, options, True)[2]
-            for gradient, factor in zip(gradients, upstream[0].unbind(), strict=True):
+            upstream_of_scores = upstream[0] * _kept_scale(scores, options[-4])[1]
+            for gradient, factor in zip(gradients, upstream_of_scores.unbind(), strict=True):
                 ops.scale_gradient_(gradient, factor)
             of_scores = gradients
         of_preds: list[Tensor | None] = [None] * count
@@ -87,8 +94,12 @@ class _Losses(torch.autograd.Function):
 def _class_part(
     scores: list[Tensor], preds: list[Tensor], soft: list[Tensor], options: tuple[Any, ...], with_gradient: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Losses, weights, and the gradients of the class logits, which are empty where none are wanted."""
+    """Losses, weights, and the gradients of the class logits, which are empty where none are wanted.
+
+    The gradients are yet to be multiplied by the second of `_kept_scale`.
+    """
     *matched, region, valid, scale, beta, temperature, most = options
+    scale, rest = _kept_scale(scores, scale)
     index, start = matched[-1], 0
     wide = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
     # As if there were no box, a level is CenterNet's focal loss of nothing.
@@ -108,5 +119,12 @@ def _class_part(
     losses, weight = ops.gfl_positives_(
         gradients if with_gradient else [], scores, preds, soft, *matched, region, scale, beta, temperature, most
     )
-    losses[0] += torch.stack(background)
+    losses[0] = (losses[0] + torch.stack(background)) * rest
     return losses, weight, gradients
+
+
+def _kept_scale(scores: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, Tensor | float]:
+    """A class loss' scale in two factors: with the first the ops make gradients, the second is left for backward."""
+    if scores[0].dtype != torch.float16:
+        return scale, 1.0
+    return torch.full_like(scale, HALF_SCALE), scale / HALF_SCALE

@@ -28,7 +28,8 @@ def atss_match(
         index = torch.full((batch, count), -1, dtype=torch.int64, device=device)
         return index, torch.zeros(batch, count, device=device), torch.full((batch, boxes), torch.inf, device=device)
     anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
-    known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
+    sides = box[..., 2:] - box[..., :2]
+    known = sides.prod(2).isfinite() & (sides >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
     if sample_sizes is not None:
         known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])
     center = (anchor[:, :2] + anchor[:, 2:]) / 2
@@ -49,7 +50,8 @@ def atss_match(
         candidate = anchor[index]  # (B, n, K, 4)
         iou = _iou(candidate, part[:, :, None]).where(there, 0)
         number = there.sum(2)
-        mean = iou.sum(2) / number.clamp(min=1)
+        top = iou.amax(2)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
+        mean = top + (iou - top[..., None]).where(there, 0).sum(2) / number.clamp(min=1)
         spread = (iou - mean[..., None]).where(there, 0).square().sum(2) / (number - 1).clamp(min=1)
         threshold = mean + spread.sqrt()
         thresholds.append(threshold.where(number > 0, torch.inf))

@@ -22,6 +22,9 @@ def gfl_box_gradient(
     slots = slots_of(index, region, most)
     gradients, start = [], 0
     for i, preds in enumerate(bbox_preds):
+        if preds.shape[2] * preds.shape[3] == 0:
+            gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
+            continue
         level = level_at(preds, slots, start, cells, gt_boxes, index)
         sides, factor = sides_of(level.raw, level.box), factors[:, i].to(level.raw.dtype)
         w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]

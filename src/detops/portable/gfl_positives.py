@@ -28,6 +28,9 @@ def gfl_positives_(
     weights = torch.zeros(index.shape, dtype=torch.float32, device=index.device)
     columns, start = [], 0
     for i, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
+        if preds.shape[2] * preds.shape[3] == 0:
+            columns.append(torch.zeros(6, dtype=wide, device=index.device))
+            continue
         level = level_at(preds, slots, start, cells, gt_boxes, index)
         sides, z = sides_of(level.raw, level.box), at(scores, level.rows, wide)
         label = torch.zeros_like(level.chosen)
@@ -48,8 +51,10 @@ def gfl_positives_(
             wanted = scale * (-away * power + cost * slope.where(away != 0, 0))
             gradient = class_gradients[i].flatten(1)
             place = label * preds.shape[2] * preds.shape[3] + level.rows
-            change = (wanted - gradient.gather(1, place).to(wide)).where(positive, 0)
-            gradient.scatter_add_(1, place, change.to(gradient.dtype))
+            # Other slots add zeros to elements that may be a positive's. What was there goes first: a difference would
+            # round the new number to what the old one leaves of a short type.
+            gradient.scatter_add_(1, place, -gradient.gather(1, place).where(positive, 0))
+            gradient.scatter_add_(1, place, wanted.where(positive, 0).to(gradient.dtype))
         zero = torch.zeros_like(scale)
         rows = [correction.where(positive, 0).sum(), w.sum(), *((w * t).where(positive, 0).sum() for t in sides[1:3])]
         ld = of_region = zero

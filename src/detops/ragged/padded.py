@@ -37,3 +37,16 @@ def as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
             f"{name}: expected one batch dimension, got {value.num_batch_dims}; see RaggedBatch.flatten_batch_dims"
         )
     return value.get_non_uniform_dimension_transposed_to(1).tensor, value.sample_sizes
+
+
+def require_same_sizes(name: str, value: object, like_name: str, like: object) -> None:
+    """Check that two lists have as many entries for each image: else the padding of one would be read as data.
+
+    Raises:
+        ValueError: They have not; nothing is said of batches that are no lists, whose sizes lie on the device.
+    """
+    if not isinstance(value, list | tuple) or not isinstance(like, list | tuple):
+        return
+    for i, (mine, other) in enumerate(zip(value, like, strict=False)):
+        if len(mine) != len(other):
+            raise ValueError(f"{name}: sample {i} has {len(mine)}, expected {len(other)}, as {like_name} has")

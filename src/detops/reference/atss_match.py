@@ -21,7 +21,8 @@ def atss_match(
     A box's candidates are, of each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
     mean of their IoUs plus their standard deviation (unbiased; 0 for a single one). It takes the candidates of at least
     this IoU whose centre lies within it. An anchor that several boxes took goes to the one of the highest IoU. Ties go
-    to the lower index. Boxes of negative or non-finite size, or of a label that is no class, take nothing.
+    to the lower index. Boxes of a negative side, of an area that float32 does not hold, or of a label that is no class,
+    take nothing.
 
     Args:
         anchors: (A, 4) xyxy in pixels, level after level.
@@ -50,14 +51,17 @@ def atss_match(
         boxes = gt_boxes.shape[1] if sample_sizes is None else int(sample_sizes[b])
         for n in range(boxes):
             box, label = gt_boxes[b, n].double(), int(gt_labels[b, n])
-            if not box.isfinite().all() or (box[2:] < box[:2]).any() or not 0 <= label < num_classes:
+            area = (box[2:] - box[:2]).float().prod()
+            if not area.isfinite() or (box[2:] < box[:2]).any() or not 0 <= label < num_classes:
                 continue
             iou, distance, inside = pairs(anchors, box)
             candidates = nearest(distance, exists, level_sizes, topk)
             if not candidates:
                 continue
             found = iou[candidates]
-            threshold = found.mean() + (found.std() if len(found) > 1 else 0)
+            # Equal ones, as of a small box within all anchors of a single level, have themselves as mean: unrounded.
+            apart = found - found[0]
+            threshold = found[0] + apart.mean() + (apart.std() if len(found) > 1 else 0)
             thresholds[b, n] = threshold
             for a in candidates:
                 if iou[a] >= threshold and inside[a] and iou[a] > (matched[b, a] if index[b, a] >= 0 else -1):

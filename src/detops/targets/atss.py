@@ -9,9 +9,12 @@ from torch import Tensor
 from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged import RaggedBatch
+from detops.ragged.padded import Batch, as_padded, require_same_sizes
 from detops.targets.assignment import Assignment, labels_of
 from detops.targets.simota import check_values
+
+MOST_CANDIDATES = 1000  # of a level
 
 
 def grid_anchors(
@@ -69,8 +72,8 @@ def atss_assign(
     than 0.01 pixels, are the box's. An anchor that several boxes took goes to the one of the highest IoU, ties to the
     lower index. Whole batch, all levels; memory grows with images times anchors; the host waits for nothing.
 
-    A box takes nothing that has a negative side, a number that is not finite, or a label that is no class; a negative
-    label means "ignore this box".
+    A box takes nothing that has a negative side, an area that is not finite in float32, or a label that is no class; a
+    negative label means "ignore this box".
 
     Args:
         anchors: (A, 4) xyxy in pixels, level after level; `grid_anchors` makes them.
@@ -79,7 +82,7 @@ def atss_assign(
             without padding.
         labels: Likewise (B, N) integers, 0 .. num_classes - 1.
         num_classes: Number of classes.
-        topk: See above.
+        topk: See above; 1 .. 1000.
         valid: (B, A) bool, anchors that exist for an image, as those over its padding may not; None for all.
 
     Returns:
@@ -101,8 +104,7 @@ def atss_assign(
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
         Selection", 2020.
     """
-    found = match(anchors, level_sizes, boxes, labels, num_classes, topk, valid)
-    return Assignment(found.index, labels_of(found.index, found.labels), found.iou, (found.index >= 0).sum())
+    return match(anchors, level_sizes, boxes, labels, num_classes, topk, valid).assignment()
 
 
 class Match(NamedTuple):
@@ -122,23 +124,30 @@ class Match(NamedTuple):
     iou: Tensor
     threshold: Tensor
 
+    def assignment(self) -> Assignment:
+        """What of this is public."""
+        return Assignment(self.index, labels_of(self.index, self.labels), self.iou, (self.index >= 0).sum())
+
 
 def match(
     anchors: Tensor, level_sizes: Sequence[int], boxes: Batch, labels: Batch, num_classes: int, topk: int,
-    valid: Tensor | None,
+    valid: Tensor | None, batch: int | None = None,
 ) -> Match:  # fmt: skip
-    """Check the arguments of `atss_assign`, and call the op."""
+    """Check the arguments of `atss_assign`, and call the op; `batch` is how many images there must be."""
     gt, sizes = as_padded("boxes", boxes)
     label, _ = as_padded("labels", labels)
     require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
     if anchors.dim() != 2 or anchors.shape[1] != 4:
         raise ValueError(f"anchors: expected shape (A, 4), got {tuple(anchors.shape)}")
-    if min(level_sizes, default=0) < 0 or sum(level_sizes) != len(anchors):
+    if any(size < 0 for size in level_sizes) or sum(level_sizes) != len(anchors):
         raise ValueError(f"level_sizes: expected numbers with the sum {len(anchors)}, got {list(level_sizes)}")
     require_tensor("boxes", gt, FLOATS + INTEGERS, "numbers")
     if gt.dim() != 3 or gt.shape[2] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4), got {tuple(gt.shape)}")
+    if batch is not None and len(gt) != batch:
+        raise ValueError(f"boxes: expected {batch} images, as cls_scores has, got {len(gt)}")
     require_tensor("labels", label, INTEGERS, "integers")
+    require_same_sizes("labels", labels, "boxes", boxes)
     require_shape("labels", label, tuple(gt.shape[:2]), "to match boxes")
     if valid is not None:
         require_tensor("valid", valid, (torch.bool,), "a bool tensor")
@@ -146,10 +155,13 @@ def match(
         require_device("valid", valid, anchors, "anchors")
     for name, value in (("boxes", gt), ("labels", label)):
         require_device(name, value, anchors, "anchors")
-    for name, number in (("num_classes", num_classes), ("topk", topk)):
-        if number < 1:
-            raise ValueError(f"{name}: expected at least 1, got {number!r}")
+    if num_classes < 1:
+        raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
+    if not 1 <= topk <= MOST_CANDIDATES:
+        raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
     if is_checked():
-        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes)
+        if isinstance(labels, RaggedBatch) and isinstance(boxes, RaggedBatch):
+            require_same_sizes("labels", labels.split(), "boxes", boxes.split())
+        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt)
     gt = gt.detach()
     return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from detops.checks import FLOATS, require_device, require_shape, require_tensor
+from detops.checks import FLOATS, require_device, require_tensor
 
 
 def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None = None, eps: float = 0.1) -> Tensor:
@@ -61,6 +61,9 @@ def _check(points: Tensor, name: str, value: Tensor) -> None:
     for what, tensor, last in (("points", points, 2), (name, value, 4)):
         if tensor.dim() < 1 or tensor.shape[-1] != last:
             raise ValueError(f"{what}: expected shape (..., {last}), got {tuple(tensor.shape)}")
-    shape = torch.broadcast_shapes(points.shape[:-1], value.shape[:-1])
-    require_shape(name, value.expand(*shape, 4), (*shape, 4))
+    ours, theirs = points.shape[:-1][::-1], value.shape[:-1][::-1]
+    if any(a != b and a != 1 and b != 1 for a, b in zip(ours, theirs, strict=False)):
+        raise ValueError(
+            f"{name}: expected a shape that broadcasts to points {tuple(points.shape)}, got {tuple(value.shape)}"
+        )
     require_device(name, value, points, "points")

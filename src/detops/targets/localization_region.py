@@ -1,4 +1,4 @@
-"""The valuable localization region: anchors near a box that are no positives, but where a teacher's box is worth it."""
+"""The valuable localization region: anchors near a box, mostly no positives, but where a teacher's box is worth it."""
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ def localization_region(anchors: Tensor, boxes: Tensor, threshold: Tensor, valid
     """Return how much each anchor is worth: its IoU with the box whose region it is in, 0 in none.
 
     An anchor is in a box's region if its DIoU with the box is below the threshold by which ATSS chose positives, and at
-    least a quarter of it. Of several boxes the highest IoU counts.
+    least a quarter of it. Of several boxes the highest IoU counts. A positive can be among them: ATSS asks for its IoU,
+    which is above the DIoU, and another box may be near.
 
     Args:
         anchors: (A, 4) xyxy.
@@ -27,14 +28,23 @@ def localization_region(anchors: Tensor, boxes: Tensor, threshold: Tensor, valid
     """
     batch, count = len(boxes), len(anchors)
     worth = torch.zeros(batch, count, device=boxes.device)
-    step = max(1, CHUNK_VALUES // max(batch * count, 1))
-    for start in range(0, boxes.shape[1], step):
-        limit = threshold[:, start : start + step, None]
-        box = boxes[:, start : start + step, None].to(torch.float32)
-        iou, diou = _overlaps(anchors.to(torch.float32), box)  # (B, n, A)
-        inside = (diou >= LOWEST * limit) & (diou < limit)  # false for a NaN
-        worth = torch.maximum(worth, iou.where(inside, 0).amax(1))
+    if torch.compiler.is_compiling() and boxes.shape[1]:
+        # A loop would be traced anew for each number of boxes; a compiler that fuses stores no pairs.
+        worth = _worth(anchors, boxes, threshold)
+    else:
+        step = max(1, CHUNK_VALUES // max(batch * count, 1))
+        for start in range(0, boxes.shape[1], step):
+            part = slice(start, start + step)
+            worth = torch.maximum(worth, _worth(anchors, boxes[:, part], threshold[:, part]))
     return worth if valid is None else worth.where(valid, 0)
+
+
+def _worth(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor:
+    """The same of some boxes, at least one."""
+    limit = threshold[..., None]
+    iou, diou = _overlaps(anchors.to(torch.float32), boxes[:, :, None].to(torch.float32))  # (B, N, A)
+    inside = (diou >= LOWEST * limit) & (diou < limit)  # false for a NaN
+    return iou.where(inside, 0).amax(1)
 
 
 def _overlaps(anchor: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:

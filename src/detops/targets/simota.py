@@ -103,7 +103,7 @@ def simota_assign(
     if not center_radius >= 0:
         raise ValueError(f"center_radius: expected at least 0, got {center_radius!r}")
     if is_checked():
-        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, levels[0].shape[2])
+        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, levels[0].shape[2], gt)
     index, iou = ops.simota_match(
         [level.detach() for level in levels],
         objectness.detach(),
@@ -153,16 +153,23 @@ def _check(
         require_device(name, value, objectness, "objectness")
 
 
-def check_values(name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None, num_classes: int) -> None:
-    """Raise for the first box (B, N, 4), cxcywh, that would take nothing for its values; reads values."""
+def check_values(
+    name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None, num_classes: int, given: Tensor | None = None
+) -> None:
+    """Raise for the first box (B, N, 4), cxcywh, that would take nothing for its values; reads values.
+
+    The message shows the box as it was `given`, if in another format.
+    """
+    shown = boxes if given is None else given
     exists = torch.ones_like(labels, dtype=torch.bool)
     if sizes is not None:
         exists = torch.arange(labels.shape[1], device=labels.device) < sizes[:, None]
     exists = exists & (labels >= 0)
     for what, value, wrong, expected in (
         ("labels", labels, labels >= num_classes, f"a value below {num_classes}"),
-        (name, boxes, ~boxes.isfinite().all(-1), "finite numbers"),
-        (name, boxes, (boxes[..., 2:] < 0).any(-1), "a width and a height of at least 0"),
+        (name, shown, ~boxes.isfinite().all(-1), "finite numbers"),
+        (name, shown, (boxes[..., 2:] < 0).any(-1), "a width and a height of at least 0"),
+        (name, shown, ~boxes[..., 2:].float().prod(-1).isfinite(), "an area that float32 holds"),
     ):
         found = (wrong & exists).nonzero()
         if len(found):

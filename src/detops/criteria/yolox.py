@@ -20,7 +20,7 @@ from detops.checks import (
 from detops.losses.fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch, as_padded, boxes_with_labels
 from detops.targets.assignment import Assignment, grid_cells, labels_of
 from detops.targets.simota import check_values
 
@@ -198,8 +198,7 @@ class YoloXDetectionLoss(nn.Module):
         """(B, N, 4) cxcywh float32, (B, N) labels, and (B,) how many boxes an image has."""
         batch, sizes = len(output), None
         if isinstance(targets, tuple | list) and len(targets) == 2 and not isinstance(targets, Tensor):
-            xyxy, sizes = as_padded("boxes", targets[0])
-            labels, _ = as_padded("labels", targets[1])
+            xyxy, labels, sizes = boxes_with_labels(*targets)
             require_tensor("boxes", xyxy, FLOATS + INTEGERS, "numbers")
             require_tensor("labels", labels, INTEGERS, "integers")
             require_shape("boxes", xyxy, (batch, *xyxy.shape[1:2], 4), "to match model_output")

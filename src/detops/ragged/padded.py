@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from detops.checks import is_checked
+
 from .batch import RaggedBatch
 
 Batch = RaggedBatch | Tensor | Sequence[Tensor]
@@ -24,11 +26,13 @@ def as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
 
     Raises:
         TypeError: It is none of these.
-        ValueError: It has several batch dimensions.
+        ValueError: It has several batch dimensions, or is an empty list, which has no shape.
     """
     if isinstance(value, Tensor):
         return value, None
     if isinstance(value, list | tuple):
+        if not value:
+            raise ValueError(f"{name}: expected a tensor for each image, got an empty list; for no images, a tensor")
         value = RaggedBatch.from_list(value)
     if not isinstance(value, RaggedBatch):
         raise TypeError(f"{name}: expected a RaggedBatch, a tensor or a list of tensors, got {type(value).__name__}")
@@ -39,14 +43,32 @@ def as_padded(name: str, value: object) -> tuple[Tensor, Tensor | None]:
     return value.get_non_uniform_dimension_transposed_to(1).tensor, value.sample_sizes
 
 
-def require_same_sizes(name: str, value: object, like_name: str, like: object) -> None:
-    """Check that two lists have as many entries for each image: else the padding of one would be read as data.
+def boxes_with_labels(boxes: object, labels: object) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Brings boxes and their labels to padded tensors.
+
+    Args:
+        boxes: As `as_padded` takes it.
+        labels: Likewise.
+
+    Returns:
+        (B, N, ...), (B, N, ...), and (B,) sample sizes or None.
 
     Raises:
-        ValueError: They have not; nothing is said of batches that are no lists, whose sizes lie on the device.
+        TypeError: One of them is no batch.
+        ValueError: An image has more of one than of the other, so that padding would be read as data. Sizes that lie
+            on a device are only compared in checked mode.
     """
-    if not isinstance(value, list | tuple) or not isinstance(like, list | tuple):
-        return
-    for i, (mine, other) in enumerate(zip(value, like, strict=False)):
-        if len(mine) != len(other):
-            raise ValueError(f"{name}: sample {i} has {len(mine)}, expected {len(other)}, as {like_name} has")
+    padded, sizes = as_padded("boxes", boxes)
+    label, label_sizes = as_padded("labels", labels)
+    lists = isinstance(boxes, list | tuple) and isinstance(labels, list | tuple)
+    if lists:
+        _compare([len(one) for one in boxes], [len(one) for one in labels])  # type: ignore[attr-defined]
+    elif is_checked() and sizes is not None and label_sizes is not None:
+        _compare(sizes.tolist(), label_sizes.tolist())
+    return padded, label, sizes
+
+
+def _compare(sizes: list[int], label_sizes: list[int]) -> None:
+    for b, (size, label_size) in enumerate(zip(sizes, label_sizes, strict=False)):
+        if size != label_size:
+            raise ValueError(f"labels: sample {b} has {label_size}, expected {size}, as boxes has")

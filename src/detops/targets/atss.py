@@ -9,8 +9,7 @@ from torch import Tensor
 from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch, as_padded, require_same_sizes
+from detops.ragged.padded import Batch, boxes_with_labels
 from detops.targets.assignment import Assignment, labels_of
 from detops.targets.simota import check_values
 
@@ -134,8 +133,7 @@ def match(
     valid: Tensor | None, batch: int | None = None,
 ) -> Match:  # fmt: skip
     """Check the arguments of `atss_assign`, and call the op; `batch` is how many images there must be."""
-    gt, sizes = as_padded("boxes", boxes)
-    label, _ = as_padded("labels", labels)
+    gt, label, sizes = boxes_with_labels(boxes, labels)
     require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
     if anchors.dim() != 2 or anchors.shape[1] != 4:
         raise ValueError(f"anchors: expected shape (A, 4), got {tuple(anchors.shape)}")
@@ -147,7 +145,6 @@ def match(
     if batch is not None and len(gt) != batch:
         raise ValueError(f"boxes: expected {batch} images, as cls_scores has, got {len(gt)}")
     require_tensor("labels", label, INTEGERS, "integers")
-    require_same_sizes("labels", labels, "boxes", boxes)
     require_shape("labels", label, tuple(gt.shape[:2]), "to match boxes")
     if valid is not None:
         require_tensor("valid", valid, (torch.bool,), "a bool tensor")
@@ -160,8 +157,6 @@ def match(
     if not 1 <= topk <= MOST_CANDIDATES:
         raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
     if is_checked():
-        if isinstance(labels, RaggedBatch) and isinstance(boxes, RaggedBatch):
-            require_same_sizes("labels", labels.split(), "boxes", boxes.split())
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt)
     gt = gt.detach()
     return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor, unchecked
 from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch, as_padded, boxes_with_labels
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import Formula, gaussian_radius
 
@@ -156,8 +156,7 @@ def centernet_cells(
     elliptical: float | None = None,
 ) -> CenterNetCells:
     """Bring boxes onto the feature map; arguments and what is skipped as in `centernet_targets`."""
-    xyxy, sizes = as_padded("boxes", boxes)
-    label, _ = as_padded("labels", labels)
+    xyxy, label, sizes = boxes_with_labels(boxes, labels)
     _check(xyxy, label, num_classes, min_radius, elliptical, feature=feature_shape, image=image_shape)
     (height, width), count = feature_shape, xyxy.shape[1]
     if sizes is None:

@@ -9,7 +9,7 @@ from torch import Tensor
 from detops import ops
 from detops.boxes import to_cxcywh
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch, boxes_with_labels
 from detops.targets.assignment import Assignment, labels_of
 
 Candidates = Literal["all", "own"]
@@ -89,8 +89,7 @@ def simota_assign(
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and Ge et al., "OTA", 2021.
     """
     levels = [class_logits] if isinstance(class_logits, Tensor) else list(class_logits)
-    gt, sizes = as_padded("boxes", boxes)
-    label, _ = as_padded("labels", labels)
+    gt, label, sizes = boxes_with_labels(boxes, labels)
     _check(levels, objectness, pred_boxes, cells, gt, label)
     for name, value, allowed in (("candidates", candidates, ("all", "own")),
                                  ("region", region, ("box_or_center", "center"))):  # fmt: skip

@@ -108,8 +108,11 @@ def test_paste_of_some():
     assert found.paste([]).shape == (0, 23, 31)
     assert len(found[3]) == 1
     assert len(found[torch.tensor(3)]) == 1
+    assert torch.equal(found.paste(np.int64(2), threshold=0.4), whole[2])
     with pytest.raises(IndexError):
         found.paste(6)
+    with pytest.raises(IndexError, match=r"index: expected a number, a slice or a list, got shape \(1, 2\)"):
+        found.paste([[0, 1]])
 
 
 @modes
@@ -301,6 +304,16 @@ def test_draw_takes_images_and_arrays(background):
         found.draw(background, opacity=2)
 
 
+@pytest.mark.parametrize("label", [-1, 5])
+def test_draw_refuses_a_label_without_a_name(background, label):
+    """A negative one would take the last name."""
+    found = round_ones(5)
+    found.labels[3] = label
+    with pytest.raises(ValueError, match=rf"labels: expected 0 \.\. 4, one a class name, got {label}"):
+        found.draw(background, class_names=["a", "b", "c", "d", "e"])
+    found.draw(background)
+
+
 def test_without_pillow(monkeypatch, background):
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ModuleNotFoundError, match=r'draw\(\) needs Pillow: pip install "detops\[train\]"'):
@@ -360,6 +373,7 @@ def test_compiles_whole(device, mode):
 def test_moves_and_describes_itself():
     found = instances()
     assert found.to("cpu").to_rle() == found.to_rle()
+    assert InstanceMasks(found.boxes, found.labels, found.scores, found.masks, np.array([6, 8])).image_size == (6, 8)
     assert repr(found) == "InstanceMasks(6 masks (5, 7) in an image 23 x 31)"
     assert not InstanceMasks(
         found.boxes, found.labels, found.scores, found.masks.requires_grad_(), (3, 3)
@@ -391,6 +405,10 @@ GOOD = dict(
         ({"masks": torch.zeros(3, 0, 28)}, ValueError, r"masks: expected shape \(3, h, w\), none of h, w 0, got"),
         ({"image_size": (6, 0)}, ValueError, r"image_size: expected a height and a width of at least 1.*got \(6, 0\)"),
         ({"image_size": (2**16, 2**16)}, ValueError, r"image_size: .* below 2\^31 pixels"),
+        ({"image_size": (np.int32(2**16), np.int32(2**16))}, ValueError, r"image_size: .* below 2\^31 pixels"),
+        ({"image_size": (6, 8, 3)}, ValueError, r"image_size: expected a height and a width .* got \(6, 8, 3\)"),
+        ({"image_size": 6}, TypeError, "image_size: expected a height and a width .* got 6"),
+        ({"image_size": (6.5, 8)}, TypeError, r"image_size: expected a height and a width .* got \(6.5, 8\)"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -403,6 +421,10 @@ def test_errors_of_methods(method):
     found = InstanceMasks(**GOOD)
     with pytest.raises(ValueError, match="threshold: expected a number above 0, got 0"):
         getattr(found, method)(threshold=0)
+    with pytest.raises(ValueError, match="threshold: expected a number above 0, got 1e-46"):  # 0 in float32
+        getattr(found, method)(threshold=1e-46)
+    with pytest.raises(TypeError, match="threshold: expected a number above 0, got None"):
+        getattr(found, method)(threshold=None)
     with pytest.raises(ValueError, match=r"mode: expected .* got 'opencv'"):
         getattr(found, method)(mode="opencv")
 

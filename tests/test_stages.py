@@ -1,5 +1,6 @@
 """StageTimer: what it measures by a clock that tests move by hand, how it nests, fails and is read."""
 
+import copy
 import itertools
 import json
 import math
@@ -165,6 +166,19 @@ def test_wrapped_modules_nest_and_can_be_unwrapped(timer, clock):
     assert by_name(timer) == found
     assert not network._forward_hooks
     assert not network[1]._forward_pre_hooks
+
+
+def test_a_copy_of_a_wrapped_module_is_timed_too(timer, clock):
+    """As a model's moving average is made: the copy has its hooks, and they tell the same timer."""
+    module = Slow(clock)
+    handle = timer.wrap(module, "module")
+    average = copy.deepcopy(module)
+    average.clock = clock
+    handle.remove()
+    module(torch.ones(1))
+    with timer.stage("all"):
+        average(torch.ones(1))
+    assert {name: (s.calls, s.total_ms) for name, s in by_name(timer).items()} == {"all": (1, 2), "all/module": (1, 2)}
 
 
 def test_a_wrapped_module_that_fails(timer, clock):

@@ -285,6 +285,36 @@ def test_draw_colours_the_mask(background):
     assert (np.asarray(found.draw(background, opacity=0))[110, 190] == background[110, 190]).all()
 
 
+def test_draw_has_the_best_on_top_whatever_their_order():
+    from detops.inference.draw_masks import class_color
+
+    boxes, masks = torch.tensor([[10.0, 10, 180, 110]]).expand(3, 4), torch.ones(3, 28, 28)
+    for scores in ([0.9, 0.5, 0.1], [0.1, 0.9, 0.5], [float("nan"), 0.1, 0.9]):
+        found = InstanceMasks(boxes, torch.arange(3), torch.tensor(scores), masks, (120, 200))
+        pixel = np.asarray(found.draw(np.zeros((120, 200, 3), np.uint8), opacity=1))[90, 150]
+        assert tuple(pixel) == class_color(scores.index(0.9))
+
+
+def test_draw_outlines_boxes_and_names_them_where_there_is_room():
+    from detops.inference.draw_masks import class_color
+
+    def touched(box, **options):
+        found = InstanceMasks(torch.tensor([box]), torch.tensor([2]), torch.ones(1), torch.zeros(1, 28, 28), (120, 200))
+        return np.asarray(found.draw(np.zeros((120, 200, 3), np.uint8), **options)).astype(int)
+
+    color = np.array(class_color(2))
+    drawn = touched([20.0, 30, 180, 100])
+    for outline in (drawn[99, 20:180], drawn[60:100, 20], drawn[60:100, 179]):
+        assert np.abs(outline - color * 235 / 255).max() <= 2
+    assert not drawn[60:99, 21:179].any()
+    plate = drawn[31:50, 21:80]
+    assert (plate.max(2) > 150).sum() > 100
+    assert ((plate.max(2) < 60) & plate.any(2)).any()  # ink
+    longer = touched([20.0, 30, 180, 100], class_names=["", "", "a longer name"])
+    assert longer[31:45, 21:179].any(2).sum() > drawn[31:45, 21:179].any(2).sum()
+    assert not touched([20.0, 30, 30, 38])[31:37, 21:29].any()  # no room
+
+
 def test_draw_takes_images_and_arrays(background):
     found = round_ones(5)
     names = [f"class {n}" for n in range(5)]

@@ -316,6 +316,24 @@ def test_chrome_trace(monkeypatch, clock, tmp_path):
     ]
 
 
+def test_a_trace_has_a_track_for_each_thread(tmp_path):
+    timer, barrier = StageTimer("cpu"), threading.Barrier(2)
+
+    def work(name: str) -> None:
+        with timer.stage(name), timer.stage("inner"):
+            barrier.wait()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    timer.chrome_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["args"]["path"]: event["tid"] for event in events if event["ph"] == "X"}
+    assert tracks["first"] == tracks["first/inner"] != tracks["second"] == tracks["second/inner"]
+
+
 def test_a_trace_of_the_cpu_has_one_process(timer, clock, tmp_path):
     with timer.stage("stage"):
         clock.sleep(1)

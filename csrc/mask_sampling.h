@@ -97,7 +97,7 @@ inline void check_masks(const Tensor& masks, const Tensor& boxes, int64_t height
                   "masks, boxes: expected floats");
   STD_TORCH_CHECK(height > 0 && width > 0 && height <= INT32_MAX / width,
                   "height, width: expected at least 1, and less than 2^31 pixels");
-  STD_TORCH_CHECK(threshold > 0, "threshold: expected a number above 0");
+  STD_TORCH_CHECK(static_cast<float>(threshold) > 0, "threshold: expected a number above 0");
 }
 
 }  // namespace detops

@@ -108,8 +108,11 @@ def test_paste_of_some():
     assert found.paste([]).shape == (0, 23, 31)
     assert len(found[3]) == 1
     assert len(found[torch.tensor(3)]) == 1
+    assert torch.equal(found.paste(np.int64(2), threshold=0.4), whole[2])
     with pytest.raises(IndexError):
         found.paste(6)
+    with pytest.raises(IndexError, match=r"index: expected a number, a slice or a list, got shape \(1, 2\)"):
+        found.paste([[0, 1]])
 
 
 @modes
@@ -282,6 +285,36 @@ def test_draw_colours_the_mask(background):
     assert (np.asarray(found.draw(background, opacity=0))[110, 190] == background[110, 190]).all()
 
 
+def test_draw_has_the_best_on_top_whatever_their_order():
+    from detops.inference.draw_masks import class_color
+
+    boxes, masks = torch.tensor([[10.0, 10, 180, 110]]).expand(3, 4), torch.ones(3, 28, 28)
+    for scores in ([0.9, 0.5, 0.1], [0.1, 0.9, 0.5], [float("nan"), 0.1, 0.9]):
+        found = InstanceMasks(boxes, torch.arange(3), torch.tensor(scores), masks, (120, 200))
+        pixel = np.asarray(found.draw(np.zeros((120, 200, 3), np.uint8), opacity=1))[90, 150]
+        assert tuple(pixel) == class_color(scores.index(0.9))
+
+
+def test_draw_outlines_boxes_and_names_them_where_there_is_room():
+    from detops.inference.draw_masks import class_color
+
+    def touched(box, **options):
+        found = InstanceMasks(torch.tensor([box]), torch.tensor([2]), torch.ones(1), torch.zeros(1, 28, 28), (120, 200))
+        return np.asarray(found.draw(np.zeros((120, 200, 3), np.uint8), **options)).astype(int)
+
+    color = np.array(class_color(2))
+    drawn = touched([20.0, 30, 180, 100])
+    for outline in (drawn[99, 20:180], drawn[60:100, 20], drawn[60:100, 179]):
+        assert np.abs(outline - color * 235 / 255).max() <= 2
+    assert not drawn[60:99, 21:179].any()
+    plate = drawn[31:50, 21:80]
+    assert (plate.max(2) > 150).sum() > 100
+    assert ((plate.max(2) < 60) & plate.any(2)).any()  # ink
+    longer = touched([20.0, 30, 180, 100], class_names=["", "", "a longer name"])
+    assert longer[31:45, 21:179].any(2).sum() > drawn[31:45, 21:179].any(2).sum()
+    assert not touched([20.0, 30, 30, 38])[31:37, 21:29].any()  # no room
+
+
 def test_draw_takes_images_and_arrays(background):
     found = round_ones(5)
     names = [f"class {n}" for n in range(5)]
@@ -299,6 +332,16 @@ def test_draw_takes_images_and_arrays(background):
         found.draw(background / 255)
     with pytest.raises(ValueError, match=r"opacity: expected a number in 0 \.\. 1, got 2"):
         found.draw(background, opacity=2)
+
+
+@pytest.mark.parametrize("label", [-1, 5])
+def test_draw_refuses_a_label_without_a_name(background, label):
+    """A negative one would take the last name."""
+    found = round_ones(5)
+    found.labels[3] = label
+    with pytest.raises(ValueError, match=rf"labels: expected 0 \.\. 4, one a class name, got {label}"):
+        found.draw(background, class_names=["a", "b", "c", "d", "e"])
+    found.draw(background)
 
 
 def test_without_pillow(monkeypatch, background):
@@ -360,6 +403,7 @@ def test_compiles_whole(device, mode):
 def test_moves_and_describes_itself():
     found = instances()
     assert found.to("cpu").to_rle() == found.to_rle()
+    assert InstanceMasks(found.boxes, found.labels, found.scores, found.masks, np.array([6, 8])).image_size == (6, 8)
     assert repr(found) == "InstanceMasks(6 masks (5, 7) in an image 23 x 31)"
     assert not InstanceMasks(
         found.boxes, found.labels, found.scores, found.masks.requires_grad_(), (3, 3)
@@ -391,6 +435,10 @@ GOOD = dict(
         ({"masks": torch.zeros(3, 0, 28)}, ValueError, r"masks: expected shape \(3, h, w\), none of h, w 0, got"),
         ({"image_size": (6, 0)}, ValueError, r"image_size: expected a height and a width of at least 1.*got \(6, 0\)"),
         ({"image_size": (2**16, 2**16)}, ValueError, r"image_size: .* below 2\^31 pixels"),
+        ({"image_size": (np.int32(2**16), np.int32(2**16))}, ValueError, r"image_size: .* below 2\^31 pixels"),
+        ({"image_size": (6, 8, 3)}, ValueError, r"image_size: expected a height and a width .* got \(6, 8, 3\)"),
+        ({"image_size": 6}, TypeError, "image_size: expected a height and a width .* got 6"),
+        ({"image_size": (6.5, 8)}, TypeError, r"image_size: expected a height and a width .* got \(6.5, 8\)"),
     ],
 )
 def test_errors_name_the_argument(change, error, message):
@@ -403,6 +451,10 @@ def test_errors_of_methods(method):
     found = InstanceMasks(**GOOD)
     with pytest.raises(ValueError, match="threshold: expected a number above 0, got 0"):
         getattr(found, method)(threshold=0)
+    with pytest.raises(ValueError, match="threshold: expected a number above 0, got 1e-46"):  # 0 in float32
+        getattr(found, method)(threshold=1e-46)
+    with pytest.raises(TypeError, match="threshold: expected a number above 0, got None"):
+        getattr(found, method)(threshold=None)
     with pytest.raises(ValueError, match=r"mode: expected .* got 'opencv'"):
         getattr(found, method)(mode="opencv")
 

@@ -217,6 +217,7 @@ def test_no_host_sync_and_compiles_whole(device):
         {"width": -1},
         {"threshold": 0.0},
         {"threshold": float("nan")},
+        {"threshold": 1e-46},  # 0 in float32
         {"height": 2**16, "width": 2**16},
     ],
 )

@@ -1,5 +1,6 @@
 """StageTimer: what it measures by a clock that tests move by hand, how it nests, fails and is read."""
 
+import copy
 import itertools
 import json
 import math
@@ -167,6 +168,19 @@ def test_wrapped_modules_nest_and_can_be_unwrapped(timer, clock):
     assert not network[1]._forward_pre_hooks
 
 
+def test_a_copy_of_a_wrapped_module_is_timed_too(timer, clock):
+    """As a model's moving average is made: the copy has its hooks, and they tell the same timer."""
+    module = Slow(clock)
+    handle = timer.wrap(module, "module")
+    average = copy.deepcopy(module)
+    average.clock = clock
+    handle.remove()
+    module(torch.ones(1))
+    with timer.stage("all"):
+        average(torch.ones(1))
+    assert {name: (s.calls, s.total_ms) for name, s in by_name(timer).items()} == {"all": (1, 2), "all/module": (1, 2)}
+
+
 def test_a_wrapped_module_that_fails(timer, clock):
     module = Slow(clock, KeyError)
     timer.wrap(module, "module")
@@ -300,6 +314,24 @@ def test_chrome_trace(monkeypatch, clock, tmp_path):
         (1, "second", "failed", 1_004_000, 2000, "outer/second"),
         (1, "outer", "failed", 1_004_000, 2000, "outer"),
     ]
+
+
+def test_a_trace_has_a_track_for_each_thread(tmp_path):
+    timer, barrier = StageTimer("cpu"), threading.Barrier(2)
+
+    def work(name: str) -> None:
+        with timer.stage(name), timer.stage("inner"):
+            barrier.wait()
+
+    threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "second")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    timer.chrome_trace(tmp_path / "trace.json")
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    tracks = {event["args"]["path"]: event["tid"] for event in events if event["ph"] == "X"}
+    assert tracks["first"] == tracks["first/inner"] != tracks["second"] == tracks["second/inner"]
 
 
 def test_a_trace_of_the_cpu_has_one_process(timer, clock, tmp_path):

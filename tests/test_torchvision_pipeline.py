@@ -144,6 +144,13 @@ def test_preprocessing_on_the_device_takes_arrays_and_pillow_images(model):
         pipeline(floats([image]))
     with pytest.raises(TypeError, match="images: expected a numpy array, a tensor or a Pillow image, image 0 is str"):
         pipeline(["image.png"])
+    for odd, shape in (
+        (torch.zeros(3, 0, 5), r"\(3, 0, 5\)"),
+        (torch.zeros(4, 8, 9), r"\(4, 8, 9\)"),
+        (torch.zeros(3), r"\(3,\)"),
+    ):
+        with pytest.raises(ValueError, match=f"image 1 has shape {shape}"):
+            pipeline([image, odd.byte()])
 
 
 def test_half_precision_is_preprocessed_into_half(model):
@@ -276,6 +283,14 @@ def test_what_is_refused(model):
         MaskRCNNPipeline(model, half="rpn")
     with pytest.raises(ValueError, match="masks: expected one of pasted, raw, rle, got 'polygon'"):
         MaskRCNNPipeline(model, masks="polygon")
+    with pytest.raises(ValueError, match="half: expected a bool or some of backbone, rpn, heads, got 1"):
+        MaskRCNNPipeline(model, half=1)
+    with pytest.raises(ValueError, match=r"half_dtype: expected float16, bfloat16 or None, got torch\.int32"):
+        MaskRCNNPipeline(model, half=True, half_dtype=torch.int32)
+    with pytest.raises(ValueError, match="threshold: expected a number above 0, got 0"):
+        MaskRCNNPipeline(model, masks="rle", threshold=0)
+    with pytest.raises(ValueError, match=r"mode: expected .* got 'opencv'"):
+        MaskRCNNPipeline(model, masks="rle", mode="opencv")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
         MaskRCNNPipeline(model, batch_size=0)
     with pytest.raises(ValueError, match="model: expected evaluation mode"):

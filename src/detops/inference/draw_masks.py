@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detops.checks import require_module
+from detops.inference.mask_inputs import check_names
 
 if TYPE_CHECKING:
     from detops.inference.masks import MaskCrop
@@ -35,6 +36,8 @@ def draw(
     """See `InstanceMasks.draw`; the best instances are drawn last, on top."""
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected a number in 0 .. 1, got {opacity!r}")
+    if class_names is not None:
+        check_names(labels.tolist(), class_names, "class name")
     module, numpy = _need("PIL.Image", "Pillow"), _need("numpy", "numpy")
     picture = as_image(image, size)
     pen = _need("PIL.ImageDraw", "Pillow").Draw(picture, "RGBA")

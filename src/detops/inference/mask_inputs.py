@@ -1,12 +1,15 @@
 """What `InstanceMasks` is made of: checks, fields by name, and the mask of the predicted class."""
 
-from collections.abc import Mapping
+import operator
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
+
+LEAST_THRESHOLD = torch.finfo(torch.float32).smallest_normal  # what is less may be 0 in float32
 
 
 def of_class(masks: Tensor, labels: Tensor, empty: float) -> Tensor:
@@ -48,7 +51,42 @@ def fields_of(source: Any, names: tuple[str, ...], argument: str) -> list[Any]:
     return found
 
 
-def check(boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor, image_size: tuple[int, int]) -> None:
+def height_and_width(image_size: Any) -> tuple[int, int]:
+    """Two integers, whatever kind they come in."""
+    expected = "image_size: expected a height and a width of at least 1, below 2^31 pixels"
+    try:
+        height, width = map(operator.index, image_size)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"{expected}, got {image_size!r}") from None
+    if min(height, width) < 1 or height * width >= 2**31:
+        raise ValueError(f"{expected}, got {image_size!r}")
+    return height, width
+
+
+def check_cut(threshold: Any, mode: Any) -> None:
+    """Check how masks are to be made; see `InstanceMasks`."""
+    try:
+        above = float(threshold) >= LEAST_THRESHOLD
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"threshold: expected a number above 0, got {threshold!r}") from None
+    if not above:
+        raise ValueError(f"threshold: expected a number above 0, got {threshold!r}")
+    if mode not in ("detectron2", "torchvision"):
+        raise ValueError(f'mode: expected "detectron2" or "torchvision", got {mode!r}')
+
+
+def check_names(labels: Sequence[int], names: Sequence[Any], kind: str) -> None:
+    """Check that each label has its entry among names, or ids, of categories.
+
+    Raises:
+        ValueError: One has none.
+    """
+    for label in labels:
+        if not 0 <= label < len(names):
+            raise ValueError(f"labels: expected 0 .. {len(names) - 1}, one a {kind}, got {label}")
+
+
+def check(boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor) -> None:
     """Check what makes `InstanceMasks`; see there."""
     require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
     if boxes.dim() != 2 or boxes.shape[1] != 4:
@@ -62,10 +100,6 @@ def check(boxes: Tensor, labels: Tensor, scores: Tensor, masks: Tensor, image_si
         raise ValueError(f"masks: expected shape ({len(boxes)}, h, w), none of h, w 0, got {tuple(masks.shape)}")
     for name, value in (("labels", labels), ("scores", scores), ("masks", masks)):
         require_device(name, value, boxes, "boxes")
-    if len(image_size) != 2 or min(image_size) < 1 or image_size[0] * image_size[1] >= 2**31:
-        raise ValueError(
-            f"image_size: expected a height and a width of at least 1, below 2^31 pixels, got {image_size!r}"
-        )
     if is_checked() and not boxes.isfinite().all():
         n = int(boxes.isfinite().all(1).logical_not().nonzero()[0, 0])
         raise ValueError(f"boxes: instance {n} has {boxes[n].tolist()}, expected finite numbers")

@@ -8,6 +8,7 @@ import ctypes
 from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from detops import ops, run_lengths
 from detops.checks import require_device, require_module
 from detops.inference.draw_masks import draw
 from detops.inference.mask_geometry import as_torchvision, reach, wide
-from detops.inference.mask_inputs import check, fields_of, of_class
+from detops.inference.mask_inputs import check, check_cut, check_names, fields_of, height_and_width, of_class
 
 Mode = Literal["detectron2", "torchvision"]
 Index = int | slice | Sequence[int] | Tensor
@@ -81,9 +82,8 @@ class InstanceMasks:
     logits: InitVar[bool] = False
 
     def __post_init__(self, logits: bool) -> None:
-        check(self.boxes, self.labels, self.scores, self.masks, self.image_size)
-        height, width = self.image_size
-        object.__setattr__(self, "image_size", (int(height), int(width)))
+        check(self.boxes, self.labels, self.scores, self.masks)
+        object.__setattr__(self, "image_size", height_and_width(self.image_size))
         for name in ("boxes", "labels", "scores", "masks"):
             object.__setattr__(self, name, getattr(self, name).detach())
         if logits:
@@ -130,7 +130,7 @@ class InstanceMasks:
             ValueError: A key is missing, shapes do not match, or the masks have been pasted already.
         """
         boxes, labels, scores, masks = fields_of(output, ("boxes", "labels", "scores", "masks"), "output")
-        if masks.shape[-2:] == tuple(image_size):
+        if masks.shape[-2:] == height_and_width(image_size):
             raise ValueError(f"masks: expected raw masks, got pasted ones, {tuple(masks.shape)}")
         return cls.from_class_masks(boxes, labels, scores, masks, image_size)
 
@@ -166,13 +166,15 @@ class InstanceMasks:
     def __getitem__(self, index: Index) -> "InstanceMasks":
         """Some of the instances, by index, slice, indices or bool mask; one instance stays a list of one."""
         chosen: slice | Tensor
-        if isinstance(index, int):
-            index = range(len(self))[index]  # checks the range
+        if isinstance(index, Integral):
+            index = range(len(self))[int(index)]  # checks the range
             chosen = slice(index, index + 1)
         elif isinstance(index, slice):
             chosen = index
         else:
             given = torch.atleast_1d(torch.as_tensor(index, device=self.boxes.device))
+            if given.dim() > 1:
+                raise IndexError(f"index: expected a number, a slice or a list, got shape {tuple(given.shape)}")
             chosen = given if given.numel() else given.to(torch.int64)
         fields = (self.boxes[chosen], self.labels[chosen], self.scores[chosen], self.masks[chosen])
         return InstanceMasks(*fields, self.image_size)
@@ -199,7 +201,7 @@ class InstanceMasks:
         """
         chosen = self if index is None else self[index]
         pasted: Tensor = ops.paste_masks(*chosen._arguments(threshold, mode))
-        return pasted[0] if isinstance(index, int) else pasted
+        return pasted[0] if isinstance(index, Integral) else pasted
 
     def crops(self, *, threshold: float = 0.5, mode: Mode = "detectron2") -> list[MaskCrop]:
         """Each mask at the size of its own box, cut to the image: all of its pixels that can be true.
@@ -274,9 +276,7 @@ class InstanceMasks:
         """
         labels = self.labels.tolist()
         if category_ids is not None:
-            unknown = [label for label in labels if not 0 <= label < len(category_ids)]
-            if unknown:
-                raise ValueError(f"labels: expected 0 .. {len(category_ids) - 1}, one a category, got {unknown[0]}")
+            check_names(labels, category_ids, "category")
             labels = [category_ids[label] for label in labels]
         rows = zip(labels, self.boxes.tolist(), self.scores.tolist(), self.to_rle(threshold, mode), strict=True)
         return [
@@ -346,7 +346,7 @@ class InstanceMasks:
 
         Args:
             image: A Pillow image, or uint8 (height, width, 3) as an array or a tensor, of `image_size`.
-            class_names: Names by label; without them the number is written.
+            class_names: Names by label, one for each; without them the number is written.
             threshold: See the class.
             mode: See the class.
             opacity: Of the masks, 0 .. 1.
@@ -357,7 +357,7 @@ class InstanceMasks:
         Raises:
             ModuleNotFoundError: Pillow or numpy is not installed.
             TypeError: The image has another type or dtype.
-            ValueError: It has another size, or a number is out of range.
+            ValueError: It has another size, a number is out of range, or a label has no name.
         """
         crops = self.crops(threshold=threshold, mode=mode)
         return draw(image, self.image_size, crops, self.boxes, self.labels, self.scores, class_names, opacity)
@@ -383,9 +383,6 @@ class InstanceMasks:
 
     def _arguments(self, threshold: float, mode: str) -> tuple[Tensor, Tensor, int, int, float]:
         """What both ops take."""
-        if not threshold > 0:
-            raise ValueError(f"threshold: expected a number above 0, got {threshold!r}")
-        if mode not in ("detectron2", "torchvision"):
-            raise ValueError(f'mode: expected "detectron2" or "torchvision", got {mode!r}')
+        check_cut(threshold, mode)
         boxes = self.boxes if mode == "detectron2" else as_torchvision(self.boxes, self.masks.shape[-2:])
         return self.masks, boxes, *self.image_size, float(threshold)

@@ -5,6 +5,7 @@ network runs, so that only their bytes travel there.
 """
 
 import math
+import operator
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
@@ -131,6 +132,7 @@ def preprocess(
         >>> batch.images.shape, batch.image_shapes.tolist()
         (torch.Size([2, 3, 1088, 1088]), [[800, 1067], [1067, 800]])
     """
+    size, scale = _two("size", size), _two("scale", scale)
     _check_options(size, scale, keep_ratio, pad_divisor, dtype, layout)
     mean, std = _three("mean", mean), _three("std", std)
     if min(std) <= 0:
@@ -169,9 +171,6 @@ def _check_options(
 ) -> None:
     if size is not None and scale is not None:
         raise ValueError("size, scale: expected one of them, got both")
-    for name, sides in (("size", size), ("scale", scale)):
-        if sides is not None and (len(sides) != 2 or not all(isinstance(s, int) and s >= 1 for s in sides)):
-            raise ValueError(f"{name}: expected two integers of at least 1, got {sides!r}")
     if scale is not None and not keep_ratio:
         raise ValueError("scale: keeps the ratio of sides; for keep_ratio=False give size=(height, width)")
     if not isinstance(pad_divisor, int) or pad_divisor < 1:
@@ -182,8 +181,23 @@ def _check_options(
         raise ValueError(f"layout: expected 'HWC', 'CHW' or None, got {layout!r}")
 
 
-def _three(name: str, values: Sequence[float]) -> list[float]:
-    numbers = [float(value) for value in values]
+def _two(name: str, sides: Any) -> tuple[int, int] | None:
+    if sides is None:
+        return None
+    try:
+        first, second = map(operator.index, sides)
+    except (TypeError, ValueError):
+        first = second = 0
+    if min(first, second) < 1:
+        raise ValueError(f"{name}: expected two integers of at least 1, got {sides!r}")
+    return first, second
+
+
+def _three(name: str, values: Any) -> list[float]:
+    try:
+        numbers = [float(value) for value in values]
+    except (TypeError, ValueError):
+        numbers = []
     if len(numbers) != 3 or not all(map(math.isfinite, numbers)):
         raise ValueError(f"{name}: expected three finite numbers, got {values!r}")
     return numbers

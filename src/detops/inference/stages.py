@@ -109,6 +109,10 @@ class StageTimer:
         """
         return WrappedStage(self, module, name)
 
+    def __deepcopy__(self, memo: object) -> "StageTimer":
+        """Itself: a copy of a wrapped module is timed by the timer of the module."""
+        return self
+
     def reset(self) -> None:
         """Forget all calls that ended, and every open stage of this thread."""
         with self._lock:

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from detops.inference.mask_inputs import check_cut
 from detops.inference.masks import InstanceMasks, Mode
 from detops.inference.preprocess import as_tensor, preprocess
 from detops.inference.stages import StageTimer
@@ -69,10 +70,13 @@ class MaskRCNNPipeline:
         _require_mask_rcnn(model)
         if isinstance(half, bool):
             half = PARTS if half else ()
-        if isinstance(half, str) or not set(half) <= set(PARTS):
+        if isinstance(half, str) or not isinstance(half, Collection) or not set(half) <= set(PARTS):
             raise ValueError(f"half: expected a bool or some of {', '.join(PARTS)}, got {half!r}")
+        if half_dtype not in (None, torch.float16, torch.bfloat16):
+            raise ValueError(f"half_dtype: expected float16, bfloat16 or None, got {half_dtype}")
         if masks not in get_args(Masks):
             raise ValueError(f"masks: expected one of {', '.join(get_args(Masks))}, got {masks!r}")
+        check_cut(threshold, mode)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.model: Any = model
@@ -137,7 +141,8 @@ class MaskRCNNPipeline:
             floats = [_as_float(image, b).to(device) for b, image in enumerate(images)]
             prepared, _ = transform(floats)
             return prepared.tensors, prepared.image_sizes, [(f.shape[1], f.shape[2]) for f in floats]
-        originals = [_height_width(image) for image in images]
+        images = [as_tensor(image, b, to_rgb=False, layout=None) for b, image in enumerate(images)]
+        originals = [(image.shape[1], image.shape[2]) for image in images]
         sizes = [_resized(transform, *original) for original in originals]
         options: dict[str, Any] = {
             "mean": [255 * value for value in transform.image_mean],
@@ -255,14 +260,6 @@ def _as_float(image: Any, b: int) -> Tensor:
     if isinstance(image, Tensor) and image.is_floating_point():
         return image
     return as_tensor(image, b, to_rgb=False, layout=None).expand(3, -1, -1).float() / 255
-
-
-def _height_width(image: Any) -> Size:
-    """Of a tensor, an array, or a Pillow image; what is none of these `preprocess` refuses by name."""
-    if isinstance(image, Tensor):
-        return image.shape[-2], image.shape[-1]
-    height, width = image.shape[:2] if hasattr(image, "shape") else getattr(image, "size", (1, 1))[::-1]
-    return height, width
 
 
 def _resized(transform: Any, height: int, width: int) -> Size:

@@ -136,6 +136,23 @@ def test_crops_are_as_large_as_their_boxes():
     assert sizes == [((8, 7), 3, 4), ((6, 4), 0, 0), ((0, 0), 0, 0), ((0, 0), 0, 0)]
 
 
+def test_crops_hold_what_rounding_adds():
+    """In a box of 1e9 pixels, float32 takes pixels just outside it for its edge, where a full mask is 1/2."""
+    side = 1e9
+    boxes = torch.tensor([[-side, 0, 3, 20], [0, -side, 24, 3], [-side, 5, 3, 9]], dtype=torch.float64)
+    found = InstanceMasks(boxes, torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.ones(3, 28, 28), (20, 24))
+    assert [found.paste(0).sum(), found.paste(1).sum()] == [80, 96]
+    assert [crop.mask.sum() for crop in found.crops()] == found.areas().tolist() == [80, 96, 16]
+
+
+def test_crops_of_boxes_beyond_float64_are_empty():
+    boxes = torch.tensor([[-1.7e308, 0, 1.7e308, 9]], dtype=torch.float64)
+    found = InstanceMasks(boxes, torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.ones(1, 28, 28), (20, 24))
+    assert not found.paste().any()
+    for threshold in (0.5, 0.2):
+        assert found.crops(threshold=threshold)[0].mask.shape == (0, 0)
+
+
 @modes
 @settings(max_examples=100, deadline=None)
 @given(found=usual | strange, threshold=st.sampled_from([0.5, 0.2, 0.9]))

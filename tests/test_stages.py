@@ -181,6 +181,21 @@ def test_a_copy_of_a_wrapped_module_is_timed_too(timer, clock):
     assert {name: (s.calls, s.total_ms) for name, s in by_name(timer).items()} == {"all": (1, 2), "all/module": (1, 2)}
 
 
+def test_a_module_that_is_unwrapped_during_its_call(timer, clock):
+    class Unwraps(nn.Module):
+        def forward(self, x):
+            handle.remove()
+            return x
+
+    module = Unwraps()
+    handle = timer.wrap(module, "module")
+    with timer.stage("outer"):
+        module(torch.ones(1))
+        with timer.stage("next"):
+            clock.sleep(1)
+    assert list(by_name(timer)) == ["outer", "outer/next"]
+
+
 def test_a_wrapped_module_that_fails(timer, clock):
     module = Slow(clock, KeyError)
     timer.wrap(module, "module")

@@ -30,7 +30,7 @@ def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int]
         (N, 4) xyxy, whole numbers as floats; 0 where nothing is reached.
     """
     box = boxes.to(wide(boxes))
-    usable, ends = box.isfinite().all(1), []
+    usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
     for axis in (0, 1):
         low, high = box[:, axis], box[:, axis + 2]
         side = high - low

@@ -244,6 +244,20 @@ def test_boxes_stay_exact_in_half_precision():
     assert proposals[1].dtype == torch.bfloat16  # what torchvision makes of it by itself
 
 
+def test_proposals_are_chosen_by_float32_scores():
+    """In bfloat16 many scores are equal, and another sort or NMS order would follow."""
+    model, seen = tiny_mask_rcnn.build(seed=1), []
+    choose = model.rpn.filter_proposals
+
+    def remembered(proposals, objectness, *rest):
+        seen.extend([proposals.dtype, objectness.dtype])
+        return choose(proposals, objectness, *rest)
+
+    model.rpn.filter_proposals = remembered
+    MaskRCNNPipeline(model, half=True)(pictures((90, 110)))
+    assert seen == [torch.float32, torch.float32]
+
+
 def test_a_compiled_backbone(model):
     images = pictures(*SIZES)
     calls = []

@@ -91,6 +91,13 @@ def test_batches(model):
     assert MaskRCNNPipeline(model)([]) == []
 
 
+@pytest.mark.parametrize("device_preprocess", [False, True])
+def test_errors_count_images_through_all_batches(model, device_preprocess):
+    pipeline = MaskRCNNPipeline(model, batch_size=2, device_preprocess=device_preprocess)
+    with pytest.raises(TypeError, match="images: expected uint8, image 3 is int64"):
+        pipeline([*pictures(*SIZES), torch.zeros(3, 64, 64, dtype=torch.int64)])
+
+
 def test_nothing_detected(model):
     none = tiny_mask_rcnn.build(seed=1, box_score_thresh=2.0)
     images = pictures(*SIZES)

@@ -20,7 +20,7 @@ class Runs {
     const int64_t run = position - last_;
     last_ = position;
     if (compress_) {
-      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the third on, less the last run of its kind
+      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the fourth on, less the last run of its kind
       before_[count_ & 1] = run;
     } else {
       const int32_t value = static_cast<int32_t>(run);

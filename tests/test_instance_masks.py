@@ -16,6 +16,7 @@ from test_paste_masks import grid_sample
 
 import detops
 from detops import InstanceMasks
+from detops.apps import torchvision_setup
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -80,9 +81,14 @@ def test_pastes_as_torchvision(found):
 
 
 def test_torchvision_agrees():
-    heads = pytest.importorskip("torchvision.models.detection.roi_heads", exc_type=(ImportError, RuntimeError))
+    try:
+        torchvision_setup.load("tests")
+    except ImportError as error:
+        pytest.skip(str(error))
+    from torchvision.models.detection import roi_heads
+
     found = round_ones()
-    value = heads.paste_masks_in_image(found.masks[:, None], found.boxes, found.image_size)[:, 0]
+    value = roi_heads.paste_masks_in_image(found.masks[:, None], found.boxes, found.image_size)[:, 0]
     certain = (value - 0.5).abs() > 1e-5
     assert torch.equal(found.paste(mode="torchvision")[certain], (value >= 0.5)[certain])
 
@@ -134,6 +140,35 @@ def test_crops_are_as_large_as_their_boxes():
     found = InstanceMasks(boxes, torch.zeros(4, dtype=torch.int64), torch.ones(4), torch.ones(4, 28, 28), (20, 24))
     sizes = [(tuple(crop.mask.shape), crop.x, crop.y) for crop in found.crops()]
     assert sizes == [((8, 7), 3, 4), ((6, 4), 0, 0), ((0, 0), 0, 0), ((0, 0), 0, 0)]
+
+
+@modes
+def test_empty_boxes_have_empty_masks(mode):
+    boxes = [[5.0, 5, 5, 9], [5, 5, 9, 5], [9, 5, 5, 9], [5, 5, 4.9, 9], [5, torch.nan, 9, 9], [5, 5, torch.inf, 9]]
+    found = InstanceMasks(
+        torch.tensor(boxes), torch.zeros(6, dtype=torch.int64), torch.ones(6), torch.ones(6, 28, 28), (20, 24)
+    )
+    assert not found.paste(mode=mode).any()
+    assert found.areas(mode=mode).tolist() == [0] * 6
+    assert [crop.mask.numel() for crop in found.crops(mode=mode)] == [0] * 6
+    assert not found.iou(found, mode=mode).any()
+
+
+def test_crops_hold_what_rounding_adds():
+    """In a box of 1e9 pixels, float32 takes pixels just outside it for its edge, where a full mask is 1/2."""
+    side = 1e9
+    boxes = torch.tensor([[-side, 0, 3, 20], [0, -side, 24, 3], [-side, 5, 3, 9]], dtype=torch.float64)
+    found = InstanceMasks(boxes, torch.zeros(3, dtype=torch.int64), torch.ones(3), torch.ones(3, 28, 28), (20, 24))
+    assert [found.paste(0).sum(), found.paste(1).sum()] == [80, 96]
+    assert [crop.mask.sum() for crop in found.crops()] == found.areas().tolist() == [80, 96, 16]
+
+
+def test_crops_of_boxes_beyond_float64_are_empty():
+    boxes = torch.tensor([[-1.7e308, 0, 1.7e308, 9]], dtype=torch.float64)
+    found = InstanceMasks(boxes, torch.zeros(1, dtype=torch.int64), torch.ones(1), torch.ones(1, 28, 28), (20, 24))
+    assert not found.paste().any()
+    for threshold in (0.5, 0.2):
+        assert found.crops(threshold=threshold)[0].mask.shape == (0, 0)
 
 
 @modes
@@ -313,6 +348,15 @@ def test_draw_outlines_boxes_and_names_them_where_there_is_room():
     longer = touched([20.0, 30, 180, 100], class_names=["", "", "a longer name"])
     assert longer[31:45, 21:179].any(2).sum() > drawn[31:45, 21:179].any(2).sum()
     assert not touched([20.0, 30, 30, 38])[31:37, 21:29].any()  # no room
+
+
+def test_draw_names_boxes_that_begin_outside(background):
+    """The name's plate is moved into the picture, to its corner."""
+    boxes = torch.tensor([[-30.0, -30, 150, 100]])
+    found = InstanceMasks(boxes, torch.tensor([7]), torch.ones(1), torch.zeros(1, 28, 28), (120, 200))
+    touched = (np.asarray(found.draw(background)) != background).any(2)
+    assert touched[:12, :12].mean() > 0.9
+    assert not touched[20:90, :140].any()
 
 
 def test_draw_takes_images_and_arrays(background):

@@ -181,6 +181,29 @@ def test_a_copy_of_a_wrapped_module_is_timed_too(timer, clock):
     assert {name: (s.calls, s.total_ms) for name, s in by_name(timer).items()} == {"all": (1, 2), "all/module": (1, 2)}
 
 
+def test_a_wrapped_module_is_timed_with_its_hooks(timer, clock):
+    module = Slow(clock)
+    module.register_forward_pre_hook(lambda module, args: clock.sleep(100))
+    timer.wrap(module, "module")
+    module(torch.ones(1))
+    assert by_name(timer)["module"].total_ms > 100
+
+
+def test_a_module_that_is_unwrapped_during_its_call(timer, clock):
+    class Unwraps(nn.Module):
+        def forward(self, x):
+            handle.remove()
+            return x
+
+    module = Unwraps()
+    handle = timer.wrap(module, "module")
+    with timer.stage("outer"):
+        module(torch.ones(1))
+        with timer.stage("next"):
+            clock.sleep(1)
+    assert list(by_name(timer)) == ["outer", "outer/next"]
+
+
 def test_a_wrapped_module_that_fails(timer, clock):
     module = Slow(clock, KeyError)
     timer.wrap(module, "module")
@@ -227,6 +250,8 @@ def test_only_the_latest_calls_are_kept(clock):
     assert (stats.calls, stats.min_ms, stats.max_ms) == (3, 2, 4)
     assert json.loads(timer.to_json())["forgotten"] == 2
     assert "2 older calls are forgotten" in timer.table()
+    timer.reset()
+    assert json.loads(timer.to_json())["forgotten"] == 0
 
 
 def test_each_thread_has_its_own_nesting():

@@ -91,6 +91,13 @@ def test_batches(model):
     assert MaskRCNNPipeline(model)([]) == []
 
 
+@pytest.mark.parametrize("device_preprocess", [False, True])
+def test_errors_count_images_through_all_batches(model, device_preprocess):
+    pipeline = MaskRCNNPipeline(model, batch_size=2, device_preprocess=device_preprocess)
+    with pytest.raises(TypeError, match="images: expected uint8, image 3 is int64"):
+        pipeline([*pictures(*SIZES), torch.zeros(3, 64, 64, dtype=torch.int64)])
+
+
 def test_nothing_detected(model):
     none = tiny_mask_rcnn.build(seed=1, box_score_thresh=2.0)
     images = pictures(*SIZES)
@@ -242,6 +249,20 @@ def test_boxes_stay_exact_in_half_precision():
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(floats([image]))
     assert proposals[1].dtype == torch.bfloat16  # what torchvision makes of it by itself
+
+
+def test_proposals_are_chosen_by_float32_scores():
+    """In bfloat16 many scores are equal, and another sort or NMS order would follow."""
+    model, seen = tiny_mask_rcnn.build(seed=1), []
+    choose = model.rpn.filter_proposals
+
+    def remembered(proposals, objectness, *rest):
+        seen.extend([proposals.dtype, objectness.dtype])
+        return choose(proposals, objectness, *rest)
+
+    model.rpn.filter_proposals = remembered
+    MaskRCNNPipeline(model, half=True)(pictures((90, 110)))
+    assert seen == [torch.float32, torch.float32]
 
 
 def test_a_compiled_backbone(model):

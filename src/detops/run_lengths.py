@@ -102,7 +102,7 @@ def intersections(
     shift = (a - b) * pixels
     low, high = (extent[a] - shift for extent in _extents(first, ends))  # of the first mask, in the second's image
     run = torch.searchsorted(stops, low, right=True)
-    number = (torch.searchsorted(begins, high) - run).clamp(min=0)
+    number = torch.searchsorted(begins, high) - run
     shared = torch.zeros(len(pairs), dtype=torch.int64, device=pairs.device)
     ahead = number.cumsum(0).tolist()
     start = done = 0

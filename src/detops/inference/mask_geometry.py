@@ -6,6 +6,8 @@ Sizes stay plain numbers here: as tensors they would be copied to the device, an
 import torch
 from torch import Tensor
 
+ROUNDING = 2.0**-23  # more than float32 moves the edge of a mask, in cells; in a box of 1e9 pixels, a whole pixel
+
 
 def wide(tensor: Tensor) -> torch.dtype:
     """The dtype of positions: MPS has no float64."""
@@ -15,8 +17,8 @@ def wide(tensor: Tensor) -> torch.dtype:
 def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int], threshold: float) -> Tensor:
     """The whole pixels in which masks can be at least a threshold.
 
-    These are the pixels that the box touches. Beyond its last cell's centre, a probability of at most 1 falls to the
-    threshold within 1 - threshold cells, of which half a cell is within the box.
+    These are the pixels that the box touches, and those whose centre the mask reaches: beyond its last cell's centre, a
+    probability of at most 1 falls to the threshold within 1 - threshold cells, of which half a cell is within the box.
 
     Args:
         boxes: (N, 4) xyxy.
@@ -28,12 +30,14 @@ def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int]
         (N, 4) xyxy, whole numbers as floats; 0 where nothing is reached.
     """
     box = boxes.to(wide(boxes))
-    usable, ends = box.isfinite().all(1), []
+    usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
     for axis in (0, 1):
         low, high = box[:, axis], box[:, axis + 2]
-        beyond = max(0.0, 0.5 - threshold) * (high - low) / mask_size[1 - axis]
-        first, last = (low - beyond).floor().clamp(min=0), (high + beyond).ceil().clamp(max=image_size[1 - axis])
-        usable = usable & (low < high) & (first < last)
+        side = high - low
+        beyond = max(0.0, 0.5 - threshold + ROUNDING) * side / mask_size[1 - axis]
+        first = torch.minimum(low.floor(), (low - beyond - 0.5).ceil()).clamp(min=0)
+        last = torch.maximum(high.ceil(), (high + beyond + 0.5).floor()).clamp(max=image_size[1 - axis])
+        usable = usable & side.isfinite() & (side > 0) & (first < last)
         ends.append((first, last))
     (x1, x2), (y1, y2) = ends
     return torch.stack([x1, y1, x2, y2], 1).where(usable[:, None], 0)

@@ -303,9 +303,11 @@ class WrappedStage:
         )
 
     def remove(self) -> None:
-        """Take the hooks off; further calls of the module are not timed."""
+        """Take the hooks off; further calls of the module are not timed, nor one that is under way in this thread."""
         for handle in self._handles:
             handle.remove()
+        stack = self._timer._stack()
+        stack[:] = [span for span in stack if span.owner is not self]  # no hook will end them
 
     def _begin(self, module: nn.Module, args: object) -> None:
         if not torch.compiler.is_compiling():

@@ -112,12 +112,12 @@ class MaskRCNNPipeline:
         results = []
         with torch.autocast(self._device().type, enabled=False):  # the switch alone says what is half
             for begin in range(0, len(images), step):
-                results += self._detect(images[begin : begin + step])
+                results += self._detect(images[begin : begin + step], begin)
         return results
 
-    def _detect(self, images: list[Any]) -> list[dict[str, Any]]:
+    def _detect(self, images: list[Any], begin: int) -> list[dict[str, Any]]:
         with self._stage("preprocessing"):
-            batch, sizes, originals = self._prepared(images)
+            batch, sizes, originals = self._prepared(images, begin)
         with self._stage("backbone"), self._precision("backbone"):
             features = self.backbone(self._cast("backbone", batch))
         if isinstance(features, Tensor):
@@ -134,14 +134,14 @@ class MaskRCNNPipeline:
             with self._stage("mask_postprocessing"):
                 return self._results(boxes, scores, labels, logits, sizes, originals)
 
-    def _prepared(self, images: list[Any]) -> tuple[Tensor, list[Size], list[Size]]:
-        """The batch, the size of each image in it, and before."""
+    def _prepared(self, images: list[Any], begin: int = 0) -> tuple[Tensor, list[Size], list[Size]]:
+        """The batch, the size of each image in it, and before; `begin` is the number of the first, for errors."""
         transform, device = self.model.transform, self._device()
         if not self.device_preprocess:
-            floats = [_as_float(image, b).to(device) for b, image in enumerate(images)]
+            floats = [_as_float(image, b).to(device) for b, image in enumerate(images, begin)]
             prepared, _ = transform(floats)
             return prepared.tensors, prepared.image_sizes, [(f.shape[1], f.shape[2]) for f in floats]
-        images = [as_tensor(image, b, to_rgb=False, layout=None) for b, image in enumerate(images)]
+        images = [as_tensor(image, b, to_rgb=False, layout=None) for b, image in enumerate(images, begin)]
         originals = [(image.shape[1], image.shape[2]) for image in images]
         sizes = [_resized(transform, *original) for original in originals]
         options: dict[str, Any] = {

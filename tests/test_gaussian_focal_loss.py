@@ -230,6 +230,35 @@ def test_a_loss_scale_beyond_float16():
     torch.testing.assert_close(x.grad.double(), expected, rtol=2e-3, atol=2.0**-6)
 
 
+def test_a_loss_scale_saves_the_gradients_of_float16():
+    """Over the number of positives they are below what float16 holds, and a loss scale is there to lift them."""
+    logits, target = scene(12, (2, 3, 16, 16), torch.float32)
+    narrow, wide = (logits - 4).half().requires_grad_(), (logits - 4).half().float().requires_grad_()
+    for x in (narrow, wide):
+        (detops.gaussian_focal_loss(x, target, avg_factor=200, from_logits=True) * 2.0**16).backward()
+    torch.testing.assert_close(narrow.grad.float(), wide.grad, rtol=2e-3, atol=1e-4)
+    assert (wide.grad.abs() < 2.0**16 * 6e-8).float().mean() > 0.2
+
+
+def test_weights_beyond_float16():
+    logits = torch.tensor([[-9.0, 9.0, -3.0]]).half().requires_grad_()
+    target = torch.tensor([[1.0, 0.0, 0.5]])
+    loss = detops.gaussian_focal_loss(logits, target, reduction="sum", from_logits=True, pos_weight=900, neg_weight=50)
+    loss.backward()
+    (expected,) = torch.autograd.grad(
+        detops.gaussian_focal_loss(
+            x := logits.detach().double().requires_grad_(),
+            target,
+            reduction="sum",
+            from_logits=True,
+            pos_weight=900,
+            neg_weight=50,
+        ),
+        x,
+    )
+    torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-3, atol=1e-4)
+
+
 def test_autocast_and_views():
     logits, target = scene(4, (2, 3, 6, 6))
     expected = detops.gaussian_focal_loss(logits, target, from_logits=True)

@@ -277,3 +277,15 @@ def test_compiles_ahead_of_time(target):
         constants = flags | dict(ELLIPTICAL=not flag, WITH_GRADIENT=True, BLOCK_H=16, BLOCK_W=64, BLOCK_N=64)
         cases.append(("loss_kernel", types, constants | dict(COMPUTE="float" + wide[2:]), 4))
     assert_compiles("gaussian_focal_loss_from_boxes", cases, target)
+
+
+def test_a_loss_scale_saves_the_gradients_of_float16():
+    logits = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 4
+    centers, radii = torch.tensor([[[4, 5]], [[9, 9]]]), torch.tensor([[2], [3]])
+    labels = torch.tensor([[1], [0]])
+    narrow, wide = logits.half().requires_grad_(), logits.half().float().requires_grad_()
+    for x in (narrow, wide):
+        loss = detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, avg_factor=200)
+        (loss * 2.0**16).backward()
+    torch.testing.assert_close(narrow.grad.float(), wide.grad, rtol=2e-3, atol=1e-4)
+    assert (wide.grad.abs() < 2.0**16 * 6e-8).float().mean() > 0.2

@@ -1,5 +1,6 @@
 """InstanceMasks: pasting as Detectron2 and torchvision do, crops, RLE, areas, overlaps, pictures, and other libraries."""
 
+import json
 import sys
 from types import ModuleType, SimpleNamespace
 
@@ -518,3 +519,14 @@ def test_errors_of_iou():
     found = InstanceMasks(**GOOD)
     with pytest.raises(ValueError, match=r"other: expected masks in an image of size \(6, 8\), got \(8, 6\)"):
         found.iou(InstanceMasks(**GOOD | {"image_size": (8, 6)}))
+
+
+def test_rows_of_results_are_strict_json():
+    """JSON has no NaN; category ids of numpy become plain ones."""
+    np = pytest.importorskip("numpy")
+    boxes = torch.tensor([[1.0, 1, 5, 5], [float("nan"), 1, 5, 5], [1, 1, 5, 5], [1, 1, float("inf"), 5]])
+    scores = torch.tensor([0.9, 0.8, float("nan"), 0.7])
+    found = detops.InstanceMasks(boxes, torch.zeros(4, dtype=torch.int64), scores, torch.ones(4, 28, 28), (8, 8))
+    rows = found.to_coco(3, category_ids=np.array([18]))
+    assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+    assert [(row["category_id"], row["bbox"]) for row in rows] == [(18, [1.0, 1.0, 4.0, 4.0])]

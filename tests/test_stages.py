@@ -1,6 +1,7 @@
 """StageTimer: what it measures by a clock that tests move by hand, how it nests, fails and is read."""
 
 import copy
+import io
 import itertools
 import json
 import math
@@ -377,6 +378,21 @@ def test_table(timer, clock):
         "network      1    4.000   4.000  4.000  4.000  4.000",
         "  head       1    3.000   3.000  3.000  3.000  3.000    75%",
     ]
+
+
+def test_table_of_rich(timer, clock):
+    """The same cells; what is no markup stays as it is, and no other row follows."""
+    from rich.console import Console
+
+    with timer.stage("net[red]work"):
+        clock.sleep(1)
+        with timer.stage("head"):
+            clock.sleep(3)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(timer)
+    lines = [line.replace("│", " ").split() for line in console.export_text().splitlines() if "│" in line]
+    assert lines == [line.split() for line in timer.table().splitlines()[1:]]
+    assert lines[0][0] == "net[red]work"
 
 
 def test_json(timer, clock):

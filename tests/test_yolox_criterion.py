@@ -181,6 +181,25 @@ def test_options_of_the_fast_variant():
     assert more > plain(outputs, targets)[1][4] >= none
 
 
+@pytest.mark.parametrize("obj_loss_fix", [False, True])
+def test_a_loss_scale_saves_the_gradients_of_float16(obj_loss_fix):
+    """Over the number of positives, those of cells that are rightly empty are below what float16 holds."""
+    outputs, targets, _ = data(6, boxes=5)
+    rounded = []
+    for output in outputs:
+        output[..., 4:] -= 9
+        rounded.append(output.half())
+    criterion = detops.YoloXFastDetectionLoss(STRIDES, 4, use_l1=True, obj_loss_fix=obj_loss_fix)
+    narrow, wide = leaves_of(rounded), leaves_of([output.float() for output in rounded])
+    losses = [criterion(leaves, targets) for leaves in (narrow, wide)]
+    torch.testing.assert_close(losses[0], losses[1])
+    for loss, _ in losses:
+        (loss * 2.0**12).backward()
+    for leaf, exact in zip(narrow, wide, strict=True):
+        torch.testing.assert_close(leaf.grad.float(), exact.grad, rtol=2e-3, atol=1e-3)
+    assert (wide[0].grad[..., 4].abs() < 2.0**12 * 6e-8).any()
+
+
 def test_half_precision_and_autocast():
     outputs, targets, _ = data(6, boxes=5)
     criterion = detops.YoloXDetectionLoss(STRIDES, 4)

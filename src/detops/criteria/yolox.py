@@ -17,7 +17,7 @@ from detops.checks import (
     require_shape,
     require_tensor,
 )  # fmt: skip
-from detops.losses.fused import fused_level_losses
+from detops.losses.fused import fused_level_losses, kept_scale
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, boxes_with_labels
@@ -27,6 +27,7 @@ from detops.targets.simota import check_values
 IouType = Literal["iou", "giou", "diou", "ciou", "iou_linear"]
 Targets = Tensor | RaggedBatch | tuple[Batch, Batch]
 KINDS = {"iou": 0, "iou_linear": 1, "giou": 2, "diou": 3, "ciou": 4}  # numbers of the op
+STEEPEST = 320.0  # an IoU loss by an offset in cells grows as stride over width: a box of a tenth of a pixel, stride 32
 
 
 class YoloXDetectionLoss(nn.Module):
@@ -126,7 +127,9 @@ class YoloXDetectionLoss(nn.Module):
         levels, cells = [output.flatten(1, 3) for output in outputs], self._cells(outputs)
         with torch.no_grad():
             index, iou = self._assign(levels, cells, boxes, labels, sizes)
-            scale, positives = self._normalizers(index)
+            divisors, positives = self._normalizers(index)
+            heaviest = max(self.iou_weight, self.obj_weight, self.cls_weight)
+            scale, rest = kept_scale(levels[0], divisors, STEEPEST * heaviest)
         loss, parts = fused_level_losses(
             ops.yolox_loss,
             levels,
@@ -144,6 +147,8 @@ class YoloXDetectionLoss(nn.Module):
             self.obj_weight,
             self.cls_weight,
         )
+        if rest is not None:
+            loss, parts = loss * rest, parts * rest
         given = _count(labels, sizes)
         ratio = (positives / given.clamp(min=1)).to(parts.dtype)
         return loss, torch.cat([parts, torch.stack([ratio, loss.detach()])])

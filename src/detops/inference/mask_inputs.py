@@ -75,14 +75,17 @@ def check_cut(threshold: Any, mode: Any) -> None:
         raise ValueError(f'mode: expected "detectron2" or "torchvision", got {mode!r}')
 
 
-def check_names(labels: Sequence[int], names: Sequence[Any], kind: str) -> None:
+def check_names(labels: Sequence[int], names: Sequence[Any] | Mapping[int, Any], kind: str) -> None:
     """Check that each label has its entry among names, or ids, of categories.
 
     Raises:
         ValueError: One has none.
     """
     for label in labels:
-        if not 0 <= label < len(names):
+        if isinstance(names, Mapping):
+            if label not in names:
+                raise ValueError(f"labels: expected one that has a {kind}, got {label}")
+        elif not 0 <= label < len(names):
             raise ValueError(f"labels: expected 0 .. {len(names) - 1}, one a {kind}, got {label}")
 
 

@@ -269,7 +269,8 @@ class InstanceMasks:
             mode: See the class.
 
         Returns:
-            For each mask its image, category, box (x, y, width, height), score, and segmentation as `to_rle` has it.
+            For each mask its image, category, box (x, y, width, height), score, and segmentation as `to_rle` has it;
+            none where the box or the score is not finite, for which JSON has no number.
 
         Raises:
             ValueError: The threshold is not above 0, the mode is unknown, or a label has no category.
@@ -277,7 +278,8 @@ class InstanceMasks:
         labels = self.labels.tolist()
         if category_ids is not None:
             check_names(labels, category_ids, "category")
-            labels = [category_ids[label] for label in labels]
+            labels = [int(category_ids[label]) for label in labels]
+        finite = (self.boxes.isfinite().all(1) & self.scores.isfinite()).tolist()
         rows = zip(labels, self.boxes.tolist(), self.scores.tolist(), self.to_rle(threshold, mode), strict=True)
         return [
             {
@@ -287,7 +289,8 @@ class InstanceMasks:
                 "score": round(score, 5),
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
             }
-            for label, (x1, y1, x2, y2), score, rle in rows
+            for good, (label, (x1, y1, x2, y2), score, rle) in zip(finite, rows, strict=True)
+            if good
         ]
 
     def areas(self, threshold: float = 0.5, mode: Mode = "detectron2") -> Tensor:
@@ -337,7 +340,7 @@ class InstanceMasks:
         self,
         image: Any,
         *,
-        class_names: Sequence[str] | None = None,
+        class_names: Sequence[str] | Mapping[int, str] | None = None,
         threshold: float = 0.5,
         mode: Mode = "detectron2",
         opacity: float = 0.5,

@@ -143,15 +143,7 @@ def preprocess(
     target = _target(images, device)
     original = [(image.shape[1], image.shape[2]) for image in tensors]
     resized = [_resized(*shape, size, scale, keep_ratio) for shape in original]
-    height = -(-max([0, *(shape[0] for shape in resized)]) // pad_divisor) * pad_divisor
-    width = -(-max([0, *(shape[1] for shape in resized)]) // pad_divisor) * pad_divisor
-    if tensors:
-        sizes = [side for shape in resized for side in shape]
-        batch = ops.resize_normalize_pad(
-            _on_device(tensors, target), sizes, height, width, mean, std, to_rgb, antialias, dtype
-        )
-    else:
-        batch = torch.empty((0, 3, height, width), dtype=dtype, device=target)
+    batch = to_batch(tensors, resized, mean, std, to_rgb, pad_divisor, dtype, antialias, target)
     factors = [(w / x, h / y) * 2 for (h, w), (y, x) in zip(resized, original, strict=True)]
     return PreprocessedImages(
         batch,
@@ -159,6 +151,28 @@ def preprocess(
         _numbers(factors, 4, torch.float32, target),
         _numbers(original, 2, torch.int64, target),
     )
+
+
+def to_batch(
+    images: list[Tensor],
+    sizes: Sequence[tuple[int, int]],
+    mean: list[float],
+    std: list[float],
+    to_rgb: bool,
+    pad_divisor: int,
+    dtype: torch.dtype,
+    antialias: bool,
+    device: torch.device,
+) -> Tensor:
+    """The batch of `preprocess`, of images (C, H, W) that each become a size of its own; arguments as there."""
+    height, width = (-(-max([0, *(size[d] for size in sizes)]) // pad_divisor) * pad_divisor for d in (0, 1))
+    if not images:
+        return torch.empty((0, 3, height, width), dtype=dtype, device=device)
+    flat = [side for size in sizes for side in size]
+    batch: Tensor = ops.resize_normalize_pad(
+        _on_device(images, device), flat, height, width, mean, std, to_rgb, antialias, dtype
+    )
+    return batch
 
 
 def _check_options(

@@ -18,7 +18,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from detops.checks import require_module
+
 StagePath = tuple[str, ...]
+COLUMNS = ("stage", "calls", "mean ms", "median", "min", "max", "host", "share")
 
 
 @dataclass(frozen=True)
@@ -137,23 +140,39 @@ class StageTimer:
 
     def table(self) -> str:
         """The stages as text: one a line, inner ones indented, with their share of the stage around them."""
+        cells = [list(COLUMNS), *self._cells()]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(row))
+            for row in (zip(line, widths, strict=True) for line in cells)
+        ]
+        return "\n".join(line.rstrip() for line in [*lines, *self._notes()])
+
+    def __rich__(self) -> Any:
+        """The same for `rich.print(timer)` and consoles of rich."""
+        module = require_module("rich.table", "rich", "StageTimer", "rich")
+        table = module.Table(caption="\n".join(self._notes()) or None)
+        for i, name in enumerate(COLUMNS):
+            table.add_column(name, justify="right" if i else "left")
+        escape = require_module("rich.markup", "rich", "StageTimer", "rich").escape
+        for row in self._cells():
+            table.add_row(*map(escape, row))
+        return table
+
+    def _cells(self) -> list[list[str]]:
         stats = self.stats()
         totals = {s.path: s.total_ms for s in stats}
-        cells = [["stage", "calls", "mean ms", "median", "min", "max", "host", "share"]]
+        cells = []
         for s in stats:
             around = totals.get(s.path[:-1], 0.0)
             times = (s.mean_ms, s.median_ms, s.min_ms, s.max_ms, s.host_ms)
             name = "  " * (len(s.path) - 1) + s.path[-1] + (f" ({s.failed} failed)" if s.failed else "")
             share = f"{s.total_ms / around:.0%}" if around else ""
             cells.append([name, str(s.calls), *(f"{value:.3f}" for value in times), share])
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) if i == 0 else cell.rjust(width) for i, (cell, width) in enumerate(row))
-            for row in (zip(line, widths, strict=True) for line in cells)
-        ]
-        if self._forgotten:
-            lines.append(f"{self._forgotten} older calls are forgotten")
-        return "\n".join(line.rstrip() for line in lines)
+        return cells
+
+    def _notes(self) -> list[str]:
+        return [f"{self._forgotten} older calls are forgotten"] if self._forgotten else []
 
     def to_json(self) -> str:
         """The stages as strict JSON: device, unit, how many calls were forgotten, and `StageStats` a stage."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from detops.inference.mask_inputs import check_cut
 from detops.inference.masks import InstanceMasks, Mode
-from detops.inference.preprocess import as_tensor, preprocess
+from detops.inference.preprocess import as_tensor, to_batch
 from detops.inference.stages import StageTimer
 
 PARTS = ("backbone", "rpn", "heads")
@@ -144,21 +144,12 @@ class MaskRCNNPipeline:
         images = [as_tensor(image, b, to_rgb=False, layout=None) for b, image in enumerate(images, begin)]
         originals = [(image.shape[1], image.shape[2]) for image in images]
         sizes = [_resized(transform, *original) for original in originals]
-        options: dict[str, Any] = {
-            "mean": [255 * value for value in transform.image_mean],
-            "std": [255 * value for value in transform.image_std],
-            "keep_ratio": False,
-            "dtype": self._dtype() if "backbone" in self.half else torch.float32,
-            "device": device,
-        }
-        divisor = transform.size_divisible
-        if len(set(sizes)) == 1:
-            return preprocess(images, sizes[0], pad_divisor=divisor, **options).images, sizes, originals
-        parts = [preprocess([i], s, pad_divisor=1, **options).images for i, s in zip(images, sizes, strict=True)]
-        height, width = (-(-max(sides) // divisor) * divisor for sides in zip(*sizes, strict=True))
-        batch = parts[0].new_zeros(len(parts), 3, height, width)
-        for row, part in zip(batch, parts, strict=True):
-            row[:, : part.shape[2], : part.shape[3]] = part[0]
+        for b, (size, (height, width)) in enumerate(zip(sizes, originals, strict=True), begin):
+            if 0 in size:
+                raise ValueError(f"images: image {b} of {width} x {height} pixels would be resized to nothing")
+        mean, std = ([255 * value for value in values] for values in (transform.image_mean, transform.image_std))
+        dtype = self._dtype() if "backbone" in self.half else torch.float32
+        batch = to_batch(images, sizes, mean, std, False, transform.size_divisible, dtype, False, device)
         return batch, sizes, originals
 
     def _proposals(self, batch: Tensor, sizes: list[Size], features: Mapping[str, Tensor]) -> list[Tensor]:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from detops import ops
 from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.losses.fused import fused_loss, inverse
+from detops.losses.fused import fused_loss, inverse, kept_scale
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 EPS = 1e-12  # keeps log(probability) finite, as CornerNet's and MMDetection's losses do
@@ -89,13 +89,15 @@ def gaussian_focal_loss(
     if from_logits and weight is None and negative_weight is None and reduction != "none":
         if (target.dtype != pred.dtype and target.dtype != torch.float32) or pred.dtype == torch.float64:
             target = target.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+        scale, rest = kept_scale(pred, inverse(reduction, avg_factor, pred), max(pos_weight, neg_weight) * (1 + alpha))
         loss = fused_loss(
             ops.gaussian_focal_loss,
             pred.contiguous(),
             target.contiguous(),
-            inverse(reduction, avg_factor, pred),
+            scale,
             *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
         )
+        loss = loss if rest is None else loss * rest
     else:
         elements = _elements(pred, target, alpha, gamma, pos_weight, neg_weight, negative_weight, from_logits)
         loss = reduce_loss(elements, weight, reduction, avg_factor)

@@ -6,7 +6,7 @@ from torch import Tensor
 from detops import ops
 from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor
 from detops.losses.focal import check_finite
-from detops.losses.fused import fused_loss, inverse
+from detops.losses.fused import fused_loss, inverse, kept_scale
 from detops.losses.reduction import Reduction, check_reduction
 from detops.ragged.padded import Batch
 from detops.targets.heatmap import as_gaussians, check_factor
@@ -80,12 +80,14 @@ def gaussian_focal_loss_from_boxes(
         negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
     if is_checked():
         check_finite("logits", logits)
-    return fused_loss(
+    scale, rest = kept_scale(logits, inverse(reduction, avg_factor, logits), max(pos_weight, neg_weight) * (1 + alpha))
+    loss = fused_loss(
         ops.gaussian_focal_loss_from_boxes,
         logits.contiguous(),
         *as_gaussians(centers, radii, labels, logits, "logits"),
         negative_weight,
-        inverse(reduction, avg_factor, logits),
+        scale,
         check_factor(diameter_to_sigma_factor),
         *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
     )
+    return loss if rest is None else loss * rest

@@ -11,6 +11,7 @@ from detops import ops
 from detops.losses.reduction import EPS
 
 Arguments = tuple[Tensor | float | None, ...]
+HALF_RANGE = 2.0**14  # what gradients of float16 may be multiplied by and stay in range, if they are little above 1
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -120,3 +121,24 @@ def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> 
         return 1 / (avg_factor.detach().to(like.device, dtype) + EPS)
     value = 1 / max(like.numel(), 1) if avg_factor is None else 1 / (avg_factor + EPS)
     return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def kept_scale(logits: Tensor, scale: Tensor | None, largest: float = 1.0) -> tuple[Tensor | None, Tensor | None]:
+    """What an op multiplies a loss and its gradient by, in two factors: the second is left for what comes behind.
+
+    A gradient over the number of positives is below what float16 holds, and a loss scale, which PyTorch's AMP brings
+    with backward, would come too late for what was rounded to 0. So the op multiplies by a large number instead.
+
+    Args:
+        logits: What the gradient is of.
+        scale: Of the loss, or of several; None is 1.
+        largest: About what the gradient is at most before it is scaled.
+
+    Returns:
+        The op's factor, and that by which its losses have yet to be multiplied, 0-d; None where it is 1.
+    """
+    if logits.dtype != torch.float16:
+        return scale, None
+    whole = torch.ones((), device=logits.device) if scale is None else scale
+    rest = whole.max() * (max(1.0, largest) / HALF_RANGE)
+    return whole / rest, rest

@@ -8,10 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detops import ops
-
-# What gradients of float16 logits are kept times, until backward brings the loss scale: a gradient over the number of
-# positives is below what float16 holds. At their largest, little above 1, it leaves them well within its range.
-HALF_SCALE = 2.0**14
+from detops.losses.fused import kept_scale
 
 
 def gfl_level_losses(
@@ -78,8 +75,9 @@ class _Losses(torch.autograd.Function):
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 gradients = _class_part(scores, preds, soft, options, True)[2]
-            upstream_of_scores = upstream[0] * _kept_scale(scores, options[-4])[1]
-            for gradient, factor in zip(gradients, upstream_of_scores.unbind(), strict=True):
+            rest = kept_scale(scores[0], options[-4])[1]
+            factors = upstream[0] if rest is None else upstream[0] * rest
+            for gradient, factor in zip(gradients, factors.unbind(), strict=True):
                 ops.scale_gradient_(gradient, factor)
             of_scores = gradients
         of_preds: list[Tensor | None] = [None] * count
@@ -96,10 +94,10 @@ def _class_part(
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses, weights, and the gradients of the class logits, which are empty where none are wanted.
 
-    The gradients are yet to be multiplied by the second of `_kept_scale`.
+    The gradients are yet to be multiplied by the second of `kept_scale`.
     """
     *matched, region, valid, scale, beta, temperature, most = options
-    scale, rest = _kept_scale(scores, scale)
+    scale, rest = kept_scale(scores[0], scale)
     index, start = matched[-1], 0
     wide = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
     # As if there were no box, a level is CenterNet's focal loss of nothing.
@@ -119,12 +117,7 @@ def _class_part(
     losses, weight = ops.gfl_positives_(
         gradients if with_gradient else [], scores, preds, soft, *matched, region, scale, beta, temperature, most
     )
-    losses[0] = (losses[0] + torch.stack(background)) * rest
+    losses[0] += torch.stack(background)
+    if rest is not None:
+        losses[0] *= rest
     return losses, weight, gradients
-
-
-def _kept_scale(scores: Sequence[Tensor], scale: Tensor) -> tuple[Tensor, Tensor | float]:
-    """A class loss' scale in two factors: with the first the ops make gradients, the second is left for backward."""
-    if scores[0].dtype != torch.float16:
-        return scale, 1.0
-    return torch.full_like(scale, HALF_SCALE), scale / HALF_SCALE

@@ -2,7 +2,7 @@
 PYTHON ?= python3
 # One torch for development; any torch >= 2.10 works. Where you need another build: make test TORCH="torch ..."
 TORCH ?= torch==2.13.0
-# Beside a PyTorch for CPUs alone it has no build of its own, so it comes without its dependencies.
+# Beside a PyTorch for CPUs alone it has no build of its own: it comes without its dependencies, into its own folder.
 TORCHVISION ?= torchvision==0.28.0
 RUN := .venv/bin/python
 READY := .venv/.ready
@@ -21,7 +21,7 @@ demo: $(READY) ## generate data, draw its training targets, measure speed, train
 	.venv/bin/detops demo
 
 test: $(TESTED) ## run the tests, on up to 4 cores
-	$(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 check: $(READY) lint types test ## all that a change must pass
 
@@ -62,6 +62,6 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 
 # What some tests need beside the extra dev; where it cannot be had, they are skipped and say so.
 $(TESTED): $(READY)
-	$(RUN) -m pip install --quiet --no-deps "$(TORCHVISION)" || echo "no torchvision"
+	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision "$(TORCHVISION)" || echo "no torchvision"
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
 	touch $@

@@ -4,6 +4,7 @@ import json
 import sys
 from types import ModuleType, SimpleNamespace
 
+import loaded_torchvision
 import numpy as np
 import pytest
 import torch
@@ -17,7 +18,6 @@ from test_paste_masks import grid_sample
 
 import detops
 from detops import InstanceMasks
-from detops.apps import torchvision_setup
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -82,10 +82,7 @@ def test_pastes_as_torchvision(found):
 
 
 def test_torchvision_agrees():
-    try:
-        torchvision_setup.load("tests")
-    except ImportError as error:
-        pytest.skip(str(error))
+    loaded_torchvision.load()
     from torchvision.models.detection import roi_heads
 
     found = round_ones()

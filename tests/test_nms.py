@@ -1,5 +1,7 @@
 """The op nms and its public forms: every implementation keeps the same boxes, bit for bit."""
 
+import sys
+
 import pytest
 import torch
 from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
@@ -120,6 +122,8 @@ def test_batched_nms_is_nms_of_each_class():
 
 def test_torchvision_agrees():
     ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
+    if not sys.modules["torchvision.extension"]._has_ops():
+        pytest.skip("its compiled operators do not load, and other tests have put ours in their place")
     boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(3, count=300, labels=torch.int64))
     assert torch.equal(detops.nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))
     assert torch.equal(

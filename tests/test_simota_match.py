@@ -316,7 +316,7 @@ def test_nothing_is_differentiated():
         ({"pred_boxes": torch.zeros(1, 16, 3)}, ValueError, r"pred_boxes: expected shape \(1, 16, 4\)"),
         ({"cells": torch.zeros(16, 2)}, ValueError, r"cells: expected shape \(16, 3\)"),
         ({"labels": [torch.zeros(1)]}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": [torch.zeros(2, dtype=torch.int64)]}, ValueError, r"labels: expected shape \(1, 1\) to match boxes"),
+        ({"labels": [torch.zeros(2, dtype=torch.int64)]}, ValueError, r"labels: sample 0 has 2, expected 1, as boxes has"),
         ({"candidates": "some"}, ValueError, "candidates: expected 'all' or 'own', got 'some'"),
         ({"region": "box"}, ValueError, "region: expected 'box_or_center' or 'center', got 'box'"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),

@@ -1,17 +1,13 @@
 """A Mask R-CNN of torchvision's that detects something in milliseconds, for the tests."""
+# ruff: noqa: E402
 
 from collections import OrderedDict
 
-import pytest
+import loaded_torchvision
 import torch
 from torch import nn
 
-from detops.apps import torchvision_setup
-
-try:
-    torchvision_setup.load("tests")
-except ImportError as error:
-    pytest.skip(str(error), allow_module_level=True)
+loaded_torchvision.load()
 
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator

@@ -340,3 +340,13 @@ def test_constructors_name_the_argument():
     ):
         with pytest.raises(ValueError, match=message):
             detops.YoloXFastDetectionLoss(**dict(strides=STRIDES, num_classes=4) | options)
+
+
+def test_a_box_whose_area_float32_does_not_hold():
+    """It is a box like any other."""
+    outputs, _, _ = data(6, boxes=2)
+    criterion = detops.YoloXDetectionLoss(STRIDES, 4)
+    with detops.checked():
+        loss, parts = criterion(outputs, torch.tensor([[0, 1, 32, 32, 1e20, 1e20], [0, 2, 20, 20, 30, 30]]))
+    assert loss.isfinite()
+    assert parts[4] > 0

@@ -157,6 +157,6 @@ def match(
     if not 1 <= topk <= MOST_CANDIDATES:
         raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
     if is_checked():
-        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt)
+        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt, any_area=False)
     gt = gt.detach()
     return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))

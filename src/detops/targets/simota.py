@@ -153,11 +153,13 @@ def _check(
 
 
 def check_values(
-    name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None, num_classes: int, given: Tensor | None = None
-) -> None:
+    name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None, num_classes: int, given: Tensor | None = None,
+    any_area: bool = True,
+) -> None:  # fmt: skip
     """Raise for the first box (B, N, 4), cxcywh, that would take nothing for its values; reads values.
 
-    The message shows the box as it was `given`, if in another format.
+    The message shows the box as it was `given`, if in another format. Without `any_area`, boxes whose area is beyond
+    float32 take nothing either.
     """
     shown = boxes if given is None else given
     exists = torch.ones_like(labels, dtype=torch.bool)
@@ -168,7 +170,7 @@ def check_values(
         ("labels", labels, labels >= num_classes, f"a value below {num_classes}"),
         (name, shown, ~boxes.isfinite().all(-1), "finite numbers"),
         (name, shown, (boxes[..., 2:] < 0).any(-1), "a width and a height of at least 0"),
-        (name, shown, ~boxes[..., 2:].float().prod(-1).isfinite(), "an area that float32 holds"),
+        (name, shown, ~boxes[..., 2:].float().prod(-1).isfinite() & (not any_area), "an area that float32 holds"),
     ):
         found = (wrong & exists).nonzero()
         if len(found):

@@ -11,7 +11,7 @@ import pytest
 import torch
 from predict_runs import OneBox, SlowBox, Together, call, write_run
 
-from detops.apps import predict_folder, predict_pictures, predict_stream
+from detops.apps import coco, predict_folder, predict_pictures, predict_stream
 from detops.apps.listing import batched
 from detops.apps.predict_run import RunPredictor
 from detops.apps.predict_stream import Source
@@ -225,13 +225,11 @@ def test_ids_of_images_in_folders(tmp_path):
     records = [{"id": 7 * n, "file_name": name, "width": 4, "height": 4} for n, name in enumerate(names, 1)]
     path.write_text(json.dumps({"images": records, "annotations": [], "categories": []}))
     paths = ["x/train/1.png", "x/val/1.png", "2.png", "x/1.png", "/3.png", "x/val/3.png", "train/9.png"]
-    sources = list(predict_folder._sources(paths, *predict_folder._ids(path)))
+    sources = list(predict_folder._sources(paths, *predict_folder._ids(coco.read(path).images)))
     # x/1.png may be either, and train/9.png is none: they are numbered behind the highest.
     assert [source.image_id for source in sources] == [7, 14, 21, 35 + 4, 28, 35, 35 + 7]
     assert [source.path for source in sources] == paths
-    assert [source.image_id for source in predict_folder._sources(paths, *predict_folder._ids(None))] == list(
-        range(1, 8)
-    )
+    assert [source.image_id for source in predict_folder._sources(paths, *predict_folder._ids([]))] == list(range(1, 8))
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(0, []), (2, ["00", "01"]), (5, ["00", "01", "02", "04"]), (-1, 9)])

@@ -1,6 +1,5 @@
 """torchvision's Mask R-CNN by its weights, and as what `detops predict` detects with: instances with their masks."""
 
-import importlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,8 @@ from torch import Tensor
 
 from detops.apps import models, predict
 from detops.apps.predict_stream import Read, Row
-from detops.inference.torchvision import MaskRCNNPipeline
+from detops.inference.masks import InstanceMasks
+from detops.inference.torchvision import MaskRCNNPipeline, require_torchvision
 
 COCO_CLASSES = 91  # of torchvision's weights, whose labels are COCO's category ids, with gaps
 
@@ -23,15 +23,15 @@ def resnet50(weights: Path, **options: Any) -> Any:
         options: Keyword arguments of `MaskRCNN`.
 
     Raises:
+        ModuleNotFoundError: torchvision is missing, or does not fit PyTorch.
         ValueError: The weights are not of such a network.
     """
-    from torchvision.models.detection import maskrcnn_resnet50_fpn
-
+    detection = require_torchvision("detops predict --mask-rcnn")
     try:
         state = torch.load(weights, map_location="cpu", weights_only=True)
         state = state.get("model", state)
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
-        model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, **options)
+        model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, **options)
         model.load_state_dict(state)
     except (KeyError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         raise ValueError(f"{weights}: expected weights of torchvision's maskrcnn_resnet50_fpn: {error}") from error
@@ -77,11 +77,6 @@ class MaskRCNNPredictor:
     @staticmethod
     def _build(model: str) -> Any:
         if Path(model).is_file():
-            try:
-                importlib.import_module("torchvision.models.detection")
-            except (ImportError, RuntimeError) as error:  # RuntimeError: it does not fit the PyTorch beside it
-                message = '--mask-rcnn needs a torchvision that fits PyTorch: pip install "detops[torchvision]"'
-                raise ModuleNotFoundError(message, name="torchvision") from error
             return resnet50(Path(model))
         if ":" not in model:
             raise FileNotFoundError(f"{model}: no such file of weights")
@@ -96,9 +91,11 @@ class MaskRCNNPredictor:
         found = iter(started)
         return [[] if error else self._rows(next(found)["masks"]) for error in batch.errors]
 
-    def _rows(self, masks: Any) -> list[Row]:
+    def _rows(self, masks: InstanceMasks) -> list[Row]:
         rows = masks.to_coco(0, mode="torchvision")
-        return [{name: value for name, value in row.items() if name != "image_id"} for row in rows]
+        for row in rows:
+            del row["image_id"]  # the line has it
+        return rows
 
 
 def _coco_names() -> list[str]:

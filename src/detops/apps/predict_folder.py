@@ -83,7 +83,8 @@ def run(run: Path | None, images: Sequence[Path], out: Path, options: Options, c
     gpu = predict_ray.connect() if options.ray else torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if gpu else "cpu"))
     predictor = load(torch.device("cpu") if options.ray else device)
-    listing, ids = Listing(images), _ids(options.annotations)
+    annotations = None if options.annotations is None else coco.read(options.annotations)
+    listing, ids = Listing(images), _ids(annotations.images if annotations else [])
     with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
         begin = _begin(results.count, len(listing), options.batch_size)
         batches = batched(islice(_sources(listing, *ids), begin, None), options.batch_size)
@@ -94,7 +95,9 @@ def run(run: Path | None, images: Sequence[Path], out: Path, options: Options, c
         elif count:
             workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
             lines = predict_stream.lines(predictor, batches, min(workers, count - 1))
-        names = predictor.names | _names(options.annotations)
+        names = dict(predictor.names)
+        if annotations is not None:
+            names |= dict(zip(annotations.category_ids, annotations.class_names, strict=True))
         with Pictures(out / "images", listing, names, options.pictures, options.score) as pictures:
             _write(results, lines, begin, len(listing), pictures, console)
         summary = results.finish()
@@ -129,20 +132,11 @@ def _settings(predictor: Predictor, device: torch.device, options: Options) -> d
     }  # fmt: skip
 
 
-def _names(annotations: Path | None) -> dict[int, str]:
-    """Names of categories, where a COCO file has them."""
-    if annotations is None:
-        return {}
-    found = coco.read(annotations)
-    return dict(zip(found.category_ids, found.class_names, strict=True))
-
-
 Ids = dict[str, int | str | None]
 
 
-def _ids(annotations: Path | None) -> tuple[Ids, int]:
+def _ids(records: Sequence[coco.ImageRecord]) -> tuple[Ids, int]:
     """Ids by the ends of paths, None for an end that several images have; and the highest number among them."""
-    records = [] if annotations is None else coco.read(annotations).images
     ids: Ids = {}
     for record in records:
         for ending in _endings(record.file_name):

@@ -6,17 +6,15 @@ from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from detops.apps import predict, report, require
+from detops.apps.dataset import decode
 from detops.apps.results import Line, error_of
 from detops.inference.draw_masks import draw as draw_masks
 from detops.inference.masks import MaskCrop
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 OPACITY = 0.5  # of masks
 
@@ -72,8 +70,7 @@ class Pictures:
         labels = torch.tensor([self._labels.get(one, one) for one in categories], dtype=torch.int64)
         names = {self._labels.get(one, one): self._categories.get(one, str(one)) for one in categories}
         scores = torch.tensor([row["score"] for row in rows])
-        with require("PIL.Image", "Pillow", "predict").open(line["path"]) as file:
-            image: Image = file.convert("RGB")
+        image = decode(Path(line["path"]))
         if rows and "segmentation" in rows[0]:
             crops = [_crop(row["segmentation"], box) for row, box in zip(rows, boxes.tolist(), strict=True)]
             size = (image.height, image.width)

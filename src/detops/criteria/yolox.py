@@ -146,9 +146,8 @@ class YoloXDetectionLoss(nn.Module):
             self.iou_weight,
             self.obj_weight,
             self.cls_weight,
+            rest=rest,
         )
-        if rest is not None:
-            loss, parts = loss * rest, parts * rest
         given = _count(labels, sizes)
         ratio = (positives / given.clamp(min=1)).to(parts.dtype)
         return loss, torch.cat([parts, torch.stack([ratio, loss.detach()])])

@@ -275,12 +275,12 @@ class InstanceMasks:
         Raises:
             ValueError: The threshold is not above 0, the mode is unknown, or a label has no category.
         """
-        labels = self.labels.tolist()
+        kept = self[self.boxes.isfinite().all(1) & self.scores.isfinite()]
+        labels = kept.labels.tolist()
         if category_ids is not None:
             check_names(labels, category_ids, "category")
             labels = [int(category_ids[label]) for label in labels]
-        finite = (self.boxes.isfinite().all(1) & self.scores.isfinite()).tolist()
-        rows = zip(labels, self.boxes.tolist(), self.scores.tolist(), self.to_rle(threshold, mode), strict=True)
+        rows = zip(labels, kept.boxes.tolist(), kept.scores.tolist(), kept.to_rle(threshold, mode), strict=True)
         return [
             {
                 "image_id": image_id,
@@ -289,8 +289,7 @@ class InstanceMasks:
                 "score": round(score, 5),
                 "segmentation": {"size": rle["size"], "counts": rle["counts"].decode()},
             }
-            for good, (label, (x1, y1, x2, y2), score, rle) in zip(finite, rows, strict=True)
-            if good
+            for label, (x1, y1, x2, y2), score, rle in rows
         ]
 
     def areas(self, threshold: float = 0.5, mode: Mode = "detectron2") -> Tensor:

@@ -3,10 +3,12 @@
 images -> preprocessing -> backbone -> RPN -> RoI heads (boxes, mask forward, mask postprocessing) -> results
 """
 
+import importlib
 import math
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from types import ModuleType
 from typing import Any, Literal, get_args
 
 import torch
@@ -224,16 +226,30 @@ class MaskRCNNPipeline:
         return values if part in self.half else values.float()
 
 
-def _require_mask_rcnn(model: object) -> None:
+def require_torchvision(who: str) -> ModuleType:
+    """Import torchvision's detection models.
+
+    Args:
+        who: What needs them, for the message.
+
+    Raises:
+        ModuleNotFoundError: torchvision is missing, or does not fit PyTorch.
+    """
     try:
-        from torchvision.models.detection import MaskRCNN
-        from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
-        from torchvision.models.detection.roi_heads import RoIHeads
-        from torchvision.models.detection.rpn import RegionProposalNetwork
-        from torchvision.models.detection.transform import GeneralizedRCNNTransform
+        return importlib.import_module("torchvision.models.detection")
     except (ImportError, RuntimeError) as error:  # RuntimeError: it does not fit the PyTorch beside it
-        message = 'MaskRCNNPipeline needs a torchvision that fits PyTorch: pip install "detops[torchvision]"'
+        message = f'{who} needs a torchvision that fits PyTorch: pip install "detops[torchvision]"'
         raise ModuleNotFoundError(message, name="torchvision") from error
+
+
+def _require_mask_rcnn(model: object) -> None:
+    require_torchvision("MaskRCNNPipeline")
+    from torchvision.models.detection import MaskRCNN
+    from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
+    from torchvision.models.detection.roi_heads import RoIHeads
+    from torchvision.models.detection.rpn import RegionProposalNetwork
+    from torchvision.models.detection.transform import GeneralizedRCNNTransform
+
     if not isinstance(model, MaskRCNN):
         raise TypeError(f"model: expected a torchvision.models.detection.MaskRCNN, got {type(model).__name__}")
     for part, base in (

@@ -96,8 +96,8 @@ def gaussian_focal_loss(
             target.contiguous(),
             scale,
             *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
+            rest=rest,
         )
-        loss = loss if rest is None else loss * rest
     else:
         elements = _elements(pred, target, alpha, gamma, pos_weight, neg_weight, negative_weight, from_logits)
         loss = reduce_loss(elements, weight, reduction, avg_factor)

@@ -81,7 +81,7 @@ def gaussian_focal_loss_from_boxes(
     if is_checked():
         check_finite("logits", logits)
     scale, rest = kept_scale(logits, inverse(reduction, avg_factor, logits), max(pos_weight, neg_weight) * (1 + alpha))
-    loss = fused_loss(
+    return fused_loss(
         ops.gaussian_focal_loss_from_boxes,
         logits.contiguous(),
         *as_gaussians(centers, radii, labels, logits, "logits"),
@@ -89,5 +89,5 @@ def gaussian_focal_loss_from_boxes(
         scale,
         check_factor(diameter_to_sigma_factor),
         *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
+        rest=rest,
     )
-    return loss if rest is None else loss * rest

@@ -40,18 +40,22 @@ class _FusedLoss(torch.autograd.Function):
         return (None, gradient, *[None] * len(ctx.is_tensor))
 
 
-def fused_loss(op: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, *arguments: Tensor | float | None) -> Tensor:
+def fused_loss(
+    op: Callable[..., tuple[Tensor, Tensor]], logits: Tensor, *arguments: Tensor | float | None, rest: Tensor | None
+) -> Tensor:
     """Call an op that returns a loss and, if its last argument is true, the gradient of the logits.
 
     Args:
         op: What to call.
         logits: Contiguous; what the loss is differentiated by.
         arguments: The rest of the op's arguments but the last.
+        rest: What `kept_scale` left of the loss's scale.
 
     Returns:
         0-d loss, once differentiable.
     """
-    return _FusedLoss.apply(op, logits, *arguments)  # type: ignore[no-any-return]
+    loss: Tensor = _FusedLoss.apply(op, logits, *arguments)
+    return loss if rest is None else loss * rest
 
 
 class _FusedLevels(torch.autograd.Function):
@@ -91,6 +95,7 @@ def fused_level_losses(
     outputs: list[Tensor],
     weights: tuple[float, ...],
     *arguments: Tensor | float | None,
+    rest: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     """Call an op that returns the losses of several levels' outputs and, if its last argument is true, the gradients.
 
@@ -99,11 +104,13 @@ def fused_level_losses(
         outputs: What the losses are differentiated by.
         weights: Factors of the losses in the sum; the op's gradient is that of the sum with the same factors.
         arguments: The rest of the op's arguments but the last.
+        rest: What `kept_scale` left of the losses' scale.
 
     Returns:
         0-d weighted sum, once differentiable; the losses, not differentiable.
     """
-    return _FusedLevels.apply(op, weights, len(outputs), *outputs, *arguments)  # type: ignore[no-any-return]
+    loss, losses = _FusedLevels.apply(op, weights, len(outputs), *outputs, *arguments)
+    return (loss, losses) if rest is None else (loss * rest, losses * rest)
 
 
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:

@@ -46,9 +46,11 @@ def gfl_level_losses(
     count = len(cls_scores)
     # Backward reads them again, and by then a caller may have loaded the next batch into the same memory.
     gt_boxes, gt_labels = gt_boxes.clone(), gt_labels.clone()
-    options = (cells, gt_boxes, gt_labels, index, region, valid, scale, beta, temperature, most)
+    kept, rest = kept_scale(cls_scores[0], scale)
+    options = (cells, gt_boxes, gt_labels, index, region, valid, kept, beta, temperature, most)
     soft = [level.detach() for level in soft_targets]
-    return _Losses.apply(count, options, *cls_scores, *bbox_preds, *soft)  # type: ignore[no-any-return]
+    losses: Tensor = _Losses.apply(count, options, *cls_scores, *bbox_preds, *soft)
+    return losses if rest is None else torch.cat([losses[:1] * rest, losses[1:]])
 
 
 class _Losses(torch.autograd.Function):
@@ -75,9 +77,7 @@ class _Losses(torch.autograd.Function):
             gradients, ctx.gradients = ctx.gradients, None
             if gradients is None:
                 gradients = _class_part(scores, preds, soft, options, True)[2]
-            rest = kept_scale(scores[0], options[-4])[1]
-            factors = upstream[0] if rest is None else upstream[0] * rest
-            for gradient, factor in zip(gradients, factors.unbind(), strict=True):
+            for gradient, factor in zip(gradients, upstream[0].unbind(), strict=True):
                 ops.scale_gradient_(gradient, factor)
             of_scores = gradients
         of_preds: list[Tensor | None] = [None] * count
@@ -92,12 +92,8 @@ class _Losses(torch.autograd.Function):
 def _class_part(
     scores: list[Tensor], preds: list[Tensor], soft: list[Tensor], options: tuple[Any, ...], with_gradient: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Losses, weights, and the gradients of the class logits, which are empty where none are wanted.
-
-    The gradients are yet to be multiplied by the second of `kept_scale`.
-    """
+    """Losses, weights, and the gradients of the class logits, which are empty where none are wanted."""
     *matched, region, valid, scale, beta, temperature, most = options
-    scale, rest = kept_scale(scores[0], scale)
     index, start = matched[-1], 0
     wide = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
     # As if there were no box, a level is CenterNet's focal loss of nothing.
@@ -118,6 +114,4 @@ def _class_part(
         gradients if with_gradient else [], scores, preds, soft, *matched, region, scale, beta, temperature, most
     )
     losses[0] += torch.stack(background)
-    if rest is not None:
-        losses[0] *= rest
     return losses, weight, gradients

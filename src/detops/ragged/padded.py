@@ -60,9 +60,8 @@ def boxes_with_labels(boxes: object, labels: object) -> tuple[Tensor, Tensor, Te
     """
     padded, sizes = as_padded("boxes", boxes)
     label, label_sizes = as_padded("labels", labels)
-    lists = isinstance(boxes, list | tuple) and isinstance(labels, list | tuple)
-    if lists:
-        _compare([len(one) for one in boxes], [len(one) for one in labels])  # type: ignore[attr-defined]
+    if isinstance(boxes, list | tuple) and isinstance(labels, list | tuple):
+        _compare([len(one) for one in boxes], [len(one) for one in labels])
     elif is_checked() and sizes is not None and label_sizes is not None:
         _compare(sizes.tolist(), label_sizes.tolist())
     return padded, label, sizes

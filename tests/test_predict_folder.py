@@ -77,6 +77,17 @@ def test_who_reads_does_not_change_the_results(noise_run, images, tmp_path):
     assert sorted(path.stem for path in (tmp_path / "0" / "images").iterdir()) == [Path(p["path"]).stem for p in good]
 
 
+def test_half_precision_rounds_otherwise(noise_run, images, tmp_path):
+    scores = []
+    for more in ([], ["--half"]):
+        out = tmp_path / f"out{len(more)}"
+        call("predict", images, "--run", noise_run, "--out", out, "--workers", 0, "--pictures", 0, *more)
+        rows = [line["detections"] for line in read(out) if "error" not in line]
+        scores.append(torch.tensor([row[0]["score"] for row in rows]))
+    assert not torch.equal(*scores)
+    torch.testing.assert_close(*scores, rtol=0.05, atol=0.01)
+
+
 def test_a_last_line_that_is_cut_anywhere(box_run, images, tmp_path, monkeypatch):
     """The whole command, at each byte of its last line."""
     monkeypatch.setattr("detops.apps.results.os.fsync", lambda _: None)

@@ -33,13 +33,15 @@ def read(out: Path) -> list[dict]:
     return list(map(json.loads, (out / "results.jsonl").read_bytes().splitlines()))
 
 
-def test_lines_are_what_the_pipeline_finds(images, tmp_path):
-    code, output = call("predict", images, *MODEL, "--out", tmp_path, "--workers", 0, "--batch-size", 2)
+@pytest.mark.parametrize("half", [False, True])
+def test_lines_are_what_the_pipeline_finds(images, tmp_path, half):
+    options = ("--workers", 0, "--batch-size", 2, *["--half"] * half)
+    code, output = call("predict", images, *MODEL, "--out", tmp_path, *options)
     assert code == 1, output
     assert "5 images, 1 of them failed" in output
     lines, good = read(tmp_path), [0, 1, 3, 4]
     assert [row for row, line in enumerate(lines) if "error" in line] == [2]
-    pipeline, found = MaskRCNNPipeline(build(), device_preprocess=True, masks="raw"), {}
+    pipeline, found = MaskRCNNPipeline(build(), half=half, device_preprocess=True, masks="raw"), {}
     for batch in ([0, 1], [3], [4]):
         views = [image_module.open(images / f"{row}.png") for row in batch]
         found |= dict(zip(batch, pipeline(views), strict=True))

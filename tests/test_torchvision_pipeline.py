@@ -334,3 +334,10 @@ def test_the_example_of_the_docs(model, monkeypatch):
     names = {"images": pictures(*SIZES)}
     exec(compile(block, "block", "exec"), names)
     assert len(names["found"]["masks"]) == len(names["found"]["boxes"]) > 3
+
+
+def test_an_image_that_shrinks_to_nothing_is_named(model):
+    images = [*pictures((96, 128)), torch.zeros(3, 1, 900, dtype=torch.uint8)]
+    pipeline = MaskRCNNPipeline(model, device_preprocess=True, batch_size=1)
+    with pytest.raises(ValueError, match="images: image 1 of 900 x 1 pixels would be resized to nothing"):
+        pipeline(images)

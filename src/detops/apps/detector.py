@@ -172,7 +172,7 @@ class Detector(lightning.LightningModule):
         with self.stages("loss"), torch.autocast(self.device.type, enabled=False):
             total, losses = self.family.losses(outputs, batch, shape)
         if step % self.settings.log_every == 0 or step == self.steps_per_epoch * self.settings.epochs:
-            # The loss makes its targets on the way; what they take of its time is measured on their own, now and then.
+            # The loss makes its targets on the way; what they take of its time is measured on its own, now and then.
             with self.stages("targets"):
                 self.family.targets(outputs, batch, shape)
         self._losses.append({name: value.detach() for name, value in losses.items()})
@@ -217,8 +217,7 @@ class Detector(lightning.LightningModule):
     def _log_step(self, step: int) -> None:
         milliseconds = self.stages.flush(len(self._losses))
         if "targets" in milliseconds:
-            milliseconds["targets"] *= len(self._losses)  # measured in one step of these
-            milliseconds["loss"] = max(0.0, milliseconds["loss"] - milliseconds["targets"])
+            milliseconds["targets"] *= len(self._losses)  # measured in one step of these; "loss" holds them too
         losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
         self._losses.clear()
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]

@@ -1,8 +1,8 @@
 """`detops train`: a folder of images with COCO annotations in, a run out.
 
 A run is a folder: `config.json` (all that rebuilds the network), `checkpoints/last.ckpt`, and `metrics.jsonl`: a line
-each so many steps (losses, learning rate, milliseconds of each stage) and a line each evaluation (COCO's numbers);
-at the end `report.html`.
+each so many steps (losses, learning rate, milliseconds of each stage; those of the loss hold those of its targets) and
+a line each evaluation (COCO's numbers); at the end `report.html`.
 
 The whole training is one sequence of steps, and what a step sees follows from seed and number alone. So it goes on
 after a kill from any checkpoint as if nothing had happened.

@@ -108,6 +108,9 @@ def _times(steps: list[dict[str, Any]]) -> str:
         for stage in STAGES
         if stage in steps[0]["milliseconds"]
     }
+    # The loss holds its targets, which are measured apart, so noise may put the part above the whole.
+    times["targets"] = min(times["targets"], times["loss"])
+    times["loss"] -= times["targets"]
     total = max(sum(times.values()), 1e-9)
     share = (times["targets"] + times["loss"]) / total
     bar = "".join(f'<i style="width:{100 * t / total:.2f}%;background:{COLORS[s]}"></i>' for s, t in times.items())

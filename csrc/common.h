@@ -80,7 +80,8 @@ class Reader {
 // exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly. Written out because it must give the same bits
 // at every position of a loop, vectorised or not. 2^n * p(r), r = x - n ln 2.
 inline float exp_within(float x) {
-  const float n = std::nearbyint(x * 1.44269504088896341f);
+  constexpr float kWhole = 12582912.0f;  // 3 * 2^22: a float from here to its double has no fraction
+  const float shifted = x * 1.44269504088896341f + kWhole, n = shifted - kWhole;
   float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
   r -= n * 1.42860682030941723e-6f;      // and the rest of ln 2
   float p = 0.00831253f;                 // the best polynomial of its degree on |r| <= ln(2) / 2 that is 1 at 0
@@ -89,11 +90,12 @@ inline float exp_within(float x) {
   p = p * r + 0.49999232f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  const int32_t bits = (static_cast<int32_t>(n) + 127) << 23;
-  float scale;
-  static_assert(sizeof(scale) == sizeof(bits));
-  __builtin_memcpy(&scale, &bits, sizeof(scale));
-  return p * scale;
+  uint32_t exponent, bits;  // n stands in the lowest bits of `shifted`; added to the exponent of p, it is a factor 2^n
+  __builtin_memcpy(&exponent, &shifted, sizeof(exponent));
+  __builtin_memcpy(&bits, &p, sizeof(bits));
+  bits += exponent << 23;
+  __builtin_memcpy(&p, &bits, sizeof(bits));
+  return p;
 }
 
 // exp(x) for x <= 0; below -87 it stays at exp(-87), about 1e-38.

@@ -7,12 +7,15 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 #include <vector>
 
 namespace detops {
 
 constexpr int kLanes = 32;  // with 16, half as fast: GCC then shuffles within vectors
 constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
+constexpr int64_t kRunCells = 256;   // cells that are looked at before their formula is chosen
+constexpr double kLowest = -87;      // exp of it is about the smallest normal float; lower logits count as this
 
 struct FocalFactors {
   double alpha, gamma, positive, negative, scale;
@@ -27,10 +30,10 @@ struct FocalFactors {
   }
 };
 
-// log(1 + e) for 0 <= e <= 1, as 2 atanh(z) with z = e / (2 + e) <= 1 / 3; relative error below 1e-7. The polynomial
-// is the best of its degree there, where a series would take seven terms.
-inline float log1p_of(float e) {
-  const float z = e / (2.0f + e), s = z * z;
+// 2 atanh(z) for 0 <= z <= 1 / 3, relative error below 1e-7: the best polynomial of its degree there, where a series
+// would take seven terms.
+inline float twice_atanh(float z) {
+  const float s = z * z;
   float p = 0.28178335f;
   p = p * s + 0.27960603f;
   p = p * s + 0.4002491f;
@@ -39,17 +42,36 @@ inline float log1p_of(float e) {
   return z * p;
 }
 
+// log(1 + e) for 0 <= e <= 1.
+inline float log1p_of(float e) { return twice_atanh(e / (2.0f + e)); }
 inline double log1p_of(double e) { return std::log1p(e); }
+
+// What the loss of a logit is made of, from its negative magnitude: e = exp(-|y|), r = 1 / (1 + e), l = log(1 + e).
+template <class Compute>
+struct FocalTerms {
+  Compute e, r, l;
+};
+
+// For a magnitude of at most 87. One division serves both the sigmoid and the logarithm.
+inline FocalTerms<float> focal_terms(float magnitude) {
+  const float e = exp_within(magnitude), a = 1.0f + e, b = 2.0f + e, d = 1.0f / (a * b);
+  return {e, b * d, twice_atanh(e * (a * d))};
+}
+
+inline FocalTerms<double> focal_terms(double magnitude) {
+  const double e = std::exp(magnitude);
+  return {e, 1 / (1 + e), std::log1p(e)};
+}
 
 // Loss and gradient of one cell with logit x, target t, and weight w of its loss as a negative.
 template <class Compute, bool Standard>
 inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, Compute& loss, Compute& gradient) {
   const bool positive = t == Compute(1);
   const Compute y = positive ? -x : x;
-  const Compute magnitude = y < 0 ? y : -y;  // -|y|; NaN stays
-  const Compute e = exp_negative(magnitude);
-  const Compute r = Compute(1) / (Compute(1) + e), l = log1p_of(e);
-  const Compute p = y < 0 ? e * r : r, q = y < 0 ? r : e * r;  // sigmoid of y and of -y
+  const Compute magnitude = y < 0 ? y : -y;
+  const auto [e, r, l] = focal_terms(magnitude > Compute(kLowest) ? magnitude : Compute(kLowest));
+  const Compute u = y < 0 ? e : Compute(1), v = y < 0 ? Compute(1) : e;  // sigmoid of y is u r, of -y it is v r
+  const Compute p = u * r;
   // Softplus of y; a logit that is not finite makes it NaN, and so all of what follows.
   const Compute cost = (y < 0 ? Compute(0) : y) + l + x * Compute(0);
   const Compute away = Compute(1) - t;
@@ -62,39 +84,83 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
             std::pow(p, Compute(f.alpha));
   }
   loss = scale * cost;
-  const Compute g = Compute(f.scale) * (scale * (p + Compute(f.alpha) * q * cost));
+  const Compute g = Compute(f.scale) * (scale * r) * (u + Compute(f.alpha) * v * cost);
   gradient = positive ? -g : g;
 }
 
-// Loss summed over a run of cells, and its gradient where one is wanted. Without targets all are 0, without
-// weights all are 1.
+// The same, to the bit, of a cell with target 0 and a logit between kLowest and 0, where alpha = 2 and gamma = 4.
+template <bool HasWeight>
+inline void bare_cell(float x, float w, float factor, float& loss, float& gradient) {
+  const auto [e, r, l] = focal_terms(x);
+  const float p = e * r, scale = HasWeight ? w * (p * p) : p * p;
+  loss = scale * l;
+  gradient = factor * (scale * r) * (e + 2.0f * l);
+}
+
+// Whether all logits are between kLowest and 0, and none is a NaN: told from their bits, the sign turned.
+inline bool all_bare(const float* x, int64_t count) {
+  uint32_t lowest, top = 0;
+  const float limit = static_cast<float>(-kLowest);
+  __builtin_memcpy(&lowest, &limit, sizeof(lowest));
+  for (int64_t i = 0; i < count; ++i) {
+    uint32_t bits;
+    __builtin_memcpy(&bits, x + i, sizeof(bits));
+    bits ^= 0x80000000u;
+    top = bits > top ? bits : top;
+  }
+  return top < lowest;
+}
+
+// Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1.
+template <bool Bare, bool Standard, bool HasTarget, bool HasWeight, class U, class Compute>
+inline void focal_cells(const Compute* __restrict x, const U* __restrict target, const Compute* __restrict weight,
+                        int64_t count, const FocalFactors& f, Compute* __restrict loss, Compute* __restrict gradient) {
+  const Compute factor = static_cast<Compute>(f.scale);
+  for (int64_t i = 0; i < count; ++i) {
+    const Compute t = HasTarget ? static_cast<Compute>(target[i]) : Compute(0), w = HasWeight ? weight[i] : Compute(1);
+    if constexpr (Bare) {
+      bare_cell<HasWeight>(x[i], w, factor, loss[i], gradient[i]);
+    } else {
+      focal_cell<Compute, Standard>(x[i], t, w, f, loss[i], gradient[i]);
+    }
+  }
+}
+
+// Loss summed over cells, and its gradient where one is wanted; targets and weights as in `focal_cells`.
 template <bool Standard, bool HasTarget, bool HasWeight, class T, class U, class Compute>
 inline double focal_run(const T* logits, const U* target, const Compute* weight, T* gradient, int64_t count,
                         const FocalFactors& f) {
+  constexpr bool kMayBeBare = Standard && !HasTarget && std::is_same_v<Compute, float>;
+  constexpr bool kInPlace = std::is_same_v<T, Compute>;
+  Compute converted[kRunCells], unread[kRunCells], loss[kRunCells], sums[kLanes] = {};
   double total = 0;
-  for (int64_t begin = 0; begin < count; begin += kSumCells) {
-    const int64_t end = std::min(count, begin + kSumCells);
-    Compute sums[kLanes] = {};
-    int64_t base = begin;
-    for (; base + kLanes <= end; base += kLanes) {
-      Compute x[kLanes], t[kLanes], w[kLanes], loss[kLanes], g[kLanes];
-      for (int i = 0; i < kLanes; ++i) x[i] = static_cast<Compute>(logits[base + i]);
-      for (int i = 0; i < kLanes; ++i) t[i] = HasTarget ? static_cast<Compute>(target[base + i]) : Compute(0);
-      for (int i = 0; i < kLanes; ++i) w[i] = HasWeight ? weight[base + i] : Compute(1);
-      for (int i = 0; i < kLanes; ++i) focal_cell<Compute, Standard>(x[i], t[i], w[i], f, loss[i], g[i]);
-      for (int i = 0; i < kLanes; ++i) sums[i] += loss[i];
-      if (gradient == nullptr) continue;
-      for (int i = 0; i < kLanes; ++i) gradient[base + i] = static_cast<T>(g[i]);
+  for (int64_t begin = 0; begin < count; begin += kRunCells) {
+    const int64_t n = std::min(kRunCells, count - begin);
+    const Compute* x = converted;
+    Compute* g = unread;
+    if constexpr (kInPlace) {
+      x = logits + begin;
+      if (gradient != nullptr) g = gradient + begin;
+    } else {
+      for (int64_t i = 0; i < n; ++i) converted[i] = static_cast<Compute>(logits[begin + i]);
     }
-    for (; base < end; ++base) {
-      Compute loss, g;
-      focal_cell<Compute, Standard>(static_cast<Compute>(logits[base]),
-                                    HasTarget ? static_cast<Compute>(target[base]) : Compute(0),
-                                    HasWeight ? weight[base] : Compute(1), f, loss, g);
-      sums[base % kLanes] += loss;
-      if (gradient != nullptr) gradient[base] = static_cast<T>(g);
+    const U* t = HasTarget ? target + begin : nullptr;
+    const Compute* w = HasWeight ? weight + begin : nullptr;
+    bool bare = false;
+    if constexpr (kMayBeBare) {
+      bare = f.negative == 1 && all_bare(x, n);
+      if (bare) focal_cells<true, Standard, HasTarget, HasWeight>(x, t, w, n, f, loss, g);
     }
-    for (Compute part : sums) total += static_cast<double>(part);
+    if (!bare) focal_cells<false, Standard, HasTarget, HasWeight>(x, t, w, n, f, loss, g);
+    if constexpr (!kInPlace) {
+      for (int64_t i = 0; gradient != nullptr && i < n; ++i) gradient[begin + i] = static_cast<T>(g[i]);
+    }
+    std::fill(loss + n, loss + (n + kLanes - 1) / kLanes * kLanes, Compute(0));
+    for (int64_t base = 0; base < n; base += kLanes) {
+      for (int i = 0; i < kLanes; ++i) sums[i] += loss[base + i];
+    }
+    if ((begin + kRunCells) % kSumCells != 0 && begin + kRunCells < count) continue;
+    for (Compute& part : sums) total += static_cast<double>(part), part = 0;
   }
   return total;
 }

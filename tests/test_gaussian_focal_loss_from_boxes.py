@@ -128,6 +128,34 @@ def test_a_logit_that_is_not_finite_makes_nan(name, value, cell):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("negative_weight", [1.0, 0.75])
+def test_background_whose_logits_are_all_negative(name, dtype, weighted, negative_weight):
+    """The C++ kernel has a shorter formula for it."""
+    *args, weight, _ = arguments(3, dtype, weighted, batch=1, classes=2, height=11, width=37, boxes=0)
+    logits = -args[0].abs()
+    extremes = torch.tensor([-0.0, -1e-30, -1e-6, -30.0, -86.9, -87.0, -87.1, -1e4])
+    logits[0, 1, 5, : len(extremes)] = extremes.to(dtype)
+    scale = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
+    factors = (*STANDARD[:-1], negative_weight)
+    assert_matches(IMPLEMENTATIONS[name], (logits, *args[1:], weight, scale), factors)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted):
+    """Not even where the C++ kernel has another formula for those around it."""
+    logits, *args = arguments(4, dtype, weighted, batch=1, classes=1, height=20, width=37, boxes=0)
+    logits = -logits.abs()
+    before = op(logits, *args, *STANDARD, True)[1]
+    for value in (3.0, 0.0, -90.0, float("nan"), float("-inf")):
+        logits[0, 0, 10, 3] = value
+        after = op(logits, *args, *STANDARD, True)[1]
+        assert (after != before).nonzero().tolist() == [[0, 0, 10, 3]]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_many_boxes_at_one_centre_and_around_it(name):
     centers = torch.tensor([[[3, 3]] * 60 + [[4, 3]] * 60])
     radii = torch.arange(120)[None] % 7

@@ -128,5 +128,6 @@ inline float log_of(float x) {
   series = series * s + 2.0f;
   return z * series + power * 0.693147180559945309f;
 }
+inline double log_of(double x) { return std::log(x); }
 
 }  // namespace detops

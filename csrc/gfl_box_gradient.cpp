@@ -3,16 +3,33 @@
 #include "gfl_boxes.h"
 
 #include <cstring>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace detops {
 namespace {
 
-constexpr int64_t kBytes = 1 << 18;  // of a task that writes zeros
+constexpr int64_t kBytes = 1 << 18;     // of a task that writes zeros
+constexpr int64_t kStreamed = 1 << 24;  // zeros of so many bytes would only push from the caches what is needed there
 
-void clear(void* data, int64_t bytes) {
+// What is streamed begins and ends at multiples of 16 bytes.
+void clear_part(char* data, int64_t bytes, [[maybe_unused]] bool streamed) {
+#if defined(__SSE2__)
+  if (streamed) {
+    for (int64_t i = 0; i < bytes; i += 16) _mm_stream_si128(reinterpret_cast<__m128i*>(data + i), _mm_setzero_si128());
+    _mm_sfence();
+    return;
+  }
+#endif
+  std::memset(data, 0, static_cast<size_t>(bytes));
+}
+
+void clear(void* data, int64_t bytes, int64_t all_bytes) {
+  const bool aligned = reinterpret_cast<uintptr_t>(data) % 16 == 0;
   torch::stable::parallel_for(0, (bytes + kBytes - 1) / kBytes, 1, [&](int64_t begin, int64_t end) {
     const int64_t first = begin * kBytes, last = std::min(bytes, end * kBytes);
-    std::memset(static_cast<char*>(data) + first, 0, static_cast<size_t>(last - first));
+    clear_part(static_cast<char*>(data) + first, last - first, all_bytes >= kStreamed && aligned && last % 16 == 0);
   });
 }
 
@@ -21,48 +38,84 @@ struct Factors {
   std::vector<double> of_loss;  // (4, L)
 };
 
+// What each side's terms are multiplied by: 0 where an anchor does not have them.
+template <class C>
+struct Terms {
+  C giou[kSides], dfl[kSides], ld[kSides];
+};
+
+// The gradient by the logits of a group's distributions.
+#define DETOPS_GRADIENT(C)                                                                                         \
+  DETOPS_CLONES inline void box_gradient(const GflGroup<C>& group, const Terms<C>& f, bool has_teacher, C* g) {    \
+    for (int64_t j = 0; j < group.bins; ++j) {                                                                     \
+      const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                  \
+      for (int i = 0; i < kSides; ++i) {                                                                           \
+        const C near = C(1) - std::abs(group.exact[i] - bin);                                                      \
+        g[j * kSides + i] = f.giou[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * (p[i] - (near > 0 ? near : 0)); \
+      }                                                                                                            \
+    }                                                                                                              \
+    if (!has_teacher) return;                                                                                      \
+    for (int64_t j = 0; j < group.bins * kSides; j += kSides) {                                                    \
+      for (int i = 0; i < kSides; ++i) g[j + i] += f.ld[i] * (group.student[j + i] - group.teacher[j + i]);        \
+    }                                                                                                              \
+  }
+DETOPS_GRADIENT(float)
+DETOPS_GRADIENT(double)
+
 template <class T, class C>
-void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflAnchor<C>& anchor, T* gradient) {
+void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflGroup<C>& group, std::vector<C>& g,
+         T* gradient) {
   const int64_t width = in.widths[task.level], size = in.heights[task.level] * width, levels = in.starts.size();
   double f[4];
   for (int64_t k = 0; k < 4; ++k) f[k] = factors.of_loss[k * levels + task.level];
-  for (int64_t r = task.begin; r < task.end; ++r) {
-    const int64_t a = in.starts[task.level] + r, n = in.box_of(task.b, a);
-    const double w = n < 0 ? 0 : factors.weight[task.b * in.anchors + a], of_region = in.region_of(task.b, a);
-    if (w == 0 && !(of_region > 0)) continue;
-    anchor.read(in.preds[task.level], task.b, r / width, r % width, anchor.raw);
-    const C ld = static_cast<C>((f[2] * w + f[3] * std::max(of_region, 0.0)) * in.temperature / in.bins);
+  T* out = gradient + task.b * 4 * in.bins * size;
+  for_each_group(task, in, [&](const int64_t* cells, int count) {
+    group.read(in.preds[task.level], task.b, cells, width, group.raw);
+    group.distributions();
     if (!in.soft.empty()) {
-      anchor.read(in.soft[task.level], task.b, r / width, r % width, anchor.soft);
-      anchor.distillation(in.temperature);
+      group.read(in.soft[task.level], task.b, cells, width, group.soft);
+      group.distillation(in.temperature);
     }
-    if (w != 0) anchor.box_losses(in, task.b, a, n);
-    const C giou = static_cast<C>(f[0] * w), dfl = static_cast<C>(f[1] * w);
-    T* out = gradient + task.b * 4 * in.bins * size + r;
-    for (int64_t i = 0; i < 4 * in.bins; ++i) {
-      C g = in.soft.empty() ? C(0) : ld * (anchor.student[i] - anchor.teacher[i]);
-      if (w != 0) {
-        const int64_t s = i / in.bins;
-        const C j = static_cast<C>(i % in.bins), near = C(1) - std::abs(anchor.exact[s] - j);
-        g += giou * anchor.by[s] * anchor.p[i] * (j - anchor.distance[s]);
-        g += dfl * (anchor.p[i] - std::max(near, C(0)));
+    Terms<C> terms{};
+    int64_t places[kGroup];  // of the anchors that have a gradient
+    int which[kGroup], written = 0;
+    for (int k = 0; k < count; ++k) {
+      const int64_t a = in.starts[task.level] + cells[k], n = in.box_of(task.b, a);
+      const double w = n < 0 ? 0 : factors.weight[task.b * in.anchors + a];
+      const double of_region = std::max(in.region_of(task.b, a), 0.0);
+      const double ld = (f[2] * w + f[3] * of_region) * in.temperature / in.bins;
+      if (w == 0 && of_region == 0) continue;
+      places[written] = cells[k], which[written++] = k;
+      if (w != 0) group.box_losses(in, task.b, a, n, k);
+      for (int i = k; i < kSides; i += kGroup) {
+        terms.giou[i] = w == 0 ? C(0) : static_cast<C>(f[0] * w) * group.by[i];
+        terms.dfl[i] = static_cast<C>(f[1] * w);
+        terms.ld[i] = static_cast<C>(ld);
       }
-      out[i * size] = static_cast<T>(g);
     }
-  }
+    box_gradient(group, terms, !in.soft.empty(), g.data());
+    for (int64_t c = 0; c < 4 * in.bins; ++c, out += size) {
+      const C* from = &g[c % in.bins * kSides + c / in.bins * kGroup];
+      for (int i = 0; i < written; ++i) out[places[i]] = static_cast<T>(from[which[i]]);
+    }
+    out -= 4 * in.bins * size;
+  });
 }
 
 template <class T, class C>
 void run_all(const GflInputs& in, const Factors& factors, std::vector<Tensor>& gradients) {
   const std::vector<GflTask> tasks = gfl_tasks(in);
   std::vector<T*> data;
+  int64_t all_bytes = 0;
+  for (const Tensor& gradient : gradients) all_bytes += gradient.numel() * static_cast<int64_t>(sizeof(T));
   for (Tensor& gradient : gradients) {
     data.push_back(static_cast<T*>(gradient.mutable_data_ptr()));
-    clear(data.back(), gradient.numel() * static_cast<int64_t>(sizeof(T)));
+    clear(data.back(), gradient.numel() * static_cast<int64_t>(sizeof(T)), all_bytes);
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    GflAnchor<C> anchor(in.bins);
-    for (int64_t i = begin; i < end; ++i) run(tasks[i], in, factors, anchor, data[tasks[i].level]);
+    GflGroup<C> group(in.bins);
+    std::vector<C> g(in.bins * kSides);
+    for (int64_t i = begin; i < end; ++i) run(tasks[i], in, factors, group, g, data[tasks[i].level]);
   });
 }
 

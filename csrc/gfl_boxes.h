@@ -1,5 +1,6 @@
-// Boxes as distributions of distances: the losses of one anchor and their gradients, which gfl_positives_ and
-// gfl_box_gradient share. Boxes are in units of the anchor's stride, from its centre.
+// Boxes as distributions of distances: the losses of a few anchors and their gradients, which gfl_positives_ and
+// gfl_box_gradient share. Anchors are taken in groups, whose sides lie next to each other: so a vector holds a bin of
+// all of them, and no sum goes across one. Boxes are in units of the anchor's stride, from its centre.
 #pragma once
 
 #include "common.h"
@@ -13,20 +14,31 @@ namespace detops {
 constexpr double kTargetMargin = 0.1;  // by which targets stay below the last bin
 constexpr int64_t kAnchors = 1024;     // of a task
 
-// exp(factor * x) over its sum goes to `p`; returns the log of the sum. A logit that is not finite makes all NaN.
-#define DETOPS_SOFTMAX(C)                                                         \
-  DETOPS_CLONES inline C softmax(const C* x, C factor, int64_t count, C* p) {    \
-    C top = x[0] * factor, poison = 0, sum = 0;                                   \
-    for (int64_t i = 0; i < count; ++i) {                                         \
-      const C z = x[i] * factor;                                                  \
-      poison += z * C(0);                                                         \
-      top = z > top ? z : top;                                                    \
-    }                                                                             \
-    for (int64_t i = 0; i < count; ++i) p[i] = exp_negative(x[i] * factor - top); \
-    for (int64_t i = 0; i < count; ++i) sum += p[i];                              \
-    const C share = C(1) / sum + poison;                                          \
-    for (int64_t i = 0; i < count; ++i) p[i] *= share;                            \
-    return top + std::log(sum) + poison;                                          \
+constexpr int kGroup = 4;           // anchors of a group
+constexpr int kSides = 4 * kGroup;  // side s of anchor k is number s * kGroup + k
+
+// For each of kSides columns of x, exp(factor * x) over its sum goes to `p`, and the log of the sum to `log_sum`. A
+// logit that is not finite makes all of its column NaN.
+#define DETOPS_SOFTMAX(C)                                                                      \
+  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
+    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
+    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                   \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) {                                                       \
+        const C z = x[j + i] * factor;                                                         \
+        poison[i] += z * C(0);                                                                 \
+        top[i] = z > top[i] ? z : top[i];                                                      \
+      }                                                                                        \
+    }                                                                                          \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
+      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                     \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                   \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
   }
 DETOPS_SOFTMAX(float)
 DETOPS_SOFTMAX(double)
@@ -38,15 +50,16 @@ class Map {
       : data_(t.const_data_ptr()), type_(t.scalar_type()), b_(t.stride(0)), c_(t.stride(1)), y_(t.stride(2)),
         x_(t.stride(3)) {}
 
-  // The channels of a cell.
-  template <class C>
-  void column(int64_t b, int64_t y, int64_t x, int64_t channels, C* to) const {
-    const int64_t first = b * b_ + y * y_ + x * x_;
+  // Channel c of cell k goes to to[place(c) + k]; `cells` are row-major numbers.
+  template <class C, class Place>
+  void read(int64_t b, const int64_t* cells, int64_t width, int64_t channels, C* to, const Place& place) const {
+    int64_t first[kGroup];
+    for (int k = 0; k < kGroup; ++k) first[k] = b * b_ + cells[k] / width * y_ + cells[k] % width * x_;
     switch (type_) {
-      case ScalarType::Float: return copy<float>(first, channels, to);
-      case ScalarType::Double: return copy<double>(first, channels, to);
-      case ScalarType::Half: return copy<Half>(first, channels, to);
-      default: return copy<BFloat16>(first, channels, to);
+      case ScalarType::Float: return copy<float>(first, channels, to, place);
+      case ScalarType::Double: return copy<double>(first, channels, to, place);
+      case ScalarType::Half: return copy<Half>(first, channels, to, place);
+      default: return copy<BFloat16>(first, channels, to, place);
     }
   }
 
@@ -56,10 +69,13 @@ class Map {
   }
 
  private:
-  template <class T, class C>
-  void copy(int64_t first, int64_t channels, C* to) const {
-    const T* from = static_cast<const T*>(data_) + first;
-    for (int64_t c = 0; c < channels; ++c) to[c] = static_cast<C>(from[c * c_]);
+  template <class T, class C, class Place>
+  void copy(const int64_t* first, int64_t channels, C* to, const Place& place) const {
+    const T* from = static_cast<const T*>(data_);
+    for (int64_t c = 0; c < channels; ++c, from += c_) {
+      C* here = to + place(c);
+      for (int k = 0; k < kGroup; ++k) here[k] = static_cast<C>(from[first[k]]);
+    }
   }
 
   const void* data_;
@@ -149,55 +165,86 @@ inline std::vector<GflTask> gfl_tasks(const GflInputs& in) {
   return tasks;
 }
 
-// One anchor at a time: its distributions, and what they say of its box.
+// Calls visit(cells, count) for groups of up to kGroup of the anchors of a task that have a box or are in the region,
+// in order; a group that is not full repeats its last one.
+template <class Visit>
+inline void for_each_group(const GflTask& task, const GflInputs& in, const Visit& visit) {
+  int64_t cells[kGroup];
+  int count = 0;
+  for (int64_t r = task.begin; r < task.end; ++r) {
+    const int64_t a = in.starts[task.level] + r;
+    if (in.box_of(task.b, a) >= 0 || in.region_of(task.b, a) > 0) cells[count++] = r;
+    if (count == 0 || (count < kGroup && r + 1 < task.end)) continue;
+    std::fill(cells + count, cells + kGroup, cells[count - 1]);
+    visit(cells, count);
+    count = 0;
+  }
+}
+
+// A group's distributions, and what they say of its boxes.
 template <class C>
-struct GflAnchor {
+struct GflGroup {
   int64_t bins;
-  std::vector<C> raw, p, soft, student, teacher;  // (4, bins) each
-  C log_sum[4], distance[4], exact[4], by[4];
-  C iou, giou, dfl;
+  std::vector<C> raw, p, soft, student, teacher;  // (bins, kSides) each
+  C log_sum[kSides], distance[kSides], exact[kSides], by[kSides];
+  C iou[kGroup], giou[kGroup], dfl[kGroup], ld[kGroup];
 
-  explicit GflAnchor(int64_t bins)
-      : bins(bins), raw(4 * bins), p(4 * bins), soft(4 * bins), student(4 * bins), teacher(4 * bins) {}
+  explicit GflGroup(int64_t bins)
+      : bins(bins), raw(bins * kSides), p(raw), soft(raw), student(raw), teacher(raw), log_sum{}, distance{}, exact{},
+        by{}, iou{}, giou{}, dfl{}, ld{} {}
 
-  static void read(const Map& map, int64_t b, int64_t y, int64_t x, std::vector<C>& to) {
-    map.column(b, y, x, static_cast<int64_t>(to.size()), to.data());
+  void read(const Map& map, int64_t b, const int64_t* cells, int64_t width, std::vector<C>& to) const {
+    map.read(b, cells, width, 4 * bins, to.data(),
+             [bins = bins](int64_t c) { return c % bins * kSides + c / bins * kGroup; });
   }
 
-  // IoU, losses, and how the GIoU loss grows with the distances.
-  void box_losses(const GflInputs& in, int64_t b, int64_t a, int64_t n) {
-    const double stride = in.cells.at(a, 2);
-    C box[4];
-    for (int i = 0; i < 4; ++i) box[i] = static_cast<C>((in.boxes.at(b, n, i) - in.cells.at(a, i % 2)) / stride);
-    dfl = 0;
-    for (int s = 0; s < 4; ++s) {
-      C* row = &p[s * bins];
-      log_sum[s] = softmax(&raw[s * bins], C(1), bins, row);
-      distance[s] = 0;
-      for (int64_t j = 0; j < bins; ++j) distance[s] += static_cast<C>(j) * row[j];
-      exact[s] = std::clamp(s < 2 ? -box[s] : box[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(kTargetMargin));
-      const int64_t low = static_cast<int64_t>(exact[s]);
-      const C upper = exact[s] - static_cast<C>(low);
-      dfl += log_sum[s] - (C(1) - upper) * raw[s * bins + low] - upper * raw[s * bins + low + 1];
+  // What the distributions are, and the distances that are their means.
+  void distributions() {
+    softmax(raw.data(), C(1), bins, p.data(), log_sum);
+    std::fill(distance, distance + kSides, C(0));
+    for (int64_t j = 0; j < bins; ++j) {
+      for (int i = 0; i < kSides; ++i) distance[i] += static_cast<C>(j) * p[j * kSides + i];
     }
-    const C* d = distance;
+  }
+
+  // IoU, losses, and how the GIoU loss grows with the distances, of anchor `a` in place k, whose box is n.
+  void box_losses(const GflInputs& in, int64_t b, int64_t a, int64_t n, int k) {
+    const double stride = in.cells.at(a, 2);
+    C box[4], d[4], g[4];
+    for (int i = 0; i < 4; ++i) box[i] = static_cast<C>((in.boxes.at(b, n, i) - in.cells.at(a, i % 2)) / stride);
+    dfl[k] = 0;
+    for (int s = 0; s < 4; ++s) {
+      const int i = s * kGroup + k;
+      d[s] = distance[i];
+      exact[i] = std::clamp(s < 2 ? -box[s] : box[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(kTargetMargin));
+      const int64_t low = static_cast<int64_t>(exact[i]);
+      const C upper = exact[i] - static_cast<C>(low);
+      const C* at_low = &raw[low * kSides + i];
+      dfl[k] += log_sum[i] - (C(1) - upper) * at_low[0] - upper * at_low[kSides];
+    }
     const C pred[4] = {(d[2] - d[0]) / 2, (d[3] - d[1]) / 2, d[0] + d[2], d[1] + d[3]};
     const C target[4] = {(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]};
-    C g[4];
-    iou = 1 - iou_loss(pred, target, kPlain, g);
-    giou = iou_loss(pred, target, kGiou, g);
-    by[0] = g[2] - g[0] / 2, by[1] = g[3] - g[1] / 2, by[2] = g[2] + g[0] / 2, by[3] = g[3] + g[1] / 2;
+    iou[k] = 1 - iou_loss(pred, target, kPlain, g);
+    giou[k] = iou_loss(pred, target, kGiou, g);
+    C* to = by + k;
+    to[0] = g[2] - g[0] / 2, to[kGroup] = g[3] - g[1] / 2;
+    to[2 * kGroup] = g[2] + g[0] / 2, to[3 * kGroup] = g[3] + g[1] / 2;
   }
 
-  // The distillation loss; both softened distributions stay.
-  C distillation(double temperature) {
+  // The distillation losses; both softened distributions stay.
+  void distillation(double temperature) {
     const C t = static_cast<C>(temperature);
-    C sum = 0;
-    for (int64_t s = 0; s < 4 * bins; s += bins) {
-      const C apart = softmax(&raw[s], C(1) / t, bins, &student[s]) - softmax(&soft[s], C(1) / t, bins, &teacher[s]);
-      for (int64_t j = s; j < s + bins; ++j) sum += teacher[j] * ((soft[j] - raw[j]) / t + apart);
+    C of_student[kSides], of_teacher[kSides], sums[kSides] = {};
+    softmax(raw.data(), C(1) / t, bins, student.data(), of_student);
+    softmax(soft.data(), C(1) / t, bins, teacher.data(), of_teacher);
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {
+      for (int i = 0; i < kSides; ++i) {
+        sums[i] += teacher[j + i] * ((soft[j + i] - raw[j + i]) / t + (of_student[i] - of_teacher[i]));
+      }
     }
-    return t * t * sum / static_cast<C>(bins);
+    for (int k = 0; k < kGroup; ++k) {
+      ld[k] = t * t * (sums[k] + sums[kGroup + k] + sums[2 * kGroup + k] + sums[3 * kGroup + k]) / static_cast<C>(bins);
+    }
   }
 };
 

@@ -32,49 +32,74 @@ void store(void* data, ScalarType type, int64_t n, double value) {
 
 // Quality focal loss of one logit, less that as background; its gradient without the latter.
 double correction(double x, double quality, double beta, double& gradient) {
+  const auto raise = [beta](double value) { return beta == 2 ? value * value : std::pow(value, beta); };
   const double e = std::exp(-std::abs(x)), p = x < 0 ? e / (1 + e) : 1 / (1 + e);
   const double soft = std::max(x, 0.0) + std::log1p(e), cost = soft - quality * x;
-  const double away = p - quality, distance = std::abs(away), power = std::pow(distance, beta);
+  const double away = p - quality, distance = std::abs(away), power = raise(distance);
   const double slope = distance > 0 ? beta * power / away * p * (1 - p) : 0;
   gradient = away * power + cost * slope;
-  return power * cost - std::pow(p, beta) * soft + x * 0;
+  return power * cost - raise(p) * soft + x * 0;
 }
 
+// What a thread keeps.
 template <class C>
-Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, GflAnchor<C>& anchor, std::vector<C>& logits,
-         float* weights) {
+struct Work {
+  GflGroup<C> group;
+  std::vector<C> logits;  // (classes, kGroup)
+
+  Work(int64_t bins, int64_t classes) : group(bins), logits(classes * kGroup) {}
+};
+
+template <class C>
+Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, Work<C>& work, float* weights) {
   Sums sums{};
-  const int64_t width = in.widths[task.level], height = in.heights[task.level];
-  for (int64_t r = task.begin; r < task.end; ++r) {
-    const int64_t a = in.starts[task.level] + r, n = in.box_of(task.b, a), y = r / width, x = r % width;
-    const double of_region = in.region_of(task.b, a);
-    if (n < 0 && !(of_region > 0)) continue;
-    anchor.read(in.preds[task.level], task.b, y, x, anchor.raw);
-    double ld = 0;
+  GflGroup<C>& group = work.group;
+  const int64_t width = in.widths[task.level], size = in.heights[task.level] * width;
+  for_each_group(task, in, [&](const int64_t* cells, int count) {
+    group.read(in.preds[task.level], task.b, cells, width, group.raw);
     if (!in.soft.empty()) {
-      anchor.read(in.soft[task.level], task.b, y, x, anchor.soft);
-      ld = anchor.distillation(in.temperature);
+      group.read(in.soft[task.level], task.b, cells, width, group.soft);
+      group.distillation(in.temperature);
+    }
+    double labels[kGroup];
+    bool any = false;
+    for (int k = 0; k < count; ++k) {
+      const int64_t n = in.box_of(task.b, in.starts[task.level] + cells[k]);
+      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n);
+      any |= labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes);
+    }
+    C highest[kGroup], poison[kGroup] = {};
+    if (any) {
+      group.distributions();
+      const C* logits = work.logits.data();
+      scores.levels[task.level].read(task.b, cells, width, scores.classes, work.logits.data(),
+                                     [](int64_t c) { return c * kGroup; });
+      std::copy(logits, logits + kGroup, highest);
+      for (int64_t c = 0; c < scores.classes * kGroup; c += kGroup) {
+        for (int k = 0; k < kGroup; ++k) {
+          highest[k] = std::max(highest[k], logits[c + k]);
+          poison[k] += logits[c + k] * C(0);
+        }
+      }
+    }
+    for (int k = 0; k < count; ++k) {
+      const int64_t a = in.starts[task.level] + cells[k];
+      const double of_region = in.region_of(task.b, a), ld = group.ld[k];
       if (of_region > 0) sums[5] += of_region * ld;
+      if (!(labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes))) continue;
+      group.box_losses(in, task.b, a, in.box_of(task.b, a), k);
+      const double w = 1 / (1 + std::exp(-static_cast<double>(highest[k]))) + static_cast<double>(poison[k]);
+      weights[task.b * in.anchors + a] = static_cast<float>(w);
+      double gradient;
+      const int64_t known = static_cast<int64_t>(labels[k]);
+      const double x = static_cast<double>(work.logits[known * kGroup + k]);
+      sums[0] += scores.scale * correction(x, group.iou[k], scores.beta, gradient);
+      sums[1] += w, sums[2] += w * group.giou[k], sums[3] += w * group.dfl[k], sums[4] += w * ld;
+      if (scores.gradients.empty()) continue;
+      const int64_t place = (task.b * scores.classes + known) * size + cells[k];
+      store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
     }
-    const double label = n < 0 ? -1 : scores.labels.at(task.b, n);
-    if (!(label >= 0 && label < static_cast<double>(scores.classes))) continue;
-    anchor.box_losses(in, task.b, a, n);
-    scores.levels[task.level].column(task.b, y, x, scores.classes, logits.data());
-    C highest = logits[0], poison = 0;
-    for (C value : logits) {
-      highest = std::max(highest, value);
-      poison += value * C(0);
-    }
-    const double w = 1 / (1 + std::exp(-static_cast<double>(highest))) + static_cast<double>(poison);
-    weights[task.b * in.anchors + a] = static_cast<float>(w);
-    double gradient;
-    const int64_t known = static_cast<int64_t>(label);
-    sums[0] += scores.scale * correction(logits[known], anchor.iou, scores.beta, gradient);
-    sums[1] += w, sums[2] += w * anchor.giou, sums[3] += w * anchor.dfl, sums[4] += w * ld;
-    if (scores.gradients.empty()) continue;
-    const int64_t place = ((task.b * scores.classes + known) * height + y) * width + x;
-    store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
-  }
+  });
   return sums;
 }
 
@@ -109,13 +134,12 @@ template <class C>
 std::vector<Sums> run_all(const GflInputs& in, const Scores& scores, const std::vector<GflTask>& tasks, float* weights) {
   std::vector<Sums> parts(tasks.size());
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    GflAnchor<C> anchor(in.bins);
-    std::vector<C> logits(scores.classes);
+    Work<C> work(in.bins, scores.classes);
     for (int64_t i = begin; i < end; ++i) {
       const GflTask& task = tasks[i];
       float* row = weights + task.b * in.anchors + in.starts[task.level];
       std::fill(row + task.begin, row + task.end, 0.0f);
-      parts[i] = run(task, in, scores, anchor, logits, weights);
+      parts[i] = run(task, in, scores, work, weights);
     }
   });
   return parts;

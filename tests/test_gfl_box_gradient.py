@@ -98,6 +98,42 @@ def test_indices_out_of_range_are_not_read(name):
     assert not gradients[0].flatten(2)[0, :, :3].any()
 
 
+def test_an_anchor_does_not_change_a_bit_of_another():
+    """The C++ kernel computes a few together."""
+    data = scene(5, bins=17, region=True)
+    preds, soft, cells, gt_boxes, index, weight, region, *rest = box_gradient(data)
+    together = op(preds, soft, cells, gt_boxes, index, weight, region, *rest)[0].flatten(2)
+    places = ((index >= 0) | (region > 0))[:, : SIZES[0]].nonzero().tolist()
+    assert len(places) > 9
+    for b, a in places:
+        alone = torch.zeros(index.shape, dtype=torch.bool)
+        alone[b, a] = True
+        one = index.where(alone, -1), weight.where(alone, 0), region.where(alone, 0)
+        found = op(preds, soft, cells, gt_boxes, *one, *rest)[0].flatten(2)
+        assert torch.equal(found[b, :, a], together[b, :, a])
+        assert found[b, :, a].any()
+        found[b, :, a] = 0
+        assert not found.any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_many_megabytes(device):
+    """So many that the C++ kernel writes their zeros past the caches."""
+    shapes = [(1, 68, 255, 257), (1, 68, 7, 11), (1, 68, 1, 1)]
+    g = torch.Generator().manual_seed(9)
+    preds = [torch.randn(shape, generator=g) for shape in shapes]
+    count = sum(shape[2] * shape[3] for shape in shapes)
+    index = torch.where(torch.rand(1, count, generator=g) < 0.001, 0, -1)
+    index[0, -1] = 0
+    cells = torch.cat([torch.rand(count, 2, generator=g) * 100, torch.full((count, 1), 8.0)], 1)
+    weight, boxes = (index >= 0).float(), torch.tensor([[[10.0, 20, 90, 70]]])
+    args = (preds, [], cells, boxes, index, weight, None, torch.ones(4, 3), 1.0, count)
+    for _ in range(3):  # into memory that held the last gradients
+        for gradient, slope in zip(op(*moved(args, device)), portable(*args), strict=True):
+            torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-4, atol=1e-5)
+            gradient.fill_(7)
+
+
 def test_any_number_of_threads_gives_the_same_bits():
     args, before, found = box_gradient(scene(4, batch=3, region=True)), torch.get_num_threads(), []
     try:

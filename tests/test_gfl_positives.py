@@ -108,6 +108,29 @@ def test_by_hand():
         assert torch.equal(args[0][0], untouched)
 
 
+def test_an_anchor_does_not_change_a_bit_of_another():
+    """The C++ kernel computes a few together."""
+    data = scene(5, bins=17, region=True)
+    index, region = data["index"], data["region"]
+    args = positives(data)
+    together, untouched = op(*args)[1], positives(data)[0]
+    places = ((index >= 0) | (region > 0)).nonzero().tolist()
+    assert len(places) > 9
+    changed = torch.zeros(len(untouched), dtype=torch.int64)
+    for b, a in places:
+        alone = torch.zeros(index.shape, dtype=torch.bool)
+        alone[b, a] = True
+        one = positives(data | {"index": index.where(alone, -1), "region": region.where(alone, 0)})
+        losses, weight = op(*one)
+        assert torch.equal(weight, together.where(alone, 0))
+        assert losses[5].any() == (region[b, a] > 0)
+        for level, (gradient, before) in enumerate(zip(one[0], untouched, strict=True)):
+            touched = gradient != before
+            changed[level] += touched.sum()
+            assert torch.equal(gradient[touched], args[0][level][touched])
+    assert changed.sum() == (index >= 0).sum()
+
+
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_degenerate_boxes_are_finite(name):
     data = scene(1, batch=1, boxes=4, share=1.0)

@@ -3,7 +3,7 @@
 // Boxes are shared out among torch's threads; each looks at the anchors' centres, where they form a grid only at those
 // around its own, and leaves what it takes. Then images are shared out, and each anchor goes to the box of the highest
 // IoU. Nothing grows with boxes x anchors.
-#include "common.h"
+#include "anchors.h"
 
 #include <algorithm>
 #include <limits>
@@ -17,31 +17,6 @@ constexpr float kInside = 0.01f;  // pixels by which an anchor's centre must lie
 
 struct Box {
   float x1, y1, x2, y2, cx, cy;
-};
-
-// Columns of one number an anchor.
-struct Anchors {
-  std::vector<float> x1, y1, x2, y2, cx, cy;
-
-  explicit Anchors(const Tensor& anchors, int64_t count)
-      : x1(count), y1(count), x2(count), y2(count), cx(count), cy(count) {
-    if (anchors.scalar_type() == ScalarType::Float && anchors.is_contiguous()) {
-      const float* data = static_cast<const float*>(anchors.const_data_ptr());
-      fill([data](int64_t a, int64_t i) { return data[a * 4 + i]; });
-    } else {
-      const Reader reader(anchors);
-      fill([&reader](int64_t a, int64_t i) { return static_cast<float>(reader.at(a, i)); });
-    }
-  }
-
- private:
-  template <class Read>
-  void fill(const Read& read) {
-    for (size_t a = 0; a < x1.size(); ++a) {
-      x1[a] = read(a, 0), y1[a] = read(a, 1), x2[a] = read(a, 2), y2[a] = read(a, 3);
-      cx[a] = (x1[a] + x2[a]) / 2, cy[a] = (y1[a] + y2[a]) / 2;
-    }
-  }
 };
 
 // A level's anchors. Where their centres form a grid, row by row, `width` is its number of columns, else 0.

@@ -12,9 +12,9 @@
 
 namespace detops {
 
-constexpr int kLanes = 32;  // with 16, half as fast: GCC then shuffles within vectors
+constexpr int kLanes = 32;           // partial sums
 constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
-constexpr int64_t kRunCells = 256;   // cells that are looked at before their formula is chosen
+constexpr int64_t kRunCells = 256;   // cells that share a formula
 constexpr double kLowest = -87;      // exp of it is about the smallest normal float; lower logits count as this
 
 struct FocalFactors {

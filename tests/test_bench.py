@@ -104,6 +104,6 @@ def test_unknown_suite():
     with pytest.raises(
         ValueError,
         match="suite: expected one of heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
-        " preprocess, masks, paste, got 'heat'",
+        " region, preprocess, masks, paste, got 'heat'",
     ):
         bench.main("heat")

@@ -238,7 +238,7 @@ def bench(
         str,
         typer.Argument(
             help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
-            " preprocess, masks, paste or inference."
+            " region, preprocess, masks, paste or inference."
         ),
     ] = "heatmap",
     more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,

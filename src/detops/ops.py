@@ -12,6 +12,7 @@ The ops, and what each does:
                           the same with the targets drawn on the way, and never stored
     gfl_box_gradient      the gradient of its box logits
     gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
+    localization_region   which anchors near a box learn from a teacher too, and how much
     masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
     nms                   which boxes of a batch are left by greedy non-maximum suppression
     paste_masks           enlarge masks to their boxes, and cut them at a threshold
@@ -45,6 +46,7 @@ SCHEMAS = {
     "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
     " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
     " float temperature, SymInt most) -> (Tensor, Tensor)",
+    "localization_region": "(Tensor anchors, Tensor gt_boxes, Tensor threshold, Tensor? valid) -> Tensor",
     "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
     " -> (Tensor, Tensor)",
     "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
@@ -103,6 +105,11 @@ def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxe
     )
 
 
+def _returns_worth(anchors: torch.Tensor, gt_boxes: torch.Tensor, *args: Any) -> torch.Tensor:
+    """Fake function of an op that returns a number for each image and anchor."""
+    return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)
+
+
 def _returns_gfl_losses(gradients: Any, cls_scores: list[torch.Tensor], *args: Any) -> Any:
     """Fake function of losses (6, L), and of a weight for each image and anchor."""
     total = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
@@ -139,6 +146,7 @@ FAKES: dict[str, Any] = {
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
     "gfl_box_gradient": _returns_gradients,
     "gfl_positives_": _returns_gfl_losses,
+    "localization_region": _returns_worth,
     "masks_to_rle": _returns_joined,
     "nms": _returns_mask,
     "paste_masks": _returns_images,
@@ -199,6 +207,7 @@ gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
 gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
 gfl_positives_ = torch.ops.detops.gfl_positives_.default
+localization_region = torch.ops.detops.localization_region.default
 masks_to_rle = torch.ops.detops.masks_to_rle.default
 nms = torch.ops.detops.nms.default
 paste_masks = torch.ops.detops.paste_masks.default

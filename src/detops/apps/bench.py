@@ -24,7 +24,7 @@ from detops.checks import env
 
 SUITES = (
     "heatmap", "focal", "centernet", "gradient", "nms", "simota", "yolox", "atss", "gfl", "gfl_boxes",
-    "preprocess", "masks", "paste",
+    "region", "preprocess", "masks", "paste",
 )  # fmt: skip
 
 

@@ -6,13 +6,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from detops import ops
 from detops.checks import image_sides, require_maps
 from detops.losses.gfl import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
 from detops.targets.assignment import Assignment
 from detops.targets.atss import MOST_CANDIDATES, grid_anchors, match
-from detops.targets.localization_region import localization_region
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
 Shapes = Tensor | Sequence[tuple[int, int]] | None
@@ -126,7 +126,7 @@ class GFLLoss(nn.Module):
         sizes, anchors, cells = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
         found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
-        region = localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
+        region = ops.localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
         most = found.boxes.shape[1] * sum(min(self.topk, size) for size in sizes)

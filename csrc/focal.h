@@ -111,7 +111,8 @@ inline bool all_bare(const float* x, int64_t count) {
   return top < lowest;
 }
 
-// Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1.
+// Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1. What has weight 0 as a
+// negative is not read: it may be NaN.
 template <bool Bare, bool Standard, bool HasTarget, bool HasWeight, class U, class Compute>
 inline void focal_cells(const Compute* __restrict x, const U* __restrict target, const Compute* __restrict weight,
                         int64_t count, const FocalFactors& f, Compute* __restrict loss, Compute* __restrict gradient) {
@@ -121,7 +122,8 @@ inline void focal_cells(const Compute* __restrict x, const U* __restrict target,
     if constexpr (Bare) {
       bare_cell<HasWeight>(x[i], w, factor, loss[i], gradient[i]);
     } else {
-      focal_cell<Compute, Standard>(x[i], t, w, f, loss[i], gradient[i]);
+      const Compute read = HasWeight && w == 0 && t != 1 ? Compute(0) : x[i];
+      focal_cell<Compute, Standard>(read, t, w, f, loss[i], gradient[i]);
     }
   }
 }

@@ -156,6 +156,37 @@ def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted):
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_where_the_weight_is_zero_a_negative_is_not_read(name, dtype):
+    logits, centers, radii, labels, sizes, weight, _ = arguments(11, dtype, True, height=20, width=37, ragged=False)
+    args = [logits, centers, radii, labels, sizes, weight, None]
+    target = torch.zeros(logits.shape)
+    torch.ops.detops.draw_gaussians_(target, centers, radii, labels, sizes, 6.0, 1.0)
+    weight[:, 5:15, 3:30] = 0
+    unread = (weight == 0)[:, None] & (target != 1)
+    assert unread.any()
+    assert ((weight == 0)[:, None] & (target == 1)).any()  # a positive still counts
+    assert_matches(IMPLEMENTATIONS[name], args)
+    expected, slope = IMPLEMENTATIONS[name](*args, *STANDARD, True)
+    for value in (float("nan"), float("inf"), float("-inf"), 3.0):
+        args[0] = logits.masked_fill(unread, value)
+        total, gradient = IMPLEMENTATIONS[name](*args, *STANDARD, True)
+        assert torch.equal(total, expected)
+        assert torch.equal(gradient, slope)
+        assert not gradient[unread].any()
+        assert_matches(IMPLEMENTATIONS[name], args)
+    x = args[0].requires_grad_()
+    options = dict(negative_weight=weight, reduction="sum")
+    loss = detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, **options)
+    with detops.checked():
+        detops.gaussian_focal_loss_from_boxes(x, *(t[:, :0] for t in (centers, radii, labels)), **options)
+    dense = detops.gaussian_focal_loss(x, target.to(dtype), from_logits=True, negative_weight=weight[:, None],
+                                       reduction="sum")  # fmt: skip
+    torch.testing.assert_close(dense, loss)
+    assert torch.autograd.grad(dense, x)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_many_boxes_at_one_centre_and_around_it(name):
     centers = torch.tensor([[[3, 3]] * 60 + [[4, 3]] * 60])
     radii = torch.arange(120)[None] % 7

@@ -12,8 +12,10 @@ from torch._subclasses import FakeTensorMode
 
 import detops
 from detops.portable import atss_match as portable_atss
+from detops.portable import gaussian_focal_loss_from_boxes as portable_focal
 from detops.portable import gfl_box_gradient as portable_gradient
 from detops.portable import gfl_positives as portable_positives
+from detops.portable import localization_region as portable_region
 from detops.reference.atss_match import atss_match
 
 SHAPES, STRIDES, CLASSES, BINS = [(8, 12), (4, 6), (2, 3)], (8, 16, 32), 3, 17
@@ -21,6 +23,8 @@ SIZES = [h * w for h, w in SHAPES]
 EPS = torch.finfo(torch.float32).eps
 PORTABLE = {
     "atss_match": portable_atss.atss_match,
+    "gaussian_focal_loss_from_boxes": portable_focal.gaussian_focal_loss_from_boxes,
+    "localization_region": portable_region.localization_region,
     "gfl_positives_": portable_positives.gfl_positives_,
     "gfl_box_gradient": portable_gradient.gfl_box_gradient,
 }
@@ -128,6 +132,31 @@ def test_ld_equals_the_plain_head(padded, normalize):
         expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_shapes, normalize)
         assert set(got) == set(expected)
         assert_equal(got, expected, mine, theirs)
+
+
+@pytest.mark.parametrize("portable", [False, True])
+def test_logits_beyond_an_image_are_not_read(portable, monkeypatch):
+    """As attention leaves them NaN where all of a row is padding."""
+    if portable:
+        for name, form in PORTABLE.items():
+            monkeypatch.setattr(detops.ops, name, form)
+    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)]
+    cls_scores, bbox_preds, soft, boxes, labels = scene(3, batch=4)
+    results = []
+    for value in (None, float("nan"), float("inf")):
+        maps = [[level.clone() for level in levels] for levels in (cls_scores, bbox_preds, soft)]
+        for stride, *levels in zip(STRIDES, *maps, strict=True):
+            for b, (height, width) in enumerate(image_shapes if value is not None else ()):
+                for level in levels:
+                    level[b, :, -(-height // stride) :] = value
+                    level[b, :, :, -(-width // stride) :] = value
+        leaves = leaves_of(maps[0] + maps[1])
+        criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
+        losses = criterion(leaves[:3], leaves[3:], boxes, labels, maps[2], image_shapes)
+        results.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
+    for losses, gradients in results[1:]:
+        assert all(torch.equal(losses[name], value) for name, value in results[0][0].items())
+        assert all(torch.equal(a, b) for a, b in zip(gradients, results[0][1], strict=True))
 
 
 def test_gfl_equals_the_plain_head():

@@ -348,3 +348,15 @@ def test_exports():
     inputs = (scene.centers, scene.radii, scene.labels)
     exported = torch.export.export(Targets(), inputs)
     assert torch.equal(exported.module()(*inputs), Targets()(*inputs))
+
+
+def test_checked_mode_without_boxes():
+    maps = torch.rand(2, 3, 8, 8)
+    with detops.checked():
+        drawn = detops.draw_heatmap(maps[:, 0].clone(), torch.zeros(0, 2), torch.zeros(0), torch.zeros(0).int())
+        assert torch.equal(drawn, maps[:, 0])
+        for batch in (2, 0):
+            centers, labels = torch.zeros(batch, 0, 2), torch.zeros(batch, 0).long()
+            for radii in (torch.zeros(batch, 0), torch.zeros(batch, 0, 2)):
+                drawn = detops.draw_heatmap_batched(maps[:batch].clone(), centers, radii, labels=labels)
+                assert torch.equal(drawn, maps[:batch])

@@ -94,7 +94,7 @@ class GFLLoss(nn.Module):
                 batch without padding.
             labels: Likewise (B, N) integers; a negative one means "ignore this box".
             image_shapes: Height and width of each image within the batch's padding, (B, 2) or a list; anchors beyond
-                them take no part. None where there is no padding.
+                them take no part, whatever their logits. None where there is no padding.
             per_level: Return a list with a loss a level, as MMDetection does; their sums are the losses.
 
         Returns:

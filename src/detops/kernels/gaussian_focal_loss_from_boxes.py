@@ -107,6 +107,7 @@ def loss_kernel(
     weight = tl.full((), 1.0, COMPUTE)
     if HAS_WEIGHT:
         weight = tl.load(negative_weight + b * H * W + cell, mask=visible, other=0).to(COMPUTE)
+        x = tl.where((weight == 0) & (target != 1), 0.0, x)
     factor = tl.full((), 1.0, COMPUTE)
     if HAS_SCALE:
         factor = tl.load(scale).to(COMPUTE)

@@ -51,7 +51,8 @@ def gaussian_focal_loss(
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
         weight: Factors of all cells, broadcast against them.
-        negative_weight: Factors of the negatives alone, as `CenterNetTargets` has them for ignored regions.
+        negative_weight: Factors of the negatives alone, as `CenterNetTargets` has them for ignored regions. Where it is
+            0, a negative counts for nothing, whatever is predicted there.
         reduction: "none", "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
@@ -144,6 +145,7 @@ def _elements(
     fall = neg_weight * (1 - target).pow(gamma)
     if negative_weight is not None:
         fall = fall * negative_weight
+        pred = pred.where(positive | (negative_weight != 0), 0)  # not read where it counts for nothing: it may be NaN
     scale = torch.where(positive, pos_weight, fall)
     if from_logits:
         # The same term for both kinds of cells: a positive is a negative of the opposite logit.

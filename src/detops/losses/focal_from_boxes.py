@@ -46,7 +46,8 @@ def gaussian_focal_loss_from_boxes(
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
         negative_weight: (B, H, W) or (B, 1, H, W), factors of the negatives of a cell in all classes, as
-            `CenterNetTargets` has them for ignored regions.
+            `CenterNetTargets` has them for ignored regions. Where it is 0, a negative counts for nothing, whatever
+            its logit.
         reduction: "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
@@ -79,7 +80,7 @@ def gaussian_focal_loss_from_boxes(
         wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
         negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
     if is_checked():
-        check_finite("logits", logits)
+        check_finite("logits", logits if negative_weight is None else logits.where(negative_weight[:, None] != 0, 0))
     scale, rest = kept_scale(logits, inverse(reduction, avg_factor, logits), max(pos_weight, neg_weight) * (1 + alpha))
     return fused_loss(
         ops.gaussian_focal_loss_from_boxes,

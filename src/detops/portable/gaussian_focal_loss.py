@@ -18,7 +18,7 @@ def gaussian_focal_loss(
 ) -> tuple[Tensor, Tensor]:
     """Sum and gradient; arguments and meaning as in `detops.reference.gaussian_focal_loss`.
 
-    `negative_weight` broadcasts against the logits.
+    `negative_weight` broadcasts against the logits; where it is 0, negatives are not read.
 
     Returns:
         0-d sum, float64 for float64 logits, else float32; gradient like the logits, empty if not wanted.
@@ -26,6 +26,8 @@ def gaussian_focal_loss(
     x = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
     t = target.to(x.dtype)
     positive = t == 1
+    if negative_weight is not None:
+        x = x.where(positive | (negative_weight != 0), 0)
     # The same term for both kinds of cells: a positive is a negative of the opposite logit.
     y = torch.where(positive, -x, x)
     p, q, cost = y.sigmoid(), (-y).sigmoid(), -F.logsigmoid(-y)  # softplus(y), which drops its small end

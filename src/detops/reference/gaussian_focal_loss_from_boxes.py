@@ -32,7 +32,8 @@ def gaussian_focal_loss_from_boxes(
         radii: (B, N) or (B, N, 2), in cells.
         labels: (B, N).
         sample_sizes: (B,), or None.
-        negative_weight: (B, H, W), factor of the negative terms of a cell in all classes; None for 1.
+        negative_weight: (B, H, W), factor of the negative terms of a cell in all classes; None for 1. With 0, such a
+            term is 0 whatever the logit, be it NaN.
         scale: 0-d factor of sum and gradient; None for 1.
         diameter_to_sigma_factor: Diameter of a Gaussian over its sigma.
         alpha: This and the rest as in `gaussian_focal_loss`.
@@ -51,8 +52,9 @@ def gaussian_focal_loss_from_boxes(
     for b, y, x in itertools.product(range(logits.shape[0]), range(logits.shape[2]), range(logits.shape[3])):
         weight = 1.0 if negative_weight is None else float(negative_weight[b, y, x])
         cell = (b, slice(None), y, x)  # in all classes
+        read = logits[cell] if weight != 0 else logits[cell].where(target[cell] == 1, 0)
         loss, gradient[cell] = gaussian_focal_loss(
-            logits[cell], target[cell], scale, alpha, gamma, pos_weight, neg_weight * weight, True
+            read, target[cell], scale, alpha, gamma, pos_weight, neg_weight * weight, True
         )
         total += loss
     return total, gradient if with_gradient else logits.new_empty(0)

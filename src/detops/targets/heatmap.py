@@ -244,7 +244,7 @@ def check_gaussians(
         (
             "radii",
             radii,
-            ~(radii.isfinite() & (radii >= 0)).reshape(batch, count, -1).all(-1),
+            ~(radii.isfinite() & (radii >= 0)).view(batch, count, *radii.shape[2:] or (1,)).all(-1),
             "finite, not negative",
         ),
     ]

@@ -135,7 +135,7 @@ def test_background_whose_logits_are_all_negative(name, dtype, weighted, negativ
     """The C++ kernel has a shorter formula for it."""
     *args, weight, _ = arguments(3, dtype, weighted, batch=1, classes=2, height=11, width=37, boxes=0)
     logits = -args[0].abs()
-    extremes = torch.tensor([-0.0, -1e-30, -1e-6, -30.0, -86.9, -87.0, -87.1, -1e4])
+    extremes = torch.tensor([-0.0, -1e-30, -1e-6, -30.0, -86.9, -87.0, -87.1, -100.0, -177.4, -346.0, -1e4])
     logits[0, 1, 5, : len(extremes)] = extremes.to(dtype)
     scale = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     factors = (*STANDARD[:-1], negative_weight)

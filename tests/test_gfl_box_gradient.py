@@ -89,6 +89,22 @@ def test_a_broken_logit_of_a_positive_shows(name):
     assert IMPLEMENTATIONS[name](*box_gradient(data))[0].flatten(2)[b, :, a].isnan().any()
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_a_positive_of_no_weight_is_none(name):
+    """As those are whose label is no class: neither it nor its broken logits show, wherever it stands."""
+    data = scene(4, bins=17, region=True, share=0.6)
+    args = list(box_gradient(data))
+    dead = (torch.arange(args[4].shape[1]) % 3 == 0) & (args[4] >= 0)
+    args[5], args[6] = args[5].masked_fill(dead, 0), args[6].masked_fill(dead, 0)
+    without = IMPLEMENTATIONS[name](*args[:4], args[4].masked_fill(dead, -1), *args[5:])
+    broken = [level.clone() for level in args[0]]
+    broken[0].flatten(2).transpose(1, 2)[dead[:, : SIZES[0]]] = float("nan")
+    assert broken[0].isnan().any()
+    gradients = IMPLEMENTATIONS[name](broken, *args[1:])
+    assert all(torch.equal(a, b) for a, b in zip(gradients, without, strict=True))
+    compare(IMPLEMENTATIONS[name], args, 1e-4, 1e-5)
+
+
 @pytest.mark.parametrize("name", ["op", *(n for n in IMPLEMENTATIONS if "triton" in n)])
 def test_indices_out_of_range_are_not_read(name):
     data = scene(3)

@@ -29,7 +29,7 @@ def gfl_box_gradient(
         sides, factor = sides_of(level.raw, level.box), factors[:, i].to(level.raw.dtype)
         w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
         total = w * (factor[0] * sides.giou_gradient + factor[1] * sides.dfl_gradient)
-        there = level.positive
+        there = positive = (w != 0)[..., 0, 0]
         if soft_targets:
             soft = at(soft_targets[i], level.rows, level.raw.dtype).unflatten(2, level.raw.shape[2:])
             slope = distillation(level.raw, soft, temperature)[1]
@@ -37,7 +37,7 @@ def gfl_box_gradient(
             if region is not None:
                 own = region.to(w.dtype).gather(1, slots).where(slots == level.rows + start, 0)
                 there = there | (own > 0)
-                total = total.where(level.positive[..., None, None], 0) + factor[3] * own[..., None, None] * slope
+                total = total.where(positive[..., None, None], 0) + factor[3] * own[..., None, None] * slope
         total = total.where(there[..., None, None], 0).flatten(2).transpose(1, 2)
         gradient = torch.zeros(*preds.shape[:2], preds.shape[2] * preds.shape[3], dtype=w.dtype, device=preds.device)
         gradient.scatter_add_(2, level.rows[:, None].expand_as(total), total)

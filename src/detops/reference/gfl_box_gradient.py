@@ -26,7 +26,7 @@ def gfl_box_gradient(
         cells: See there.
         gt_boxes: See there.
         index: See there.
-        weight: (B, A), as `gfl_positives_` returned it; a constant.
+        weight: (B, A), as `gfl_positives_` returned it; a constant. An anchor of weight 0 counts as one without a box.
         region: See there.
         factors: (4, L), of each loss of each level.
         temperature: See there.
@@ -46,7 +46,7 @@ def gfl_box_gradient(
             soft = soft_targets[level][b, :, y, x].double().view(4, -1) if soft_targets else None
             with torch.enable_grad():
                 total = 0 * raw.sum()
-                if n >= 0:
+                if n >= 0 and weight[b, a] != 0:
                     box = box_losses(raw, soft, cells[a].double(), gt_boxes[b, n].double(), temperature)
                     total = weight[b, a] * (factor[:3] * torch.stack([box.giou, box.dfl, box.ld])).sum()
                 if region is not None and soft is not None:

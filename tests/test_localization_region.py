@@ -152,6 +152,17 @@ def test_non_contiguous_and_any_number_of_threads():
         torch.set_num_threads(before)
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_another_default_dtype_changes_nothing(name):
+    args = scene(10, valid=True)
+    expected = IMPLEMENTATIONS[name](*args)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(IMPLEMENTATIONS[name](*args), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 @pytest.mark.parametrize("device", DEVICES)
 def test_opcheck(device):
     for args in (scene(5, valid=True), scene(6, boxes=0), scene(7, batch=0)):

@@ -60,7 +60,7 @@ def region_kernel(
 def localization_region(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
     """Launch one program a run; arguments and meaning as in `detops.reference.localization_region`."""
     batch, count = len(gt_boxes), len(anchors)
-    worth = torch.empty(batch, count, device=gt_boxes.device)
+    worth = gt_boxes.new_empty(batch, count, dtype=torch.float32)
     if worth.numel() == 0:
         return worth
     with torch.cuda.device_of(gt_boxes):

@@ -10,7 +10,7 @@ LOWEST = 0.25
 def localization_region(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
     """Return (B, A) float32; meaning as in `detops.reference.localization_region`."""
     batch, count = len(gt_boxes), len(anchors)
-    worth = torch.zeros(batch, count, device=gt_boxes.device)
+    worth = gt_boxes.new_zeros(batch, count, dtype=torch.float32)
     step = max(1, CHUNK_VALUES // max(batch * count, 1))
     for start in range(0, gt_boxes.shape[1], step):
         part = slice(start, start + step)

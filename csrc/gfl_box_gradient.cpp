@@ -45,19 +45,22 @@ struct Terms {
 };
 
 // The gradient by the logits of a group's distributions.
-#define DETOPS_GRADIENT(C)                                                                                         \
-  DETOPS_CLONES inline void box_gradient(const GflGroup<C>& group, const Terms<C>& f, bool has_teacher, C* g) {    \
-    for (int64_t j = 0; j < group.bins; ++j) {                                                                     \
-      const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                  \
-      for (int i = 0; i < kSides; ++i) {                                                                           \
-        const C near = C(1) - std::abs(group.exact[i] - bin);                                                      \
-        g[j * kSides + i] = f.giou[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * (p[i] - (near > 0 ? near : 0)); \
-      }                                                                                                            \
-    }                                                                                                              \
-    if (!has_teacher) return;                                                                                      \
-    for (int64_t j = 0; j < group.bins * kSides; j += kSides) {                                                    \
-      for (int i = 0; i < kSides; ++i) g[j + i] += f.ld[i] * (group.student[j + i] - group.teacher[j + i]);        \
-    }                                                                                                              \
+#define DETOPS_GRADIENT(C)                                                                                            \
+  DETOPS_CLONES inline void box_gradient(const GflGroup<C>& group, const Terms<C>& f, bool has_box, bool has_teacher, \
+                                         C* g) {                                                                      \
+    if (!has_box) std::fill(g, g + group.bins * kSides, C(0));                                                        \
+    for (int64_t j = 0; has_box && j < group.bins; ++j) {                                                             \
+      const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                     \
+      for (int i = 0; i < kSides; ++i) {                                                                              \
+        const C near = C(1) - std::abs(group.exact[i] - bin);                                                         \
+        const C beyond = p[i] - (near > 0 ? near : 0);                                                                \
+        g[j * kSides + i] = f.giou[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * beyond;                         \
+      }                                                                                                               \
+    }                                                                                                                 \
+    if (!has_teacher) return;                                                                                         \
+    for (int64_t j = 0; j < group.bins * kSides; j += kSides) {                                                       \
+      for (int i = 0; i < kSides; ++i) g[j + i] += f.ld[i] * (group.student[j + i] - group.teacher[j + i]);           \
+    }                                                                                                                 \
   }
 DETOPS_GRADIENT(float)
 DETOPS_GRADIENT(double)
@@ -70,8 +73,15 @@ void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflGr
   for (int64_t k = 0; k < 4; ++k) f[k] = factors.of_loss[k * levels + task.level];
   T* out = gradient + task.b * 4 * in.bins * size;
   for_each_group(task, in, [&](const int64_t* cells, int count) {
+    double w[kGroup];
+    bool has_box = false;
+    for (int k = 0; k < count; ++k) {
+      const int64_t a = in.starts[task.level] + cells[k];
+      w[k] = in.box_of(task.b, a) < 0 ? 0 : factors.weight[task.b * in.anchors + a];
+      has_box |= w[k] != 0;
+    }
     group.read(in.preds[task.level], task.b, cells, width, group.raw);
-    group.distributions();
+    if (has_box) group.distributions();
     if (!in.soft.empty()) {
       group.read(in.soft[task.level], task.b, cells, width, group.soft);
       group.distillation(in.temperature);
@@ -80,20 +90,19 @@ void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflGr
     int64_t places[kGroup];  // of the anchors that have a gradient
     int which[kGroup], written = 0;
     for (int k = 0; k < count; ++k) {
-      const int64_t a = in.starts[task.level] + cells[k], n = in.box_of(task.b, a);
-      const double w = n < 0 ? 0 : factors.weight[task.b * in.anchors + a];
+      const int64_t a = in.starts[task.level] + cells[k];
       const double of_region = std::max(in.region_of(task.b, a), 0.0);
-      const double ld = (f[2] * w + f[3] * of_region) * in.temperature / in.bins;
-      if (w == 0 && of_region == 0) continue;
+      const double ld = (f[2] * w[k] + f[3] * of_region) * in.temperature / in.bins;
+      if (w[k] == 0 && of_region == 0) continue;
       places[written] = cells[k], which[written++] = k;
-      if (w != 0) group.box_losses(in, task.b, a, n, k);
+      if (w[k] != 0) group.box_losses(in, task.b, a, in.box_of(task.b, a), k);
       for (int i = k; i < kSides; i += kGroup) {
-        terms.giou[i] = w == 0 ? C(0) : static_cast<C>(f[0] * w) * group.by[i];
-        terms.dfl[i] = static_cast<C>(f[1] * w);
+        terms.giou[i] = w[k] == 0 ? C(0) : static_cast<C>(f[0] * w[k]) * group.by[i];
+        terms.dfl[i] = static_cast<C>(f[1] * w[k]);
         terms.ld[i] = static_cast<C>(ld);
       }
     }
-    box_gradient(group, terms, !in.soft.empty(), g.data());
+    box_gradient(group, terms, has_box, !in.soft.empty(), g.data());
     for (int64_t c = 0; c < 4 * in.bins; ++c, out += size) {
       const C* from = &g[c % in.bins * kSides + c / in.bins * kGroup];
       for (int i = 0; i < written; ++i) out[places[i]] = static_cast<T>(from[which[i]]);

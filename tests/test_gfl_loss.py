@@ -17,6 +17,7 @@ from detops.portable import gfl_box_gradient as portable_gradient
 from detops.portable import gfl_positives as portable_positives
 from detops.portable import localization_region as portable_region
 from detops.reference.atss_match import atss_match
+from detops.reference.localization_region import localization_region
 
 SHAPES, STRIDES, CLASSES, BINS = [(8, 12), (4, 6), (2, 3)], (8, 16, 32), 3, 17
 SIZES = [h * w for h, w in SHAPES]
@@ -183,19 +184,6 @@ def test_gfl_divides_by_1_at_least():
     assert_equal(got, expected, mine, theirs)
 
 
-def plain_region(anchors, box, threshold):
-    """IoU of each anchor with a box, 0 outside its region; in float64."""
-    worth = []
-    for x1, y1, x2, y2 in anchors.tolist():
-        a1, b1, a2, b2 = box.tolist()
-        inter = max(0, min(x2, a2) - max(x1, a1)) * max(0, min(y2, b2) - max(y1, b1))
-        iou = inter / ((x2 - x1) * (y2 - y1) + (a2 - a1) * (b2 - b1) - inter)
-        apart = ((x1 + x2 - a1 - a2) / 2) ** 2 + ((y1 + y2 - b1 - b2) / 2) ** 2
-        diou = iou - apart / ((max(x2, a2) - min(x1, a1)) ** 2 + (max(y2, b2) - min(y1, b1)) ** 2)
-        worth.append(iou if 0.25 * threshold <= diou < threshold else 0.0)
-    return torch.tensor(worth, dtype=torch.float64)
-
-
 @pytest.mark.parametrize("padded", [False, True])
 def test_the_region_beside_the_positives_learns_too(padded):
     shapes, anchors = [(64, 96), (40, 70)] if padded else None, detops.grid_anchors(SHAPES, STRIDES)
@@ -215,12 +203,7 @@ def test_the_region_beside_the_positives_learns_too(padded):
             if padded:
                 valid[0] = (corner[:, 0] < shapes[b][1]) & (corner[:, 1] < shapes[b][0])
             threshold = atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid, CLASSES, 9)[2][0]
-            for n in range(len(boxes[b])):
-                if threshold[n].isfinite():
-                    worth[b] = torch.maximum(
-                        worth[b], plain_region(anchors.double(), boxes[b][n].double(), threshold[n])
-                    )
-            worth[b] = worth[b].where(valid[0], 0)
+            worth[b] = localization_region(anchors, boxes[b][None], threshold[None], valid)[0]
         assert (worth > 0).sum() > 5
         theirs, start = leaves_of([level.double() for level in bbox_preds]), 0
         for level, (mine, other) in enumerate(zip(theirs, soft, strict=True)):

@@ -48,12 +48,13 @@ def scene(seed, batch=2, boxes=5, shapes=((6, 9), (3, 5), (1, 1)), valid=False, 
 
 def doubtful(anchors, gt_boxes, threshold):
     """(B, A): a DIoU is so near a limit that rounding decides; for boxes as plain as those of `scene`."""
-    low = torch.stack([torch.stack([overlaps(anchor, box)[1] for anchor in anchors.double()]) for box in
-                       gt_boxes.double().flatten(0, 1)]) if gt_boxes.numel() and len(anchors) else torch.zeros(0)  # fmt: skip
-    diou = low.view(*gt_boxes.shape[:2], len(anchors))
-    limit = threshold.double()[..., None]
-    near = ((diou - limit).abs() < 1e-5) | ((diou - LOWEST * limit).abs() < 1e-5)
-    return near.any(1)
+    near = torch.zeros(len(gt_boxes), len(anchors), dtype=torch.bool)
+    for b, boxes in enumerate(gt_boxes.double()):
+        for box, limit in zip(boxes, threshold[b].double(), strict=True):
+            for a, anchor in enumerate(anchors.double()):
+                diou = overlaps(anchor, box)[1]
+                near[b, a] |= min(abs(diou - limit), abs(diou - LOWEST * limit)) < 1e-5
+    return near
 
 
 def assert_matches(implementation, args, device="cpu"):
@@ -89,23 +90,23 @@ def test_gpu_matches_reference():
         assert_matches(op, scene(seed, valid=seed == 1), device="cuda")
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_by_hand(name):
+@pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS.values(), reference], ids=[*IMPLEMENTATIONS, "reference"])
+def test_by_hand(implementation):
     """A box 8 wide over anchors 8 wide: moved by k, IoU is (8 - k) / (8 + k), and DIoU less k^2 / (64 + (8 + k)^2)."""
     anchors = torch.tensor([[float(k), 0, 8 + k, 8] for k in range(9)])
     box, threshold = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0.5]])
-    worth = IMPLEMENTATIONS[name](anchors, box, threshold, None)
+    worth = implementation(anchors, box, threshold, None)
     # DIoU by k: 1, 0.771, 0.576, 0.406, 0.256, 0.123, ..., of which 0.125 .. 0.5 are near.
     expected = [0, 0, 0, 5 / 11, 4 / 12, 0, 0, 0, 0]
-    torch.testing.assert_close(worth, torch.tensor([expected]))
+    torch.testing.assert_close(worth.float(), torch.tensor([expected]))
     valid = torch.tensor([[True] * 4 + [False] + [True] * 4])
     expected[4] = 0
-    torch.testing.assert_close(IMPLEMENTATIONS[name](anchors, box, threshold, valid), torch.tensor([expected]))
+    torch.testing.assert_close(implementation(anchors, box, threshold, valid).float(), torch.tensor([expected]))
     # Of two boxes the better one counts, wherever it stands: that at 7 is 4 from the anchor at 3, and 3 from that at 4.
     two, limits = torch.tensor([[[0.0, 0, 8, 8], [7, 0, 15, 8]]]), torch.tensor([[0.5, 0.5]])
     expected = torch.tensor([[0, 0, 0, 5 / 11, 5 / 11, 0, 0, 0, 0]])
     for order in ([0, 1], [1, 0]):
-        torch.testing.assert_close(IMPLEMENTATIONS[name](anchors, two[:, order], limits, None), expected)
+        torch.testing.assert_close(implementation(anchors, two[:, order], limits, None).float(), expected)
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

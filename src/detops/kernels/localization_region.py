@@ -7,6 +7,7 @@ from torch import Tensor
 
 BLOCK = 256
 NUM_WARPS = 4
+LOWEST = 0.25  # share of a box's threshold from which an anchor is near
 
 
 @triton.jit
@@ -72,7 +73,7 @@ def localization_region(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, va
             worth,
             count,
             gt_boxes.shape[1],
-            0.25,
+            LOWEST,
             HAS_VALID=valid is not None,
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 CHUNK_VALUES = 2**21  # pairs at once
-LOWEST = 0.25
+LOWEST = 0.25  # share of a box's threshold from which an anchor is near
 
 
 def localization_region(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:

@@ -42,6 +42,11 @@ def as_fill_value(value: float, dtype: torch.dtype) -> complex:
     return int(value)
 
 
+def zero_entry(data: Tensor, dim: int) -> Tensor:
+    """Return one zero entry in place of a dimension without entries, as a sum over none: autograd stays connected."""
+    return data.sum(dim, keepdim=True, dtype=data.dtype)
+
+
 class RaggedCore:
     """Padded tensor, mask and sample sizes; see `RaggedBatch`, the class that users see."""
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch import RaggedBatch
-from .core import RaggedError, as_fill_value, shape_of
+from .core import RaggedError, as_fill_value, shape_of, zero_entry
 
 
 def tensor_of(data: RaggedBatch | Tensor) -> Tensor:
@@ -37,8 +37,8 @@ def take_rows(data: Tensor, rows: Tensor) -> Tensor:
         `(*batch, M, *rest)`.
     """
     nb = rows.dim() - 1
-    if data.shape[nb] == 0:  # nothing to fetch, and the caller discards what comes
-        return data.new_zeros(rows.shape + data.shape[nb + 1 :])
+    if data.shape[nb] == 0:  # the caller discards what is fetched
+        return zero_entry(data, nb).expand(rows.shape + data.shape[nb + 1 :])
     # Advanced indexing, not gather: on a GPU too, its backward adds up in a fixed order.
     samples = [
         torch.arange(size, device=rows.device).reshape(-1, *[1] * (nb - d)) for d, size in enumerate(rows.shape[:nb])

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .batch_dims import RaggedBatchDims
-from .core import RaggedError, shape_of
+from .core import RaggedError, shape_of, zero_entry
 
 
 class RaggedLayouts(RaggedBatchDims):
@@ -96,15 +96,16 @@ class RaggedLayouts(RaggedBatchDims):
         size = max_of(counts) if max_size is None else max_size
         if size < 0:
             raise RaggedError(f"max_size: expected a non-negative number, got {size}")
-        made = cls(values.new_zeros(counts.shape[0], size, *values.shape[1:]), sample_sizes=counts.clamp(max=size))
-        if values.shape[0] == 0 or made._tensor.numel() == 0:
-            return made
-        rows = starts.unsqueeze(1) + torch.arange(size, device=starts.device)
-        rows = rows.masked_fill(~made.mask, 0).flatten()
-        if order is not None:
-            rows = order[rows]
-        padded = values.index_select(0, rows).unflatten(0, (counts.shape[0], size))
-        return made._with_tensor(padded).with_padded_set_to(0)
+        sizes = counts.clamp(max=size)
+        if values.shape[0] == 0:
+            padded = zero_entry(values, 0).expand(counts.shape[0], size, *values.shape[1:])
+        else:
+            places = torch.arange(size, device=starts.device)
+            rows = torch.where(places < sizes.unsqueeze(1), starts.unsqueeze(1) + places, 0).flatten()
+            if order is not None:
+                rows = order[rows]
+            padded = values.index_select(0, rows).unflatten(0, (counts.shape[0], size))
+        return cls(padded, sample_sizes=sizes).with_padded_set_to(0)
 
     @classmethod
     def from_nested(cls, nested: Tensor, max_size: int | None = None) -> Self:
@@ -208,9 +209,7 @@ def pad_samples(
     for i, sample in enumerate(tensors):
         if sample.dim() == 0:
             raise RaggedError(f"{name}[{i}]: expected a tensor with at least one dimension, got a scalar")
-    filled = [sample for sample in tensors if sample.numel() > 0]
-    # Without any entry the sample with most dimensions tells most about the shape.
-    model = filled[0] if filled else max(tensors, key=lambda sample: sample.dim())
+    model = _model_of(tensors)
     rest = model.shape[1:]
     samples = []
     for i, sample in enumerate(tensors):
@@ -220,8 +219,8 @@ def pad_samples(
                     f"{name}[{i}]: expected shape (n, {', '.join(map(str, rest))}) as in the other samples, "
                     f"got {shape_of(sample)}"
                 )
-            sample = model.new_empty(0, *rest)
-        elif cast or sample.numel() == 0:
+            sample = sample.reshape(0, *rest)
+        if cast or sample.numel() == 0:
             sample = sample.to(model.device, model.dtype)
         if (sample.dtype, sample.device) != (model.dtype, model.device):
             raise RaggedError(
@@ -237,3 +236,17 @@ def pad_samples(
             raise RaggedError(f"{name}: expected samples of at most {size} entries, got {largest}")
         data = torch.cat([data, data.new_zeros(len(samples), size - largest, *rest)], 1)
     return data, counts
+
+
+def _model_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sample whose shape, dtype and device the others are to have: the first with elements.
+
+    Without elements anywhere it is the first of those with most dimensions.
+    """
+    model = tensors[0]
+    for sample in tensors:
+        if sample.numel() > 0:
+            return sample
+        if sample.dim() > model.dim():  # not max(key=...), which torch.compile does not trace
+            model = sample
+    return model

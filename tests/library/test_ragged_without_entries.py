@@ -45,9 +45,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
         batch_of(x), torch.ones(2, 3, dtype=torch.bool), torch.ones(2, 3, 4)
     ),
     "get_compact_lists": lambda x: ragged.get_compact_lists(NO_MASK, [x], max_size=3)[0].tensor,
-    "get_compact_from_named_tuple": lambda x: ragged.get_compact_from_named_tuple(
-        NO_MASK, Named(x), max_size=3
-    ).data.tensor,
+    "get_compact_from_named_tuple": lambda x: (
+        ragged.get_compact_from_named_tuple(NO_MASK, Named(x), max_size=3).data.tensor
+    ),
     "sum_over_targets": lambda x: ragged.sum_over_targets(batch_of(x)),
     "average_over_targets": lambda x: ragged.average_over_targets(batch_of(x)),
     "apply_mask_to_tensor": lambda x: ragged.apply_mask_to_tensor(x, NO_MASK),
@@ -57,9 +57,9 @@ OPERATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "combine_data, nothing else": lambda x: ragged.combine_data([x[0], x[1].flatten()]).tensor,
     "from_list": lambda x: RaggedBatch.from_list([x[0], torch.ones(2, 4), x[1]]).tensor,
     "from_list, another shape": lambda x: RaggedBatch.from_list([x.flatten(), torch.ones(2, 4)]).tensor,
-    "from_concatenated": lambda x: RaggedBatch.from_concatenated(
-        x.flatten(0, 1), torch.zeros(0, dtype=torch.int64), 2, max_size=3
-    ).tensor,
+    "from_concatenated": lambda x: (
+        RaggedBatch.from_concatenated(x.flatten(0, 1), torch.zeros(0, dtype=torch.int64), 2, max_size=3).tensor
+    ),
     "from_nested": lambda x: RaggedBatch.from_nested(nested_of(x), max_size=3).tensor,
     "FromOversizeTensor": lambda x: RaggedBatch.FromOversizeTensor(x, sample_sizes=NO_SIZES).tensor,
     "with_padded_set_to": lambda x: batch_of(x).with_padded_set_to(1).tensor,

@@ -3,6 +3,8 @@
 Same semantics as ACCV-Lab's `batching_helpers`, on CPU and GPU: `import detops.ragged as batching_helpers`.
 """
 
+from detops._version import __version__
+
 from .batch import RaggedBatch
 from .indexing import (
     batched_index_mapping,
@@ -28,6 +30,7 @@ from .processing import (
 
 __all__ = [
     "RaggedBatch",
+    "__version__",
     "apply_mask_to_tensor",
     "average_over_targets",
     "batched_bool_indexing",

@@ -6,6 +6,7 @@ dimensions (`batch_dims`), other storage formats (`layouts`), and here construct
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
@@ -69,7 +70,7 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
 
         Args:
             tensor: Padded data.
-            mask: Bool mask of the same padded size, or `None`.
+            mask: Bool mask of the padded size of `tensor` or of a smaller one that holds the largest sample, or None.
             sample_sizes: Sizes, or `None`; at least one of the two is needed.
             non_uniform_dim: As in `RaggedBatch`.
 
@@ -79,6 +80,10 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
         Raises:
             RaggedError: If shapes do not fit together.
         """
+        if mask is not None and mask.dim() > 1:
+            dim = mask.dim() - 1 if non_uniform_dim is None else non_uniform_dim
+            if 0 <= dim < tensor.dim() and mask.shape[-1] < tensor.shape[dim]:
+                tensor = tensor.narrow(dim, 0, mask.shape[-1])
         full = cls(tensor, mask, sample_sizes, non_uniform_dim)
         sizes, dim = full.sample_sizes, full.non_uniform_dim
         largest = min(max_of(sizes), full.max_sample_size)
@@ -157,19 +162,21 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
         return cls(full_tensor, sample_sizes=sizes, non_uniform_dim=non_uniform_dim)
 
     def apply(self, proc_step: Callable[..., Any]) -> Any:
-        """Applies a function to the data.
+        """Apply a function to the data.
 
         Args:
-            proc_step: Takes `tensor`, or `tensor, mask`, or `tensor, mask, sample_sizes`, as many as it has
-                required positional parameters (one where that is unknown), and returns a tensor or a tuple of
-                tensors whose batch dimensions and non-uniform dimension are as in this batch. Inside
-                `torch.compile` a function of `torch.nn.functional` has to be wrapped in a lambda.
+            proc_step: Takes `tensor`, or `tensor, mask`, or `tensor, mask, sample_sizes`, as many as it has required
+                positional parameters (one where that is unknown). An optional or keyword-only parameter named `mask`
+                or `sample_sizes` is passed by that name. Returns a tensor or a tuple of tensors whose batch
+                dimensions and non-uniform dimension are as in this batch. Inside `torch.compile` a function of
+                `torch.nn.functional` has to be wrapped in a lambda, and one with optional parameters defined outside
+                of what is compiled.
 
         Returns:
             A batch, or a tuple of batches.
 
         Raises:
-            RaggedError: If the function requires more than three arguments, or a result does not fit.
+            RaggedError: The function requires more than three arguments, or a result does not fit.
 
         Example:
             >>> import torch
@@ -178,7 +185,7 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
             >>> batch.apply(torch.sqrt).tensor
             tensor([[1., 2.]])
         """
-        num_args = count_arguments(proc_step)
+        num_args, names = parameters_of(proc_step)
         if num_args > 3:
             raise RaggedError(f"proc_step: expected a function of 1 to 3 arguments, got one of {num_args}")
         args = [self._tensor]
@@ -186,34 +193,48 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
             args.append(self.mask)
         if num_args > 2:
             args.append(self.sample_sizes)
-        result = proc_step(*args)
+        named = {}
+        if "mask" in names:
+            named["mask"] = self.mask
+        if "sample_sizes" in names:
+            named["sample_sizes"] = self.sample_sizes
+        result = proc_step(*args, **named)
         if isinstance(result, tuple):
             return tuple(self._with_tensor(part) for part in result)
         return self._with_tensor(result)
 
 
-def count_arguments(function: Callable[..., Any]) -> int:
-    """Counts the required positional parameters of a function, at least one; one where it does not tell."""
+def parameters_of(function: Callable[..., Any]) -> tuple[int, tuple[str, ...]]:
+    """Return how many positional arguments a function requires, and which others it takes by name.
+
+    At least one is required; just one, and none by name, where the function does not tell.
+    """
     if isinstance(function, torch.nn.Module):
         function = function.forward
     if torch.compiler.is_compiling():
-        return _count_while_compiling(function)
+        return _parameters_while_compiling(function)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # builtins such as torch.sin
-        return 1
+        return 1, ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
-    return max(len(required), 1)
+    count = max(len(required), 1)
+    fixed = function.keywords if isinstance(function, functools.partial) else {}
+    return count, tuple(p.name for p in parameters[count:] if p.kind in by_name and p.name not in fixed)
 
 
-def _count_while_compiling(function: Callable[..., Any]) -> int:
+def _parameters_while_compiling(function: Callable[..., Any]) -> tuple[int, tuple[str, ...]]:
     # The compiler cannot trace inspect.signature, but it knows the parts of functions and methods.
     bound = isinstance(function, MethodType)
     plain = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(plain, FunctionType):
-        return 1
-    return max(plain.__code__.co_argcount - len(plain.__defaults__ or ()) - bound, 1)
+        return 1, ()
+    code = plain.__code__
+    count = max(code.co_argcount - len(plain.__defaults__ or ()) - bound, 1)
+    first = max(count + bound, code.co_posonlyargcount)
+    return count, code.co_varnames[first : code.co_argcount + code.co_kwonlyargcount]
 
 
 def _flatten(batch: RaggedBatch) -> tuple[list[Any], tuple[int, int]]:

@@ -16,20 +16,35 @@ class RaggedConversions(RaggedCore):
     """Conversions of the data; samples and sizes stay."""
 
     def to_device(self, device: torch.device | str) -> Self:
-        """Moves data, mask and sizes, the latter two as far as they exist already."""
-        mask = None if self._mask is None else self._mask.to(device)
-        sizes = None if self._sample_sizes is None else self._sample_sizes.to(device)
-        made = type(self)(self._tensor.to(device), mask, sizes, self._non_uniform_dim)
-        made._total_num_entries = self._total_num_entries
-        return made
+        """Move data, mask and sizes, the latter two as far as they exist already."""
+        return self.to(device)
 
     def cpu(self) -> Self:
-        """Moves the batch to the CPU."""
-        return self.to_device("cpu")
+        """Move the batch to the CPU."""
+        return self.to("cpu")
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Converts `tensor` by `torch.Tensor.to`; mask and sizes follow to another device."""
-        return self.create_with_sample_sizes_like_self(self._tensor.to(*args, **kwargs))
+        """Convert `tensor` by `torch.Tensor.to`; mask and sizes follow to another device, by `non_blocking` as well.
+
+        Args:
+            *args: Arguments of `torch.Tensor.to`: a dtype, a device and a dtype, or another tensor.
+            **kwargs: Likewise.
+
+        Returns:
+            The new batch.
+        """
+        # In every form of Tensor.to the first bool is non_blocking.
+        flags = [arg for arg in args if isinstance(arg, bool)]
+        non_blocking = flags[0] if flags else kwargs.get("non_blocking", False)
+        tensor = self._tensor.to(*args, **kwargs)
+        return self._with_changed(tensor, lambda part: part.to(tensor.device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy every tensor of the batch to pinned memory, from which copies to a GPU need not wait.
+
+        `torch.utils.data.DataLoader` does this with `pin_memory=True`.
+        """
+        return self._with_changed(self._tensor.pin_memory(), lambda part: part.pin_memory())
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
         """Converts the data to `dtype`."""

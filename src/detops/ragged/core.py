@@ -8,7 +8,7 @@ device memory, except `total_num_entries`.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -206,6 +206,10 @@ class RaggedCore:
         """Number of dimensions of `tensor`."""
         return self._tensor.dim()
 
+    def __len__(self) -> int:
+        """Number of samples in the first batch dimension."""
+        return self._tensor.shape[0]
+
     def __getitem__(self, item: Any) -> Tensor:
         return self._tensor[item]
 
@@ -220,9 +224,17 @@ class RaggedCore:
         )
 
     def _with_tensor(self, tensor: Tensor, non_uniform_dim: int | None = None) -> Self:
-        """Same samples, other data: mask and sizes are shared as far as they exist."""
+        """Return the same samples with other data: mask and sizes are shared as far as they exist."""
+        return self._with_changed(tensor, lambda part: part, non_uniform_dim)
+
+    def _with_changed(
+        self, tensor: Tensor, change: Callable[[Tensor], Tensor], non_uniform_dim: int | None = None
+    ) -> Self:
+        """Return the same samples with other data, and with mask and sizes changed as far as they exist."""
+        mask = None if self._mask is None else change(self._mask)
+        sizes = None if self._sample_sizes is None else change(self._sample_sizes)
         dim = self._non_uniform_dim if non_uniform_dim is None else non_uniform_dim
-        made = type(self)(tensor, self._mask, self._sample_sizes, dim)
+        made = type(self)(tensor, mask, sizes, dim)
         made._total_num_entries = self._total_num_entries
         return made
 
@@ -262,12 +274,7 @@ class RaggedCore:
             )
         if device is not None:
             tensor = tensor.to(device)
-        # Not _with_tensor: both parts may have to move, and each keeps its identity where it need not.
-        mask = None if self._mask is None else self._mask.to(tensor.device)
-        sizes = None if self._sample_sizes is None else self._sample_sizes.to(tensor.device)
-        made = type(self)(tensor, mask, sizes, dim)
-        made._total_num_entries = self._total_num_entries
-        return made
+        return self._with_changed(tensor, lambda part: part.to(tensor.device), dim)
 
     def as_self_with_cloned_data(self) -> Self:
         """Copies the batch with a clone of `tensor`; mask and sample sizes are shared."""
@@ -333,12 +340,23 @@ class RaggedCore:
         return self._with_tensor(self._tensor.masked_fill(~self._mask_like_tensor(), value))
 
     def set_padded_to(self, value_to_set: float) -> None:
-        """Sets the padding of `tensor` to one value, in place.
+        """Set the padding of `tensor` to one value, in place; the padding's gradient is zero.
+
+        A leaf that requires gradients is changed as well, but autograd does not record that: `tensor` then becomes
+        a copy of the leaf through which the gradients reach it.
 
         Args:
             value_to_set: The value; truncated for integer data.
         """
-        self._tensor.masked_fill_(~self._mask_like_tensor(), as_fill_value(value_to_set, self.dtype))
+        tensor, padding = self._tensor, ~self._mask_like_tensor()
+        value = as_fill_value(value_to_set, self.dtype)
+        owner = tensor if tensor._base is None else tensor._base
+        if not (torch.is_grad_enabled() and tensor.requires_grad and owner.is_leaf):
+            tensor.masked_fill_(padding, value)
+            return
+        with torch.no_grad():
+            tensor.masked_fill_(padding, value)
+        self._tensor = tensor.masked_fill(padding, value)
 
 
 def positive_dims(name: str, values: Sequence[int], length: int) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-// Anchors as columns of one number each: what atss_match and localization_region read.
+// Anchors as columns of one number each: what atss_match and vlr_weights read.
 #pragma once
 
 #include "common.h"

@@ -80,15 +80,15 @@ def demo(
 ) -> None:
     """Generate a data set, draw its targets, measure speed, and train a detector on it for about a minute."""
     with _reported():
-        from detops.apps import bench as speed
-        from detops.apps import shapes
         from detops.apps import targets as job
+        from detops.apps.bench import runner as speed
+        from detops.apps.data import shapes
 
         start = time.perf_counter()
         with console.status(f"generating {images} images"):
             path = shapes.generate(out / "data", images, seed)
         job.run(path, out / "data" / "images", out, pictures=48, console=console)
-        speed.main("heatmap", quick=True)
+        speed.main("draw_gaussians", quick=True)
         if epochs:
             _train_on_shapes(out, path, max(1, images // 5), seed, epochs)
     console.print(f"pictures: {out / 'contact_sheet.png'} and {out / 'images'}", soft_wrap=True)
@@ -97,10 +97,10 @@ def demo(
 
 def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, epochs: int) -> None:
     """The demo's training; a former one in the same folder is replaced."""
-    from detops.apps import shapes
-    from detops.apps import train as job
-    from detops.apps.augment import Augmentation
-    from detops.apps.detector import Settings
+    from detops.apps.data import shapes
+    from detops.apps.train import train as job
+    from detops.apps.train.augment import Augmentation
+    from detops.apps.train.lightning_module import Settings
 
     val, run = shapes.generate(out / "val", val_images, seed + 1), out / "training"
     shutil.rmtree(run, ignore_errors=True)
@@ -153,9 +153,9 @@ def train(
         from detops.apps import require
 
         require("lightning", "Lightning", "train")
-        from detops.apps import train as job
-        from detops.apps.augment import Augmentation
-        from detops.apps.detector import Distillation, Settings
+        from detops.apps.train import train as job
+        from detops.apps.train.augment import Augmentation
+        from detops.apps.train.lightning_module import Distillation, Settings
 
         named = (train_annotations, train_images, val_annotations, val_images)
         chosen = None if data is None else job.Data.of(data)
@@ -222,7 +222,7 @@ def predict(
 ) -> None:
     """Detect on images: a JSON line each, pictures, and a COCO results file; with masks, if by a Mask R-CNN."""
     with _reported():
-        from detops.apps import predict_folder as job
+        from detops.apps.predict import predict as job
 
         options = job.Options(
             mask_rcnn, half, score, pictures, annotations, device, batch_size, workers, resume, ray
@@ -236,11 +236,8 @@ def predict(
 def bench(
     suite: Annotated[
         str,
-        typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
-            " region, preprocess, masks, paste or inference."
-        ),
-    ] = "heatmap",
+        typer.Argument(help="What to measure: the name of an op, or inference."),
+    ] = "draw_gaussians",
     more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
     kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
@@ -257,14 +254,14 @@ def bench(
         if more_sizes and not (suite == "inference" and sizes):
             raise ValueError(f"expected one suite, got also {' '.join(more_sizes)}")
         if suite == "inference":
-            from detops.apps import bench_inference
+            from detops.apps.bench import inference
 
             chosen = [*(sizes or ["1333x800"]), *(more_sizes or [])]
-            bench_inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
+            inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
             return
         if sizes or image or weights:
             raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {suite}")
-        from detops.apps import bench as speed
+        from detops.apps.bench import runner as speed
 
         speed.main(suite, kernel, json_path, quick, device)
 

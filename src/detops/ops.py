@@ -10,11 +10,11 @@ The ops, and what each does:
     gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
     gaussian_focal_loss_from_boxes
                           the same with the targets drawn on the way, and never stored
-    gfl_box_gradient      the gradient of its box logits
-    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
-    localization_region   which anchors near a box learn from a teacher too, and how much
+    positive_losses_backward      the gradient of its box logits
+    positive_losses_        a GFL's losses at the anchors that have a box, and their part of the class gradient
+    vlr_weights   which anchors near a box learn from a teacher too, and how much
     masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
-    nms                   which boxes of a batch are left by greedy non-maximum suppression
+    nms_mask              which boxes of a batch are left by greedy non-maximum suppression
     paste_masks           enlarge masks to their boxes, and cut them at a threshold
     resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
     scale_gradient_       multiply a gradient in place; by 1, nothing is touched
@@ -29,7 +29,7 @@ from typing import Any
 
 import torch
 
-from detops.checks import library_path
+from detops.diagnostics.environment import library_path
 
 SCHEMAS = {
     "atss_match": "(Tensor anchors, SymInt[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
@@ -41,15 +41,15 @@ SCHEMAS = {
     "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
     " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
     " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
-    "gfl_box_gradient": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor index,"
-    " Tensor weight, Tensor? region, Tensor factors, float temperature, SymInt most) -> Tensor[]",
-    "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
-    " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
-    " float temperature, SymInt most) -> (Tensor, Tensor)",
-    "localization_region": "(Tensor anchors, Tensor gt_boxes, Tensor threshold, Tensor? valid) -> Tensor",
+    "positive_losses_backward": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes,"
+    " Tensor index, Tensor weight, Tensor? region, Tensor factors, float temperature, SymInt most) -> Tensor[]",
+    "positive_losses_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds,"
+    " Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region,"
+    " Tensor scale, float beta, float temperature, SymInt most) -> (Tensor, Tensor)",
+    "vlr_weights": "(Tensor anchors, Tensor gt_boxes, Tensor threshold, Tensor? valid) -> Tensor",
     "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
     " -> (Tensor, Tensor)",
-    "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
+    "nms_mask": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
     "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
     "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
     " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
@@ -144,11 +144,11 @@ FAKES: dict[str, Any] = {
     "draw_gaussians_": _returns_nothing,
     "gaussian_focal_loss": _returns_sum_and_gradient,
     "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
-    "gfl_box_gradient": _returns_gradients,
-    "gfl_positives_": _returns_gfl_losses,
-    "localization_region": _returns_worth,
+    "positive_losses_backward": _returns_gradients,
+    "positive_losses_": _returns_gfl_losses,
+    "vlr_weights": _returns_worth,
     "masks_to_rle": _returns_joined,
-    "nms": _returns_mask,
+    "nms_mask": _returns_mask,
     "paste_masks": _returns_images,
     "resize_normalize_pad": _returns_batch,
     "scale_gradient_": _returns_nothing,
@@ -205,11 +205,11 @@ atss_match = torch.ops.detops.atss_match.default
 draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
 gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
 gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
-gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
-gfl_positives_ = torch.ops.detops.gfl_positives_.default
-localization_region = torch.ops.detops.localization_region.default
+positive_losses_backward = torch.ops.detops.positive_losses_backward.default
+positive_losses_ = torch.ops.detops.positive_losses_.default
+vlr_weights = torch.ops.detops.vlr_weights.default
 masks_to_rle = torch.ops.detops.masks_to_rle.default
-nms = torch.ops.detops.nms.default
+nms_mask = torch.ops.detops.nms_mask.default
 paste_masks = torch.ops.detops.paste_masks.default
 resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
 scale_gradient_ = torch.ops.detops.scale_gradient_.default

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from types import ModuleType
 
-from detops.checks import require_module
+from detops.arguments import require_module
 
 
 def require(module: str, package: str, command: str, extra: str = "train") -> ModuleType:

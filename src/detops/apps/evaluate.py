@@ -11,8 +11,9 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from detops.apps import coco, predict, require
-from detops.apps.dataset import CocoImages, open_annotations
+from detops.apps import require, runs
+from detops.apps.data import coco
+from detops.apps.data.dataset import CocoImages, open_annotations
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MEANINGS = (
@@ -94,13 +95,13 @@ def _check(results: Any, truth: Any, kind: str) -> None:
         raise ValueError(f"results: image {sorted(unknown, key=str)[0]} is not in the annotations")
 
 
-def score_rows(dataset: CocoImages, path: Path, found: dict[int, predict.Found]) -> dict[str, Any]:
+def score_rows(dataset: CocoImages, path: Path, found: dict[int, runs.Found]) -> dict[str, Any]:
     """Compare detections on rows of a data set with its annotation file."""
     annotations = dataset.annotations
     results = [
         row
         for index, detections in found.items()
-        for row in predict.as_results(annotations.images[index].id, detections, annotations.category_ids)
+        for row in runs.as_results(annotations.images[index].id, detections, annotations.category_ids)
     ]
     return score(path, results, image_ids=[annotations.images[index].id for index in found])
 
@@ -155,7 +156,7 @@ def run(
         scores = score(annotations, coco.load(results), kind)
     else:
         assert run is not None
-        network, decoder, config = predict.load(
+        network, decoder, config = runs.load(
             run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         )
         if annotations is not None and images is None:
@@ -167,7 +168,7 @@ def run(
             raise ValueError(f"{path}: expected the run's classes {config['classes']}")
         rows = range(len(dataset))
         scores = score_rows(
-            dataset, path, dict(zip(rows, predict.detect_all(network, decoder, dataset, rows), strict=True))
+            dataset, path, dict(zip(rows, runs.detect_all(network, decoder, dataset, rows), strict=True))
         )
         json_path = json_path or run / "evaluation.json"
     if json_path is not None:

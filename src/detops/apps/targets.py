@@ -14,8 +14,8 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from detops.apps import report
-from detops.apps.coco import Annotations, read
+from detops.apps.data.coco import Annotations, read
+from detops.apps.pictures import Picture, canvas, contact_sheet, overlay, unique_stems
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import gaussian_radius
@@ -178,9 +178,9 @@ def run(
     drawn = gaussians(annotations, stride, min_overlap)
 
     (out / "images").mkdir(parents=True, exist_ok=True)
-    sheet: dict[int, report.Picture] = {}
+    sheet: dict[int, Picture] = {}
     missing = resized = 0
-    names = report.unique_stems([image.file_name for image in annotations.images])
+    names = unique_stems([image.file_name for image in annotations.images])
     wanted = len(annotations.images) if pictures is None else min(pictures, len(annotations.images))
     chunks = draw(annotations, drawn, stride)
     maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
@@ -189,15 +189,15 @@ def run(
         if position >= wanted:
             continue
         record = annotations.images[position]
-        canvas, state = report.canvas(None if images is None else images / record.file_name, record)
+        image, state = canvas(None if images is None else images / record.file_name, record)
         missing += state == "missing"
         resized += state == "resized"
         boxes, labels = annotations.of_image(position)
-        picture = report.overlay(canvas, heatmap, boxes, labels, annotations.class_names, record, stride)
+        picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
         picture.save(out / "images" / f"{names[position]}.png")
         if position < SHEET:
-            sheet[position] = report.Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
-    report.contact_sheet([sheet[p] for p in sorted(sheet)]).save(out / "contact_sheet.png")
+            sheet[position] = Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
+    contact_sheet([sheet[p] for p in sorted(sheet)]).save(out / "contact_sheet.png")
 
     summary = Summary(
         len(annotations.images),

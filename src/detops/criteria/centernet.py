@@ -2,7 +2,8 @@
 
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor, unchecked
+from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked, unchecked
 from detops.losses.focal import check_finite
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.reduction import EPS, average_over_ranks

@@ -1,18 +1,19 @@
 """GFL's and LD's losses, a module each: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.checks import image_sides, require_maps
-from detops.losses.gfl import gfl_level_losses
+from detops.assign.assignment import Assignment
+from detops.assign.atss import MOST_CANDIDATES, match
+from detops.geometry.levels import image_sides, require_maps
+from detops.geometry.points import grid_anchors
+from detops.losses._dense import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged.padded import Batch
-from detops.targets.assignment import Assignment
-from detops.targets.atss import MOST_CANDIDATES, grid_anchors, match
 
 Losses = dict[str, Tensor] | dict[str, list[Tensor]]
 Shapes = Tensor | Sequence[tuple[int, int]] | None
@@ -105,7 +106,7 @@ class GFLLoss(nn.Module):
             ValueError: Numbers of levels or channels, shapes or devices do not match; in checked mode also a box that
                 is skipped for its values.
         """
-        return _result(self._losses(cls_scores, bbox_preds, [], boxes, labels, image_shapes)[0], per_level)
+        return level_results(self._losses(cls_scores, bbox_preds, [], boxes, labels, image_shapes)[0], per_level)
 
     def assign(
         self, cls_scores: Sequence[Tensor], boxes: Batch, labels: Batch, image_shapes: Shapes = None
@@ -126,7 +127,7 @@ class GFLLoss(nn.Module):
         sizes, anchors, cells = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
         found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
-        region = ops.localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
+        region = ops.vlr_weights(anchors, found.boxes, found.threshold, valid) if with_region else None
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
         most = found.boxes.shape[1] * sum(min(self.topk, size) for size in sizes)
@@ -191,94 +192,7 @@ class GFLLoss(nn.Module):
                     raise TypeError(f"{name}: expected levels of one dtype, got {levels[0].dtype} and {level.dtype}")
 
 
-class LDLoss(GFLLoss):
-    """`GFLLoss`, and the distillation of a teacher's box distributions into the student's.
-
-    The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
-    sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1. With `ld_region="main+vlr"` anchors near a box learn from the teacher too, by their IoU with it, as a
-    fifth loss; most are no positives.
-
-    Args:
-        num_classes: As in `GFLLoss`; likewise `reg_max` and `strides`.
-        reg_max: See there.
-        strides: See there.
-        temperature: That both distributions are softened by.
-        ld_weight: Factor of the fourth loss.
-        normalize_ld: Whether it (and the fifth) is divided as the box losses are.
-        ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
-        options: Keyword arguments of `GFLLoss`.
-
-    Raises:
-        ValueError: A number is out of range, or the region is unknown.
-
-    Reference:
-        Zheng et al., "Localization Distillation for Dense Object Detection", 2022; the region is that of
-        "Localization Distillation for Object Detection", 2023.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        reg_max: int = 16,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
-        temperature: float = 10.0,
-        *,
-        ld_weight: float = 0.25,
-        normalize_ld: bool = False,
-        ld_region: Literal["main", "main+vlr"] = "main",
-        **options: float,
-    ) -> None:
-        super().__init__(num_classes, reg_max, strides, **options)  # type: ignore[arg-type]
-        if not temperature >= 1:
-            raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
-        if ld_region not in ("main", "main+vlr"):
-            raise ValueError(f'ld_region: expected "main" or "main+vlr", got {ld_region!r}')
-        self.ld_region = ld_region
-        self.temperature, self.ld_weight, self.normalize_ld = temperature, ld_weight, normalize_ld
-
-    def forward(  # type: ignore[override]
-        self,
-        cls_scores: Sequence[Tensor],
-        bbox_preds: Sequence[Tensor],
-        boxes: Batch,
-        labels: Batch,
-        soft_targets: Sequence[Tensor],
-        image_shapes: Shapes = None,
-        *,
-        per_level: bool = False,
-    ) -> Losses:
-        """Compute the losses; arguments and results as in `GFLLoss.forward`, and these.
-
-        Args:
-            cls_scores: See there.
-            bbox_preds: See there.
-            boxes: See there.
-            labels: See there.
-            soft_targets: The teacher's `bbox_preds`, of the same shapes.
-            image_shapes: See there.
-            per_level: See there.
-
-        Returns:
-            Those of `GFLLoss`, "loss_ld", and with the region "loss_ld_vlr".
-        """
-        self._check(cls_scores, bbox_preds)
-        require_maps("soft_targets", soft_targets, 4 * (self.reg_max + 1), len(self.strides), cls_scores)
-        losses, parts, divisor = self._losses(
-            cls_scores, bbox_preds, soft_targets, boxes, labels, image_shapes, self.temperature,
-            self.ld_region == "main+vlr",
-        )  # fmt: skip
-        weight = self.ld_weight / divisor if self.normalize_ld else self.ld_weight
-        losses["loss_ld"] = weight / (4 + EPS) * parts[4]
-        if self.ld_region == "main+vlr":
-            losses["loss_ld_vlr"] = weight / (16 + EPS) * parts[5]
-        return _result(losses, per_level)
-
-    def _box_divisor(self, weights: Tensor) -> Tensor:
-        return average_over_ranks(weights, least=0.0) + 1e-6
-
-
-def _result(losses: dict[str, Tensor], per_level: bool) -> Losses:
+def level_results(losses: dict[str, Tensor], per_level: bool) -> Losses:
     """Lists of 0-d losses, or their sums."""
     if per_level:
         return {name: list(parts.unbind()) for name, parts in losses.items()}

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detops.checks import require_maps
+from detops.geometry.levels import require_maps
 
 
 def _second(output: Any) -> Any:

@@ -7,22 +7,17 @@ import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.boxes import boxes_at_cells, to_cxcywh
-from detops.checks import (
-    FLOATS,
-    INTEGERS,
-    is_checked,
-    require_device,
-    require_levels,
-    require_shape,
-    require_tensor,
-)  # fmt: skip
-from detops.losses.fused import fused_level_losses, kept_scale
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.assign.assignment import Assignment, labels_of
+from detops.assign.simota import check_values
+from detops.diagnostics.checked import is_checked
+from detops.geometry.boxes import boxes_at_cells, to_cxcywh
+from detops.geometry.levels import require_levels
+from detops.geometry.points import grid_cells
+from detops.losses._fused import fused_level_losses, kept_scale
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, boxes_with_labels
-from detops.targets.assignment import Assignment, grid_cells, labels_of
-from detops.targets.simota import check_values
 
 IouType = Literal["iou", "giou", "diou", "ciou", "iou_linear"]
 Targets = Tensor | RaggedBatch | tuple[Batch, Batch]

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 
 
 def nms_mask(
@@ -56,7 +56,7 @@ def nms_mask(
     if iou_threshold != iou_threshold:
         raise ValueError("iou_threshold: expected a number, got nan")
     batched = boxes.detach() if boxes.dim() == 3 else boxes.detach()[None]
-    keep: Tensor = ops.nms(batched, *given, float(iou_threshold))
+    keep: Tensor = ops.nms_mask(batched, *given, float(iou_threshold))
     return keep if boxes.dim() == 3 else keep[0]
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, describe, require_device, require_tensor
+from detops.arguments import FLOATS, describe, require_device, require_tensor
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # of Pillow, which would clip them to 8 bits

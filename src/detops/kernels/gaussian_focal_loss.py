@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels.softplus import log1p_of
+from detops.kernels._softplus import log1p_of
 
 BLOCK = 2048
 NUM_WARPS = 8

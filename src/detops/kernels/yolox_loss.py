@@ -9,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels.iou_loss import iou_loss, share
-from detops.kernels.softplus import softplus
+from detops.kernels._iou_loss import iou_loss, share
+from detops.kernels._softplus import softplus
 
 BLOCK = 32  # cells of a program
 

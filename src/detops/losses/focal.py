@@ -4,8 +4,9 @@ import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.losses.fused import fused_loss, inverse, kept_scale
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
+from detops.losses._fused import fused_loss, inverse, kept_scale
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 EPS = 1e-12  # keeps log(probability) finite, as CornerNet's and MMDetection's losses do

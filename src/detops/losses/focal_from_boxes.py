@@ -4,12 +4,13 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
+from detops.geometry.gaussians import as_gaussians, check_factor
+from detops.losses._fused import fused_loss, inverse, kept_scale
 from detops.losses.focal import check_finite
-from detops.losses.fused import fused_loss, inverse, kept_scale
 from detops.losses.reduction import Reduction, check_reduction
 from detops.ragged.padded import Batch
-from detops.targets.heatmap import as_gaussians, check_factor
 
 
 def gaussian_focal_loss_from_boxes(

@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 Kind = Literal["iou", "giou", "diou", "ciou", "iou_squared"]

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from detops.portable.iou_loss import iou_loss
+from detops.portable._iou_loss import iou_loss
 
 
 def yolox_loss(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from detops.checks import is_checked
+from detops.diagnostics.checked import is_checked
 
 from .batch import RaggedBatch
 

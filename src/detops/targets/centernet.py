@@ -5,7 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor, unchecked
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked, unchecked
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, boxes_with_labels
 from detops.targets.heatmap import draw_heatmap_batched

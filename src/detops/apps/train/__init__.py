@@ -1,0 +1,1 @@
+"""`detops train`."""

@@ -1,0 +1,108 @@
+"""Augmentation of a whole batch at once, on its device: bytes in, the network's input with its boxes out."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from detops.apps.data.dataset import MEAN, MULTIPLE, STD, Batch
+
+VISIBLE = 0.3  # an object of which less remains after cutting is not asked for
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to training images, chosen anew for each.
+
+    Attributes:
+        flip: Mirror half of them left-right.
+        flip_vertical: Mirror half of them up-down.
+        multi_scale: The batch's sides are multiplied by up to 1 + this, or divided by it.
+        zoom: Likewise each image within the batch, about a random point.
+        color: Brightness, contrast and saturation vary by this share.
+    """
+
+    flip: bool = True
+    flip_vertical: bool = False
+    multi_scale: float = 0.2
+    zoom: float = 0.25
+    color: float = 0.2
+
+
+def centered(images: Tensor) -> Tensor:
+    """Images (B, 3, H, W) as float32 of about mean 0 and deviation 1."""
+    mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (MEAN, STD))
+    return (images - mean) / std
+
+
+def augment(batch: Batch, how: Augmentation) -> Batch:
+    """Flip, resize, zoom, shift and recolour a batch: one sampling and one matrix product for all images.
+
+    Draws from torch's default generator on the CPU, whatever the device of the batch.
+
+    Args:
+        batch: As it comes from `CocoImages`.
+        how: What to do.
+
+    Returns:
+        The batch, normalised. Boxes are cut to the image, and have label -1 where little is left of them.
+    """
+    count, (height, width) = len(batch.images), batch.images.shape[2:]
+    device = batch.images.device
+    factor = _between(1 + how.multi_scale, 1)
+    out_height, out_width = (max(1, round(side * float(factor) / MULTIPLE)) * MULTIPLE for side in (height, width))
+    # Per axis (x, y), in units of half the image: out = zoom * in + shift, in and out from -1 to 1.
+    zoom = _between(1 + how.zoom, count)[:, None].repeat(1, 2)
+    reach = (zoom - 1).abs().clamp(min=0.1 if how.zoom else 0.0)
+    shift = (2 * torch.rand(count, 2) - 1) * reach
+    mirrored = torch.rand(count, 2) < 0.5
+    zoom = torch.where(mirrored & torch.tensor([how.flip, how.flip_vertical]), -zoom, zoom)
+    light = how.color * (2 * torch.rand(count, 1, 1) - 1)
+    color, light, zoom, shift = (v.to(device) for v in (_recoloring(count, how.color), light, zoom, shift))
+
+    theta = torch.diag_embed(1 / zoom)  # (B, 2, 2), from out to in
+    theta = torch.cat([theta, (-shift / zoom)[..., None]], -1)
+    grid = F.affine_grid(theta, [count, 3, out_height, out_width], align_corners=False)
+    images = F.grid_sample(centered(batch.images), grid, "bilinear", "zeros", align_corners=False)
+    images = torch.baddbmm(light, color, images.flatten(2)).view_as(images)
+
+    sides = torch.tensor([width, height], device=device)
+    out_sides = torch.tensor([out_width, out_height], device=device)
+    whole, boxes = _moved(batch.boxes.tensor, zoom, shift, sides, out_sides)
+    remains = _area(boxes) > VISIBLE * _area(whole)
+    labels = batch.labels.tensor.where(remains, -1)
+    _, ignored = _moved(batch.ignore_boxes.tensor, zoom, shift, sides, out_sides)
+    return Batch(
+        images,
+        batch.boxes.create_with_sample_sizes_like_self(boxes),
+        batch.labels.create_with_sample_sizes_like_self(labels),
+        batch.ignore_boxes.create_with_sample_sizes_like_self(ignored),
+        batch.rows,
+    )
+
+
+def _between(factor: float, count: int) -> Tensor:
+    """Random factors from 1 / factor to factor, as likely below 1 as above."""
+    return ((2 * torch.rand(count) - 1) * math.log(factor)).exp()
+
+
+def _recoloring(count: int, share: float) -> Tensor:
+    """(B, 3, 3): contrast of all channels, and of what sets them apart."""
+    contrast, saturation = (1 + share * (2 * torch.rand(count, 1, 1) - 1) for _ in range(2))
+    gray = torch.full((3, 3), 1 / 3)
+    return contrast * (gray + saturation * (torch.eye(3) - gray))
+
+
+def _moved(boxes: Tensor, zoom: Tensor, shift: Tensor, sides: Tensor, out_sides: Tensor) -> tuple[Tensor, Tensor]:
+    """Boxes (B, N, 4) as the images move: whole, and cut to the image."""
+    corners = boxes.unflatten(-1, (2, 2)) * 2 / sides - 1  # (B, N, 2 corners, 2 axes)
+    corners = corners * zoom[:, None, None] + shift[:, None, None]
+    corners = (corners + 1) / 2 * out_sides
+    whole = torch.cat([corners.amin(2), corners.amax(2)], -1)
+    return whole, torch.minimum(whole.clamp(min=0), out_sides.repeat(2))
+
+
+def _area(boxes: Tensor) -> Tensor:
+    return (boxes[..., 2:] - boxes[..., :2]).clamp(min=0).prod(-1)

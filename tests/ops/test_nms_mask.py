@@ -1,0 +1,199 @@
+"""The op nms_mask and its public forms: every implementation keeps the same boxes, bit for bit."""
+
+import sys
+
+import pytest
+import torch
+from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch._subclasses import FakeTensorMode
+
+import detops
+from detops.portable.nms_mask import nms_mask as portable
+from detops.reference.nms_mask import nms_mask as reference
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+
+
+def op(*args):
+    return torch.ops.detops.nms_mask(*args)
+
+
+def interpreted(*args):
+    from detops.kernels.nms_mask import nms_mask
+
+    return nms_mask(*args)
+
+
+IMPLEMENTATIONS = {"portable": portable, "op": op}
+if HAS_TRITON and not torch.cuda.is_available():
+    IMPLEMENTATIONS["triton, interpreted"] = interpreted
+
+
+def scene(seed, batch=2, count=20, dtype=torch.float32, labels=None, valid=False, odd=False, ties=False):
+    """Crowded boxes; with `odd` also empty, inverted, NaN and infinite ones, and scores that are not finite."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(batch, count, 2, generator=g) * 40
+    boxes = torch.cat([low, low + torch.rand(batch, count, 2, generator=g) * 30], -1)
+    scores = torch.rand(batch, count, generator=g)
+    if ties:
+        scores = (scores * 4).floor() / 4
+        boxes = (boxes / 8).floor() * 8
+    if odd and count:
+        kind = torch.randint(6, (batch, count), generator=g)
+        boxes[kind == 0] = boxes[kind == 0][:, [0, 1, 0, 1]]
+        boxes[kind == 1] = boxes[kind == 1][:, [2, 3, 0, 1]]
+        boxes[..., 2][kind == 2] = float("nan")
+        boxes[..., 3][kind == 3] = float("inf")
+        scores[(kind == 4) & (scores < 0.5)] = float("nan")
+        scores[(kind == 4) & (scores > 0.5)] = float("-inf")
+    label = None if labels is None else torch.randint(-1, 3, (batch, count), generator=g).to(labels)
+    exists = torch.rand(batch, count, generator=g) < 0.8 if valid else None
+    return boxes.to(dtype), scores.to(dtype), label, exists
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_matches_reference(name):
+    @settings(max_examples=25 if "triton" in name else 100, deadline=None)
+    @given(
+        seed=st.integers(0, 10**6),
+        batch=st.sampled_from([0, 1, 3]),
+        count=st.sampled_from([0, 1, 2, 20, 70]),
+        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+        labels=st.sampled_from([None, torch.int32, torch.int64]),
+        valid=st.booleans(),
+        odd=st.booleans(),
+        ties=st.booleans(),
+        threshold=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
+    )
+    def check(threshold, **options):
+        args = scene(**options)
+        assert torch.equal(IMPLEMENTATIONS[name](*args, threshold), reference(*args, threshold))
+
+    check()
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_hundreds_of_boxes(name):
+    args = scene(1, batch=1, count=300, labels=torch.int64)
+    keep = IMPLEMENTATIONS[name](*args, 0.4)
+    assert 10 < keep.sum() < 290
+    assert torch.equal(keep, reference(*args, 0.4))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_gpu_matches_reference(dtype):
+    for seed in range(3):
+        args = scene(seed, count=300, dtype=dtype, labels=torch.int64, valid=True, odd=True, ties=seed == 1)
+        assert torch.equal(op(*(t.cuda() for t in args), 0.5).cpu(), reference(*args, 0.5))
+
+
+def test_by_hand():
+    """IoU of the first two is 81 / 100; the third meets the first alone, which is dropped."""
+    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [0, 0, 5, 3], [20, 20, 30, 30]])
+    scores = torch.tensor([0.8, 0.9, 0.2, 0.1])
+    assert detops.nms_mask(boxes, scores, 0.5).tolist() == [1, 2, 3]
+    assert detops.nms_mask(boxes, scores, 0.81).tolist() == [1, 0, 2, 3]  # strictly above
+    assert detops.nms_mask(boxes, scores, 0.0).tolist() == [1, 3]
+    assert detops.nms_mask(boxes, torch.ones(4), 0.5).tolist() == [0, 2, 3]  # ties: the lower index
+    assert detops.nms_mask(boxes[:0], scores[:0], 0.5).tolist() == []
+    labels = torch.tensor([0, 1, 0, 1])
+    assert detops.batched_nms(boxes, scores, labels, 0.1).tolist() == [1, 0, 3]
+    valid = torch.tensor([True, False, True, True])
+    assert detops.nms_mask(boxes, scores, 0.5, valid=valid).tolist() == [True, False, True, True]
+
+
+def per_class(boxes, scores, labels, threshold):
+    """What torchvision's vanilla form does: class after class, then by score."""
+    kept = []
+    for label in labels.unique().tolist():
+        rows = (labels == label).nonzero()[:, 0]
+        kept.append(rows[detops.nms_mask(boxes[rows], scores[rows], threshold)])
+    rows = torch.cat(kept).sort().values
+    return rows[scores[rows].sort(descending=True, stable=True).indices]
+
+
+def test_batched_nms_is_nms_of_each_class():
+    boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(2, count=200, labels=torch.int64))
+    assert torch.equal(detops.batched_nms(boxes, scores, labels, 0.4), per_class(boxes, scores, labels, 0.4))
+
+
+def test_torchvision_agrees():
+    ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
+    if not sys.modules["torchvision.extension"]._has_ops():
+        pytest.skip("its compiled operators do not load, and other tests have put ours in their place")
+    boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(3, count=300, labels=torch.int64))
+    assert torch.equal(detops.nms_mask(boxes, scores, 0.5), ops.nms_mask(boxes, scores, 0.5))
+    assert torch.equal(
+        detops.batched_nms(boxes, scores, labels, 0.5), ops.boxes._batched_nms_vanilla(boxes, scores, labels, 0.5)
+    )
+
+
+def test_views():
+    boxes, scores, labels, valid = scene(4, labels=torch.int32, valid=True)
+    expected = detops.nms_mask(boxes, scores, 0.4, labels, valid)
+    strided = [torch.stack([t, t.roll(1)], -1)[..., 0] for t in (boxes, scores, labels, valid)]
+    assert not strided[0].is_contiguous()
+    assert torch.equal(detops.nms_mask(strided[0], strided[1], 0.4, *strided[2:]), expected)
+    assert torch.equal(detops.nms_mask(boxes[0], scores[0], 0.4, labels[0], valid[0]), expected[0])
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_opcheck(device):
+    for options in ({}, {"labels": torch.int64, "valid": True}):
+        args = [None if t is None else t.to(device) for t in scene(5, **options)]
+        torch.library.opcheck(torch.ops.detops.nms_mask.default, (*args, 0.5))
+
+
+@pytest.mark.parametrize("device", DEVICES)
+def test_no_host_sync_and_compiles_whole(device):
+    args = [t.to(device) for t in scene(6, labels=torch.int64, valid=True)]
+
+    def mask(boxes, scores, labels, valid):
+        return detops.nms_mask(boxes, scores, 0.5, labels, valid)
+
+    assert detops.count_syncs(mask, *args) == 0
+    with FakeTensorMode() as mode:
+        assert mask(*(mode.from_tensor(t) for t in args)).shape == (2, 20)
+    compiled = torch.compile(mask, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(*args), mask(*args))
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        ({"boxes": torch.zeros(4)}, ValueError, r"boxes: expected shape \(B, N, 4\) or \(N, 4\), got \(4,\)"),
+        (
+            {"boxes": torch.zeros(3, 4, dtype=torch.int64)},
+            TypeError,
+            "boxes: expected a floating-point tensor, got int64",
+        ),
+        ({"scores": torch.zeros(2)}, ValueError, r"scores: expected shape \(3,\) to match boxes, got \(2,\)"),
+        ({"labels": torch.zeros(3)}, TypeError, "labels: expected integers, got float32"),
+        ({"valid": torch.zeros(3)}, TypeError, "valid: expected a bool tensor, got float32"),
+        ({"iou_threshold": float("nan")}, ValueError, "iou_threshold: expected a number, got nan"),
+    ],
+)
+def test_errors_name_the_argument(change, error, message):
+    with pytest.raises(error, match=message):
+        detops.nms_mask(**dict(boxes=torch.zeros(3, 4), scores=torch.zeros(3), iou_threshold=0.5) | change)
+
+
+def test_nms_takes_one_image():
+    with pytest.raises(ValueError, match=r"boxes: expected shape \(N, 4\), got \(1, 3, 4\)"):
+        detops.nms_mask(torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.5)
+
+
+@needs_triton
+@for_each_target
+def test_compiles_ahead_of_time(target):
+    cases = []
+    for wide in ("fp32", "fp64"):
+        types = dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp32")
+        constants = dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32)
+        cases.append(("pairs_kernel", types, constants, 4))
+    types = dict(words="*i64", alive="*u8", N="i32", W="i32")
+    cases.append(("walk_kernel", types, dict(BLOCK_W=32, BITS=32), 1))
+    assert_compiles("nms_mask", cases, target)

@@ -122,4 +122,14 @@ def match(
     if is_checked():
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, num_classes, gt, any_area=False)
     gt = gt.detach()
-    return Match(gt, label, *ops.atss_match(anchors, list(level_sizes), gt, label, sizes, valid, num_classes, topk))
+    found = ops.atss_match(
+        anchors=anchors,
+        level_sizes=list(level_sizes),
+        gt_boxes=gt,
+        gt_labels=label,
+        sample_sizes=sizes,
+        valid=valid,
+        num_classes=num_classes,
+        topk=topk,
+    )
+    return Match(gt, label, *found)

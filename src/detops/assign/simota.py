@@ -105,20 +105,20 @@ def simota_assign(
     if is_checked():
         check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, levels[0].shape[2], gt)
     index, iou = ops.simota_match(
-        [level.detach() for level in levels],
-        objectness.detach(),
-        to_cxcywh(pred_boxes.detach().to(torch.float32)),
-        cells,
-        to_cxcywh(gt.detach().to(torch.float32)),
-        label,
-        sizes,
-        float(center_radius),
-        region == "center",
-        candidates == "own",
-        topk,
-        1.0 if dynamic_ks_bias is None else float(dynamic_ks_bias),
-        float(iou_weight),
-        float(class_weight),
+        class_logits=[level.detach() for level in levels],
+        objectness=objectness.detach(),
+        pred_boxes=to_cxcywh(pred_boxes.detach().to(torch.float32)),
+        cells=cells,
+        gt_boxes=to_cxcywh(gt.detach().to(torch.float32)),
+        gt_labels=label,
+        sample_sizes=sizes,
+        radius=float(center_radius),
+        center_only=region == "center",
+        own_candidates=candidates == "own",
+        topk=topk,
+        k_scale=1.0 if dynamic_ks_bias is None else float(dynamic_ks_bias),
+        iou_weight=float(iou_weight),
+        class_weight=float(class_weight),
     )
     return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())
 

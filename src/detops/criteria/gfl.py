@@ -127,7 +127,9 @@ class GFLLoss(nn.Module):
         sizes, anchors, cells = self._grid(cls_scores)
         valid = self._valid(cls_scores, image_shapes)
         found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
-        region = ops.vlr_weights(anchors, found.boxes, found.threshold, valid) if with_region else None
+        region = None
+        if with_region:
+            region = ops.vlr_weights(anchors=anchors, gt_boxes=found.boxes, threshold=found.threshold, valid=valid)
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
         most = found.boxes.shape[1] * sum(min(self.topk, size) for size in sizes)

@@ -167,21 +167,21 @@ class YoloXDetectionLoss(nn.Module):
     ) -> tuple[Tensor, Tensor]:
         """(B, A) index and IoU of each cell's box."""
         raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
-        return ops.simota_match(  # type: ignore[no-any-return]
-            [level[..., 5:] for level in levels],
-            raw[..., 4],
-            boxes_at_cells(raw, cells),
-            cells,
-            boxes,
-            labels,
-            sizes,
-            float(self.center_sampling_radius),
-            False,
-            self.candidates == "own",
-            10,
-            1.0 if self.dynamic_ks_bias is None else float(self.dynamic_ks_bias),
-            3.0,
-            1.0,
+        return ops.simota_match(
+            class_logits=[level[..., 5:] for level in levels],
+            objectness=raw[..., 4],
+            pred_boxes=boxes_at_cells(raw, cells),
+            cells=cells,
+            gt_boxes=boxes,
+            gt_labels=labels,
+            sample_sizes=sizes,
+            radius=float(self.center_sampling_radius),
+            center_only=False,
+            own_candidates=self.candidates == "own",
+            topk=10,
+            k_scale=1.0 if self.dynamic_ks_bias is None else float(self.dynamic_ks_bias),
+            iou_weight=3.0,
+            class_weight=1.0,
         )
 
     def _normalizers(self, index: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,4 +1,7 @@
-"""Checks of arguments that need no device memory: each error names the argument, what came and what is expected."""
+"""Dtypes that are accepted and computed in, and checks of arguments that need no device memory.
+
+Each error names the argument, what came and what is expected.
+"""
 
 import functools
 import importlib
@@ -11,6 +14,11 @@ from torch import Tensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+def accumulate_dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype that a tensor is computed in: float64 stays, all else is float32."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
 
 
 def describe(value: object) -> str:

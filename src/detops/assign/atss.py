@@ -118,17 +118,17 @@ def match_anchors(
         share = overlap_of_first(anchors.to(torch.float32), targets.ignored.to(torch.float32))  # (B, A, M)
         ignored = ((share > ignore_overlap) & targets.ignored_exists()[:, None]).any(-1)
         valid = ~ignored if valid is None else valid & ~ignored
-    found = ops.atss_match(
-        anchors,
-        list(level_sizes),
-        targets.boxes.detach(),
-        targets.labels,
-        targets.sample_sizes,
-        valid,
-        num_classes,
-        topk,
+    index, iou, threshold = ops.atss_match(
+        anchors=anchors,
+        level_sizes=list(level_sizes),
+        gt_boxes=targets.boxes.detach(),
+        gt_labels=targets.labels,
+        sample_sizes=targets.sample_sizes,
+        valid=valid,
+        num_classes=num_classes,
+        topk=topk,
     )
-    return AnchorMatch(*found, valid, ignored)
+    return AnchorMatch(index, iou, threshold, valid, ignored)
 
 
 def require_topk(topk: int) -> None:

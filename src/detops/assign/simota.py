@@ -135,20 +135,20 @@ def match_points(
 ) -> Assignment:
     """Call the op; arguments as in `simota_assign`, checked already, predicted boxes as centre and size."""
     index, iou = ops.simota_match(
-        class_logits,
-        objectness,
-        pred_cxcywh,
-        points,
-        targets.cxcywh().detach().to(torch.float32),
-        targets.labels,
-        targets.sample_sizes,
-        float(rule.center_radius),
-        rule.region == "center",
-        rule.candidates == "own",
-        rule.topk,
-        1.0 if rule.dynamic_ks_bias is None else float(rule.dynamic_ks_bias),
-        float(rule.iou_weight),
-        float(rule.class_weight),
+        class_logits=class_logits,
+        objectness=objectness,
+        pred_boxes=pred_cxcywh,
+        cells=points,
+        gt_boxes=targets.cxcywh().detach().to(torch.float32),
+        gt_labels=targets.labels,
+        sample_sizes=targets.sample_sizes,
+        radius=float(rule.center_radius),
+        center_only=rule.region == "center",
+        own_candidates=rule.candidates == "own",
+        topk=rule.topk,
+        k_scale=1.0 if rule.dynamic_ks_bias is None else float(rule.dynamic_ks_bias),
+        iou_weight=float(rule.iou_weight),
+        class_weight=float(rule.class_weight),
     )
     ignored = None
     if targets.ignored is not None:

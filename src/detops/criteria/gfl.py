@@ -150,7 +150,9 @@ class GFLLoss(nn.Module):
         found = self._match(cls_scores, truth, points, anchors, image_sizes)
         region = None
         if with_region:
-            region = ops.vlr_weights(anchors, truth.boxes, found.threshold, found.valid)
+            region = ops.vlr_weights(
+                anchors=anchors, gt_boxes=truth.boxes.detach(), threshold=found.threshold, valid=found.valid
+            )
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
         # No box takes more than its candidates, so memory follows from shapes where positives are gathered.
         sizes = _level_sizes(cls_scores)

@@ -210,8 +210,8 @@ def resize_normalize_pad(
 
 
 @op(mutates=("gradient",))
-def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
-    """Multiply a gradient by a 0-d factor, in place; by 1, no memory is touched."""
+def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
+    """Multiply a gradient in place, by one factor or one per group of columns; by 1, no memory is touched."""
 
 
 @op()

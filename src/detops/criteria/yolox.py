@@ -154,7 +154,8 @@ class YOLOXLoss(nn.Module):
         losses, parts = fused_level_losses(
             ops.yolox_loss,
             levels,
-            (self.box_weight, self.obj_weight, self.cls_weight, 1.0),
+            self._combine,
+            [4, 1, self.num_classes],
             self._points(outputs),
             targets.cxcywh().detach().to(torch.float32),
             targets.labels,
@@ -170,6 +171,11 @@ class YOLOXLoss(nn.Module):
             rest=rest,
         )
         return YOLOXParts(losses, parts, positives)
+
+    def _combine(self, parts: Tensor) -> Tensor:
+        """Weighted box, objectness and class loss (3,) of the op's IoU, objectness, class and L1 losses (4,)."""
+        iou, objectness, classes, l1 = parts.unbind()
+        return torch.stack([self.box_weight * iou + l1, self.obj_weight * objectness, self.cls_weight * classes])
 
 
 class YOLOXParts(NamedTuple):

@@ -1,5 +1,7 @@
 """Boxes as distances from a point to their sides, which GFL regresses."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
@@ -52,12 +54,12 @@ def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: Size | Imag
     _check(points, "distances", distances)
     low, high = points - distances[..., :2], points + distances[..., 2:]
     if max_shape is not None:
-        if isinstance(max_shape, Tensor) or isinstance(max_shape[0], tuple | list):
-            sizes = image_sizes_tensor(max_shape, len(low), low.device).to(low.dtype)
+        if isinstance(max_shape, Tensor) or not isinstance(max_shape[0], int | float):
+            sizes = image_sizes_tensor(cast(ImageSizes, max_shape), len(low), low.device).to(low.dtype)
             limit = sizes.flip(1).view(-1, *(1,) * (low.dim() - 2), 2)
             low, high = (torch.minimum(corner.clamp(min=0), limit) for corner in (low, high))
         else:
-            height, width = max_shape
+            height, width = cast(Size, max_shape)
             low, high = (
                 torch.stack([corner[..., 0].clamp(0, width), corner[..., 1].clamp(0, height)], -1)
                 for corner in (low, high)

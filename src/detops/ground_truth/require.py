@@ -43,7 +43,7 @@ def require_ground_truth(
     elif isinstance(targets, list | tuple) and all(isinstance(target, Mapping) for target in targets):
         found = GroundTruth.from_dicts(targets)
     elif isinstance(targets, list | tuple) and len(targets) == 2:
-        boxes, labels = cast(tuple[Batch, Batch], targets)
+        boxes, labels = cast(tuple[Batch, Batch], tuple(targets))
         found = GroundTruth.from_boxes(boxes, labels)
     else:
         raise TypeError(
@@ -69,9 +69,9 @@ def check_values(targets: GroundTruth, num_classes: int, needs_area: bool = Fals
         ("boxes", targets.sample_sizes, targets.boxes.shape[1]),
         ("ignored", targets.ignored_sizes, 0 if targets.ignored is None else targets.ignored.shape[1]),
     ):
-        wrong = () if sizes is None else ((sizes < 0) | (sizes > count)).nonzero()
-        if sizes is not None and len(wrong):
-            b = int(wrong[0])
+        outside = [] if sizes is None else ((sizes < 0) | (sizes > count)).nonzero().tolist()
+        if sizes is not None and outside:
+            b = outside[0][0]
             raise ValueError(f"{name}: sample {b} has {int(sizes[b])} entries, expected 0 .. {count}")
     labels, boxes = targets.labels, targets.boxes.double()
     given = targets.exists() & (labels >= 0)

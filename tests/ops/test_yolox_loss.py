@@ -38,7 +38,7 @@ def arguments(seed, kind=0, use_l1=True, pos_weight=False, dtype=torch.float32, 
     g = torch.Generator().manual_seed(seed)
     levels, objectness, pred, cells, gt, labels, _ = scene(seed, classes=classes, size=32, **options)
     outputs = raw_outputs(levels, objectness, pred, cells, dtype)
-    index = torch.randint(-3, gt.shape[1], objectness.shape, generator=g).clamp(min=-1) if gt.shape[1] else None
+    index = torch.randint(-3, gt.shape[1], objectness.shape, generator=g).clamp(min=-2) if gt.shape[1] else None
     if index is None:
         index = torch.full(objectness.shape, -1)
     iou = torch.rand(objectness.shape, generator=g)

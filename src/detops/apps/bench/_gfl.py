@@ -4,9 +4,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.assign.atss import match
+from detops.assign.atss import AnchorMatch, match_anchors
 from detops.geometry.distances import boxes_to_distances, distances_to_boxes, distribution_to_distances
 from detops.geometry.points import grid_anchors
+from detops.ground_truth import GroundTruth
 from detops.losses.iou import box_iou_loss
 
 BATCH, CLASSES, IMAGE, STRIDES, BINS = 4, 80, (800, 1344), (8, 16, 32, 64, 128), 17
@@ -39,12 +40,15 @@ class Scene:
             [torch.randn(BATCH, 4 * BINS, *s, generator=g).to(device) for s in shapes] for _ in range(2)
         )
 
+    def match(self) -> AnchorMatch:
+        """Assign the anchors."""
+        return match_anchors(self.anchors, self.sizes, GroundTruth(self.boxes, self.labels), CLASSES, 9, None)
+
     def matched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Cells (A, 3), boxes, labels, and the box of each anchor (B, A), as the ops take them."""
         side = (self.anchors[:, 2:3] - self.anchors[:, :1]) / 8
         cells = torch.cat([(self.anchors[:, :2] + self.anchors[:, 2:]) / 2, side], 1)
-        found = match(self.anchors, self.sizes, self.boxes, self.labels, CLASSES, 9, None)
-        return cells, self.boxes, self.labels, found.index
+        return cells, self.boxes, self.labels, self.match().index
 
 
 def loop_match(anchors: Tensor, sizes: list[int], boxes: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

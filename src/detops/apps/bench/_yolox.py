@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.geometry.boxes import boxes_at_cells
-from detops.geometry.points import grid_cells
+from detops.geometry.boxes import boxes_at_points
+from detops.geometry.points import grid_points
 
 BATCH, CLASSES, SIDE, STRIDES = 8, 80, 640, (8, 16, 32)
 COUNTS = (("at most 20", 1, 20), ("at most 100", 1, 100), ("100", 100, 100), ("500", 500, 500))
@@ -40,7 +40,7 @@ def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int =
     """Seeded boxes, mostly small as in COCO, and predictions near some of them, as a network in training makes."""
     g = torch.Generator().manual_seed(most)
     shapes = [(side // s, side // s) for s in STRIDES]
-    cells = grid_cells(shapes, STRIDES)
+    cells = grid_points(shapes, STRIDES)
     sizes = torch.randint(least, most + 1, (batch,), generator=g)
     wh = 8 + 0.5 * side * torch.rand(batch, most, 2, generator=g) ** 2
     boxes = torch.cat([wh / 2 + (side - wh) * torch.rand(batch, most, 2, generator=g), wh], -1)
@@ -156,4 +156,4 @@ def predictions(data: Scene) -> tuple[list[Tensor], Tensor, Tensor]:
     """Class logits of each level, objectness (B, A), and boxes (B, A, 4) cxcywh."""
     levels = [output.detach().flatten(1, 3) for output in data.outputs]
     raw = torch.cat([level[..., :5] for level in levels], 1)
-    return [level[..., 5:] for level in levels], raw[..., 4], boxes_at_cells(raw, data.cells)
+    return [level[..., 5:] for level in levels], raw[..., 4], boxes_at_points(raw, data.cells)

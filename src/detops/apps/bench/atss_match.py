@@ -20,7 +20,9 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         given = (scene.anchors, scene.sizes, scene.boxes, scene.labels)
         arguments = (*given, None, None, CLASSES, 9)
-        ours: Callable[[], object] = partial(atss_assign, *given, CLASSES)
+        ours: Callable[[], object] = partial(
+            atss_assign, scene.anchors, scene.sizes, (scene.boxes, scene.labels), CLASSES
+        )
         if kernel:
             ours = partial(ops.atss_match, *arguments)
         baselines: dict[str, Callable[[], object]] = {

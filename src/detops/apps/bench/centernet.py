@@ -22,6 +22,7 @@ from detops.apps.bench._centernet import (
 )
 from detops.apps.bench.runner import Case
 from detops.criteria.centernet import CenterNetLoss
+from detops.ground_truth import GroundTruth
 from detops.targets.centernet import CenterNetTargets, centernet_cells, centernet_targets
 from detops.targets.radius import gaussian_radius
 
@@ -68,14 +69,15 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         boxes, labels = boxes_of(batch, device)
         maps = maps_of(batch, device)
         data, shape = maps[0].detach(), f"{batch}x{CLASSES}x{CELLS}x{CELLS}"
-        truth = (boxes, labels, GRID, IMAGE, CLASSES)
+        given = GroundTruth.from_boxes(boxes, labels)
+        truth = (given, GRID, IMAGE, CLASSES)
         loop = partial(loop_targets, boxes.tensor, labels.tensor)
         fill = partial(torch.zeros_like, data)
 
         yield Case(f"targets {shape}", partial(centernet_targets, *truth), fill, {"loop": loop}, "zero fill")
         cells = partial(centernet_cells, *truth)
         yield Case(f"targets as the loss takes them {shape}", cells, fill, {"loop": loop}, "zero fill")
-        ours = backward(partial(_summed, partial(criterion, *maps, boxes, labels, IMAGE)), *maps)
+        ours = backward(partial(_summed, partial(criterion, *maps, given, IMAGE)), *maps)
         baseline = backward(partial(_by_loop, maps, loop), *maps)
         yield Case(f"targets, losses, backward {shape}", ours, data.clone, {"loop": baseline}, "copy of logits")
 

@@ -9,6 +9,7 @@ from functools import partial
 from detops import ops
 from detops.apps.bench._centernet import BATCHES, CLASSES, GRID, IMAGE, backward, boxes_of, maps_of, plain_loss
 from detops.apps.bench.runner import Case
+from detops.ground_truth import GroundTruth
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.ragged import RaggedBatch
 from detops.targets.centernet import centernet_cells, centernet_targets
@@ -21,8 +22,9 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     for batch in BATCHES[: 1 if quick else None]:
         boxes, labels = boxes_of(batch, device)
         logits = maps_of(batch, device)[0]
-        targets = centernet_targets(boxes, labels, GRID, IMAGE, CLASSES)
-        cells = centernet_cells(boxes, labels, GRID, IMAGE, CLASSES)
+        truth = GroundTruth.from_boxes(boxes, labels)
+        targets = centernet_targets(truth, GRID, IMAGE, CLASSES)
+        cells = centernet_cells(truth, GRID, IMAGE, CLASSES)
         center, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
         count = targets.num_objects
         public = partial(gaussian_focal_loss_from_boxes, logits, center, radius, label, avg_factor=count)

@@ -24,8 +24,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         truth = (scene.boxes, scene.labels)
         floor = partial(_copy, scene.scores)
         for name, criterion, soft in (
-            ("GFL", partial(gfl, *maps, *truth), None),
-            ("LD", partial(ld, *maps, *truth, scene.soft), scene.soft),
+            ("GFL", partial(gfl, *maps, truth), None),
+            ("LD", partial(ld, *maps, truth, soft_targets=scene.soft), scene.soft),
         ):
             ours = partial(_gradient, partial(_summed, criterion), leaves)
             plain = partial(plain_loss, *maps, soft, *truth, scene.anchors, scene.sizes)

@@ -95,7 +95,9 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             flat = [side for shape in shapes for side in shape]
             there = [image.to(device).permute(2, 0, 1) for image in images]
             height, width = made.images.shape[2:]
-            ours = partial(ops.resize_normalize_pad, there, flat, height, width, MEAN, STD, True, antialias, dtype)
+            ours = partial(
+                ops.resize_normalize_pad, there, flat, height, width, list(MEAN), list(STD), True, antialias, dtype
+            )
         baselines: dict[str, Callable[..., object]] = {
             "F.interpolate": partial(plain, images, shapes, device, antialias, dtype)
         }

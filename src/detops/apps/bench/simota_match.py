@@ -10,8 +10,8 @@ from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, pred
 from detops.apps.bench.runner import Case
 from detops.assign.simota import simota_assign
 from detops.geometry.boxes import to_xyxy
+from detops.ground_truth import GroundTruth
 from detops.portable.simota_match import simota_match as portable
-from detops.ragged import RaggedBatch
 
 TESTS = ("tests/ops/test_simota_match.py",)
 
@@ -23,10 +23,10 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         levels, objectness, pred = predictions(data)
         rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
         arguments = (levels, objectness, pred, data.cells, data.boxes, data.labels, data.sizes, *rule)
-        ragged = (RaggedBatch(t, sample_sizes=data.sizes) for t in (to_xyxy(data.boxes), data.labels))
+        targets = GroundTruth(to_xyxy(data.boxes), data.labels, data.sizes)
         ours: Callable[[], object] = partial(ops.simota_match, *arguments)
         if not kernel:
-            ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, *ragged)
+            ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, targets)
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
         if most <= LOOP_LIMIT:
             baselines["loop"] = partial(_loop, data)

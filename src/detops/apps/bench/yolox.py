@@ -10,7 +10,7 @@ from torch import Tensor
 from detops import ops
 from detops.apps.bench._yolox import CLASSES, COUNTS, LOOP_LIMIT, STRIDES, Scene, loop_loss, predictions, scene
 from detops.apps.bench.runner import Case
-from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
+from detops.integrations.super_gradients import YoloXDetectionLoss, YoloXFastDetectionLoss
 from detops.portable.simota_match import simota_match as portable_match
 from detops.portable.yolox_loss import yolox_loss as portable_loss
 

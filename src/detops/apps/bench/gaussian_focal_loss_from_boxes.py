@@ -32,7 +32,8 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         data = logits.detach()
         if kernel:
             rule = (6.0, 2.0, 4.0, 1.0, 1.0, True)
-            ours = partial(ops.gaussian_focal_loss_from_boxes, data, *cells[:3], cells.sample_sizes, None, None, *rule)
+            op: Callable[..., object] = ops.gaussian_focal_loss_from_boxes
+            ours = partial(op, data, *cells[:3], cells.sample_sizes, None, None, *rule)
         plain = backward(partial(plain_loss, logits, targets.heatmap), logits)
         name = f"focal loss from boxes {batch}x{CLASSES}x{GRID[0]}x{GRID[1]}"
         yield Case(name, ours, data.clone, {"plain PyTorch": plain}, "copy of logits")

@@ -95,9 +95,8 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             flat = [side for shape in shapes for side in shape]
             there = [image.to(device).permute(2, 0, 1) for image in images]
             height, width = made.images.shape[2:]
-            ours = partial(
-                ops.resize_normalize_pad, there, flat, height, width, list(MEAN), list(STD), True, antialias, dtype
-            )
+            mean, std = list(MEAN), list(STD)
+            ours = partial(ops.resize_normalize_pad, there, flat, height, width, mean, std, True, antialias, dtype)
         baselines: dict[str, Callable[..., object]] = {
             "F.interpolate": partial(plain, images, shapes, device, antialias, dtype)
         }

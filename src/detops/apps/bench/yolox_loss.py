@@ -1,6 +1,6 @@
 """`detops bench yolox_loss`: YOLOX's losses and their gradient for a given assignment, against batched PyTorch."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import Tensor
@@ -20,7 +20,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         levels = [output.flatten(1, 3) for output in data.outputs]
         truth = (data.cells, data.boxes, data.labels)
         rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-        index, iou = ops.simota_match(*predictions(data), *truth, data.sizes, *rule)
+        match: Callable[..., tuple[Tensor, Tensor]] = ops.simota_match
+        index, iou = match(*predictions(data), *truth, data.sizes, *rule)
         scale = 1 / (index >= 0).sum().clamp(min=1).expand(2)
         arguments = (levels, *truth, index, iou, scale, None, 0, False, 5.0, 1.0, 1.0, True)
         ours, batched = partial(ops.yolox_loss, *arguments), partial(portable, *arguments)

@@ -67,7 +67,9 @@ def assert_equal(targets, expected, tolerance=1e-5):
     seed=st.integers(0, 10**6),
     batch=st.integers(1, 3),
     most=st.sampled_from([0, 1, 7, 40]),
-    shapes=st.sampled_from([((8, 8), (32, 32)), ((7, 16), (28, 64)), ((1, 1), (16, 16)), ((20, 12), (80, 48)), ((2, 3), (16, 12))]),
+    shapes=st.sampled_from(
+        [((8, 8), (32, 32)), ((7, 16), (28, 64)), ((1, 1), (16, 16)), ((20, 12), (80, 48)), ((2, 3), (16, 12))]
+    ),
     options=st.sampled_from([{}, {"min_overlap": 0.7}, {"min_radius": 2}, {"elliptical": 0.5}]),
 )
 def test_matches_reference(seed, batch, most, shapes, options):

@@ -69,7 +69,9 @@ def test_decodes_its_own_targets():
     boxes = [torch.tensor([[8.0, 12, 40, 60], [50, 10, 90, 44], [8, 70, 20, 90]]), torch.zeros(0, 4)]
     labels = [torch.tensor([2, 0, 1]), torch.zeros(0, dtype=torch.int64)]
     targets = detops.centernet_targets(boxes, labels, (24, 24), (96, 96), num_classes=3)
-    got = detops.decode_centernet(torch.logit(targets.heatmap, eps=1e-6), targets.wh, targets.offset, (96, 96), max_detections=3)
+    got = detops.decode_centernet(
+        torch.logit(targets.heatmap, eps=1e-6), targets.wh, targets.offset, (96, 96), max_detections=3
+    )
     order = got.labels[0].argsort()
     assert got.labels[0, order].tolist() == [0, 1, 2]
     torch.testing.assert_close(got.boxes[0, order], boxes[0][[1, 2, 0]])
@@ -86,7 +88,9 @@ def test_nms_drops_the_lower_of_a_class_and_keeps_the_shape():
     assert got.labels.tolist() == [[0, 1, -1]]
     assert got.scores[0].tolist() == pytest.approx([0.952574, 0.731059, 0.0], abs=1e-6)
     assert torch.equal(got.boxes[0, :2], plain.boxes[0, [0, 2]])
-    assert torch.equal(detops.decode_centernet(logits, wh, offset, (8, 8), max_detections=3, iou_threshold=0.6).boxes, plain.boxes)
+    assert torch.equal(
+        detops.decode_centernet(logits, wh, offset, (8, 8), max_detections=3, iou_threshold=0.6).boxes, plain.boxes
+    )
 
 
 def test_values_that_are_not_finite():

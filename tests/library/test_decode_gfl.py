@@ -70,8 +70,26 @@ def maps(seed, batch=2, classes=3, bins=5, dtype=torch.float32, coarse=False):
 def test_equals_plain_decoding(clipped, threshold, limit, candidates, **options):
     cls_scores, bbox_preds = maps(**options)
     shapes, iou = [(28, 44), (32, 20)][: len(cls_scores[0])] if clipped else None, 0.437
-    got = detops.decode_gfl(cls_scores, bbox_preds, (8, 16), shapes, score_threshold=threshold, iou_threshold=iou, max_detections=limit, candidates=candidates)
-    expected = plain_decode(cls_scores, bbox_preds, (8, 16), shapes, score_threshold=threshold, iou_threshold=iou, max_detections=limit, candidates=candidates)
+    got = detops.decode_gfl(
+        cls_scores,
+        bbox_preds,
+        (8, 16),
+        shapes,
+        score_threshold=threshold,
+        iou_threshold=iou,
+        max_detections=limit,
+        candidates=candidates,
+    )
+    expected = plain_decode(
+        cls_scores,
+        bbox_preds,
+        (8, 16),
+        shapes,
+        score_threshold=threshold,
+        iou_threshold=iou,
+        max_detections=limit,
+        candidates=candidates,
+    )
     assert got.boxes.shape == (len(cls_scores[0]), limit, 4)
     assert got.boxes.dtype == got.scores.dtype == torch.float32
     for b, found in enumerate(expected):

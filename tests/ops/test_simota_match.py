@@ -8,7 +8,7 @@ from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_tr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
-from yolox_scenes import CLASS_TYPES, scene
+from yolox_scenes import CLASS_TYPES, EXACT, FAST, decided, scene
 
 import detops
 from detops.geometry.boxes import to_xyxy
@@ -18,8 +18,6 @@ from detops.reference import simota_match as definition
 from detops.reference.simota_match import simota_match as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-EXACT = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-FAST = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 MASTER = (1.5, True, False, 10, 1.0, 3.0, 1.0)
 RULES = {"exact": EXACT, "fast": FAST, "master": MASTER, "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5)}
 
@@ -37,34 +35,6 @@ def interpreted(*args):
 IMPLEMENTATIONS = {"portable": portable, "op": op}
 if HAS_TRITON and not torch.cuda.is_available():
     IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-3):
-    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
-    radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
-    for b in range(len(objectness)):
-        count = gt.shape[1] if sizes is None else int(sizes[b])
-        scores = torch.cat([level[b] for level in levels])
-        boxes, label = gt[b, :count], labels[b, :count]
-        own, best = definition.regions(cells, boxes, label, scores.shape[1], radius, center_only)
-        iou = definition.pair_iou(boxes, pred[b])
-        cost = definition.costs(scores, objectness[b], label, iou, iou_weight, class_weight)
-        cost = cost.nan_to_num(posinf=1e9) + 1e6 * ~best
-        for n in range(count):
-            allowed = own[n] if own_only else own.any(0)
-            total = k_scale * iou[n][allowed].sort(descending=True).values[:topk].sum().item()
-            if abs(total - round(total)) < margin and total > 0.5 and total != round(total):
-                return False
-            if not clear(cost[n][allowed], margin):
-                return False
-        if not own_only and not all(clear(column, margin) for column in cost[own.any(1)].T):
-            return False
-    return True
-
-
-def clear(values, margin):
-    gaps = values.sort().values.diff()
-    return not ((gaps > 0) & (gaps < margin)).any()
 
 
 def check(implementation, args, rule):

@@ -431,8 +431,8 @@ def test_errors_name_the_argument(change, error, message):
 def test_constructors_name_the_argument():
     for options, message in (
         (dict(num_classes=0), "num_classes: expected at least 1"),
-        (dict(strides=[]), r"strides: expected whole numbers of pixels, the same along x and y, got \[\]"),
-        (dict(strides=[(8, 4)]), "strides: expected whole numbers of pixels"),
+        (dict(strides=[]), r"strides: expected whole numbers of at least 1 pixel, the same along x and y, got \[\]"),
+        (dict(strides=[(8, 4)]), "strides: expected whole numbers of at least 1 pixel"),
         (dict(iou_type="l2"), "iou_type: expected one of iou, iou_linear, giou, diou, ciou, got 'l2'"),
         (dict(center_sampling_radius=-1), "center_sampling_radius: expected at least 0"),
         (dict(cls_pos_weight=[1.0, 2.0]), "cls_pos_weight: expected a number or 4 numbers"),

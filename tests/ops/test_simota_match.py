@@ -103,7 +103,7 @@ def by_hand():
     square = torch.cat([cells[:, :2], cells[:, 2:].expand(-1, 2)], 1)
     return dict(
         class_logits=torch.zeros(1, 16, 2), objectness=torch.zeros(1, 16), pred_boxes=to_xyxy(square)[None],
-        cells=cells, boxes=[torch.tensor([[4.0, 4, 20, 20]])], labels=[torch.tensor([1])],
+        points=cells, targets=([torch.tensor([[4.0, 4, 20, 20]])], [torch.tensor([1])]),
     )  # fmt: skip
 
 
@@ -148,13 +148,13 @@ def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers():
     cells = detops.grid_points([(1, 1)], [8])
     boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [0, 0, 8, 8]]])
     args = dict(class_logits=torch.tensor([[[-9.0, 9.0]]]), objectness=torch.tensor([[9.0]]),
-                pred_boxes=torch.tensor([[[0.0, 0, 8, 8]]]), cells=cells, boxes=boxes)  # fmt: skip
+                pred_boxes=torch.tensor([[[0.0, 0, 8, 8]]]), points=cells)  # fmt: skip
     for candidates in ("all", "own"):
         labels = torch.tensor([[0, 1, 0]])
-        found = detops.simota_assign(**args, labels=labels, candidates=candidates)
+        found = detops.simota_assign(**args, targets=(boxes, labels), candidates=candidates)
         assert found.box_index.tolist() == [[1]]
         assert found.quality.item() == pytest.approx(7 / 8)
-        found = detops.simota_assign(**args, labels=labels * 0, candidates=candidates)
+        found = detops.simota_assign(**args, targets=(boxes, labels * 0), candidates=candidates)
         assert found.box_index.tolist() == [[0]]  # a tie: the lower index
 
 
@@ -201,7 +201,7 @@ def test_extreme_logits_and_empty_batches(name):
 
 
 def test_zero_size_boxes_match_without_nan():
-    args = by_hand() | dict(boxes=[torch.tensor([[12.0, 12, 12, 12]])])
+    args = by_hand() | dict(targets=([torch.tensor([[12.0, 12, 12, 12]])], [torch.tensor([1])]))
     found = detops.simota_assign(**args)
     assert found.num_positives == 1
     assert found.quality.sum() == 0
@@ -262,12 +262,16 @@ def test_opcheck(device):
 def test_no_host_sync_and_compiles_whole(device):
     levels, objectness, pred, cells, gt, labels, _ = scene(13, size=32)
     args = [t.to(device) for t in (torch.cat(levels, 1), objectness, to_xyxy(pred), cells, to_xyxy(gt), labels)]
-    assert detops.count_syncs(detops.simota_assign, *args) == 0
+
+    def assign(*args):
+        return detops.simota_assign(*args[:4], args[4:])
+
+    assert detops.count_syncs(assign, *args) == 0
     with FakeTensorMode() as mode:
-        found = detops.simota_assign(*(mode.from_tensor(t) for t in args))
+        found = assign(*(mode.from_tensor(t) for t in args))
         assert found.box_index.shape == objectness.shape
-    compiled = torch.compile(detops.simota_assign, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(compiled(*args), detops.simota_assign(*args), strict=True):
+    compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
+    for mine, theirs in zip(compiled(*args), assign(*args), strict=True):
         assert torch.equal(mine, theirs)
 
 
@@ -281,12 +285,14 @@ def test_nothing_is_differentiated():
     ("change", "error", "message"),
     [
         ({"objectness": torch.zeros(16)}, ValueError, r"objectness: expected shape \(B, A\), got \(16,\)"),
-        ({"class_logits": torch.zeros(1, 9, 2)}, ValueError, "class_logits: expected 16 cells, as objectness has, got 9"),
+        ({"class_logits": torch.zeros(1, 9, 2)}, ValueError, "class_logits: expected 16 points, as objectness has, got 9"),
         ({"class_logits": []}, ValueError, "class_logits: expected at least one level"),
         ({"pred_boxes": torch.zeros(1, 16, 3)}, ValueError, r"pred_boxes: expected shape \(1, 16, 4\)"),
-        ({"cells": torch.zeros(16, 2)}, ValueError, r"cells: expected shape \(16, 3\)"),
-        ({"labels": [torch.zeros(1)]}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": [torch.zeros(2, dtype=torch.int64)]}, ValueError, r"labels: sample 0 has 2, expected 1, as boxes has"),
+        ({"points": torch.zeros(16, 2)}, ValueError, r"points: expected shape \(16, 3\)"),
+        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(1)])}, TypeError, "labels: expected integers, got float32"),
+        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(2).long()])}, ValueError, "labels: sample 0 has 2, expected 1, as boxes"),
+        ({"targets": ([torch.zeros(1, 4)] * 2, [torch.zeros(1).long()] * 2)}, ValueError,
+         "targets: expected 1 images, as objectness has, got 2"),
         ({"candidates": "some"}, ValueError, "candidates: expected 'all' or 'own', got 'some'"),
         ({"region": "box"}, ValueError, "region: expected 'box_or_center' or 'center', got 'box'"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
@@ -302,17 +308,18 @@ def test_errors_name_the_argument(change, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [torch.tensor([2])]}, "labels: sample 0, box 0 has 2, expected a value below 2"),
-        ({"boxes": [torch.tensor([[9.0, 0, 4, 4]])]}, "boxes: sample 0, box 0 .* expected a width and a height"),
-        ({"boxes": [torch.tensor([[0.0, 0, float("nan"), 4]])]}, "boxes: sample 0, box 0 .* expected finite numbers"),
+        (([4.0, 4, 20, 20], 2), "labels: sample 0, box 0 has 2, expected a value below 2"),
+        (([9.0, 0, 4, 4], 1), "boxes: sample 0, box 0 .* expected x2 >= x1 and y2 >= y1"),
+        (([0.0, 0, float("nan"), 4], 1), "boxes: sample 0, box 0 .* expected finite numbers"),
     ],
 )
 def test_checked_mode_names_the_box(change, message):
-    args = by_hand() | change
+    boxes = [torch.tensor([change[0]])]
+    args = by_hand() | dict(targets=(boxes, [torch.tensor([change[1]])]))
     assert detops.simota_assign(**args).num_positives == 0
     with detops.checked(), pytest.raises(ValueError, match=message):
         detops.simota_assign(**args)
-    ignored = args | dict(labels=[torch.tensor([-1])])
+    ignored = args | dict(targets=(boxes, [torch.tensor([-1])]))
     with detops.checked():
         assert detops.simota_assign(**ignored).num_positives == 0
 

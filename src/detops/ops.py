@@ -46,10 +46,9 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
         torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
         # The overload looks up keywords one by one (3 us for 13 of them); a Python function has them for nothing.
         overload = getattr(torch.ops.detops, name).default
-        parameters = inspect.signature(declaration).parameters.values()
-        names = ", ".join(p.name for p in parameters)
-        taken = ", ".join(p.name if p.default is p.empty else f"{p.name}={p.default!r}" for p in parameters)
-        call = eval(f"lambda {taken}: overload({names})", {"overload": overload})
+        names = ", ".join(inspect.signature(declaration).parameters)
+        call = eval(f"lambda {names}: overload({names})", {"overload": overload})
+        call.__defaults__ = declaration.__defaults__
         return functools.update_wrapper(call, declaration)
 
     return register

@@ -135,7 +135,7 @@ def resnet50(size: Size, weights: Path | None) -> Any:
     """Torchvision's `maskrcnn_resnet50_fpn` whose input is fitted into the size."""
     sides = {"min_size": min(size), "max_size": max(size), "box_detections_per_img": COUNT}
     if weights is not None:
-        return mask_rcnn_predictor.resnet50(weights, **sides)
+        return mask_rcnn_predictor.load_mask_rcnn(weights, **sides)
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     torch.manual_seed(0)

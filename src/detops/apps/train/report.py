@@ -199,8 +199,8 @@ def _targets(run: Path, count: int) -> str:
     shown = []
     for row, image in enumerate(batch.images * std + mean):
         pixels = module.fromarray(image.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-        asked = batch.labels.split()[row] >= 0
-        boxes, labels = batch.boxes.split()[row][asked], batch.labels.split()[row][asked]
+        trained = batch.labels.split()[row] >= 0
+        boxes, labels = batch.boxes.split()[row][trained], batch.labels.split()[row][trained]
         record = ImageRecord(row, "", height, width)
         view = pictures.overlay(pixels, maps[row], boxes, labels, config["classes"], record, stride)
         shown.append((view, annotations.images[row].file_name))

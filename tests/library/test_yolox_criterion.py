@@ -9,7 +9,7 @@ from torch._subclasses import FakeTensorMode
 from yolox_scenes import STRIDES, raw_outputs, scene
 
 import detops
-from detops.apps.bench.yolox_loss import loop_loss
+from detops.apps.bench._yolox import loop_loss
 from detops.geometry.boxes import to_xyxy
 from detops.reference.simota_match import simota_match
 from detops.reference.yolox_loss import KINDS, yolox_loss

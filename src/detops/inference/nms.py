@@ -123,7 +123,6 @@ def _mask(
     require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
     if boxes.dim() not in (2, 3) or boxes.shape[-1] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4) or (N, 4), got {tuple(boxes.shape)}")
-    given: list[Tensor | None] = []
     for name, value, dtypes, form in (
         ("scores", scores, FLOATS, "a floating-point tensor"),
         (labels_name, labels, INTEGERS, "integers"),
@@ -133,12 +132,15 @@ def _mask(
             value = require_tensor(name, value, dtypes, form)
             require_shape(name, value, tuple(boxes.shape[:-1]), "to match boxes")
             require_device(name, value, boxes, "boxes")
-            value = value.detach() if boxes.dim() == 3 else value.detach()[None]
-        given.append(value)
     threshold = _number("iou_threshold", iou_threshold)
-    batched = boxes.detach() if boxes.dim() == 3 else boxes.detach()[None]
-    keep: Tensor = ops.nms_mask(batched, *given, threshold)
-    return keep if boxes.dim() == 3 else keep[0]
+    is_batch = boxes.dim() == 3
+    if not is_batch:
+        boxes, scores = boxes[None], scores[None]
+        labels, valid = (None if value is None else value[None] for value in (labels, valid))
+    keep = ops.nms_mask(
+        boxes=boxes.detach(), scores=scores.detach(), labels=labels, valid=valid, iou_threshold=threshold
+    )
+    return keep if is_batch else keep[0]
 
 
 def _number(name: str, value: Any) -> float:

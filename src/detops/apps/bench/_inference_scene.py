@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from detops.apps import require
-from detops.masks.drawing import class_color
+from detops.inference.drawing import class_color
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -18,7 +18,7 @@ from detops.apps.bench._timing import keep_freed_memory
 from detops.apps.bench.runner import default_device, described, machine, write_json
 from detops.diagnostics.stage_timer import StageTimer
 from detops.integrations.torchvision import MaskRCNNPipeline
-from detops.masks.drawing import draw
+from detops.masks.drawing import draw_masks
 from detops.masks.instance_masks import InstanceMasks, MaskCrop
 
 if TYPE_CHECKING:
@@ -272,8 +272,8 @@ def side_by_side(
     fonts = require("PIL.ImageFont", "Pillow", "bench inference")
     crops = [MaskCrop(mask, 0, 0) for mask in pasted["masks"]]
     boxes, labels, scores = (pasted[name].cpu() for name in ("boxes", "labels", "scores"))
-    left = draw(view, (view.height, view.width), crops, boxes, labels, scores, None, 0.5)
-    pictures = (left, raw.draw(view, mode="torchvision"))
+    left = draw_masks(view, (view.height, view.width), crops, boxes, labels, scores, None, 0.5)
+    pictures = (left, raw.draw(view))
     height, band = round(width * view.height / view.width), width // 25
     sheet: Image = module.new("RGB", (2 * width + 8, height + band), "white")
     pen, font = pens.Draw(sheet), fonts.load_default(size=band * 3 // 5)

@@ -90,7 +90,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             preprocess, images, scale=SCALE, mean=MEAN, std=STD, to_rgb=True, layout="HWC", device=device, **options
         )
         made = ours()
-        shapes = made.image_shapes.tolist()
+        shapes = made.image_sizes.tolist()
         if kernel:
             flat = [side for shape in shapes for side in shape]
             there = [image.to(device).permute(2, 0, 1) for image in images]

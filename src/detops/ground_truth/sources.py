@@ -152,7 +152,7 @@ class GroundTruthSources:
         if rows.dim() != 2 or rows.shape[1] != 6:
             raise ValueError(f"rows: expected shape (T, 6), got {tuple(rows.shape)}")
         if is_checked():
-            _check_rows(rows, num_images)
+            check_rows("rows", rows, num_images)
         rows = rows.detach()
         image = rows[:, 0]
         cxcywh = rows[:, 2:] if rows.is_floating_point() else rows[:, 2:].to(torch.float32)
@@ -357,17 +357,27 @@ def _padded_masks(masks: Sequence[Any]) -> Tensor:
     return RaggedBatch.from_list([m if m.numel() else m.new_zeros(0, height, width) for m in tensors]).tensor
 
 
-def _check_rows(rows: Tensor, num_images: int) -> None:
-    """Raise for the first row of another image, or of numbers that would make it skipped; reads values."""
-    image, sides = rows[:, 0], rows[:, 4:]
-    problems = (
-        ("image", ~((image >= 0) & (image < num_images) & (image == image.floor())), f"0 .. {num_images - 1}"),
-        ("numbers", ~rows.isfinite().all(1), "finite numbers"),
-        ("sides", (sides < 0).any(1), "a width and a height of at least 0"),
-    )
-    for what, wrong, expected in problems:
+def check_rows(name: str, rows: Tensor, num_images: int) -> None:
+    """Raise for the first row (image, class, box) that would be skipped for its values; reads them.
+
+    Args:
+        name: What the caller calls the rows.
+        rows: (T, 6).
+        num_images: How many images there are.
+
+    Raises:
+        ValueError: A row has another image, a class that is no whole number, or an invalid box.
+    """
+    image, label, box = rows[:, 0], rows[:, 1], rows[:, 2:]
+    for what, wrong, value, expected in (
+        ("image ", ~((image >= 0) & (image < num_images) & (image == image.floor())), image, f"0 .. {num_images - 1}"),
+        ("class ", ~(label.isfinite() & (label == label.floor())), label, "a whole number"),
+        ("", ~box.isfinite().all(1), rows, "finite numbers"),
+        ("", (box[:, 2:] < 0).any(1), rows, "a width and a height of at least 0"),
+    ):
         found = wrong.nonzero()
         if len(found):
             t = int(found[0])
-            value = f"{image[t].item():g}" if what == "image" else [round(n, 4) for n in rows[t].tolist()]
-            raise ValueError(f"rows: row {t} has {'image ' * (what == 'image')}{value}, expected {expected}")
+            numbers = [f"{number:g}" for number in value[t].reshape(-1).tolist()]
+            shown = numbers[0] if what else f"[{', '.join(numbers)}]"
+            raise ValueError(f"{name}: row {t} has {what}{shown}, expected {expected}")

@@ -1,6 +1,7 @@
 """YOLOX's whole loss as one module: the network's raw maps and boxes in, numbers out."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal
 
 import torch
@@ -14,7 +15,7 @@ from detops.diagnostics.checked import is_checked
 from detops.geometry.boxes import boxes_at_cells, to_cxcywh
 from detops.geometry.levels import require_levels
 from detops.geometry.points import grid_cells
-from detops.losses._fused import fused_level_losses, kept_scale
+from detops.losses._fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, boxes_with_labels
@@ -123,25 +124,27 @@ class YoloXDetectionLoss(nn.Module):
         with torch.no_grad():
             index, iou = self._assign(levels, cells, boxes, labels, sizes)
             divisors, positives = self._normalizers(index)
-            heaviest = max(self.iou_weight, self.obj_weight, self.cls_weight)
-            scale, rest = kept_scale(levels[0], divisors, STEEPEST * heaviest)
-        loss, parts = fused_level_losses(
+        op = partial(
             ops.yolox_loss,
+            kind=KINDS[self.iou_type],
+            use_l1=self.use_l1,
+            iou_weight=self.iou_weight,
+            obj_weight=self.obj_weight,
+            cls_weight=self.cls_weight,
+        )
+        loss, parts = fused_level_losses(
+            op,
             levels,
-            (self.iou_weight, self.obj_weight, self.cls_weight, 1.0),
-            cells,
-            boxes,
-            labels,
-            index,
-            iou,
-            scale,
-            self.cls_pos_weight,
-            KINDS[self.iou_type],
-            self.use_l1,
-            self.iou_weight,
-            self.obj_weight,
-            self.cls_weight,
-            rest=rest,
+            weights=(self.iou_weight, self.obj_weight, self.cls_weight, 1.0),
+            cells=cells,
+            gt_boxes=boxes,
+            gt_labels=labels,
+            index=index,
+            iou=iou,
+            scale=divisors,
+            class_pos_weight=self.cls_pos_weight,
+            steepest=STEEPEST * max(self.iou_weight, self.obj_weight, self.cls_weight),
+            instead="box_iou_loss, and PyTorch's binary_cross_entropy_with_logits",
         )
         given = _count(labels, sizes)
         ratio = (positives / given.clamp(min=1)).to(parts.dtype)

@@ -22,21 +22,21 @@ def focal_from_boxes(maps):
 
 
 def centernet(maps):
-    return sum(detops.CenterNetLoss(CLASSES)(*maps, BOXES, LABELS, (64, 64)).values())
+    return sum(detops.CenterNetLoss(CLASSES)(*maps, (BOXES, LABELS), (64, 64)).values())
 
 
 def yolox(maps):
-    return detops.YoloXDetectionLoss(STRIDES, CLASSES)(maps, (BOXES, LABELS))[0]
+    return sum(detops.YOLOXLoss(CLASSES, STRIDES)(maps, (BOXES, LABELS)).values())
 
 
 def gfl(maps):
-    return sum(detops.GFLLoss(CLASSES, strides=STRIDES)(maps[:2], maps[2:], BOXES, LABELS).values())
+    return sum(detops.GFLLoss(CLASSES, strides=STRIDES)(maps[:2], maps[2:], (BOXES, LABELS)).values())
 
 
 def ld(maps):
     soft = [level.detach().flip(1) for level in maps[2:]]
     criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
-    return sum(criterion(maps[:2], maps[2:], BOXES, LABELS, soft).values())
+    return sum(criterion(maps[:2], maps[2:], (BOXES, LABELS), soft_targets=soft).values())
 
 
 MAPS = {

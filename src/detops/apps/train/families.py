@@ -13,7 +13,7 @@ from detops import (
     GFLLoss,
     LDLoss,
     Teacher,
-    YoloXDetectionLoss,
+    YOLOXLoss,
     centernet_targets,
     decode_centernet,
     decode_gfl,
@@ -64,13 +64,13 @@ class CenterNet:
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
         """CenterNet's three; crowd regions carry no negative loss."""
-        parts = self.criterion(*outputs, batch.boxes, batch.labels, shape, batch.ignore_boxes)
+        parts = self.criterion(*outputs, batch.targets, shape)
         return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> object:
         """Boxes on the feature map."""
         height, width = outputs[0].shape[2:]
-        return centernet_cells(batch.boxes, batch.labels, (height, width), shape, self.criterion.num_classes)
+        return centernet_cells(batch.targets, (height, width), shape, self.criterion.num_classes)
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Peaks of the heatmap."""
@@ -79,18 +79,18 @@ class CenterNet:
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """The heatmaps."""
         height, width = outputs[0].shape[2:]
-        targets = centernet_targets(batch.boxes, batch.labels, (height, width), shape, self.criterion.num_classes)
+        targets = centernet_targets(batch.targets, (height, width), shape, self.criterion.num_classes)
         return targets.heatmap, shape[0] // height, "Images as they were augmented, with their heatmaps over them."
 
 
 class YoloX:
-    """Raw maps at strides 8, 16 and 32; crowd regions are background."""
+    """Raw maps at strides 8, 16 and 32; crowd regions are ignored."""
 
     strides = (8, 16, 32)
     teacher: Teacher | None = None
 
     def __init__(self, num_classes: int) -> None:
-        self.criterion = YoloXDetectionLoss(self.strides, num_classes)
+        self.criterion = YOLOXLoss(num_classes, self.strides)
         self.num_classes = num_classes
 
     def last_epochs(self, reached: bool) -> None:
@@ -98,13 +98,13 @@ class YoloX:
         self.criterion.use_l1 = reached
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """YOLOX's four, without their weights."""
-        loss, parts = self.criterion(outputs, (batch.boxes, batch.labels))
-        return loss, dict(zip(self.criterion.component_names[:4], parts, strict=False))
+        """YOLOX's three."""
+        parts = self.criterion(outputs, batch.targets)
+        return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> object:
         """The assignment."""
-        return self.criterion.assign(outputs, (batch.boxes, batch.labels))
+        return self.criterion.assign(outputs, batch.targets)
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Scored boxes, after suppression."""
@@ -112,14 +112,14 @@ class YoloX:
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """The cells that boxes take now, as bright as the IoU of the box that is found there."""
-        found = self.criterion.assign(outputs, (batch.boxes, batch.labels))
+        found = self.criterion.assign(outputs, batch.targets)
         maps = _taken(found, [(output.shape[2], output.shape[3]) for output in outputs], self.num_classes)
         text = "Images as they were augmented, with the cells that boxes take now, as bright as the IoU there."
         return maps, self.strides[0], text
 
 
 class GFL:
-    """Class logits and distributions of distances at strides 8, 16 and 32; crowd regions are background."""
+    """Class logits and distributions of distances at strides 8, 16 and 32; crowd regions are ignored."""
 
     strides = (8, 16, 32)
     criterion: Any
@@ -133,12 +133,12 @@ class GFL:
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
         """GFL's three."""
-        parts = self.criterion(outputs[0], outputs[1], batch.boxes, batch.labels)
+        parts = self.criterion(outputs[0], outputs[1], batch.targets)
         return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Assignment:
         """The assignment."""
-        found: Assignment = self.criterion.assign(outputs[0], batch.boxes, batch.labels)
+        found: Assignment = self.criterion.assign(outputs[0], batch.targets)
         return found
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
@@ -170,7 +170,7 @@ class LD(GFL):
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
         """GFL's three and the distillation."""
-        parts = self.criterion(outputs[0], outputs[1], batch.boxes, batch.labels, outputs[2])
+        parts = self.criterion(outputs[0], outputs[1], batch.targets, soft_targets=outputs[2])
         return torch.stack(list(parts.values())).sum(), parts
 
 
@@ -181,7 +181,7 @@ def _taken(found: Assignment, shapes: list[Shape], num_classes: int) -> Tensor:
     for height, width in shapes:
         part = slice(start, start + height * width)
         start += height * width
-        label, iou = found.labels[:, part].cpu(), found.iou[:, part].cpu()
+        label, iou = found.labels[:, part].cpu(), found.quality[:, part].cpu()
         level = torch.zeros(len(maps), num_classes + 1, height * width).scatter_(
             1, label.where(label >= 0, num_classes)[:, None], iou[:, None]
         )

@@ -352,7 +352,7 @@ def test_a_yolox_trains_and_is_read_again(tmp_path: Path, folder: Path) -> None:
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again["AP50"] == pytest.approx(scores["AP50"], abs=1e-6)
     assert json.loads((tmp_path / "config.json").read_text())["detector"] == "yolox"
-    assert "cells that boxes take" in (tmp_path / "report.html").read_text()
+    assert "cells that are assigned" in (tmp_path / "report.html").read_text()
     # Resuming takes the kind of detector from the run.
     assert train.run(tmp_path, resume=True, console=Console(quiet=True)) == scores
 
@@ -366,7 +366,7 @@ def test_a_gfl_trains_and_teaches_another(tmp_path: Path, folder: Path) -> None:
     assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl"}
     totals = [sum(row["losses"].values()) for row in steps]
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
-    assert "cells that boxes take" in (large / "report.html").read_text()
+    assert "cells that are assigned" in (large / "report.html").read_text()
 
     taught: dict[str, Any] = dict(
         detector="ld", teacher=large, epochs=6, distillation=Distillation(4.0, 2.0, "main+vlr"), **options

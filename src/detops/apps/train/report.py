@@ -215,7 +215,7 @@ def _detections(run: Path, count: int) -> str:
     for sample in runs.samples(run, count, SCORE):
         with module.open(sample["path"]) as file:
             image = file.convert("RGB")
-        truth = runs.Found(sample["boxes"].float(), torch.ones(len(sample["boxes"])), sample["labels"])
+        truth = runs.Found(sample["boxes"].float(), sample["labels"], torch.ones(len(sample["boxes"])))
         names = sample["class_names"]
         views = (runs.draw(image, sample["found"], names), runs.draw(image, truth, names, scores=False))
         caption = f"{sample['path'].name}: {len(sample['found'].boxes)} detections, {len(truth.boxes)} annotations"

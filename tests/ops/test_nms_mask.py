@@ -4,31 +4,15 @@ import sys
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 
 import detops
-from detops.portable.nms_mask import nms_mask as portable
-from detops.reference.nms_mask import nms_mask as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("nms_mask")
 
 
-def op(*args):
-    return torch.ops.detops.nms_mask(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.nms_mask import nms_mask
-
-    return nms_mask(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def scene(seed, batch=2, count=20, dtype=torch.float32, labels=None, valid=False, odd=False, ties=False):
@@ -53,9 +37,9 @@ def scene(seed, batch=2, count=20, dtype=torch.float32, labels=None, valid=False
     return boxes.to(dtype), scores.to(dtype), label, exists
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=25 if "triton" in name else 100, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=25 if form.interpreted else 100, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 3]),
@@ -69,28 +53,28 @@ def test_matches_reference(name):
     )
     def check(threshold, **options):
         args = scene(**options)
-        assert torch.equal(IMPLEMENTATIONS[name](*args, threshold), reference(*args, threshold))
+        assert torch.equal(form(*args, threshold), op.reference(*args, threshold))
 
     check()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_hundreds_of_boxes(name):
+@op.for_each_form
+def test_hundreds_of_boxes(form: Form) -> None:
     args = scene(1, batch=1, count=300, labels=torch.int64)
-    keep = IMPLEMENTATIONS[name](*args, 0.4)
+    keep = form(*args, 0.4)
     assert 10 < keep.sum() < 290
-    assert torch.equal(keep, reference(*args, 0.4))
+    assert torch.equal(keep, op.reference(*args, 0.4))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_gpu_matches_reference(dtype):
+def test_gpu_matches_reference(dtype: torch.dtype) -> None:
     for seed in range(3):
         args = scene(seed, count=300, dtype=dtype, labels=torch.int64, valid=True, odd=True, ties=seed == 1)
-        assert torch.equal(op(*(t.cuda() for t in args), 0.5).cpu(), reference(*args, 0.5))
+        assert torch.equal(op(*(t.cuda() for t in args), 0.5).cpu(), op.reference(*args, 0.5))
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """IoU of the first two is 81 / 100; the third meets the first alone, which is dropped."""
     boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [0, 0, 5, 3], [20, 20, 30, 30]])
     scores = torch.tensor([0.8, 0.9, 0.2, 0.1])
@@ -115,12 +99,12 @@ def per_class(boxes, scores, labels, threshold):
     return rows[scores[rows].sort(descending=True, stable=True).indices]
 
 
-def test_batched_nms_is_nms_of_each_class():
+def test_batched_nms_is_nms_of_each_class() -> None:
     boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(2, count=200, labels=torch.int64))
     assert torch.equal(detops.batched_nms(boxes, scores, labels, 0.4), per_class(boxes, scores, labels, 0.4))
 
 
-def test_torchvision_agrees():
+def test_torchvision_agrees() -> None:
     ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
     if not sys.modules["torchvision.extension"]._has_ops():
         pytest.skip("its compiled operators do not load, and other tests have put ours in their place")
@@ -131,7 +115,7 @@ def test_torchvision_agrees():
     )
 
 
-def test_views():
+def test_views() -> None:
     boxes, scores, labels, valid = scene(4, labels=torch.int32, valid=True)
     expected = detops.nms_mask(boxes, scores, 0.4, labels, valid)
     strided = [torch.stack([t, t.roll(1)], -1)[..., 0] for t in (boxes, scores, labels, valid)]
@@ -140,15 +124,15 @@ def test_views():
     assert torch.equal(detops.nms_mask(boxes[0], scores[0], 0.4, labels[0], valid[0]), expected[0])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     for options in ({}, {"labels": torch.int64, "valid": True}):
         args = [None if t is None else t.to(device) for t in scene(5, **options)]
         torch.library.opcheck(torch.ops.detops.nms_mask.default, (*args, 0.5))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     args = [t.to(device) for t in scene(6, labels=torch.int64, valid=True)]
 
     def mask(boxes, scores, labels, valid):
@@ -176,19 +160,19 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"iou_threshold": float("nan")}, ValueError, "iou_threshold: expected a number, got nan"),
     ],
 )
-def test_errors_name_the_argument(change, error, message):
+def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         detops.nms_mask(**dict(boxes=torch.zeros(3, 4), scores=torch.zeros(3), iou_threshold=0.5) | change)
 
 
-def test_nms_takes_one_image():
+def test_nms_takes_one_image() -> None:
     with pytest.raises(ValueError, match=r"boxes: expected shape \(N, 4\), got \(1, 3, 4\)"):
         detops.nms_mask(torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.5)
 
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     cases = []
     for wide in ("fp32", "fp64"):
         types = dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp32")

@@ -4,39 +4,23 @@ import math
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 from yolox_scenes import CLASS_TYPES, scene
 
 import detops
 from detops.geometry.boxes import to_xyxy
 from detops.portable import simota_match as portable_module
-from detops.portable.simota_match import simota_match as portable
 from detops.reference import simota_match as definition
-from detops.reference.simota_match import simota_match as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("simota_match")
 EXACT = (2.5, False, False, 10, 1.0, 3.0, 1.0)
 FAST = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 MASTER = (1.5, True, False, 10, 1.0, 3.0, 1.0)
 RULES = {"exact": EXACT, "fast": FAST, "master": MASTER, "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5)}
 
 
-def op(*args):
-    return torch.ops.detops.simota_match(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.simota_match import simota_match
-
-    return simota_match(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-3):
@@ -69,16 +53,16 @@ def clear(values, margin):
 
 def check(implementation, args, rule):
     index, iou = implementation(*args, *rule)
-    expected, overlap = reference(*args, *rule)
+    expected, overlap = op.reference(*args, *rule)
     assert index.dtype == torch.int64
     assert iou.dtype == torch.float32
     assert torch.equal(index, expected)
     torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    slow = "triton" in name
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    slow = form.interpreted
 
     @settings(max_examples=100 if slow else 200, deadline=None)
     @given(
@@ -96,25 +80,25 @@ def test_matches_reference(name):
     def compare(rule, **options):
         args = scene(size=32 if slow else 64, **options)
         assume(decided(*args, RULES[rule], margin=1e-4))
-        check(IMPLEMENTATIONS[name], args, RULES[rule])
+        check(form, args, RULES[rule])
 
     compare()
 
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("name", ["portable", "op"])
-def test_many_boxes(name, rule):
+def test_many_boxes(name: str, rule: str) -> None:
     """Hundreds of boxes; where float32 decides otherwise, the two costs are equal to its rounding."""
     args = scene(3, boxes=300, classes=5, size=128)
-    index, _ = IMPLEMENTATIONS[name](*args, *RULES[rule])
-    expected, _ = reference(*args, *RULES[rule])
+    index, _ = form(*args, *RULES[rule])
+    expected, _ = op.reference(*args, *RULES[rule])
     assert (index >= 0).sum() > 100
     assert (index != expected).sum() <= 0.005 * (expected >= 0).sum()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("rule", RULES)
-def test_gpu_matches_reference(rule):
+def test_gpu_matches_reference(rule: str) -> None:
     for seed in range(6):
         args = scene(seed, boxes=8, odd=seed % 2 == 1, ragged=seed > 3)
         if not decided(*args, RULES[rule], margin=1e-4):
@@ -122,7 +106,7 @@ def test_gpu_matches_reference(rule):
         moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
         moved[0] = [level.cuda() for level in args[0]]
         index, iou = op(*moved, *RULES[rule])
-        expected, overlap = reference(*args, *RULES[rule])
+        expected, overlap = op.reference(*args, *RULES[rule])
         assert torch.equal(index.cpu(), expected)
         torch.testing.assert_close(iou.cpu().double(), overlap, rtol=0, atol=2e-6)
 
@@ -137,7 +121,7 @@ def by_hand():
     )  # fmt: skip
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """IoUs: 1/4 for the cell in the middle, 1/10 for four, 1/4 of that area for the corners; their sum is below 1."""
     found = detops.simota_assign(**by_hand())
     assert found.box_index[0].tolist() == [-1] * 5 + [0] + [-1] * 10
@@ -159,7 +143,7 @@ def test_by_hand():
     assert near.box_index[0].tolist() == [-1] * 5 + [0] + [-1] * 10
 
 
-def test_class_cost_by_hand():
+def test_class_cost_by_hand() -> None:
     """Two cells that differ in the logit of the label alone; p = sqrt(sigmoid(class) sigmoid(objectness))."""
     args = by_hand()
     args["pred_boxes"] = torch.tensor([4.0, 4, 20, 20]).expand(1, 16, 4)
@@ -173,7 +157,7 @@ def test_class_cost_by_hand():
     assert cost.item() == pytest.approx(-math.log(p) - math.log(1 - 0.5), abs=1e-6)
 
 
-def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers():
+def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() -> None:
     """Three equal boxes want cell 5; the first fits best by IoU there but is of another class."""
     cells = detops.grid_cells([(1, 1)], [8])
     boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [0, 0, 8, 8]]])
@@ -188,7 +172,7 @@ def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers():
         assert found.box_index.tolist() == [[0]]  # a tie: the lower index
 
 
-def test_the_rules_differ_where_super_gradients_differ():
+def test_the_rules_differ_where_super_gradients_differ() -> None:
     """A box whose own candidates are few takes others' under the exact rule, and not under the fast one."""
     args = scene(5, batch=1, boxes=12, classes=3)
     exact, _ = op(*args, *EXACT)
@@ -200,44 +184,44 @@ def test_the_rules_differ_where_super_gradients_differ():
 
 
 @pytest.mark.parametrize("rule", ["exact", "fast"])
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_what_takes_nothing(name, rule):
+@op.for_each_form
+def test_what_takes_nothing(form: Form, rule: str) -> None:
     """Boxes off the image, broken ones and ignored ones leave everything as if they were not there."""
     levels, objectness, pred, cells, gt, labels, _ = scene(7, batch=1, boxes=3, size=32)
-    alone, _ = IMPLEMENTATIONS[name](levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
+    alone, _ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
     assert (alone >= 0).any()
     nan, inf = float("nan"), float("inf")
     broken = torch.tensor([[500.0, 500, 10, 10], [16, 16, -1, 5], [nan, 16, 5, 5], [16, 16, inf, 5], [16, 16, 9, 9],
                            [16, 16, 9, 9]])  # fmt: skip
     gt = torch.cat([gt, broken[None]], 1)
     labels = torch.cat([labels, torch.tensor([[0, 0, 0, 0, 4, -1]])], 1)
-    index, _ = IMPLEMENTATIONS[name](levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
+    index, _ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
     assert torch.equal(index, alone)
-    none, iou = IMPLEMENTATIONS[name](levels, objectness, pred, cells, gt[:, 3:], labels[:, 3:], None, *RULES[rule])
+    none, iou = form(levels, objectness, pred, cells, gt[:, 3:], labels[:, 3:], None, *RULES[rule])
     assert (none == -1).all()
     assert (iou == 0).all()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_extreme_logits_and_empty_batches(name):
+@op.for_each_form
+def test_extreme_logits_and_empty_batches(form: Form) -> None:
     args = scene(8, batch=1, boxes=4, size=32)
     for value in (1e4, -1e4, 60.0, -60.0, 31.0):
         levels = [torch.full_like(level, value) for level in args[0]]
         for objectness in (torch.full_like(args[1], value), torch.full_like(args[1], -value)):
             rest = (levels, objectness, *args[2:])
-            assert torch.equal(IMPLEMENTATIONS[name](*rest, *EXACT)[0], reference(*rest, *EXACT)[0])
-    index, iou = IMPLEMENTATIONS[name](*scene(9, batch=0, size=32), *EXACT)
+            assert torch.equal(form(*rest, *EXACT)[0], op.reference(*rest, *EXACT)[0])
+    index, iou = form(*scene(9, batch=0, size=32), *EXACT)
     assert index.shape == iou.shape == (0, args[1].shape[1])
 
 
-def test_zero_size_boxes_match_without_nan():
+def test_zero_size_boxes_match_without_nan() -> None:
     args = by_hand() | dict(boxes=[torch.tensor([[12.0, 12, 12, 12]])])
     found = detops.simota_assign(**args)
     assert found.num_positives == 1
     assert found.iou.sum() == 0
 
 
-def test_memory_does_not_grow_with_boxes():
+def test_memory_does_not_grow_with_boxes() -> None:
     from detops.apps.bench.runner import peak_extra
 
     few, many = (
@@ -247,25 +231,25 @@ def test_memory_does_not_grow_with_boxes():
     assert 0 <= many - few <= 399 * 10 * 8  # the picks
 
 
-def test_views_and_chunks(monkeypatch):
+def test_views_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     levels, objectness, pred, cells, gt, labels, _ = scene(10, boxes=7)
-    expected = reference(levels, objectness, pred, cells, gt, labels, None, *EXACT)[0]
+    expected = op.reference(levels, objectness, pred, cells, gt, labels, None, *EXACT)[0]
     views = [torch.stack([level, level], -1)[..., 0] for level in levels]
     channels_first = [level.transpose(1, 2).contiguous().transpose(1, 2) for level in levels]
     for logits in (views, channels_first):
         args = (logits, torch.stack([objectness] * 2, 1)[:, 1], torch.stack([pred] * 2)[1], cells, gt, labels, None)
         assert torch.equal(op(*args, *EXACT)[0], expected)
-        assert torch.equal(portable(*args, *EXACT)[0], expected)
+        assert torch.equal(op.portable(*args, *EXACT)[0], expected)
     one = gt[:1, :1].expand(2, 7, 4)
     assert torch.equal(
         op(levels, objectness, pred, cells, one, labels, None, *EXACT)[0],
         op(levels, objectness, pred, cells, one.clone(), labels, None, *EXACT)[0],
     )
     monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
-    assert torch.equal(portable(levels, objectness, pred, cells, gt, labels, None, *EXACT)[0], expected)
+    assert torch.equal(op.portable(levels, objectness, pred, cells, gt, labels, None, *EXACT)[0], expected)
 
 
-def test_any_number_of_threads_gives_the_same():
+def test_any_number_of_threads_gives_the_same() -> None:
     args = scene(11, boxes=40, size=128, coarse=True)
     before = torch.get_num_threads()
     try:
@@ -280,16 +264,16 @@ def test_any_number_of_threads_gives_the_same():
         assert torch.equal(iou, found[0][1])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     for rule, options in ((EXACT, {}), (FAST, {"ragged": True, "boxes": 0})):
         args = [t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(12, size=32, **options)]
         args[0] = [level.to(device) for level in args[0]]
         torch.library.opcheck(torch.ops.detops.simota_match.default, (*args, *rule))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     levels, objectness, pred, cells, gt, labels, _ = scene(13, size=32)
     args = [t.to(device) for t in (torch.cat(levels, 1), objectness, to_xyxy(pred), cells, to_xyxy(gt), labels)]
     assert detops.count_syncs(detops.simota_assign, *args) == 0
@@ -301,7 +285,7 @@ def test_no_host_sync_and_compiles_whole(device):
         assert torch.equal(mine, theirs)
 
 
-def test_nothing_is_differentiated():
+def test_nothing_is_differentiated() -> None:
     args = by_hand()
     args["class_logits"].requires_grad_()
     assert not detops.simota_assign(**args).iou.requires_grad
@@ -324,7 +308,7 @@ def test_nothing_is_differentiated():
         ({"center_radius": float("nan")}, ValueError, "center_radius: expected at least 0, got nan"),
     ],
 )  # fmt: skip
-def test_errors_name_the_argument(change, error, message):
+def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         detops.simota_assign(**by_hand() | change)
 
@@ -337,7 +321,7 @@ def test_errors_name_the_argument(change, error, message):
         ({"boxes": [torch.tensor([[0.0, 0, float("nan"), 4]])]}, "boxes: sample 0, box 0 .* expected finite numbers"),
     ],
 )
-def test_checked_mode_names_the_box(change, message):
+def test_checked_mode_names_the_box(change: dict[str, object], message: str) -> None:
     args = by_hand() | change
     assert detops.simota_assign(**args).num_positives == 0
     with detops.checked(), pytest.raises(ValueError, match=message):
@@ -349,7 +333,7 @@ def test_checked_mode_names_the_box(change, message):
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     boxes = dict(objectness="*fp32", cells="*fp32", boxes="*fp32")
     sides = dict(stride_b="i32", stride_r="i32", stride_c="i32")
     cells = dict(logits="*fp16", **sides, **boxes, candidate="*u8", total="*fp32", start="i32", R="i32", C="i32", A="i32",

@@ -2,34 +2,18 @@
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from gfl_scenes import moved
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 
 import detops
 from detops.portable import vlr_weights as portable_module
-from detops.portable.vlr_weights import vlr_weights as portable
 from detops.reference.vlr_weights import LOWEST, overlaps
-from detops.reference.vlr_weights import vlr_weights as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def op(*args):
-    return torch.ops.detops.vlr_weights(*args)
+op = Op("vlr_weights")
 
 
-def interpreted(*args):
-    from detops.kernels.vlr_weights import vlr_weights
-
-    return vlr_weights(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def scene(seed, batch=2, boxes=5, shapes=((6, 9), (3, 5), (1, 1)), valid=False, dtype=torch.float32, grid=True):
@@ -58,7 +42,7 @@ def doubtful(anchors, gt_boxes, threshold):
 
 
 def assert_matches(implementation, args, device="cpu"):
-    expected, got = reference(*args), implementation(*moved(args, device)).cpu()
+    expected, got = op.reference(*args), implementation(*moved(args, device)).cpu()
     assert got.dtype == torch.float32
     assert got.shape == expected.shape
     sure = ~doubtful(*args[:3])
@@ -66,9 +50,9 @@ def assert_matches(implementation, args, device="cpu"):
     torch.testing.assert_close(got.double()[sure], expected[sure], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=15 if "triton" in name else 30, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=15 if form.interpreted else 30, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),
@@ -79,19 +63,19 @@ def test_matches_reference(name):
         grid=st.booleans(),
     )
     def check(**options):
-        assert_matches(IMPLEMENTATIONS[name], scene(**options))
+        assert_matches(form, scene(**options))
 
     check()
 
 
 @pytest.mark.gpu
-def test_gpu_matches_reference():
+def test_gpu_matches_reference() -> None:
     for seed in range(3):
         assert_matches(op, scene(seed, valid=seed == 1), device="cuda")
 
 
 @pytest.mark.parametrize("implementation", [*IMPLEMENTATIONS.values(), reference], ids=[*IMPLEMENTATIONS, "reference"])
-def test_by_hand(implementation):
+def test_by_hand(implementation) -> None:
     """A box 8 wide over anchors 8 wide: moved by k, IoU is (8 - k) / (8 + k), and DIoU less k^2 / (64 + (8 + k)^2)."""
     anchors = torch.tensor([[float(k), 0, 8 + k, 8] for k in range(9)])
     box, threshold = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0.5]])
@@ -109,36 +93,36 @@ def test_by_hand(implementation):
         torch.testing.assert_close(implementation(anchors, two[:, order], limits, None).float(), expected)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_boxes_without_a_region(name):
+@op.for_each_form
+def test_boxes_without_a_region(form: Form) -> None:
     nan, inf = float("nan"), float("inf")
     anchors, *_ = scene(0)
     boxes = [[nan, 0, 30, 30], [0, 0, 30, nan], [0, 0, inf, 30], [-inf, 0, inf, 30], [30, 30, 0, 0], [5, 5, 5, 5],
              [900, 0, 930, 30], [0, 0, 30, 30], [0, 0, 30, 30], [0, 0, 30, 30]]  # fmt: skip
     thresholds = torch.full((1, len(boxes)), 0.3)
     thresholds[0, -3:] = torch.tensor([inf, nan, 0.0])
-    worth = IMPLEMENTATIONS[name](anchors, torch.tensor([boxes]), thresholds, None)
+    worth = form(anchors, torch.tensor([boxes]), thresholds, None)
     assert not worth.any()
     boxes.append([0, 0, 30, 30])
     thresholds = torch.cat([thresholds, torch.tensor([[0.3]])], 1)
-    assert IMPLEMENTATIONS[name](anchors, torch.tensor([boxes]), thresholds, None).any()
+    assert form(anchors, torch.tensor([boxes]), thresholds, None).any()
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_many_boxes_and_anchors_against_the_portable_form(device, monkeypatch):
+@for_each_device
+def test_many_boxes_and_anchors_against_the_portable_form(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that boxes do not reach are passed over; chunks do not show."""
     args = scene(3, batch=3, boxes=70, shapes=((37, 61), (19, 31)), valid=True)
     args = (args[0], args[1] * 6, *args[2:])
-    expected = portable(*args)
+    expected = op.portable(*args)
     monkeypatch.setattr(portable_module, "CHUNK_VALUES", 10**5)
-    assert torch.equal(portable(*args), expected)
+    assert torch.equal(op.portable(*args), expected)
     got = op(*moved(args, device)).cpu()
     different = ~torch.isclose(got, expected, rtol=1e-5, atol=1e-6)
     assert different.float().mean() < 1e-3  # rounding decides
     assert (got > 0).float().mean() > 0.1
 
 
-def test_non_contiguous_and_any_number_of_threads():
+def test_non_contiguous_and_any_number_of_threads() -> None:
     anchors, boxes, threshold, valid = scene(4, boxes=9, valid=True)
     expected = op(anchors, boxes, threshold, valid)
     turned = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (anchors, boxes, threshold, valid)]
@@ -153,34 +137,34 @@ def test_non_contiguous_and_any_number_of_threads():
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_another_default_dtype_changes_nothing(name):
+@op.for_each_form
+def test_another_default_dtype_changes_nothing(form: Form) -> None:
     args = scene(10, valid=True)
-    expected = IMPLEMENTATIONS[name](*args)
+    expected = form(*args)
     torch.set_default_dtype(torch.float64)
     try:
-        assert torch.equal(IMPLEMENTATIONS[name](*args), expected)
+        assert torch.equal(form(*args), expected)
     finally:
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     for args in (scene(5, valid=True), scene(6, boxes=0), scene(7, batch=0)):
         torch.library.opcheck(torch.ops.detops.vlr_weights.default, moved(args, device))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     args = moved(scene(8, valid=True), device)
     assert detops.count_syncs(op, *args) == 0
     with FakeTensorMode() as mode:
-        portable(*(mode.from_tensor(t) for t in args))
+        op.portable(*(mode.from_tensor(t) for t in args))
     compiled = torch.compile(op, fullgraph=True)
     assert torch.equal(compiled(*args), op(*args))
 
 
-def test_wrong_shapes_are_refused():
+def test_wrong_shapes_are_refused() -> None:
     args = scene(9, valid=True)
     for place, value, message in ((0, args[0][:, :3], "anchors"), (1, args[1][0], "gt_boxes"),
                                   (2, args[2][:, :1], "threshold"), (3, args[3].float(), "valid"),
@@ -191,7 +175,7 @@ def test_wrong_shapes_are_refused():
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     types = dict(anchors="*fp32", boxes="*fp32", thresholds="*fp32", valid="*u8", worth="*fp32", A="i32", N="i32",
                  lowest="fp32")  # fmt: skip
     cases = [("region_kernel", types, dict(HAS_VALID=on, BLOCK=256), 4) for on in (True, False)]

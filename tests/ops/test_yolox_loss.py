@@ -4,33 +4,18 @@ import math
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from yolox_scenes import CLASS_TYPES, raw_outputs, scene
 
 from detops import grid_cells
-from detops.portable.yolox_loss import yolox_loss as portable
 from detops.reference import yolox_loss as definition
 from detops.reference.yolox_loss import KINDS
-from detops.reference.yolox_loss import yolox_loss as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-
-
-def op(*args):
-    return torch.ops.detops.yolox_loss(*args)
+op = Op("yolox_loss")
 
 
-def interpreted(*args):
-    from detops.kernels.yolox_loss import yolox_loss
-
-    return yolox_loss(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def arguments(seed, kind=0, use_l1=True, pos_weight=False, dtype=torch.float32, classes=4, gradient=True, **options):
@@ -49,7 +34,7 @@ def arguments(seed, kind=0, use_l1=True, pos_weight=False, dtype=torch.float32, 
 
 def compare(implementation, args, rtol, atol):
     losses, gradients = implementation(*args)
-    expected, slopes = reference(*args)
+    expected, slopes = op.reference(*args)
     torch.testing.assert_close(losses.double(), expected, rtol=max(rtol, 1e-5), atol=1e-5)
     for gradient, slope, output in zip(gradients, slopes, args[0], strict=True):
         assert gradient.dtype == output.dtype
@@ -61,9 +46,9 @@ TOLERANCES = {torch.float32: (1e-4, 1e-5), torch.float64: (1e-6, 1e-7), torch.fl
               torch.bfloat16: (1e-2, 1e-3)}  # fmt: skip
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    slow = "triton" in name
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    slow = form.interpreted
 
     @settings(max_examples=100 if slow else 200, deadline=None)
     @given(
@@ -79,20 +64,20 @@ def test_matches_reference(name):
     )
     def check(dtype, **options):
         rtol, atol = TOLERANCES[torch.float32 if slow and dtype == torch.float64 else dtype]
-        compare(IMPLEMENTATIONS[name], arguments(dtype=dtype, **options), rtol, atol)
+        compare(form, arguments(dtype=dtype, **options), rtol, atol)
 
     check()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", range(5))
-def test_gpu_matches_reference(kind):
+def test_gpu_matches_reference(kind: int) -> None:
     for dtype in CLASS_TYPES[:3]:
         args = arguments(1, kind, dtype=dtype, boxes=9, pos_weight=True)
         moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
         moved[0] = [output.cuda() for output in args[0]]
         losses, gradients = op(*moved)
-        expected, slopes = reference(*args)
+        expected, slopes = op.reference(*args)
         rtol, atol = TOLERANCES[dtype]
         torch.testing.assert_close(losses.cpu().double(), expected, rtol=max(rtol, 1e-4), atol=1e-5)
         for gradient, slope in zip(gradients, slopes, strict=True):
@@ -101,7 +86,7 @@ def test_gpu_matches_reference(kind):
             )
 
 
-def test_by_hand():
+def test_by_hand() -> None:
     """One cell of 8 pixels that says the box exactly, and one beside it without a box."""
     cells = grid_cells([(1, 2)], [8])
     output = torch.zeros(1, 2, 7)
@@ -119,34 +104,34 @@ def test_by_hand():
         assert gradient[0, 1, :4].abs().sum() == 0
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("kind", range(5), ids=KINDS)
-def test_ties_zero_sizes_and_distance_are_finite(name, kind):
+def test_ties_zero_sizes_and_distance_are_finite(form: Form, kind: int) -> None:
     cells = grid_cells([(2, 2)], [8])
     output = torch.zeros(1, 4, 6)
     boxes = torch.tensor([[[4.0, 4, 8, 8], [12, 4, 0, 0], [900, 900, 3, 3], [12, 12, 8, 4]]])
     args = ([output], cells, boxes, torch.zeros(1, 4).long(), torch.arange(4)[None], torch.ones(1, 4), torch.ones(2),
             None, kind, False, 5.0, 1.0, 1.0, True)  # fmt: skip
-    losses, (gradient,) = IMPLEMENTATIONS[name](*args)
+    losses, (gradient,) = form(*args)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
-    compare(IMPLEMENTATIONS[name], args, 1e-4, 1e-4)
+    compare(form, args, 1e-4, 1e-4)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("kind", range(5), ids=KINDS)
-def test_a_small_box_far_away_keeps_its_digits(name, kind):
+def test_a_small_box_far_away_keeps_its_digits(form: Form, kind: int) -> None:
     """Half a pixel at 4000: corners in float32 would be off by parts in a thousand of it."""
     cells = torch.tensor([[4004.0, 4004, 8]])
     output = torch.tensor([[[0.51, 0.48, math.log(0.5 / 8), math.log(0.4 / 8), 0, 0]]])
     boxes = torch.tensor([[[4004.0, 4003.875, 0.4375, 0.5]]])
     args = ([output], cells, boxes, torch.zeros(1, 1).long(), torch.zeros(1, 1).long(), torch.ones(1, 1), torch.ones(2),
             None, kind, True, 5.0, 1.0, 1.0, True)  # fmt: skip
-    compare(IMPLEMENTATIONS[name], args, 1e-4, 1e-4)
+    compare(form, args, 1e-4, 1e-4)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_what_is_not_finite_shows(name):
+@op.for_each_form
+def test_what_is_not_finite_shows(form: Form) -> None:
     """A broken objectness anywhere and broken numbers of a positive make their loss NaN; others do not count."""
     for channel, loss in ((4, 1), (5, 2), (0, 0), (2, 0)):
         args = list(arguments(2, boxes=3))
@@ -154,30 +139,30 @@ def test_what_is_not_finite_shows(name):
         rows = torch.cat(args[0], 1)
         rows[0, positive, channel] = float("nan")
         args[0] = list(rows.split([16, 4, 1], 1))
-        assert IMPLEMENTATIONS[name](*args)[0].isnan().tolist()[loss]
+        assert form(*args)[0].isnan().tolist()[loss]
     args = list(arguments(2, boxes=3))
     rows = torch.cat(args[0], 1)
     free = int((args[4][0] < 0).nonzero()[0])
     rows[0, free, 6] = float("inf")
     rows[0, free, 2] = float("nan")
     args[0] = list(rows.split([16, 4, 1], 1))
-    losses, gradients = IMPLEMENTATIONS[name](*args)
+    losses, gradients = form(*args)
     assert losses.isfinite().all()
     assert torch.cat(gradients, 1).isfinite().all()
 
 
-@pytest.mark.parametrize("name", ["op", *(n for n in IMPLEMENTATIONS if "triton" in n)])
-def test_indices_out_of_range_are_not_read(name):
+@op.for_each_kernel
+def test_indices_out_of_range_are_not_read(form: Form) -> None:
     args = list(arguments(3, boxes=3))
     args[4] = args[4].clone()
     args[4][0, :3] = torch.tensor([3, 10**9, -(10**9)])
     args[3] = torch.tensor([[4, -1, 10**6], [0, 1, 2]])
-    losses, gradients = IMPLEMENTATIONS[name](*args)
+    losses, gradients = form(*args)
     assert losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients)
 
 
-def test_without_gradient_and_in_any_layout():
+def test_without_gradient_and_in_any_layout() -> None:
     args = arguments(4, boxes=5)
     expected, gradients = op(*args)
     assert torch.equal(op(*args[:-1], False)[0], expected)
@@ -190,7 +175,7 @@ def test_without_gradient_and_in_any_layout():
         torch.testing.assert_close(slopes[0], gradients[0], rtol=1e-4, atol=1e-6)
 
 
-def test_any_number_of_threads_gives_the_same_bits():
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     args = arguments(5, boxes=5, classes=80)
     before = torch.get_num_threads()
     try:
@@ -206,7 +191,7 @@ def test_any_number_of_threads_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck_of_the_reference(kind):
+def test_gradcheck_of_the_reference(kind: int) -> None:
     g = torch.Generator().manual_seed(6)
     pred, target = (torch.rand(6, 4, generator=g, dtype=torch.float64) * 4 + 1 for _ in range(2))
     if kind == "ciou":  # alpha is a constant to the gradient, not to finite differences
@@ -214,8 +199,8 @@ def test_gradcheck_of_the_reference(kind):
     assert torch.autograd.gradcheck(lambda p: definition.iou_loss(p, target, kind), pred.requires_grad_(), atol=1e-4)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     for args in (arguments(7), arguments(8, boxes=0, gradient=False, pos_weight=True)):
         args = [t.to(device) if isinstance(t, torch.Tensor) else t for t in args]
         args[0] = [output.to(device) for output in args[0]]
@@ -224,7 +209,7 @@ def test_opcheck(device):
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     types = dict(output="*fp16", stride_b="i32", stride_r="i32", stride_c="i32", gradient="*fp16", cells="*fp32",
                  boxes="*fp32", labels="*i64", index="*i64", matched="*fp32", scale="*fp32", pos_weight="*fp32",
                  parts="*fp32", first_part="i32", start="i32", R="i32", C="i32", A="i32", N="i32", iou_weight="fp32",

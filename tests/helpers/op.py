@@ -102,12 +102,14 @@ class Op(Form):
         """PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
         torch.library.opcheck(self.overload, args)
 
-    def refuses(self, args: Sequence[Any], message: str, **change: Any) -> None:
-        """The op, called without the public function, raises when one of these arguments is changed."""
+    def refuses(self, args: Sequence[Any], **change: Any) -> None:
+        """Called without the public function and with one argument changed, the op raises and names the argument."""
+        (name,) = change
         names = [argument.name for argument in self.overload._schema.arguments]
-        assert change.keys() <= set(names), f"{self.op} has no arguments {sorted(change.keys() - set(names))}"
-        with pytest.raises(RuntimeError, match=message):
-            self(*(change.get(name, arg) for name, arg in zip(names, args, strict=True)))
+        assert name in names, f"{self.op} has no argument {name}"
+        self(*args)
+        with pytest.raises(RuntimeError, match=rf"\b{name}\b.*: expected"):
+            self.overload(**dict(zip(names, args, strict=False)) | change)
 
 
 def _load(package: str, op: str) -> Callable[..., Any]:
@@ -159,6 +161,9 @@ def faked(call: Callable[..., T], *args: Any) -> T:
     """What a call returns for tensors that have a shape and no values: it raises where a value is asked for."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return call(*tree_map_only(Tensor, mode.from_tensor, args))
+
+
+changed_argument = "/".join  # the name of a test's case `{argument: value}`
 
 
 def assert_no_syncs(call: Callable[..., Any], *args: Any) -> Any:

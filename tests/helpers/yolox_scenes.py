@@ -2,7 +2,7 @@
 
 import torch
 
-from detops import grid_cells
+from detops import grid_points
 
 STRIDES = (8, 16, 32)
 CLASS_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -23,7 +23,7 @@ def scene(
         value = torch.randn(shape, generator=g)
         return value.round() if coarse else value
 
-    cells = grid_cells([(size // s, size // s) for s in STRIDES], STRIDES)
+    cells = grid_points([(size // s, size // s) for s in STRIDES], STRIDES)
     count = len(cells)
     wh = torch.rand(batch, boxes, 2, generator=g) * size * 0.6 + 2
     gt = torch.cat([torch.rand(batch, boxes, 2, generator=g) * size, wh], -1)

@@ -77,7 +77,7 @@ def test_two_boxes_at_one_cell():
     logits, wh, offset = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     boxes = [torch.tensor([[16.0, 16, 40, 40], [24, 24, 32, 32]])]
     for labels, count in (([1, 1], 1), ([0, 1], 2)):
-        losses = detops.CenterNetLoss(2)(logits, wh, offset, boxes, [torch.tensor(labels)], (64, 64))
+        losses = detops.CenterNetLoss(2)(logits, wh, offset, (boxes, [torch.tensor(labels)]), (64, 64))
         assert losses["loss_wh"].item() == pytest.approx(0.1 * (1 + 1) / (2 * count))
         assert losses["loss_offset"].item() == pytest.approx((0.5 + 0.5) / (2 * count))
 
@@ -106,7 +106,7 @@ def test_options_are_those_of_the_targets():
     maps, boxes, labels, shape = scene(3, boxes=20)
     crowd = [torch.tensor([[0.0, 0, 40, 50]]), torch.zeros(0, 4)]
     for options in ({"min_radius": 2, "formula": "legacy"}, {"elliptical": 0.54}, {"min_overlap": 0.7}):
-        targets = detops.centernet_targets(boxes, labels, (16, 20), shape, 3, ignore_boxes=crowd, **options)
+        targets = detops.centernet_targets(truth, (16, 20), shape, 3, **options)
         expected = detops.gaussian_focal_loss(
             maps[0],
             targets.heatmap,
@@ -117,16 +117,16 @@ def test_options_are_those_of_the_targets():
             from_logits=True,
         )
         criterion = detops.CenterNetLoss(3, heatmap_weight=2.0, pos_weight=0.25, neg_weight=1.5, **options)
-        got = criterion(*maps, boxes, labels, shape, ignore_boxes=crowd)["loss_center_heatmap"]
+        got = criterion(*maps, truth, shape)["loss_center_heatmap"]
         torch.testing.assert_close(got, expected)
 
 
 def test_half_precision_and_autocast():
     maps, boxes, labels, shape = scene(4)
-    expected = detops.CenterNetLoss(3)(*maps, boxes, labels, shape)
+    expected = detops.CenterNetLoss(3)(*maps, (boxes, labels), shape)
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = detops.CenterNetLoss(3)(*(m.to(dtype) for m in maps), boxes, labels, shape)
+            got = detops.CenterNetLoss(3)(*(m.to(dtype) for m in maps), (boxes, labels), shape)
         for name, value in expected.items():
             assert got[name].dtype == torch.float32
             torch.testing.assert_close(got[name], value, rtol=2e-2, atol=1e-3)
@@ -140,7 +140,7 @@ def test_no_host_sync_and_compiles_whole(device):
     criterion = detops.CenterNetLoss(3)
 
     def step(*maps):
-        return sum(criterion(*maps, boxes, labels, shape, ignore_boxes=boxes).values())
+        return sum(criterion(*maps, detops.GroundTruth.from_boxes(boxes, labels, ignored=boxes), shape).values())
 
     leaves = [m.clone().requires_grad_() for m in maps]
     assert detops.count_syncs(lambda: step(*leaves).backward()) == 0
@@ -165,7 +165,7 @@ def test_cuda_graph():
     criterion = detops.CenterNetLoss(3)
 
     def step():
-        return torch.autograd.grad(sum(criterion(*maps, boxes, labels, shape).values()), maps)
+        return torch.autograd.grad(sum(criterion(*maps, (boxes, labels), shape).values()), maps)
 
     expected = step()
     graph = torch.cuda.CUDAGraph()
@@ -181,7 +181,7 @@ def train_half(rank, ranks, folder):
     maps, boxes, labels, shape = scene(7, batch=4, boxes=9)
     part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     leaves = [m[part].clone().requires_grad_() for m in maps]
-    losses = detops.CenterNetLoss(3)(*leaves, boxes[part], labels[part], shape)
+    losses = detops.CenterNetLoss(3)(*leaves, (boxes[part], labels[part]), shape)
     sum(losses.values()).backward()
     torch.save([leaf.grad / ranks for leaf in leaves], f"{folder}/{ranks}_{rank}.pt")  # as DDP averages
     dist.destroy_process_group()
@@ -207,8 +207,8 @@ def test_checked_mode_names_the_box_and_the_logit():
     criterion(*maps, *wrong, shape)
     maps[0][1, 2, 3, 4] = float("inf")
     with detops.checked(), pytest.raises(ValueError, match=r"heatmap_logits: \(1, 2, 3, 4\) has inf, expected finite"):
-        criterion(*maps, boxes, labels, shape)
-    assert criterion(*maps, boxes, labels, shape)["loss_center_heatmap"].isnan()
+        criterion(*maps, (boxes, labels), shape)
+    assert criterion(*maps, (boxes, labels), shape)["loss_center_heatmap"].isnan()
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def assert_equal(targets, expected, tolerance=1e-5):
 )
 def test_matches_reference(seed, batch, most, shapes, options):
     boxes, labels = random_boxes(seed, batch, most, shapes[1])
-    targets = detops.centernet_targets(boxes, labels, *shapes, num_classes=3, **options)
+    targets = detops.centernet_targets((boxes, labels), *shapes, num_classes=3, **options)
     assert_equal(targets, reference(boxes, labels, *shapes, 3, **options))
 
 
@@ -80,7 +80,7 @@ def test_matches_reference(seed, batch, most, shapes, options):
 def test_forms_of_a_batch_agree(device):
     boxes, labels = random_boxes(3, 3, 9, (32, 32), device)
     shapes = ((8, 8), (32, 32))
-    expected = detops.centernet_targets(boxes, labels, *shapes, 3)
+    expected = detops.centernet_targets((boxes, labels), *shapes, 3)
     xyxy, ids = RaggedBatch.from_list(boxes), RaggedBatch.from_list(labels)
     padding = ~xyxy.mask
     xyxy.tensor[padding], ids.tensor[padding] = torch.nan, 1
@@ -144,7 +144,7 @@ def test_boxes_that_cannot_be_drawn_are_skipped(case):
 def test_no_boxes():
     for boxes in (torch.zeros(2, 0, 4), [torch.zeros(0, 4), torch.zeros(0, 4)]):
         labels = boxes[..., 0].long() if isinstance(boxes, torch.Tensor) else [b[:, 0].long() for b in boxes]
-        targets = detops.centernet_targets(boxes, labels, (4, 4), (16, 16), 2)
+        targets = detops.centernet_targets((boxes, labels), (4, 4), (16, 16), 2)
         assert not any(t.any() for t in targets[:4])
         assert targets.num_objects == 1
 
@@ -163,7 +163,7 @@ def test_the_last_box_of_a_cell_wins_and_centres_are_counted_once():
 def test_ignored_regions():
     box, label = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]])
     regions = RaggedBatch(torch.tensor([[[4.0, 0, 12, 8], [0, 0, 16, 16]]]), sample_sizes=torch.tensor([1]))
-    targets = detops.centernet_targets(box, label, (4, 4), (16, 16), 1, ignore_boxes=regions)
+    targets = detops.centernet_targets(truth, (4, 4), (16, 16), 1)
     expected = torch.ones(4, 4)
     expected[0:2, 1:3] = 0
     assert torch.equal(targets.negative_weight, expected[None, None])
@@ -173,7 +173,7 @@ def test_ignored_regions():
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(dtype):
     boxes, labels = random_boxes(5, 2, 6, (32, 32))
-    targets = detops.centernet_targets(boxes, labels, (8, 8), (32, 32), 3, dtype=dtype)
+    targets = detops.centernet_targets((boxes, labels), (8, 8), (32, 32), 3, dtype=dtype)
     assert {t.dtype for t in targets[:4]} == {dtype}
     assert_equal(targets, reference(boxes, labels, (8, 8), (32, 32), 3), 10 * torch.finfo(dtype).eps)
 
@@ -184,7 +184,7 @@ def test_no_host_sync_and_tracing():
 
     def call(xyxy, ids, sizes):
         batch = [RaggedBatch(t, sample_sizes=sizes) for t in (xyxy, ids)]
-        return detops.centernet_targets(*batch, (8, 8), (32, 32), 3, ignore_boxes=batch[0])
+        return detops.centernet_targets(detops.GroundTruth.from_boxes(*batch, ignored=batch[0]), (8, 8), (32, 32), 3)
 
     arguments = (xyxy.tensor, ids.tensor, xyxy.sample_sizes)
     assert detops.count_syncs(call, *arguments) == 0
@@ -199,15 +199,15 @@ def test_checked_mode_names_the_box():
     boxes, labels = torch.tensor([[[0.0, 0, 8, 8], [1, 1, 7, 7]]]), torch.tensor([[0, -1]])
     shapes = ((4, 4), (16, 16), 2)
     with detops.checked():
-        detops.centernet_targets(boxes, labels, *shapes)
+        detops.centernet_targets((boxes, labels), *shapes)
         with pytest.raises(ValueError, match="labels: sample 0, box 1 has 2, expected a value below 2"):
             detops.centernet_targets(boxes, torch.tensor([[0, 2]]), *shapes)
         boxes[0, 1, 2] = 0.5
         with pytest.raises(ValueError, match=r"boxes: sample 0, box 1 has .* expected x2 >= x1"):
-            detops.centernet_targets(boxes, labels, *shapes)
+            detops.centernet_targets((boxes, labels), *shapes)
         boxes[0, 1, 2] = torch.nan
         with pytest.raises(ValueError, match=r"boxes: sample 0, box 1 has .* expected finite"):
-            detops.centernet_targets(boxes, labels, *shapes)
+            detops.centernet_targets((boxes, labels), *shapes)
 
 
 GOOD = {"boxes": torch.zeros(2, 3, 4), "labels": torch.zeros(2, 3, dtype=torch.int64), "feature_shape": (4, 4)}

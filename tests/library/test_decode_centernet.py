@@ -69,7 +69,7 @@ def test_decodes_its_own_targets():
     boxes = [torch.tensor([[8.0, 12, 40, 60], [50, 10, 90, 44], [8, 70, 20, 90]]), torch.zeros(0, 4)]
     labels = [torch.tensor([2, 0, 1]), torch.zeros(0, dtype=torch.int64)]
     targets = detops.centernet_targets(boxes, labels, (24, 24), (96, 96), num_classes=3)
-    got = detops.decode_centernet(torch.logit(targets.heatmap, eps=1e-6), targets.wh, targets.offset, (96, 96), k=3)
+    got = detops.decode_centernet(torch.logit(targets.heatmap, eps=1e-6), targets.wh, targets.offset, (96, 96), max_detections=3)
     order = got.labels[0].argsort()
     assert got.labels[0, order].tolist() == [0, 1, 2]
     torch.testing.assert_close(got.boxes[0, order], boxes[0][[1, 2, 0]])
@@ -80,19 +80,19 @@ def test_nms_drops_the_lower_of_a_class_and_keeps_the_shape():
     logits = torch.full((1, 2, 8, 8), -9.0)
     wh, offset = torch.full((1, 2, 8, 8), 6.0), torch.zeros(1, 2, 8, 8)
     logits[0, 0, 4, 2], logits[0, 0, 4, 4], logits[0, 1, 4, 4] = 3.0, 2.0, 1.0
-    plain = detops.decode_centernet(logits, wh, offset, (8, 8), k=3)
-    got = detops.decode_centernet(logits, wh, offset, (8, 8), k=3, iou_threshold=0.4)
+    plain = detops.decode_centernet(logits, wh, offset, (8, 8), max_detections=3)
+    got = detops.decode_centernet(logits, wh, offset, (8, 8), max_detections=3, iou_threshold=0.4)
     assert plain.labels.tolist() == [[0, 0, 1]]
     assert got.labels.tolist() == [[0, 1, -1]]
     assert got.scores[0].tolist() == pytest.approx([0.952574, 0.731059, 0.0], abs=1e-6)
     assert torch.equal(got.boxes[0, :2], plain.boxes[0, [0, 2]])
-    assert torch.equal(detops.decode_centernet(logits, wh, offset, (8, 8), k=3, iou_threshold=0.6).boxes, plain.boxes)
+    assert torch.equal(detops.decode_centernet(logits, wh, offset, (8, 8), max_detections=3, iou_threshold=0.6).boxes, plain.boxes)
 
 
 def test_values_that_are_not_finite():
     logits = torch.full((1, 1, 3, 9), -1.0)
     logits[0, 0, 1, 1], logits[0, 0, 1, 5], logits[0, 0, :, 8] = float("nan"), float("inf"), float("-inf")
-    got = detops.decode_centernet(logits, torch.ones(1, 2, 3, 9), torch.zeros(1, 2, 3, 9), (3, 9), k=100)
+    got = detops.decode_centernet(logits, torch.ones(1, 2, 3, 9), torch.zeros(1, 2, 3, 9), (3, 9), max_detections=100)
     assert got.scores[0, 0] == 1
     assert got.boxes[0, 0].tolist() == [4.5, 0.5, 5.5, 1.5]
     assert got.scores.isfinite().all()
@@ -107,7 +107,7 @@ def test_no_host_sync_and_compiles_whole(device):
     maps = [torch.randn(2, c, 8, 8, generator=g).to(device) for c in (3, 2, 2)]
 
     def decode(*maps):
-        return detops.decode_centernet(*maps, (32, 32), k=10, iou_threshold=0.5)
+        return detops.decode_centernet(*maps, (32, 32), max_detections=10, iou_threshold=0.5)
 
     assert detops.count_syncs(decode, *maps) == 0
     with FakeTensorMode() as mode:

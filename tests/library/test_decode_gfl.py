@@ -70,8 +70,8 @@ def maps(seed, batch=2, classes=3, bins=5, dtype=torch.float32, coarse=False):
 def test_equals_plain_decoding(clipped, threshold, limit, candidates, **options):
     cls_scores, bbox_preds = maps(**options)
     shapes, iou = [(28, 44), (32, 20)][: len(cls_scores[0])] if clipped else None, 0.437
-    got = detops.decode_gfl(cls_scores, bbox_preds, (8, 16), shapes, threshold, iou, limit, candidates)
-    expected = plain_decode(cls_scores, bbox_preds, (8, 16), shapes, threshold, iou, limit, candidates)
+    got = detops.decode_gfl(cls_scores, bbox_preds, (8, 16), shapes, score_threshold=threshold, iou_threshold=iou, max_detections=limit, candidates=candidates)
+    expected = plain_decode(cls_scores, bbox_preds, (8, 16), shapes, score_threshold=threshold, iou_threshold=iou, max_detections=limit, candidates=candidates)
     assert got.boxes.shape == (len(cls_scores[0]), limit, 4)
     assert got.boxes.dtype == got.scores.dtype == torch.float32
     for b, found in enumerate(expected):
@@ -122,7 +122,7 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"strides": [8, 16]}, ValueError, "cls_scores: expected 2 levels, one a stride, got 1"),
         ({"bbox_preds": [torch.zeros(1, 9, 2, 2)]}, ValueError, r"bbox_preds: expected 4 \* \(reg_max \+ 1\) channels, got 9"),
         ({"bbox_preds": [torch.zeros(1, 8, 2, 3)]}, ValueError, "bbox_preds: expected the shape of cls_scores"),
-        ({"image_shapes": [(2, 2), (3, 3)]}, ValueError, "image_shapes: expected a height and a width for each of 1"),
+        ({"image_sizes": [(2, 2), (3, 3)]}, ValueError, "image_sizes: expected a height and a width for each of 1"),
         ({"strides": [0]}, ValueError, r"strides: expected whole numbers of pixels.* got \[0\]"),
         ({"strides": [(8, 4)]}, ValueError, r"strides: expected whole numbers of pixels.* got \[\(8, 4\)\]"),
         ({"cls_scores": [torch.zeros(1, 1, 2, 2), torch.zeros(1, 3, 1, 1)], "strides": [8, 16]}, ValueError,

@@ -63,8 +63,8 @@ def maps(seed, batch=2, classes=3, shapes=((4, 6), (2, 3)), dtype=torch.float32,
 )
 def test_equals_plain_decoding(score_threshold, limit, candidates, **options):
     outputs, threshold = maps(**options), 0.437
-    got = detops.decode_yolox(outputs, (8, 16), score_threshold, threshold, limit, candidates)
-    expected = plain_decode(outputs, (8, 16), score_threshold, threshold, limit, candidates)
+    got = detops.decode_yolox(outputs, (8, 16), score_threshold=score_threshold, iou_threshold=threshold, max_detections=limit, candidates=candidates)
+    expected = plain_decode(outputs, (8, 16), score_threshold=score_threshold, iou_threshold=threshold, max_detections=limit, candidates=candidates)
     assert got.boxes.shape == (len(outputs[0]), limit, 4)
     assert got.boxes.dtype == got.scores.dtype == torch.float32
     for b, found in enumerate(expected):

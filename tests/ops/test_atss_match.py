@@ -144,7 +144,7 @@ def test_values_of_mmdetection() -> None:
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = detops.grid_anchors(shapes)
     boxes = torch.tensor([[[40.0, 40, 120, 100], [60, 50, 200, 220]]])
-    found = detops.atss_assign(anchors, [h * w for h, w in shapes], boxes, torch.tensor([[7, 2]]), 80)
+    found = detops.atss_assign(anchors, [h * w for h, w in shapes], (boxes, torch.tensor([[7, 2]])), 80)
     first = (found.box_index[0] == 0).nonzero()[:, 0].tolist()
     second = (found.box_index[0] == 1).nonzero()[:, 0].tolist()
     assert first == [265, 266, 267, 297, 298, 299, 329, 330, 331]
@@ -204,11 +204,11 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     anchors, sizes, gt, labels, *_ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(4))
 
     def assign(anchors, gt, labels):
-        return detops.atss_assign(anchors, sizes, gt, labels, 3)
+        return detops.atss_assign(anchors, sizes, (gt, labels), 3)
 
     assert detops.count_syncs(assign, anchors, gt, labels) == 0
     with FakeTensorMode() as mode:
-        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).iou.shape == (2, 85)
+        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).quality.shape == (2, 85)
     compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(compiled(anchors, gt, labels), assign(anchors, gt, labels), strict=True):
         assert torch.equal(mine, theirs)
@@ -239,20 +239,20 @@ def test_checked_mode_names_the_box() -> None:
     args = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
     boxes, labels = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[3]])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
-        detops.atss_assign(boxes=boxes, labels=labels, **args)
-    assert detops.atss_assign(boxes=boxes, labels=labels, **args).num_positives == 0
+        detops.atss_assign(targets=(boxes, labels), **args)
+    assert detops.atss_assign(targets=(boxes, labels), **args).num_positives == 0
     huge = torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]])
     with detops.checked(), pytest.raises(ValueError, match=r"box 0 has .*, expected an area that float32 holds"):
-        detops.atss_assign(boxes=huge, labels=labels * 0, **args)
-    assert detops.atss_assign(boxes=huge, labels=labels * 0, **args).num_positives == 0
+        detops.atss_assign(targets=(huge, labels * 0), **args)
+    assert detops.atss_assign(targets=(huge, labels * 0), **args).num_positives == 0
     boxes = torch.tensor([[[0.0, 0, 9, 9], [5, 8, 3, 9]]])
     message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected a width"
     with detops.checked(), pytest.raises(ValueError, match=message):
-        detops.atss_assign(boxes=boxes, labels=torch.zeros(1, 2).long(), **args)
+        detops.atss_assign(targets=(boxes, torch.zeros(1, 2).long()), **args)
     boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
     labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
-        detops.atss_assign(boxes=boxes, labels=labels, **args)
+        detops.atss_assign(targets=(boxes, labels), **args)
     with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 

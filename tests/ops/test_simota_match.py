@@ -113,7 +113,7 @@ def test_gpu_matches_reference(rule: str) -> None:
 
 def by_hand():
     """One box of 16 x 16 pixels around cell (1, 1) of a 4 x 4 grid; each prediction is its cell's own square."""
-    cells = detops.grid_cells([(4, 4)], [8])
+    cells = detops.grid_points([(4, 4)], [8])
     square = torch.cat([cells[:, :2], cells[:, 2:].expand(-1, 2)], 1)
     return dict(
         class_logits=torch.zeros(1, 16, 2), objectness=torch.zeros(1, 16), pred_boxes=to_xyxy(square)[None],
@@ -126,14 +126,14 @@ def test_by_hand() -> None:
     found = detops.simota_assign(**by_hand())
     assert found.box_index[0].tolist() == [-1] * 5 + [0] + [-1] * 10
     assert found.labels[0, 5] == 1
-    assert found.iou[0, 5] == 0.25
+    assert found.quality[0, 5] == 0.25
     assert found.num_positives == 1
     # The whole box from every cell: nine IoUs of 1 and then seven more, of which ten count.
     whole = by_hand() | dict(pred_boxes=torch.tensor([4.0, 4, 20, 20]).expand(1, 16, 4))
     found = detops.simota_assign(**whole)
     assert found.num_positives == 10
     # Strictly within the box are the middles 4 < x, y < 20: only cell (1, 1); within 2.5 cells all but the far corner's.
-    assert (found.iou[found.box_index >= 0] == 1).all()
+    assert (found.quality[found.box_index >= 0] == 1).all()
     assert found.box_index[0, 5] == 0
     # Of equal cost the lower index comes first: the ten are (1, 1) and the nine lowest of the others.
     assert found.box_index[0].tolist() == [0] * 10 + [-1] * 6
@@ -159,7 +159,7 @@ def test_class_cost_by_hand() -> None:
 
 def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() -> None:
     """Three equal boxes want cell 5; the first fits best by IoU there but is of another class."""
-    cells = detops.grid_cells([(1, 1)], [8])
+    cells = detops.grid_points([(1, 1)], [8])
     boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [0, 0, 8, 8]]])
     args = dict(class_logits=torch.tensor([[[-9.0, 9.0]]]), objectness=torch.tensor([[9.0]]),
                 pred_boxes=torch.tensor([[[0.0, 0, 8, 8]]]), cells=cells, boxes=boxes)  # fmt: skip
@@ -167,7 +167,7 @@ def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() 
         labels = torch.tensor([[0, 1, 0]])
         found = detops.simota_assign(**args, labels=labels, candidates=candidates)
         assert found.box_index.tolist() == [[1]]
-        assert found.iou.item() == pytest.approx(7 / 8)
+        assert found.quality.item() == pytest.approx(7 / 8)
         found = detops.simota_assign(**args, labels=labels * 0, candidates=candidates)
         assert found.box_index.tolist() == [[0]]  # a tie: the lower index
 
@@ -218,7 +218,7 @@ def test_zero_size_boxes_match_without_nan() -> None:
     args = by_hand() | dict(boxes=[torch.tensor([[12.0, 12, 12, 12]])])
     found = detops.simota_assign(**args)
     assert found.num_positives == 1
-    assert found.iou.sum() == 0
+    assert found.quality.sum() == 0
 
 
 def test_memory_does_not_grow_with_boxes() -> None:
@@ -288,7 +288,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 def test_nothing_is_differentiated() -> None:
     args = by_hand()
     args["class_logits"].requires_grad_()
-    assert not detops.simota_assign(**args).iou.requires_grad
+    assert not detops.simota_assign(**args).quality.requires_grad
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from yolox_scenes import CLASS_TYPES, raw_outputs, scene
 
-from detops import grid_cells
+from detops import grid_points
 from detops.reference import yolox_loss as definition
 from detops.reference.yolox_loss import KINDS
 
@@ -88,7 +88,7 @@ def test_gpu_matches_reference(kind: int) -> None:
 
 def test_by_hand() -> None:
     """One cell of 8 pixels that says the box exactly, and one beside it without a box."""
-    cells = grid_cells([(1, 2)], [8])
+    cells = grid_points([(1, 2)], [8])
     output = torch.zeros(1, 2, 7)
     output[0, 0, :2] = 0.5  # the centre of its cell, and e^0 * 8 pixels wide and high
     boxes, labels = torch.tensor([[[4.0, 4, 8, 8]]]), torch.tensor([[1]])
@@ -107,7 +107,7 @@ def test_by_hand() -> None:
 @op.for_each_form
 @pytest.mark.parametrize("kind", range(5), ids=KINDS)
 def test_ties_zero_sizes_and_distance_are_finite(form: Form, kind: int) -> None:
-    cells = grid_cells([(2, 2)], [8])
+    cells = grid_points([(2, 2)], [8])
     output = torch.zeros(1, 4, 6)
     boxes = torch.tensor([[[4.0, 4, 8, 8], [12, 4, 0, 0], [900, 900, 3, 3], [12, 12, 8, 4]]])
     args = ([output], cells, boxes, torch.zeros(1, 4).long(), torch.arange(4)[None], torch.ones(1, 4), torch.ones(2),

@@ -41,7 +41,6 @@ def nms_mask(
     require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
     if boxes.dim() not in (2, 3) or boxes.shape[-1] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4) or (N, 4), got {tuple(boxes.shape)}")
-    given: list[Tensor | None] = []
     for name, value, dtypes, form in (
         ("scores", scores, FLOATS, "a floating-point tensor"),
         ("labels", labels, INTEGERS, "integers"),
@@ -51,13 +50,16 @@ def nms_mask(
             require_tensor(name, value, dtypes, form)
             require_shape(name, value, tuple(boxes.shape[:-1]), "to match boxes")
             require_device(name, value, boxes, "boxes")
-            value = value.detach() if boxes.dim() == 3 else value.detach()[None]
-        given.append(value)
     if iou_threshold != iou_threshold:
         raise ValueError("iou_threshold: expected a number, got nan")
-    batched = boxes.detach() if boxes.dim() == 3 else boxes.detach()[None]
-    keep: Tensor = ops.nms_mask(batched, *given, float(iou_threshold))
-    return keep if boxes.dim() == 3 else keep[0]
+    is_batch = boxes.dim() == 3
+    if not is_batch:
+        boxes, scores = boxes[None], scores[None]
+        labels, valid = (None if value is None else value[None] for value in (labels, valid))
+    keep = ops.nms_mask(
+        boxes=boxes.detach(), scores=scores.detach(), labels=labels, valid=valid, iou_threshold=float(iou_threshold)
+    )
+    return keep if is_batch else keep[0]
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from detops import ops
+from detops.arguments import accumulate_dtype
 from detops.losses._fused import kept_scale
 
 
@@ -78,13 +79,22 @@ class _Losses(torch.autograd.Function):
             if gradients is None:
                 gradients = _class_part(scores, preds, soft, options, True)[2]
             for gradient, factor in zip(gradients, upstream[0].unbind(), strict=True):
-                ops.scale_gradient_(gradient, factor)
+                ops.scale_gradient_(gradient=gradient, factor=factor)
             of_scores = gradients
-        of_preds: list[Tensor | None] = [None] * count
+        of_preds: Sequence[Tensor | None] = [None] * count
         if any(ctx.needs_input_grad[2 + count : 2 + 2 * count]):
             cells, gt_boxes, _, index, region, _, _, _, temperature, most = options
             of_preds = ops.positive_losses_backward(
-                preds, soft, cells, gt_boxes, index, weight, region, upstream[2:], temperature, most
+                bbox_preds=preds,
+                soft_targets=soft,
+                cells=cells,
+                gt_boxes=gt_boxes,
+                index=index,
+                weight=weight,
+                region=region,
+                factors=upstream[2:],
+                temperature=temperature,
+                most=most,
             )
         return (None, None, *of_scores, *of_preds, *[None] * len(soft))
 
@@ -93,11 +103,10 @@ def _class_part(
     scores: list[Tensor], preds: list[Tensor], soft: list[Tensor], options: tuple[Any, ...], with_gradient: bool
 ) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Losses, weights, and the gradients of the class logits, which are empty where none are wanted."""
-    *matched, region, valid, scale, beta, temperature, most = options
-    index, start = matched[-1], 0
-    wide = torch.float64 if scores[0].dtype == torch.float64 else torch.float32
+    cells, gt_boxes, gt_labels, index, region, valid, scale, beta, temperature, most = options
+    start, wide = 0, accumulate_dtype(scores[0])
     # As if there were no box, a level is CenterNet's focal loss of nothing.
-    none = index.new_empty(len(index), 0, 2), index.new_empty(len(index), 0), index.new_empty(len(index), 0)
+    centers, radii = index.new_empty(len(index), 0, 2), index.new_empty(len(index), 0)
     background, gradients = [], []
     for level in scores:
         height, width = level.shape[2:]
@@ -106,12 +115,36 @@ def _class_part(
             factor = valid[:, start : start + height * width].unflatten(1, (height, width)).to(wide)
         start += height * width
         total, gradient = ops.gaussian_focal_loss_from_boxes(
-            level.contiguous(), *none, None, factor, scale, 6.0, beta, 4.0, 1.0, 1.0, with_gradient
+            logits=level.contiguous(),
+            centers=centers,
+            radii=radii,
+            labels=radii,
+            sample_sizes=None,
+            negative_weight=factor,
+            scale=scale,
+            diameter_to_sigma_factor=6.0,
+            alpha=beta,
+            gamma=4.0,
+            pos_weight=1.0,
+            neg_weight=1.0,
+            with_gradient=with_gradient,
         )
         background.append(total)
         gradients.append(gradient)
     losses, weight = ops.positive_losses_(
-        gradients if with_gradient else [], scores, preds, soft, *matched, region, scale, beta, temperature, most
+        class_gradients=gradients if with_gradient else [],
+        cls_scores=scores,
+        bbox_preds=preds,
+        soft_targets=soft,
+        cells=cells,
+        gt_boxes=gt_boxes,
+        gt_labels=gt_labels,
+        index=index,
+        region=region,
+        scale=scale,
+        beta=beta,
+        temperature=temperature,
+        most=most,
     )
     losses[0] += torch.stack(background)
     return losses, weight, gradients

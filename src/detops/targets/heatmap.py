@@ -139,7 +139,15 @@ def _draw(
     factor = check_factor(factor)
     if not (isinstance(k_scale, int | float) and 0 <= k_scale < math.inf):
         raise ValueError(f"k_scale: expected a finite number of at least 0, got {k_scale!r}")
-    ops.draw_gaussians_(maps, centers, radii, labels, sizes, factor, float(k_scale))
+    ops.draw_gaussians_(
+        heatmap=maps,
+        centers=centers,
+        radii=radii,
+        labels=labels,
+        sample_sizes=sizes,
+        diameter_to_sigma_factor=factor,
+        k_scale=float(k_scale),
+    )
 
 
 def _check_maps(name: str, maps: object, dims: int, form: str) -> None:

@@ -94,8 +94,8 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         if kernel:
             flat = [side for shape in shapes for side in shape]
             there = [image.to(device).permute(2, 0, 1) for image in images]
-            size = made.images.shape[2:]
-            ours = partial(ops.resize_normalize_pad, there, flat, *size, MEAN, STD, True, antialias, dtype)
+            height, width = made.images.shape[2:]
+            ours = partial(ops.resize_normalize_pad, there, flat, height, width, MEAN, STD, True, antialias, dtype)
         baselines: dict[str, Callable[..., object]] = {
             "F.interpolate": partial(plain, images, shapes, device, antialias, dtype)
         }

@@ -1,7 +1,9 @@
 """The op nms_mask and its public forms: every form keeps the same boxes, bit for bit."""
 
+import importlib
 from typing import Any
 
+import loaded_torchvision
 import pytest
 import torch
 from ahead_of_time import Kernel
@@ -128,12 +130,9 @@ def test_batched_nms_is_nms_of_each_class() -> None:
 
 
 def test_torchvision_agrees() -> None:
-    import loaded_torchvision
-
-    loaded_torchvision.load()
-    if not loaded_torchvision.has_compiled_ops():
-        pytest.skip("the compiled operators of torchvision do not load here")
-    from torchvision import ops
+    if not loaded_torchvision.has_compiled_operators():
+        pytest.skip("torchvision's compiled operators do not load here")
+    ops = importlib.import_module("torchvision.ops")
 
     boxes, scores, labels, _ = one_image(crowded_boxes(3, count=300, labels=torch.int64))
     assert torch.equal(detops.nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))

@@ -234,36 +234,57 @@ def predict(
 
 @app.command()
 def bench(
-    suite: Annotated[
-        str,
-        typer.Argument(help="What to measure: the name of an op, or inference."),
-    ] = "draw_gaussians",
-    more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
+    suites: Annotated[
+        list[str] | None,
+        typer.Argument(
+            help="What to measure: the name of an op or a criterion, or inference. By default draw_gaussians, and with"
+            " --compare everything; --list names all.",
+            metavar="[SUITE]...",
+        ),
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names of all suites.")] = False,
+    kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without its public function.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter.")] = False,
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, and a shorter time for each.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Measure the git working copy against this commit of it, in turns."),
+    ] = None,
+    fail_above: Annotated[
+        float | None, typer.Option(help="--compare: exit with 1 if a case takes more than so many times as long.")
+    ] = None,
     sizes: Annotated[list[str] | None, typer.Option(help="inference: WIDTHxHEIGHT ... of the network's input.")] = None,
-    image: Annotated[Path | None, typer.Option(help="inference: what to detect on; else a picture is made.")] = None,
+    image: Annotated[Path | None, typer.Option(help="inference: picture to detect on; else one is made.")] = None,
     weights: Annotated[Path | None, typer.Option(help="inference: weights of maskrcnn_resnet50_fpn.")] = None,
-    repeats: Annotated[int, typer.Option(help="inference: images a row.", min=1)] = 3,
+    repeats: Annotated[int, typer.Option(help="inference: images per row.", min=1)] = 3,
     out: Annotated[Path, typer.Option(help="inference: folder of the pictures.")] = Path("out/bench_inference"),
 ) -> None:
     """Measure the speed of a part against its baselines and the physical floor; or of a Mask R-CNN, by its stages."""
     with _reported():
-        if more_sizes and not (suite == "inference" and sizes):
-            raise ValueError(f"expected one suite, got also {' '.join(more_sizes)}")
-        if suite == "inference":
+        from detops.apps.bench import _compare, runner
+
+        names = suites or []
+        if list_:
+            typer.echo("\n".join([*runner.suites(), "inference"]))
+        elif names[:1] == ["inference"]:
             from detops.apps.bench import inference
 
-            chosen = [*(sizes or ["1333x800"]), *(more_sizes or [])]
+            if names[1:] and not sizes:  # further sizes come as arguments
+                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+            chosen = [*(sizes or ["1333x800"]), *names[1:]]
             inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
-            return
-        if sizes or image or weights:
-            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {suite}")
-        from detops.apps.bench import runner as speed
-
-        speed.main(suite, kernel, json_path, quick, device)
+        elif sizes or image or weights:
+            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {' '.join(names)}")
+        elif compare is not None:
+            if json_path is not None:
+                raise ValueError("--json: a comparison is printed only")
+            if not _compare.compare(names, compare, kernel, quick, device, fail_above):
+                raise typer.Exit(1)
+        else:
+            if names[1:]:
+                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+            runner.main(names[0] if names else "draw_gaussians", kernel, json_path, quick, device)
 
 
 def main() -> None:

@@ -1,25 +1,37 @@
 """Batches for the tests of YOLOX: predictions near some of the boxes, as in training."""
 
 import torch
+from torch import Tensor
 
 from detops import grid_points
 
 STRIDES = (8, 16, 32)
-CLASS_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
-def scene(
-    seed, batch=2, boxes=5, classes=4, size=64, dtype=torch.float32, index_dtype=torch.int64, odd=False, coarse=False,
-    ragged=False,
-):  # fmt: skip
-    """Tensors of simota_match: class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes.
+# Class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes: what simota_match takes.
+YoloxScene = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def yolox_scene(
+    seed: int,
+    batch: int = 2,
+    boxes: int = 5,
+    classes: int = 4,
+    size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    index_dtype: torch.dtype = torch.int64,
+    odd: bool = False,
+    coarse: bool = False,
+    ragged: bool = False,
+) -> YoloxScene:
+    """Tensors of simota_match, without its rules.
 
     With `odd` some boxes lie off the image, have no size, a negative one, NaN or infinity, or a label that is no class,
     and some predictions are not finite. With `coarse` numbers repeat, so that there are ties.
     """
     g = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         value = torch.randn(shape, generator=g)
         return value.round() if coarse else value
 
@@ -63,11 +75,14 @@ def scene(
     return levels, objectness.to(dtype), pred, cells, gt, labels.to(index_dtype), sizes
 
 
-def raw_outputs(levels, objectness, pred, cells, dtype=torch.float32):
-    """The same as rows (B, A_l, 5 + C) that say these predictions."""
+def raw_outputs(
+    levels: list[Tensor], objectness: Tensor, pred: Tensor, cells: Tensor, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Rows (B, A_l, 5 + C) of a network that predicts this."""
     side = cells[:, 2:]
     t = torch.cat([pred[..., :2] / side - (cells[:, :2] / side - 0.5), (pred[..., 2:] / side).log()], -1)
-    outputs, start = [], 0
+    outputs: list[Tensor] = []
+    start = 0
     for level in levels:
         end = start + level.shape[1]
         outputs.append(torch.cat([t[:, start:end], objectness[:, start:end, None], level], -1).to(dtype))

@@ -6,10 +6,10 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from test_simota_match import EXACT, FAST, decided
 from torch._subclasses import FakeTensorMode
-from yolox_scenes import STRIDES, raw_outputs, scene
+from yolox_scenes import STRIDES, raw_outputs, yolox_scene
 
 import detops
-from detops.apps.bench.yolox_loss import loop_loss
+from detops.apps.bench._yolox import loop_loss
 from detops.geometry.boxes import to_xyxy
 from detops.reference.simota_match import simota_match
 from detops.reference.yolox_loss import KINDS, yolox_loss
@@ -20,7 +20,7 @@ SIZE = 64
 
 def data(seed, **options):
     """Raw maps (B, 1, H, W, 5 + C), rows (T, 6), and what simota_match takes."""
-    args = scene(seed, size=SIZE, **options)
+    args = yolox_scene(seed, size=SIZE, **options)
     levels, objectness, pred, cells, gt, labels, sizes = args
     outputs = [
         rows.unflatten(1, (1, SIZE // s, SIZE // s))

@@ -1,9 +1,7 @@
-"""The op nms_mask and its public forms: every form keeps the same boxes, bit for bit."""
+"""The op nms_mask: every form keeps the same boxes, bit for bit."""
 
-import importlib
 from typing import Any
 
-import loaded_torchvision
 import pytest
 import torch
 from ahead_of_time import Kernel
@@ -95,49 +93,25 @@ def test_gpu_matches_reference(dtype: torch.dtype) -> None:
         assert torch.equal(op(*moved(args, "cuda"), 0.5).cpu(), op.reference(*args, 0.5))
 
 
-def test_by_hand() -> None:
-    """IoU of the first two is 81 / 100; the third meets the first alone, which is dropped."""
-    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [0, 0, 5, 3], [20, 20, 30, 30]])
-    scores = torch.tensor([0.8, 0.9, 0.2, 0.1])
-    assert detops.nms(boxes, scores, 0.5).tolist() == [1, 2, 3]
-    assert detops.nms(boxes, scores, 0.81).tolist() == [1, 0, 2, 3]  # strictly above
-    assert detops.nms(boxes, scores, 0.0).tolist() == [1, 3]
-    assert detops.nms(boxes, torch.ones(4), 0.5).tolist() == [0, 2, 3]  # ties: the lower index
-    assert detops.nms(boxes[:0], scores[:0], 0.5).tolist() == []
-    labels = torch.tensor([0, 1, 0, 1])
-    assert detops.batched_nms(boxes, scores, labels, 0.1).tolist() == [1, 0, 3]
-    valid = torch.tensor([True, False, True, True])
-    assert detops.nms_mask(boxes, scores, 0.5, valid=valid).tolist() == [True, False, True, True]
+@op.for_each_form
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_iou_that_is_the_threshold_is_not_above_it(form: Form, dtype: torch.dtype) -> None:
+    """IoU and threshold are rounded to one dtype: boxes of overlap k / 10 or k / 7 stay at that threshold."""
+    for whole in (7, 10):
+        for part in range(1, whole):
+            boxes = torch.tensor([[[0, 0, whole, 10], [0, 0, part, 10]]], dtype=dtype)
+            args = (boxes, torch.tensor([[0.9, 0.8]]), None, None)
+            assert form(*args, part / whole).tolist() == [[True, True]]
+            assert form(*args, part / whole - 1e-6).tolist() == [[True, False]]
 
 
-def per_class(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """What torchvision's vanilla form does: class after class, then by score."""
-    kept = []
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        kept.append(rows[detops.nms(boxes[rows], scores[rows], threshold)])
-    rows = torch.cat(kept).sort().values
-    return rows[scores[rows].sort(descending=True, stable=True).indices]
-
-
-def one_image(batch: tuple[Any, ...]) -> Any:
-    return [None if tensor is None else tensor[0] for tensor in batch]
-
-
-def test_batched_nms_is_nms_of_each_class() -> None:
-    boxes, scores, labels, _ = one_image(crowded_boxes(2, count=200, labels=torch.int64))
-    assert torch.equal(detops.batched_nms(boxes, scores, labels, 0.4), per_class(boxes, scores, labels, 0.4))
-
-
-def test_torchvision_agrees() -> None:
-    if not loaded_torchvision.has_compiled_operators():
-        pytest.skip("torchvision's compiled operators do not load here")
-    ops = importlib.import_module("torchvision.ops")
-
-    boxes, scores, labels, _ = one_image(crowded_boxes(3, count=300, labels=torch.int64))
-    assert torch.equal(detops.nms(boxes, scores, 0.5), ops.nms(boxes, scores, 0.5))
-    expected = ops.boxes._batched_nms_vanilla(boxes, scores, labels, 0.5)
-    assert torch.equal(detops.batched_nms(boxes, scores, labels, 0.5), expected)
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_is_the_same_on_a_gpu(dtype: torch.dtype) -> None:
+    boxes = torch.tensor([[[0, 0, 10, 10], [0, 0, 7, 10]]], dtype=dtype, device="cuda")
+    scores = torch.tensor([[0.9, 0.8]], device="cuda")
+    assert op(boxes, scores, None, None, 0.7).all()  # 0.7 in float32 is below 0.7 in float64
+    assert not op(boxes, scores, None, None, 0.7 - 1e-6).all()
 
 
 def test_views() -> None:
@@ -174,31 +148,6 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"boxes": torch.zeros(4)}, ValueError, r"boxes: expected shape \(B, N, 4\) or \(N, 4\), got \(4,\)"),
-        (
-            {"boxes": torch.zeros(3, 4, dtype=torch.int64)},
-            TypeError,
-            "boxes: expected a floating-point tensor, got int64",
-        ),
-        ({"scores": torch.zeros(2)}, ValueError, r"scores: expected shape \(3,\) to match boxes, got \(2,\)"),
-        ({"labels": torch.zeros(3)}, TypeError, "labels: expected integers, got float32"),
-        ({"valid": torch.zeros(3)}, TypeError, "valid: expected a bool tensor, got float32"),
-        ({"iou_threshold": float("nan")}, ValueError, "iou_threshold: expected a number, got nan"),
-    ],
-)
-def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=message):
-        detops.nms_mask(**dict[str, Any](boxes=torch.zeros(3, 4), scores=torch.zeros(3), iou_threshold=0.5) | change)
-
-
-def test_nms_takes_one_image() -> None:
-    with pytest.raises(ValueError, match=r"boxes: expected shape \(N, 4\), got \(1, 3, 4\)"):
-        detops.nms(torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.5)
-
-
-@pytest.mark.parametrize(
     "change",
     [
         dict(boxes=torch.zeros(2, 20)),
@@ -215,7 +164,7 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> N
 
 
 KERNELS = [
-    Kernel("pairs_kernel", dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp32"),
+    Kernel("pairs_kernel", dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64"),
            dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32), 4)
     for wide in ("fp32", "fp64")
 ]  # fmt: skip

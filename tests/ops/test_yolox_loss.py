@@ -46,7 +46,7 @@ def arguments(
     outputs = raw_outputs(levels, objectness, pred, cells, dtype)
     index = torch.full(objectness.shape, -1)
     if gt.shape[1]:
-        index = torch.randint(-3, gt.shape[1], objectness.shape, generator=g).clamp(min=-1)
+        index = torch.randint(-3, gt.shape[1], objectness.shape, generator=g).clamp(min=-2)
     iou = torch.rand(objectness.shape, generator=g)
     weight = torch.rand(classes, generator=g) + 0.5 if pos_weight else None
     scale = torch.tensor([0.1, 0.05])

@@ -15,7 +15,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from detops import Detections
-from detops.apps import pictures, require
+from detops.apps import pictures
 from detops.apps.data.dataset import CocoImages, open_annotations
 from detops.apps.train import models
 from detops.apps.train.augment import centered
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FAINT = 0.001  # detections below this score are not written: they cost time and change no number
-SHORT_SIDE = 480  # small images are enlarged to this in pictures, so that labels are legible
 
 
 @dataclass(frozen=True)
@@ -158,22 +157,23 @@ def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -
 
 
 def draw(image: "Image", found: Found, class_names: Sequence[str] | Mapping[int, str], scores: bool = True) -> "Image":
-    """Boxes, names and scores over an RGB image; small images come back enlarged, and in a crowd names are left out."""
-    module, font_module = require("PIL.ImageDraw", "Pillow", "predict"), require("PIL.ImageFont", "Pillow", "predict")
-    scale = max(1.0, SHORT_SIDE / min(image.size))
-    view = image.resize((round(image.width * scale), round(image.height * scale)))
-    pen, font = module.Draw(view, "RGBA"), font_module.load_default(size=max(11, min(view.size) // 38))
-    rows = zip((found.boxes * scale).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    for (left, top, right, bottom), score, label in reversed(list(rows)):  # the best on top
-        color = pictures.class_color(label)
-        pen.rectangle((left, top, right, bottom), outline=(*color, 235), width=max(1, min(view.size) // 240))
-        if len(found.boxes) > pictures.CROWD:
-            continue
-        text = f"{class_names[label]} {score:.2f}" if scores else class_names[label]
-        height = font.size + 4
-        top = top - height if top >= height else top
-        pen.rectangle((left, top, left + pen.textlength(text, font) + 8, top + height), fill=(*color, 215))
-        pen.text((left + 4, top + 1), text, pictures.INK, font)
+    """Draw detections over an RGB image, the best on top; small images come back enlarged.
+
+    Args:
+        image: The image.
+        found: The detections.
+        class_names: Names by label.
+        scores: Write scores behind the names.
+
+    Returns:
+        A new RGB image.
+    """
+    view = pictures.enlarged(image)
+    names = [class_names[label] for label in found.labels.tolist()]
+    if scores:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+    to_view = found.boxes * found.boxes.new_tensor([view.width / image.width, view.height / image.height] * 2)
+    pictures.draw_boxes(view, to_view.flip(0), found.labels.flip(0), names[::-1])
     return view
 
 

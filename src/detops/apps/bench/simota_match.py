@@ -1,4 +1,4 @@
-"""`detops bench simota`: the assignment alone, against the loop over images and batched PyTorch."""
+"""`detops bench simota_match`: YOLOX's assignment, against a loop over images and against batched PyTorch."""
 
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -6,17 +6,18 @@ from functools import partial
 import torch
 
 from detops import ops
+from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, predictions, scene
 from detops.apps.bench.runner import Case
-from detops.apps.bench.yolox_loss import COUNTS, LOOP_LIMIT, Scene, loop_match, predictions, scene
 from detops.assign.simota import simota_assign
-from detops.diagnostics.syncs import count_syncs
 from detops.geometry.boxes import to_xyxy
 from detops.portable.simota_match import simota_match as portable
 from detops.ragged import RaggedBatch
 
+TESTS = ("tests/ops/test_simota_match.py",)
+
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
-    """The exact rule with few and many boxes; `kernel` measures the op without its wrapper."""
+    """Yield the exact rule with few and many boxes per image; with `kernel`, ours is the op alone."""
     for name, least, most in COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
         levels, objectness, pred = predictions(data)
@@ -29,8 +30,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
         if most <= LOOP_LIMIT:
             baselines["loop"] = partial(_loop, data)
-        syncs = {"ours": count_syncs(ours), **{key: count_syncs(fn) for key, fn in baselines.items()}}
-        yield Case(f"{name} boxes", ours, partial(_copy, data), baselines, "copy of outputs", syncs)
+        yield Case(f"{name} boxes", ours, partial(_copy, data), baselines, "copy of outputs")
 
 
 def _copy(data: Scene) -> object:

@@ -93,7 +93,7 @@ class MaskRCNNPredictor:
         return [[] if error else self._rows(next(found)["masks"]) for error in batch.errors]
 
     def _rows(self, masks: InstanceMasks) -> list[Row]:
-        rows = masks.to_coco(0, mode="torchvision")
+        rows = masks.to_coco(0)
         for row in rows:
             del row["image_id"]  # the line has it
         return rows

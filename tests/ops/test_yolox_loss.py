@@ -225,7 +225,8 @@ def test_indices_out_of_range_are_not_read(form: Form) -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        dict(outputs=[torch.zeros(2, 16, 9)]),
+        dict(outputs=[]),
+        dict(outputs=[torch.zeros(2, 21, 4)]),
         dict(outputs=[torch.zeros(2, 16, 9), torch.zeros(2, 4, 9), torch.zeros(2, 1, 9).half()]),
         dict(outputs=[torch.zeros(2, 21, 9, dtype=torch.int64)]),
         dict(cells=torch.zeros(21, 2)),

@@ -48,6 +48,7 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
         overload = getattr(torch.ops.detops, name).default
         names = ", ".join(inspect.signature(declaration).parameters)
         call = eval(f"lambda {names}: overload({names})", {"overload": overload})
+        call.__defaults__ = declaration.__defaults__
         return functools.update_wrapper(call, declaration)
 
     return register

@@ -4,8 +4,14 @@ import torch
 from torch import Tensor
 
 from detops import grid_points
+from detops.reference import simota_match as definition
 
 STRIDES = (8, 16, 32)
+
+# Of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
+Rule = tuple[float, bool, bool, int, float, float, float]
+EXACT: Rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
+FAST: Rule = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 
 
 # Class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes: what simota_match takes.
@@ -88,3 +94,41 @@ def raw_outputs(
         outputs.append(torch.cat([t[:, start:end], objectness[:, start:end, None], level], -1).to(dtype))
         start = end
     return outputs
+
+
+def decided(
+    levels: list[Tensor],
+    objectness: Tensor,
+    pred: Tensor,
+    cells: Tensor,
+    gt: Tensor,
+    labels: Tensor,
+    sizes: Tensor | None,
+    rule: Rule,
+    margin: float = 1e-3,
+) -> bool:
+    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
+    radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
+    for b in range(len(objectness)):
+        count = gt.shape[1] if sizes is None else int(sizes[b])
+        scores = torch.cat([level[b] for level in levels])
+        boxes, label = gt[b, :count], labels[b, :count]
+        own, best = definition.regions(cells, boxes, label, scores.shape[1], radius, center_only)
+        iou = definition.pair_iou(boxes, pred[b])
+        cost = definition.costs(scores, objectness[b], label, iou, iou_weight, class_weight)
+        cost = cost.nan_to_num(posinf=1e9) + 1e6 * ~best
+        for n in range(count):
+            allowed = own[n] if own_only else own.any(0)
+            total = k_scale * iou[n][allowed].sort(descending=True).values[:topk].sum().item()
+            if abs(total - round(total)) < margin and total > 0.5 and total != round(total):
+                return False
+            if not clear(cost[n][allowed], margin):
+                return False
+        if not own_only and not all(clear(column, margin) for column in cost[own.any(1)].T):
+            return False
+    return True
+
+
+def clear(values: Tensor, margin: float) -> bool:
+    gaps = values.sort().values.diff()
+    return not ((gaps > 0) & (gaps < margin)).any()

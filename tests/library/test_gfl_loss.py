@@ -44,17 +44,17 @@ def scene(seed, batch=2, counts=(4, 3, 0, 5)):
         low = torch.rand(n, 2, generator=g) * torch.tensor([70.0, 40.0])
         boxes.append(torch.cat([low, low + 10 + torch.rand(n, 2, generator=g) * 30], 1))
         labels.append(torch.randint(-1, CLASSES, (n,), generator=g))
-    return (*maps, (boxes, labels))
+    return (*maps, boxes, labels)
 
 
-def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_shapes=None, normalize=False, ld=True):
+def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, normalize=False, ld=True):
     """Four lists of losses a level, in float64."""
     anchors = detops.grid_anchors(SHAPES, STRIDES)
     batch, found = len(boxes), []
     valid = torch.ones(batch, len(anchors), dtype=torch.bool)
-    if image_shapes is not None:
+    if image_sizes is not None:
         corner = (anchors[:, :2] + anchors[:, 2:]) / 2
-        for b, (height, width) in enumerate(image_shapes):
+        for b, (height, width) in enumerate(image_sizes):
             valid[b] = (corner[:, 0] < width) & (corner[:, 1] < height)
     for b in range(batch):
         found.append(
@@ -122,15 +122,15 @@ def assert_equal(got, expected, mine, theirs):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_ld_equals_the_plain_head(padded, normalize):
-    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
+    image_sizes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
     for seed in range(8):
         cls_scores, bbox_preds, soft, boxes, labels = scene(seed, batch=4)
         if seed % 2:  # early in training the weights' sum is below 1
             cls_scores = [scores - 6 for scores in cls_scores]
         mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
         criterion = detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=normalize)
-        got = criterion.level_losses(mine[:3], mine[3:], (boxes, labels), image_shapes, soft_targets=soft)
-        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_shapes, normalize)
+        got = criterion.level_losses(mine[:3], mine[3:], (boxes, labels), image_sizes, soft_targets=soft)
+        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_sizes, normalize)
         assert set(got) == set(expected)
         assert_equal(got, expected, mine, theirs)
 
@@ -141,19 +141,19 @@ def test_logits_beyond_an_image_are_not_read(portable, monkeypatch):
     if portable:
         for name, form in PORTABLE.items():
             monkeypatch.setattr(detops.ops, name, form)
-    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)]
+    image_sizes = [(64, 96), (40, 64), (64, 96), (33, 70)]
     cls_scores, bbox_preds, soft, boxes, labels = scene(3, batch=4)
     results = []
     for value in (None, float("nan"), float("inf")):
         maps = [[level.clone() for level in levels] for levels in (cls_scores, bbox_preds, soft)]
         for stride, *levels in zip(STRIDES, *maps, strict=True):
-            for b, (height, width) in enumerate(image_shapes if value is not None else ()):
+            for b, (height, width) in enumerate(image_sizes if value is not None else ()):
                 for level in levels:
                     level[b, :, -(-height // stride) :] = value
                     level[b, :, :, -(-width // stride) :] = value
         leaves = leaves_of(maps[0] + maps[1])
         criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
-        losses = criterion(leaves[:3], leaves[3:], (boxes, labels), image_shapes, soft_targets=maps[2])
+        losses = criterion(leaves[:3], leaves[3:], (boxes, labels), image_sizes, soft_targets=maps[2])
         results.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
     for losses, gradients in results[1:]:
         assert all(torch.equal(losses[name], value) for name, value in results[0][0].items())
@@ -364,7 +364,7 @@ def test_batches_of_other_sizes_are_not_compiled_each():
     torch._dynamo.reset()
     criterion = detops.LDLoss(CLASSES, strides=(8,), ld_region="main+vlr")
 
-    def step(cls_scores, bbox_preds, (boxes, labels), soft_targets=soft):
+    def step(cls_scores, bbox_preds, boxes, labels, soft):
         return sum(criterion(cls_scores, bbox_preds, (boxes, labels), soft_targets=soft).values())
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
@@ -386,7 +386,7 @@ def train_half(rank, ranks, folder):
     for criterion in (detops.GFLLoss(CLASSES, strides=STRIDES),
                       detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=True)):  # fmt: skip
         leaves = leaves_of([m[part] for m in (*cls_scores, *bbox_preds)])
-        teacher = () if len(saved) == 0 else ([m[part] for m in soft],)
+        teacher = {} if len(saved) == 0 else {"soft_targets": [m[part] for m in soft]}
         sum(criterion(leaves[:3], leaves[3:], (boxes[part], labels[part]), **teacher).values()).backward()
         saved.append([leaf.grad / ranks for leaf in leaves])  # as DDP averages
     torch.save(saved, f"{folder}/{ranks}_{rank}.pt")
@@ -408,28 +408,31 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
     ("change", "error", "message"),
     [
         ({"cls_scores": torch.zeros(1)}, TypeError, "cls_scores: expected a list of tensors, got Tensor"),
-        ({"cls_scores": [torch.zeros(1, 3, 2, 2)]}, ValueError, "cls_scores: expected 2 levels, one a stride, got 1"),
+        ({"cls_scores": [torch.zeros(1, 3, 2, 2)]}, ValueError, "cls_scores: expected 2 levels, one per stride, got 1"),
         ({"bbox_preds": [torch.zeros(1, 67, 2, 2)] * 2}, ValueError, r"bbox_preds: expected shape \(B, 68, H, W\)"),
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
-        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
-        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long(), "image_shapes": [(9, 9)]}, ValueError,
-         "boxes: expected 1 images, as cls_scores has, got 2"),
+        ({"targets": (torch.zeros(2, 1, 4), torch.zeros(2, 1).long())}, ValueError, "targets: expected 1 images"),
+        ({"targets": (torch.zeros(2, 1, 4), torch.zeros(2, 1).long()), "image_sizes": [(9, 9)]}, ValueError,
+         "targets: expected 1 images, as cls_scores has, got 2"),
         ({"cls_scores": [torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]}, ValueError,
          "cls_scores: expected 1 images, as the first level has, got 2"),
         ({"soft_targets": [torch.zeros(2, 68, 2, 2)] * 2}, ValueError,
          "soft_targets: expected 1 images, as cls_scores has, got 2"),
         ({"bbox_preds": [torch.zeros(1, 68, 2, 2), torch.zeros(1, 68, 2, 2).half()]}, TypeError,
          r"bbox_preds: expected levels of one dtype, got torch\.float32 and torch\.float16"),
-        ({"boxes": [torch.zeros(2, 4)], "labels": [torch.zeros(1).long()]}, ValueError,
+        ({"targets": ([torch.zeros(2, 4)], [torch.zeros(1).long()])}, ValueError,
          "labels: sample 0 has 1, expected 2, as boxes has"),
-        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
+        ({"image_sizes": [4, 4]}, ValueError, "image_sizes: expected a height and a width for each of 1 images"),
+        ({"soft_targets": ()}, ValueError, "soft_targets: expected 2 levels, one per stride, got 0"),
+        ({"image_shapes": [(4, 4)]}, TypeError, "image_shapes: this argument is now image_sizes"),
+        ({"boxes": torch.zeros(1, 1, 4)}, TypeError, r"boxes: this argument is now targets=\(boxes, labels\)"),
+        ({"per_level": True}, TypeError, "per_level: this argument is now the method `level_losses`"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(change, error, message):
     good = dict(cls_scores=[torch.zeros(1, 3, 2, 2)] * 2, bbox_preds=[torch.zeros(1, 68, 2, 2)] * 2,
-                soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, boxes=torch.zeros(1, 1, 4),
-                labels=torch.zeros(1, 1).long())  # fmt: skip
+                soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, targets=(torch.zeros(1, 1, 4), torch.zeros(1, 1).long()))  # fmt: skip
     with pytest.raises(error, match=message):
         detops.LDLoss(3, strides=(8, 16))(**good | change)
     for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),

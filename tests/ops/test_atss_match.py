@@ -150,9 +150,9 @@ def test_values_of_mmdetection() -> None:
     assert first == [265, 266, 267, 297, 298, 299, 329, 330, 331]
     assert second == [1144, 1145, 1159, 1160, 1161, 1175, 1176, 1177, 1192]
     expected = torch.tensor([0.6747, 0.7595, 0.5977]).repeat_interleave(3)
-    torch.testing.assert_close(found.iou[0, first], expected, rtol=0, atol=6e-5)
+    torch.testing.assert_close(found.quality[0, first], expected, rtol=0, atol=6e-5)
     expected = torch.tensor([0.6704, 0.6033, 0.586, 0.6884, 0.6188, 0.586, 0.6884, 0.6188, 0.6528])
-    torch.testing.assert_close(found.iou[0, second], expected, rtol=0, atol=6e-5)
+    torch.testing.assert_close(found.quality[0, second], expected, rtol=0, atol=6e-5)
     assert found.num_positives == 18
     assert found.labels[0, 265] == 7
     assert found.labels[0, 0] == -1
@@ -161,7 +161,7 @@ def test_values_of_mmdetection() -> None:
 def test_a_single_candidate_is_taken() -> None:
     """The deviation of one number is not a number, and would be no threshold."""
     found = detops.atss_assign(
-        torch.tensor([[0.0, 0, 8, 8]]), [1], [torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])], 1
+        torch.tensor([[0.0, 0, 8, 8]]), [1], ([torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])]), 1
     )
     assert found.box_index.tolist() == [[0]]
 
@@ -214,14 +214,27 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
         assert torch.equal(mine, theirs)
 
 
+BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
+
+
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"anchors": torch.zeros(85, 2)}, ValueError, r"anchors: expected shape \(A, 4\), got \(85, 2\)"),
         ({"level_sizes": [64]}, ValueError, r"level_sizes: expected numbers with the sum 85, got \[64\]"),
-        ({"boxes": torch.zeros(1, 2, 3)}, ValueError, r"boxes: expected shape \(B, N, 4\), got \(1, 2, 3\)"),
-        ({"labels": torch.zeros(1, 2)}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": torch.zeros(1, 3).long()}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
+        (
+            {"targets": (torch.zeros(1, 2, 3), LABELS)},
+            ValueError,
+            r"boxes: expected shape \(B, N, 4\), got \(1, 2, 3\)",
+        ),
+        ({"targets": (BOXES, torch.zeros(1, 2))}, TypeError, "labels: expected integers, got float32"),
+        ({"targets": (BOXES, LABELS[:, :1])}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
+        (
+            {"targets": (BOXES.to("meta"), LABELS.to("meta"))},
+            ValueError,
+            "targets: expected a tensor on cpu, as anchors is",
+        ),
+        ({"ignore_overlap": 1.5}, ValueError, r"ignore_overlap: expected 0 \.\. 1, got 1.5"),
         ({"valid": torch.ones(1, 3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(1, 85\)"),
         ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
@@ -229,8 +242,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     ],
 )
 def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
-    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, boxes=torch.zeros(1, 2, 4),
-                labels=torch.zeros(1, 2).long(), num_classes=3)  # fmt: skip
+    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3)
     with pytest.raises(error, match=message):
         detops.atss_assign(**good | change)
 
@@ -246,14 +258,14 @@ def test_checked_mode_names_the_box() -> None:
         detops.atss_assign(targets=(huge, labels * 0), **args)
     assert detops.atss_assign(targets=(huge, labels * 0), **args).num_positives == 0
     boxes = torch.tensor([[[0.0, 0, 9, 9], [5, 8, 3, 9]]])
-    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected a width"
+    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected x2 >= x1 and y2 >= y1"
     with detops.checked(), pytest.raises(ValueError, match=message):
         detops.atss_assign(targets=(boxes, torch.zeros(1, 2).long()), **args)
     boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
     labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
         detops.atss_assign(targets=(boxes, labels), **args)
-    with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
+    with pytest.raises(ValueError, match="strides: expected 4, one per level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 
 

@@ -21,7 +21,7 @@ from op import (
     moved,
 )
 from torch import Tensor
-from yolox_scenes import YoloxScene, yolox_scene
+from yolox_scenes import EXACT, FAST, Rule, YoloxScene, decided, yolox_scene
 
 import detops
 from detops.geometry.boxes import to_xyxy
@@ -30,49 +30,8 @@ from detops.reference import simota_match as definition
 
 op = Op("simota_match")
 
-Rule = tuple[float, bool, bool, int, float, float, float]
-EXACT: Rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-FAST: Rule = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 MASTER: Rule = (1.5, True, False, 10, 1.0, 3.0, 1.0)
 RULES: dict[str, Rule] = {"exact": EXACT, "fast": FAST, "master": MASTER, "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5)}
-
-
-def decided(
-    levels: list[Tensor],
-    objectness: Tensor,
-    pred: Tensor,
-    cells: Tensor,
-    gt: Tensor,
-    labels: Tensor,
-    sizes: Tensor | None,
-    rule: Rule,
-    margin: float = 1e-3,
-) -> bool:
-    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
-    radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
-    for b in range(len(objectness)):
-        count = gt.shape[1] if sizes is None else int(sizes[b])
-        scores = torch.cat([level[b] for level in levels])
-        boxes, label = gt[b, :count], labels[b, :count]
-        own, best = definition.regions(cells, boxes, label, scores.shape[1], radius, center_only)
-        iou = definition.pair_iou(boxes, pred[b])
-        cost = definition.costs(scores, objectness[b], label, iou, iou_weight, class_weight)
-        cost = cost.nan_to_num(posinf=1e9) + 1e6 * ~best
-        for n in range(count):
-            allowed = own[n] if own_only else own.any(0)
-            total = k_scale * iou[n][allowed].sort(descending=True).values[:topk].sum().item()
-            if abs(total - round(total)) < margin and total > 0.5 and total != round(total):
-                return False
-            if not clear(cost[n][allowed], margin):
-                return False
-        if not own_only and not all(clear(column, margin) for column in cost[own.any(1)].T):
-            return False
-    return True
-
-
-def clear(values: Tensor, margin: float) -> bool:
-    gaps = values.sort().values.diff()
-    return not ((gaps > 0) & (gaps < margin)).any()
 
 
 def check(form: Form, args: YoloxScene, rule: Rule, device: str = "cpu") -> None:
@@ -321,6 +280,8 @@ def test_empty(form: Form, options: dict[str, Any]) -> None:
         ({"targets": ([torch.zeros(1, 4)], [torch.zeros(1)])}, TypeError, "labels: expected integers, got float32"),
         ({"targets": ([torch.zeros(1, 4)], [torch.zeros(2).long()])}, ValueError,
          r"labels: sample 0 has 2, expected 1, as boxes has"),
+        ({"targets": ([torch.zeros(1, 4)] * 2, [torch.zeros(1).long()] * 2)}, ValueError,
+         "targets: expected 1 images, as objectness has, got 2"),
         ({"candidates": "some"}, ValueError, "candidates: expected 'all' or 'own', got 'some'"),
         ({"region": "box"}, ValueError, "region: expected 'box_or_center' or 'center', got 'box'"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),

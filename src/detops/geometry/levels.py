@@ -99,7 +99,9 @@ def require_strides(strides: Sequence[int]) -> tuple[int, ...]:
     """
     numbers = tuple(strides.tolist()) if isinstance(strides, Tensor) else tuple(strides)
     if not numbers or not all(isinstance(stride, int) and stride >= 1 for stride in numbers):
-        raise ValueError(f"strides: expected whole numbers of pixels, the same along x and y, got {strides!r}")
+        raise ValueError(
+            f"strides: expected whole numbers of at least 1 pixel, the same along x and y, got {strides!r}"
+        )
     return numbers
 
 

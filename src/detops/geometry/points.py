@@ -114,6 +114,10 @@ class GridCache:
     def __init__(self) -> None:
         self._kept: dict[tuple[object, torch.device], tuple[Tensor, ...]] = {}
 
+    def __getstate__(self) -> dict[str, object]:
+        """Leave the points out of copies: they may be megabytes on a device that the reader does not have."""
+        return {"_kept": {}}
+
     def get(
         self, levels: Sequence[Tensor], make: Callable[[list[Size], torch.device], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:

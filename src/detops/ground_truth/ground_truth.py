@@ -77,9 +77,10 @@ class GroundTruth(GroundTruthSources):
                 require_shape(name, value, shape, "to match boxes")
         if self.ignored is not None:
             require_tensor("ignored", self.ignored, FLOATS + INTEGERS, "numbers")
-            require_shape("ignored", self.ignored, (batch, *self.ignored.shape[1:2], 4), "to match boxes")
+            _require_rows("ignored", self.ignored, (batch, "M", 4))
         if self.masks is not None:
-            require_shape("masks", self.masks, (*boxes.shape[:2], *self.masks.shape[2:4]), "to match boxes")
+            require_tensor("masks", self.masks, (*FLOATS, *INTEGERS, torch.bool), "numbers or bools")
+            _require_rows("masks", self.masks, (*boxes.shape[:2], "H", "W"))
         for name, tensor in self._tensors().items():
             require_device(name, tensor, boxes, "boxes")
 
@@ -116,12 +117,12 @@ class GroundTruth(GroundTruthSources):
             return self._cxcywh
         return to_cxcywh(self.boxes if self.boxes.is_floating_point() else self.boxes.to(torch.float32))
 
-    def pad_to(self, count: int, ignored: int | None = None) -> Self:
+    def pad_to(self, count: int | None, ignored: int | None = None) -> Self:
         """Pad every image to so many boxes, so that all batches have one shape and compile once.
 
         Args:
-            count: Boxes per image.
-            ignored: Ignored regions per image; None leaves them as they are.
+            count: Boxes per image; None leaves them as they are.
+            ignored: Ignored regions per image; None leaves them as they are, which is one shape if no batch has any.
 
         Returns:
             The same ground truth, padded; or, where there is more padding than that, with less.
@@ -129,12 +130,14 @@ class GroundTruth(GroundTruthSources):
         Raises:
             ValueError: An image has more boxes or regions, or they lie on a device and may be more.
         """
-        made = self._padded("sample_sizes", ("boxes", "labels", "masks", "_cxcywh"), count, "pad_to")
+        made = self
+        if count is not None:
+            made = self._padded("sample_sizes", ("boxes", "labels", "masks", "_cxcywh"), count, "pad_to")
         if ignored is None:
             return made
         if made.ignored is None:
             made = replace(made, ignored=made.boxes.new_zeros(len(made), 0, 4), ignored_sizes=None)
-        return made._padded("ignored_sizes", ("ignored",), ignored, "ignored")
+        return made._padded("ignored_sizes", ("ignored",), ignored, "pad_ignored_to")
 
     def _padded(self, sizes_name: str, names: tuple[str, ...], count: int, what: str) -> Self:
         held = getattr(self, names[0]).shape[1]
@@ -220,20 +223,32 @@ class GroundTruth(GroundTruthSources):
         return replace(self, **{name: _piece(buffer, start, like) for name, (start, like) in pieces.items()})
 
 
+def _require_rows(name: str, value: Tensor, shape: tuple[int | str, ...]) -> None:
+    """Check a shape whose sides that have a name may be of any size."""
+    if value.dim() != len(shape) or any(
+        isinstance(side, int) and side != got for side, got in zip(shape, value.shape, strict=True)
+    ):
+        expected = ", ".join(str(side) for side in shape)
+        raise ValueError(f"{name}: expected shape ({expected}) to match boxes, got {tuple(value.shape)}")
+
+
 def _piece(buffer: Tensor, start: int, like: Tensor) -> Tensor:
     """Part of a buffer of bytes, as a tensor of another's dtype and shape."""
     size = like.numel() * like.element_size()
     return buffer[start : start + size].view(like.dtype).view(like.shape)
 
 
-def _flatten(value: GroundTruth) -> tuple[list[Any], None]:
-    return [getattr(value, field.name) for field in fields(value)], None
+def _flatten(value: GroundTruth) -> tuple[list[Any], tuple[str, ...]]:
+    given = {field.name: getattr(value, field.name) for field in fields(value)}
+    names = tuple(name for name, held in given.items() if held is not None)
+    return [given[name] for name in names], names
 
 
-def _unflatten(values: Any, _: None) -> GroundTruth:
-    made = object.__new__(GroundTruth)  # tracers put other things than tensors in
-    for field, value in zip(fields(GroundTruth), values, strict=True):
-        object.__setattr__(made, field.name, value)
+def _unflatten(values: Any, names: tuple[str, ...]) -> GroundTruth:
+    made = object.__new__(GroundTruth)  # unchecked, as tracers put other things than tensors in
+    held = dict(zip(names, values, strict=True))
+    for field in fields(GroundTruth):
+        object.__setattr__(made, field.name, held.get(field.name))
     return made
 
 

@@ -6,13 +6,12 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from detops.arguments import FLOATS, INTEGERS, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.geometry.boxes import to_xyxy
+from detops.geometry.levels import ImageSizes, image_sizes_tensor
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import Batch, as_padded, compare_sizes
-
-Sizes = Tensor | Sequence[tuple[int, int]]
 
 
 class GroundTruthSources:
@@ -25,9 +24,10 @@ class GroundTruthSources:
         labels: Batch,
         *,
         ignored: Batch | None = None,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         masks: Sequence[Tensor] | Tensor | None = None,
         pad_to: int | None = None,
+        pad_ignored_to: int | None = None,
     ) -> Self:
         """Bring boxes and labels to one form.
 
@@ -39,6 +39,7 @@ class GroundTruthSources:
             image_sizes: Height and width of each image.
             masks: A list of B tensors (n, H, W) of one H and W, or a tensor (B, N, H, W).
             pad_to: Pad every image to so many boxes, so that all batches have one shape.
+            pad_ignored_to: Pad every image to so many ignored regions.
 
         Returns:
             The ground truth, on the device of `boxes`.
@@ -52,17 +53,20 @@ class GroundTruthSources:
         label, label_sizes = as_padded("labels", labels, (), torch.int64)
         compare_sizes("labels", (labels, label_sizes), "boxes", (boxes, sizes))
         region, region_sizes = (None, None) if ignored is None else as_padded("ignored", ignored, (4,), torch.float32)
-        mask = masks if masks is None or isinstance(masks, Tensor) else _padded_masks(masks)
+        mask = masks
+        if mask is not None and not isinstance(mask, Tensor):
+            mask = _padded_masks(mask)
+            compare_sizes("masks", (masks, None), "boxes", (boxes, sizes))
         made = cls(  # type: ignore[call-arg]
             boxes=padded.detach(),
             labels=label,
             sample_sizes=sizes,
-            image_sizes=_sizes(image_sizes, padded.device),
+            image_sizes=None if image_sizes is None else image_sizes_tensor(image_sizes, len(padded), padded.device),
             ignored=None if region is None else region.detach(),
             ignored_sizes=region_sizes,
             masks=mask,
         )
-        return made if pad_to is None else cast(Any, made).pad_to(pad_to)
+        return made if pad_to is None and pad_ignored_to is None else cast(Any, made).pad_to(pad_to, pad_ignored_to)
 
     @classmethod
     def from_dicts(
@@ -70,8 +74,9 @@ class GroundTruthSources:
         targets: Sequence[Mapping[str, Any]],
         *,
         first_label: int = 0,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         pad_to: int | None = None,
+        pad_ignored_to: int | None = None,
     ) -> Self:
         """Take torchvision's targets: one dict per image.
 
@@ -83,6 +88,7 @@ class GroundTruthSources:
                 torchvision's models expect them.
             image_sizes: Height and width of each image; by default those that `BoundingBoxes` hold, if all do.
             pad_to: Pad every image to so many boxes.
+            pad_ignored_to: Pad every image to so many ignored regions.
 
         Returns:
             The ground truth, on the device of the boxes.
@@ -92,24 +98,28 @@ class GroundTruthSources:
             ValueError: A key is missing, or shapes or devices do not match.
         """
         boxes, labels, ignored, canvases = [], [], [], []
-        masks = [target.get("masks") for target in targets]
+        masks: list[Any] = []
         for b, target in enumerate(targets):
-            _require_keys(target, ("boxes", "labels"), b)
-            box, canvas = _plain_xyxy(target["boxes"])
-            label = _as_labels(target["labels"], first_label)
+            where = f"targets: image {b}"
+            _require_keys(target, ("boxes", "labels"), where)
+            box, canvas = _plain_xyxy(target["boxes"], f'{where}, "boxes"')
+            label = _as_labels(target["labels"], first_label, f'{where}, "labels"')
             canvases.append(canvas)
-            crowd = _crowds(target, len(box))
+            for key in ("labels", "masks", "iscrowd"):
+                if target.get(key) is not None and len(target[key]) != len(box):
+                    raise ValueError(f'{where}, "{key}": expected {len(box)}, one per box, got {len(target[key])}')
+            crowd, mask = _crowds(target), target.get("masks")
             if crowd is not None:
                 ignored.append(box[crowd])
                 box, label = box[~crowd], label[~crowd]
-                if masks[b] is not None:
-                    masks[b] = torch.as_tensor(masks[b])[~crowd]
+                mask = None if mask is None else torch.as_tensor(mask)[~crowd]
             else:
                 ignored.append(box[:0])
             boxes.append(box)
             labels.append(label)
+            masks.append(mask)
         if image_sizes is None and targets and all(canvas is not None for canvas in canvases):
-            image_sizes = cast(Sizes, canvases)
+            image_sizes = cast(ImageSizes, canvases)
         return cls.from_boxes(
             boxes or torch.zeros(0, 0, 4),
             labels or torch.zeros(0, 0, dtype=torch.int64),
@@ -117,6 +127,7 @@ class GroundTruthSources:
             image_sizes=image_sizes,
             masks=cast(Any, masks) if masks and all(mask is not None for mask in masks) else None,
             pad_to=pad_to,
+            pad_ignored_to=pad_ignored_to,
         )
 
     @classmethod
@@ -125,7 +136,7 @@ class GroundTruthSources:
         rows: Tensor,
         num_images: int,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         normalized: bool = False,
         pad_to: int | None = None,
     ) -> Self:
@@ -136,7 +147,7 @@ class GroundTruthSources:
             num_images: B; rows of another image are dropped.
             image_sizes: Height and width of each image; needed where rows are normalised.
             normalized: Whether boxes are fractions of their image's width and height, not pixels.
-            pad_to: How many boxes an image has room for; rows beyond them are dropped, as on a device nobody may count
+            pad_to: Room for boxes per image; rows beyond them are dropped, as on a device nobody may count
                 (in checked mode an error). None needs no counting either: every image holds all T boxes, those of other
                 images with label -1, so that box n is row n.
 
@@ -152,24 +163,22 @@ class GroundTruthSources:
         if rows.dim() != 2 or rows.shape[1] != 6:
             raise ValueError(f"rows: expected shape (T, 6), got {tuple(rows.shape)}")
         if is_checked():
-            _check_rows(rows, num_images)
+            check_rows("rows", rows, num_images)
         rows = rows.detach()
         image = rows[:, 0]
         cxcywh = rows[:, 2:] if rows.is_floating_point() else rows[:, 2:].to(torch.float32)
         label = whole_labels(rows[:, 1])
+        size = None if image_sizes is None else image_sizes_tensor(image_sizes, num_images, rows.device)
+        if normalized and size is None:
+            raise ValueError("image_sizes: expected a height and a width per image, as boxes are normalised, got None")
         sizes = None
         if pad_to is None:
             own = image == torch.arange(num_images, device=rows.device)[:, None]  # (B, T)
             boxes, labels = cxcywh.expand(num_images, -1, -1), label.where(own, -1)
         else:
             boxes, labels, sizes = _packed(image, cxcywh, label, num_images, pad_to)
-        size = _sizes(image_sizes, rows.device)
-        if normalized:
-            if size is None:
-                raise ValueError(
-                    "image_sizes: expected a height and a width per image, as boxes are normalised, got None"
-                )
-            boxes = boxes * size.flip(1).repeat(1, 2)[:, None].to(boxes.dtype)
+        if normalized and size is not None:
+            boxes = _scaled(boxes, size[:, None])
         return cls(to_xyxy(boxes), labels, sizes, size, _cxcywh=boxes)  # type: ignore[call-arg]
 
     @classmethod
@@ -177,8 +186,9 @@ class GroundTruthSources:
         cls,
         targets: Sequence[Mapping[str, Any]],
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         pad_to: int | None = None,
+        pad_ignored_to: int | None = None,
     ) -> Self:
         """Take the labels of Hugging Face Transformers' detectors: one dict per image.
 
@@ -188,6 +198,7 @@ class GroundTruthSources:
                 `from_dicts`.
             image_sizes: Height and width of each image, in place of "size".
             pad_to: Pad every image to so many boxes.
+            pad_ignored_to: Pad every image to so many ignored regions.
 
         Returns:
             The ground truth in pixels, on the device of the boxes.
@@ -196,29 +207,24 @@ class GroundTruthSources:
             TypeError: An argument has the wrong type or dtype.
             ValueError: A key is missing, image sizes are not known, or shapes or devices do not match.
         """
+        boxes: list[Tensor] = []
+        for b, target in enumerate(targets):
+            where = f"targets: image {b}"
+            _require_keys(target, ("boxes", "class_labels"), where)
+            if image_sizes is None and "size" not in target:
+                raise ValueError(
+                    f"image_sizes: expected a height and a width per image, as boxes are normalised and image {b} has"
+                    ' no "size"'
+                )
+            boxes.append(_as_boxes(target["boxes"], f'{where}, "boxes"'))
         if image_sizes is None:
-            for b, target in enumerate(targets):
-                if "size" not in target:
-                    raise ValueError(
-                        f"image_sizes: expected a height and a width per image, as boxes are normalised and target {b}"
-                        ' has no "size"'
-                    )
-            image_sizes = [cast(tuple[int, int], tuple(torch.as_tensor(target["size"]).tolist())) for target in targets]
-        if len(image_sizes) != len(targets):
-            raise ValueError(f"image_sizes: expected {len(targets)} pairs, one per image, got {len(image_sizes)}")
-        dicts = []
-        for b, (target, size) in enumerate(zip(targets, image_sizes, strict=True)):
-            _require_keys(target, ("boxes", "class_labels"), b)
-            box = _as_boxes(target["boxes"])
-            height, width = (float(side) for side in size)
-            dicts.append(
-                {
-                    **target,
-                    "boxes": to_xyxy(box * box.new_tensor([width, height] * 2)),
-                    "labels": target["class_labels"],
-                }
-            )
-        return cls.from_dicts(dicts, image_sizes=image_sizes, pad_to=pad_to)
+            image_sizes = torch.stack([torch.as_tensor(target["size"]) for target in targets]) if targets else []
+        sizes = image_sizes_tensor(image_sizes, len(targets), boxes[0].device if boxes else torch.device("cpu"))
+        dicts = [
+            {**target, "boxes": to_xyxy(_scaled(box, size)), "labels": target["class_labels"]}
+            for target, box, size in zip(targets, boxes, sizes, strict=True)
+        ]
+        return cls.from_dicts(dicts, image_sizes=sizes, pad_to=pad_to, pad_ignored_to=pad_ignored_to)
 
     @classmethod
     def from_coco(
@@ -226,8 +232,9 @@ class GroundTruthSources:
         annotations: Sequence[Sequence[Mapping[str, Any]]],
         category_ids: Sequence[int] | None = None,
         *,
-        image_sizes: Sizes | None = None,
+        image_sizes: ImageSizes | None = None,
         pad_to: int | None = None,
+        pad_ignored_to: int | None = None,
     ) -> Self:
         """Take COCO's annotations: one list of dicts per image.
 
@@ -237,6 +244,7 @@ class GroundTruthSources:
             category_ids: The category id of each class, in the order of the labels; None where ids are the labels.
             image_sizes: Height and width of each image.
             pad_to: Pad every image to so many boxes.
+            pad_ignored_to: Pad every image to so many ignored regions.
 
         Returns:
             The ground truth, on the CPU.
@@ -250,16 +258,20 @@ class GroundTruthSources:
         for b, image in enumerate(annotations):
             rows, labels, crowds = [], [], []
             for n, annotation in enumerate(image):
-                _require_keys(annotation, ("bbox", "category_id"), b, f", annotation {n}")
-                x, y, width, height = (float(number) for number in annotation["bbox"])
+                where = f"annotations: image {b}, annotation {n}"
+                _require_keys(annotation, ("bbox", "category_id"), where)
+                bbox = [float(number) for number in annotation["bbox"]]
+                if len(bbox) != 4:
+                    raise ValueError(f'{where}, "bbox": expected 4 numbers, got {len(bbox)}')
+                x, y, width, height = bbox
                 category = annotation["category_id"]
                 if label_of is not None and category not in label_of:
-                    raise ValueError(f"category_id: image {b}, annotation {n} has {category!r}, not in category_ids")
+                    raise ValueError(f'{where}, "category_id": expected one of category_ids, got {category!r}')
                 rows.append([x, y, x + width, y + height])
                 labels.append(category if label_of is None else label_of[category])
                 crowds.append(annotation.get("iscrowd", 0))
             dicts.append({"boxes": rows, "labels": labels, "iscrowd": crowds})
-        return cls.from_dicts(dicts, image_sizes=image_sizes, pad_to=pad_to)
+        return cls.from_dicts(dicts, image_sizes=image_sizes, pad_to=pad_to, pad_ignored_to=pad_ignored_to)
 
 
 def whole_labels(column: Tensor) -> Tensor:
@@ -290,36 +302,44 @@ def _packed(
     return boxes[:-1].view(num_images, pad_to, 4), label[:-1].view(num_images, pad_to), sizes
 
 
-def _sizes(image_sizes: Sizes | None, device: torch.device) -> Tensor | None:
-    if image_sizes is None or isinstance(image_sizes, Tensor):
-        return image_sizes
-    made = torch.tensor([tuple(size) for size in image_sizes]).reshape(-1, 2) if len(image_sizes) else torch.zeros(0, 2)
-    return made.to(device, non_blocking=True)
+def _scaled(cxcywh: Tensor, sizes: Tensor) -> Tensor:
+    """Boxes (..., 4) as fractions of images in pixels; `sizes` (..., 2) are the images' heights and widths."""
+    boxes = cxcywh.to(accumulate_dtype(cxcywh))
+    return boxes * torch.cat([sizes.flip(-1)] * 2, -1).to(boxes.dtype)
 
 
-def _require_keys(target: Any, keys: tuple[str, ...], b: int, where: str = "") -> None:
+def _require_keys(target: Any, keys: tuple[str, ...], where: str) -> None:
     if not isinstance(target, Mapping):
-        raise TypeError(f"targets: image {b}{where}: expected a dict, got {type(target).__name__}")
+        raise TypeError(f"{where}: expected a dict, got {type(target).__name__}")
     for key in keys:
         if key not in target:
             have = ", ".join(str(name) for name in target) or "nothing"
-            raise ValueError(f'targets: image {b}{where}: expected the key "{key}", got {have}')
+            raise ValueError(f'{where}: expected the key "{key}", got {have}')
 
 
-def _as_boxes(value: Any) -> Tensor:
-    boxes = torch.as_tensor(value)
-    if not boxes.is_floating_point():
+def _as_tensor(value: Any, where: str) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(
+            f"{where}: expected a tensor, an array or a list of numbers, got {type(value).__name__}"
+        ) from error
+
+
+def _as_boxes(value: Any, where: str) -> Tensor:
+    boxes = _as_tensor(value, where)
+    if not boxes.is_floating_point() or not isinstance(value, Tensor):
         boxes = boxes.to(torch.float32)
     boxes = boxes.reshape(0, 4) if boxes.numel() == 0 else boxes
     if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"boxes: expected shape (n, 4), got {tuple(boxes.shape)}")
+        raise ValueError(f"{where}: expected shape (n, 4), got {tuple(boxes.shape)}")
     return boxes
 
 
-def _plain_xyxy(value: Any) -> tuple[Tensor, tuple[int, int] | None]:
+def _plain_xyxy(value: Any, where: str) -> tuple[Tensor, tuple[int, int] | None]:
     """Boxes (n, 4) xyxy as a plain tensor, and the size of the image where torchvision's `BoundingBoxes` know it."""
     form, canvas = getattr(value, "format", None), getattr(value, "canvas_size", None)
-    boxes = _as_boxes(value.as_subclass(Tensor) if isinstance(value, Tensor) else value)
+    boxes = _as_boxes(value.as_subclass(Tensor) if isinstance(value, Tensor) else value, where)
     name = getattr(form, "name", form)
     if name in (None, "XYXY"):
         return boxes, canvas
@@ -327,25 +347,22 @@ def _plain_xyxy(value: Any) -> tuple[Tensor, tuple[int, int] | None]:
         return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), canvas
     if name == "CXCYWH":
         return to_xyxy(boxes), canvas
-    raise ValueError(f"boxes: expected BoundingBoxes of format XYXY, XYWH or CXCYWH, got {name}")
+    raise ValueError(f"{where}: expected BoundingBoxes of format XYXY, XYWH or CXCYWH, got {name}")
 
 
-def _as_labels(value: Any, first_label: int) -> Tensor:
-    labels = torch.as_tensor(value)
+def _as_labels(value: Any, first_label: int, where: str) -> Tensor:
+    labels = _as_tensor(value, where)
     if labels.numel() == 0:
         labels = labels.to(torch.int64).reshape(0)
-    require_tensor("labels", labels, INTEGERS, "integers")
+    require_tensor(where, labels, INTEGERS, "integers")
     return labels.to(torch.int64) - first_label if first_label else labels
 
 
-def _crowds(target: Mapping[str, Any], count: int) -> Tensor | None:
-    """(n,) bool, which boxes are crowds; None where no such flags are given. Read on the host, where a list is made."""
-    if "iscrowd" not in target:
+def _crowds(target: Mapping[str, Any]) -> Tensor | None:
+    """(n,) bool, which boxes are crowds; None where no such flags are given."""
+    if target.get("iscrowd") is None:
         return None
-    crowd = torch.as_tensor(target["iscrowd"]).reshape(-1)
-    if len(crowd) != count:
-        raise ValueError(f"iscrowd: expected {count} flags, one per box, got {len(crowd)}")
-    return crowd != 0
+    return torch.as_tensor(target["iscrowd"]).reshape(-1) != 0
 
 
 def _padded_masks(masks: Sequence[Any]) -> Tensor:
@@ -357,17 +374,27 @@ def _padded_masks(masks: Sequence[Any]) -> Tensor:
     return RaggedBatch.from_list([m if m.numel() else m.new_zeros(0, height, width) for m in tensors]).tensor
 
 
-def _check_rows(rows: Tensor, num_images: int) -> None:
-    """Raise for the first row of another image, or of numbers that would make it skipped; reads values."""
-    image, sides = rows[:, 0], rows[:, 4:]
-    problems = (
-        ("image", ~((image >= 0) & (image < num_images) & (image == image.floor())), f"0 .. {num_images - 1}"),
-        ("numbers", ~rows.isfinite().all(1), "finite numbers"),
-        ("sides", (sides < 0).any(1), "a width and a height of at least 0"),
-    )
-    for what, wrong, expected in problems:
+def check_rows(name: str, rows: Tensor, num_images: int) -> None:
+    """Raise for the first row (image, class, box) that would be skipped for its values; reads them.
+
+    Args:
+        name: What the caller calls the rows.
+        rows: (T, 6).
+        num_images: How many images there are.
+
+    Raises:
+        ValueError: A row has another image, a class that is no whole number, or an invalid box.
+    """
+    image, label, box = rows[:, 0], rows[:, 1], rows[:, 2:]
+    for what, wrong, value, expected in (
+        ("image ", ~((image >= 0) & (image < num_images) & (image == image.floor())), image, f"0 .. {num_images - 1}"),
+        ("class ", ~(label.isfinite() & (label == label.floor())), label, "a whole number"),
+        ("", ~box.isfinite().all(1), rows, "finite numbers"),
+        ("", (box[:, 2:] < 0).any(1), rows, "a width and a height of at least 0"),
+    ):
         found = wrong.nonzero()
         if len(found):
             t = int(found[0])
-            value = f"{image[t].item():g}" if what == "image" else [round(n, 4) for n in rows[t].tolist()]
-            raise ValueError(f"rows: row {t} has {'image ' * (what == 'image')}{value}, expected {expected}")
+            numbers = [f"{number:g}" for number in value[t].reshape(-1).tolist()]
+            shown = numbers[0] if what else f"[{', '.join(numbers)}]"
+            raise ValueError(f"{name}: row {t} has {what}{shown}, expected {expected}")

@@ -9,10 +9,11 @@ from torch import Tensor, nn
 from detops.arguments import FLOATS, INTEGERS, require_shape, require_tensor
 from detops.assign.assignment import Assignment
 from detops.criteria.yolox import YOLOXLoss
+from detops.diagnostics.checked import is_checked
 from detops.geometry.boxes import to_xyxy
 from detops.geometry.levels import require_yolox_maps
 from detops.ground_truth import GroundTruth, Targets
-from detops.ground_truth.sources import whole_labels
+from detops.ground_truth.sources import check_rows, whole_labels
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import as_padded
 
@@ -63,6 +64,8 @@ class YoloXDetectionLoss(nn.Module):
         super().__init__()
         if iou_type not in BOX_KINDS:
             raise ValueError(f"iou_type: expected one of {', '.join(BOX_KINDS)}, got {iou_type!r}")
+        if not center_sampling_radius >= 0:
+            raise ValueError(f"center_sampling_radius: expected at least 0, got {center_sampling_radius!r}")
         self.loss = YOLOXLoss(
             num_classes,
             strides,
@@ -137,6 +140,8 @@ class YoloXDetectionLoss(nn.Module):
             require_tensor("targets", targets, FLOATS + INTEGERS, "a tensor (T, 6), a RaggedBatch, or boxes and labels")
             if targets.dim() != 2 or targets.shape[1] != 6:
                 raise ValueError(f"targets: expected shape (T, 6), got {tuple(targets.shape)}")
+            if is_checked():
+                check_rows("targets", targets, batch)
             targets = GroundTruth.from_rows(targets, batch)
         return self.loss._ground_truth(outputs, targets)
 

@@ -39,7 +39,12 @@ class RaggedLayouts(RaggedBatchDims):
             >>> RaggedBatch.from_list([torch.ones(2, 4), torch.empty(0)]).sample_sizes
             tensor([2, 0])
         """
-        data, counts = pad_samples("tensors", tensors)
+        return cls._from_samples("tensors", tensors)
+
+    @classmethod
+    def _from_samples(cls, name: str, tensors: Sequence[Tensor]) -> Self:
+        """`from_list` of what the caller calls `name`, for messages."""
+        data, counts = pad_samples(name, tensors)
         # Non-blocking, since a blocking copy from host memory waits for the stream.
         sizes = torch.tensor(counts, dtype=torch.int64).to(data.device, non_blocking=True)
         made = cls(data, sample_sizes=sizes)

@@ -22,7 +22,7 @@ def as_padded(
         value: A `RaggedBatch` with one batch dimension; a list of tensors, arrays or lists, one per image; or a tensor,
             which is a batch without padding.
         rest: Shape of one entry, which lists without entries take; None where it is not known.
-        dtype: Dtype of lists without entries, and float32 for lists of Python numbers where that is floating point.
+        dtype: Dtype of lists without entries; where it is float32, also that of arrays and of lists of Python numbers.
 
     Returns:
         (B, N, ...), entries along dimension 1; (B,) sample sizes, None where every image has N.
@@ -36,7 +36,7 @@ def as_padded(
     if isinstance(value, list | tuple):
         if not value:
             raise ValueError(f"{name}: expected a tensor per image, got an empty list; for no images, pass a tensor")
-        value = RaggedBatch.from_list([_sample(name, one, rest, dtype) for one in value])
+        value = RaggedBatch._from_samples(name, [_sample(name, one, rest, dtype) for one in value])
     if not isinstance(value, RaggedBatch):
         raise TypeError(f"{name}: expected a RaggedBatch, a tensor or a list of tensors, got {type(value).__name__}")
     if value.num_batch_dims != 1:
@@ -90,7 +90,7 @@ def _sample(name: str, given: Any, rest: tuple[int, ...] | None, dtype: torch.dt
             value = torch.as_tensor(given)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(f"{name}: expected a tensor per image, got {type(given).__name__}") from error
-        if isinstance(given, list | tuple) and dtype == torch.float32:
+        if dtype == torch.float32:
             value = value.to(torch.float32)
     if type(value) not in (Tensor, torch.nn.Parameter) and not torch.compiler.is_compiling():
         value = value.as_subclass(Tensor)  # such as torchvision's BoundingBoxes

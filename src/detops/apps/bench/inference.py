@@ -138,7 +138,7 @@ def resnet50(size: Size, weights: Path | None) -> Any:
     if weights is not None:
         from detops.apps.predict import mask_rcnn_predictor
 
-        return mask_rcnn_predictor.resnet50(weights, **sides)
+        return mask_rcnn_predictor.load_mask_rcnn(weights, **sides)
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     torch.manual_seed(0)

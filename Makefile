@@ -36,11 +36,18 @@ types: $(READY) ## check the types
 bench: $(READY) ## measure on the CPU; results go to benchmarks/results
 	$(RUN) -m detops.apps.bench --device cpu --out $(RESULTS)
 
-# Uses the machine's own Python with its torch and triton, and installs nothing.
+# Uses the machine's own Python with its torch and triton, and installs nothing: what is missing is said, and tells by
+# the exit code, and the rest runs.
 gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/results
-	$(PYTHON) tools/kernels.py
-	PYTHONPATH=src $(PYTHON) -m pytest -q -m gpu tests
-	PYTHONPATH=src $(PYTHON) -m detops.apps.bench --device cuda --skip-tests --out $(RESULTS)
+	@export PYTHONPATH=src; status=0; \
+	$(PYTHON) tools/kernels.py || status=1; \
+	if $(PYTHON) -c "import pytest, hypothesis"; then \
+		$(PYTHON) -m pytest -q -m gpu --continue-on-collection-errors tests || status=1; \
+	else \
+		echo "tests not run: they need pytest and hypothesis"; status=1; \
+	fi; \
+	$(PYTHON) -m detops.apps.bench --device cuda --skip-tests --out $(RESULTS) || status=1; \
+	exit $$status
 
 # Python itself is not built with the sanitizer, so its runtime comes first; Python leaks by design.
 asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan

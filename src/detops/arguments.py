@@ -3,8 +3,11 @@
 Each error names the argument, what came and what is expected.
 """
 
+import functools
 import importlib
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -75,3 +78,26 @@ def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> No
     """
     if value.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, as {like_name} is, got {value.device}")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Make a function name the new argument where a former one is given.
+
+    Args:
+        names: For each former name, what to write instead.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for name, new in names.items():
+                if name in kwargs:
+                    raise TypeError(f"{name}: this argument is now {new}")
+            return function(*args, **kwargs)
+
+        return cast(Function, call)
+
+    return decorate

@@ -48,6 +48,7 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
         overload = getattr(torch.ops.detops, name).default
         names = ", ".join(inspect.signature(declaration).parameters)
         call = eval(f"lambda {names}: overload({names})", {"overload": overload})
+        call.__defaults__ = declaration.__defaults__
         return functools.update_wrapper(call, declaration)
 
     return register
@@ -210,8 +211,8 @@ def resize_normalize_pad(
 
 
 @op(mutates=("gradient",))
-def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
-    """Multiply a gradient by a 0-d factor, in place; by 1, no memory is touched."""
+def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
+    """Multiply a gradient in place, by one factor or one per group of columns; by 1, no memory is touched."""
 
 
 @op()

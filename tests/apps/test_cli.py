@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -24,8 +25,11 @@ pytest.importorskip("pycocotools")
 pytest.importorskip("matplotlib")
 
 
+Run = Callable[..., tuple[int, str]]
+
+
 @pytest.fixture
-def run(monkeypatch):
+def run(monkeypatch: pytest.MonkeyPatch) -> Run:
     monkeypatch.setattr(cli.console, "width", 160)
 
     def call(*arguments: object) -> tuple[int, str]:
@@ -37,7 +41,7 @@ def run(monkeypatch):
 
 
 @pytest.fixture(scope="module")
-def generated(tmp_path_factory) -> Path:
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shapes")
     shapes.generate(folder, images=6, seed=1)
     return folder
@@ -58,7 +62,7 @@ def box(number: int, bbox: list, image: int = 1) -> dict:
     return {"id": number, "image_id": image, "category_id": 5, "bbox": bbox}
 
 
-def test_targets_writes_pictures_and_numbers(run, tmp_path):
+def test_targets_writes_pictures_and_numbers(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [box(1, [16, 8, 16, 16]), box(2, [0, 0, 40, 40]), box(3, [-8, 0, 16, 16])])
     code, output = run("targets", path, "--out", tmp_path / "out", "--stride", 4, "--min-overlap", 0.7)
     assert code == 0, output
@@ -74,7 +78,7 @@ def test_targets_writes_pictures_and_numbers(run, tmp_path):
     assert "boxes drawn" in output
 
 
-def test_heat_is_where_the_centre_is(run, tmp_path):
+def test_heat_is_where_the_centre_is(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [box(1, [8, 8, 16, 16])])
     run("targets", path, "--out", tmp_path / "out")
     one, two = (
@@ -88,7 +92,7 @@ def test_heat_is_where_the_centre_is(run, tmp_path):
     assert centre >= np.percentile(changed, 99)
 
 
-def test_maps_are_those_of_the_definition(tmp_path):
+def test_maps_are_those_of_the_definition(tmp_path: Path) -> None:
     """The batched drawing of a mixed set against one image, one box at a time."""
     g = torch.Generator().manual_seed(0)
     images = [{"id": i, "file_name": f"{i}.png", "width": 60 + 20 * (i % 3), "height": 41} for i in range(7)]
@@ -111,7 +115,7 @@ def test_maps_are_those_of_the_definition(tmp_path):
     assert sorted(seen) == list(range(7))
 
 
-def test_broken_annotations_are_reported_one_line_each(run, tmp_path):
+def test_broken_annotations_are_reported_one_line_each(run: Run, tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [box(11, [0, 0, 0, 4]), box(12, [math.inf, 0, 1, 1], 2), box(13, [0, 0, 9, 9])])
     code, output = run("targets", path, "--out", tmp_path / "out")
     assert code == 0
@@ -126,7 +130,24 @@ def test_broken_annotations_are_reported_one_line_each(run, tmp_path):
     assert code == 0
 
 
-def test_useless_arguments_exit_with_2(run, tmp_path):
+def test_ids_and_names_are_printed_verbatim(run: Run, tmp_path: Path) -> None:
+    """Square brackets and colons are no markup of the terminal."""
+    path = tmp_path / "a.json"
+    images = [{"id": "[red]a[/red] :smile:", "file_name": "a.png", "width": 64, "height": 48}]
+    annotations = [{"id": "[/bold]", "image_id": images[0]["id"], "category_id": 5, "bbox": [0, 0, 0, 4]}]
+    path.write_text(
+        json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "[b]"}]})
+    )
+    code, output = run("targets", path, "--out", tmp_path / "[out]")
+    assert code == 0, output
+    assert "skipped image [red]a[/red] :smile:, annotation [/bold]: zero or negative size" in output.splitlines()
+    assert "[out]" in output
+    code, output = run("targets", tmp_path / "[red]missing.json")
+    assert code == 2
+    assert "[red]missing.json" in output
+
+
+def test_useless_arguments_exit_with_2(run: Run, tmp_path: Path) -> None:
     good = write(tmp_path / "a.json", [])
     (tmp_path / "bad.json").write_text("no JSON")
     for arguments, message in (
@@ -141,7 +162,7 @@ def test_useless_arguments_exit_with_2(run, tmp_path):
         assert message in output
 
 
-def test_images_are_found_missing_or_of_another_size(run, generated, tmp_path):
+def test_images_are_found_missing_or_of_another_size(run: Run, generated: Path, tmp_path: Path) -> None:
     path = generated / "annotations.json"
     code, output = run("targets", path, "--images", generated / "images", "--out", tmp_path / "out", "--limit", 3)
     assert code == 0, output
@@ -157,7 +178,7 @@ def test_images_are_found_missing_or_of_another_size(run, generated, tmp_path):
     assert (summary["images"], summary["missing_images"], summary["resized_images"]) == (2, 1, 1)
 
 
-def test_shapes_are_seeded_and_crowded(generated, tmp_path):
+def test_shapes_are_seeded_and_crowded(generated: Path, tmp_path: Path) -> None:
     shapes.generate(tmp_path, images=6, seed=1)
     for name in ["annotations.json", *(f"images/{p.name}" for p in (generated / "images").iterdir())]:
         assert (tmp_path / name).read_bytes() == (generated / name).read_bytes()
@@ -171,18 +192,18 @@ def test_shapes_are_seeded_and_crowded(generated, tmp_path):
     assert (counts[[0, 1, 2, 3, 5]] > 0).all()
 
 
-def test_demo(run, monkeypatch, tmp_path):
+def test_demo(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     measured = []
     monkeypatch.setattr(runner, "main", lambda suite, **options: measured.append((suite, options)))
     code, output = run("demo", "--out", tmp_path, "--images", 2, "--epochs", 0)
     assert code == 0, output
-    assert measured == [("heatmap", {"quick": True})]
+    assert measured == [("draw_gaussians", {"quick": True})]
     assert not (tmp_path / "training").exists()
     assert str(tmp_path / "contact_sheet.png") in output
     assert (tmp_path / "contact_sheet.png").exists()
 
 
-def test_demo_trains(run, monkeypatch, tmp_path):
+def test_demo_trains(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     monkeypatch.setattr(runner, "main", lambda *_, **__: None)
     (tmp_path / "training").mkdir()
@@ -194,7 +215,7 @@ def test_demo_trains(run, monkeypatch, tmp_path):
     assert "COCO scores" in output
 
 
-def test_bench(run, monkeypatch, tmp_path):
+def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     called = []
     monkeypatch.setattr(runner, "main", lambda *arguments: called.append(arguments))
     assert run("bench", "heatmap", "--kernel", "--json", tmp_path / "r.json", "--quick", "--device", "cpu")[0] == 0
@@ -203,7 +224,7 @@ def test_bench(run, monkeypatch, tmp_path):
     assert run("bench", "nothing")[0] == 2
 
 
-def test_env(run):
+def test_env(run: Run) -> None:
     code, output = run("env")
     assert code == 0
     for text in ("draw_gaussians_", "C++", "portable", torch.__version__, "flags"):
@@ -211,13 +232,37 @@ def test_env(run):
     assert json.loads(run("env", "--json")[1])["ops"] == detops.env()["ops"]
 
 
-def test_a_missing_extra_is_named(monkeypatch):
+def test_a_missing_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(ModuleNotFoundError, match=r'detops targets needs Pillow: pip install "detops\[train\]"'):
         require("PIL.Image", "Pillow", "targets")
 
 
-def test_the_command_is_installed():
-    result = subprocess.run([sys.executable, "-m", "detops.cli", "--help"], capture_output=True, text=True, check=True)
-    for command in ("env", "targets", "demo", "bench"):
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
+
+
+def test_python_runs_the_package_as_the_command() -> None:
+    result = python("-m", "detops", "--help")
+    assert result.returncode == 0, result.stderr
+    for command in ("env", "targets", "demo", "train", "evaluate", "predict", "bench"):
         assert command in result.stdout
+    result = python("-m", "detops", "--version")
+    assert (result.returncode, result.stdout) == (0, f"{detops.__version__}\n")
+
+
+@pytest.mark.parametrize("hidden", ["typer", "rich", "rich.console"])
+def test_without_the_extra_the_command_names_it(hidden: str) -> None:
+    code = f"import sys; sys.modules[{hidden!r}] = None; from detops.__main__ import main; main()"
+    result = python("-W", "ignore", "-c", code)
+    package = hidden.partition(".")[0]
+    assert result.returncode == 2
+    assert result.stderr == f'error: the command detops needs {package}: pip install "detops[cli]"\n'
+    assert not result.stdout
+
+
+def test_a_fault_of_the_package_is_not_taken_for_a_missing_extra() -> None:
+    code = "import sys; sys.modules['detops.cli'] = None; from detops.__main__ import main; main()"
+    result = python("-W", "ignore", "-c", code)
+    assert result.returncode == 1
+    assert "ModuleNotFoundError: import of detops.cli halted" in result.stderr

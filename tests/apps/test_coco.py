@@ -48,7 +48,7 @@ MISTAKES = {
 
 
 @pytest.mark.parametrize("reason", MISTAKES)
-def test_each_mistake_is_named_and_skipped(tmp_path, reason):
+def test_each_mistake_is_named_and_skipped(tmp_path: Path, reason: str) -> None:
     path = write(tmp_path / "a.json", [MISTAKES[reason], annotation(2, [0, 0, 10, 10])])
     annotations = read(path)
     assert [str(s) for s in annotations.broken] == [f"image {MISTAKES[reason]['image_id']}, annotation 1: {reason}"]
@@ -57,20 +57,20 @@ def test_each_mistake_is_named_and_skipped(tmp_path, reason):
 
 
 @pytest.mark.parametrize("bbox", [None, "box", [0, 0, "5", 5], [0, 0, None, 5], {}, [math.nan, 0, 5, 5], [0, 0, -5, 5]])
-def test_no_bbox_stops_the_reading(tmp_path, bbox):
+def test_no_bbox_stops_the_reading(tmp_path: Path, bbox: object) -> None:
     annotations = read(write(tmp_path / "a.json", [annotation(1, bbox), {}, "text"]))
     assert len(annotations.broken) == 3
     assert annotations.boxes.shape == (0, 4)
 
 
-def test_boxes_are_sorted_clipped_and_labelled(tmp_path):
-    boxes = [
+def test_boxes_are_sorted_clipped_and_labelled(tmp_path: Path) -> None:
+    content = [
         annotation(1, [1, 2, 3, 4], image=3, category=9),
         annotation(2, [-10, 40, 30, 30]),
         annotation(3, [0, 0, 5, 5], image=3),
         annotation(4, [0, 0, 9, 9], iscrowd=1),
     ]
-    annotations = read(write(tmp_path / "a.json", boxes))
+    annotations = read(write(tmp_path / "a.json", content))
     assert annotations.class_names == ["cat", "dog"]
     assert annotations.image_index.tolist() == [0, 1, 1]
     assert annotations.labels.tolist() == [0, 1, 0]
@@ -83,7 +83,7 @@ def test_boxes_are_sorted_clipped_and_labelled(tmp_path):
     assert labels.tolist() == [1, 0]
 
 
-def test_select(tmp_path):
+def test_select(tmp_path: Path) -> None:
     mistakes = [annotation(1, [0, 0, 0, 0], image=3), annotation(2, [0, 0, 1, 1], image=99)]
     path = write(tmp_path / "a.json", [*mistakes, annotation(3, [0, 0, 5, 5], image=3), annotation(4, [0, 0, 6, 6])])
     annotations = read(path)
@@ -99,7 +99,7 @@ def test_select(tmp_path):
         annotations.select(["5", "3", "6"])
 
 
-def test_compressed_files(tmp_path):
+def test_compressed_files(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", [annotation(1, [0, 0, 5, 5])])
     (tmp_path / "a.json.gz").write_bytes(gzip.compress(path.read_bytes()))
     assert read(tmp_path / "a.json.gz").boxes.tolist() == [[0, 0, 5, 5]]
@@ -109,7 +109,7 @@ def test_compressed_files(tmp_path):
     "text",
     ["", "[1, 2]", "{}", '{"images": 3}', '{"images": [{"id": 1}]}', '{"images": ["a"]}', "\x00\x01", "not JSON"],
 )
-def test_what_is_no_coco_file(tmp_path, text):
+def test_what_is_no_coco_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match="expected"):
         read(tmp_path / "a.json")
@@ -125,7 +125,7 @@ REAL = {  # images, boxes, classes, crowds; from the README of the data
 
 
 @pytest.mark.parametrize("parts", REAL, ids="/".join)
-def test_real_sets(parts):
+def test_real_sets(parts: tuple[str, ...]) -> None:
     images, boxes, classes, crowds = REAL[parts]
     annotations = read(data(*parts))
     assert len(annotations.images) == images
@@ -136,7 +136,7 @@ def test_real_sets(parts):
     assert (annotations.boxes[:, 2:] > annotations.boxes[:, :2]).all()
 
 
-def test_real_mistakes():
+def test_real_mistakes() -> None:
     path = data("bad_inputs", "taco_unofficial_bad.json")
     annotations = read(path)
     assert annotations.reasons() == {"not finite": 7, "outside the image": 8}

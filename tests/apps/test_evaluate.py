@@ -1,5 +1,6 @@
 """`detops evaluate`: COCO's own scores, and what is wrong with files."""
 
+import io
 import json
 import math
 import os
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 from typer.testing import CliRunner
 
 import detops
@@ -25,7 +27,7 @@ def call(*arguments: object) -> tuple[int, str]:
 
 
 @pytest.mark.parametrize("kind", ["bbox", "segm"])
-def test_known_scores(tmp_path, kind):
+def test_known_scores(tmp_path: Path, kind: str) -> None:
     if not DATA.exists():
         pytest.skip("needs the data set coco_eval in the folder that DETOPS_DATA names")
     expected = json.loads((DATA / "expected.json").read_text())[kind]
@@ -52,7 +54,7 @@ def truth(path: Path, annotations: list) -> Path:
     return path
 
 
-def test_perfect_half_and_no_detections(tmp_path):
+def test_perfect_half_and_no_detections(tmp_path: Path) -> None:
     path = truth(tmp_path / "a.json", [box([10, 10, 40, 40]), box([50, 50, 40, 40], image=2)])
     perfect = [box([10, 10, 40, 40], score=0.9), box([50, 50, 40, 40], image=2, score=0.8)]
     scores = evaluate.score(path, perfect)
@@ -64,7 +66,7 @@ def test_perfect_half_and_no_detections(tmp_path):
     assert evaluate.score(path, [])["AP"] == 0
 
 
-def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed(tmp_path):
+def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
     good = [box([10, 10, 40, 40])]
     bad = [
         box([math.inf, 0, 5, 5]),
@@ -85,7 +87,7 @@ def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed
         ([box([0, 0, 5, 5], image=8, score=1.0)], "image 8 is not in the annotations"),
     ],
 )
-def test_what_is_no_results_file(tmp_path, results, message):
+def test_what_is_no_results_file(tmp_path: Path, results: object, message: str) -> None:
     path = truth(tmp_path / "a.json", [box([10, 10, 40, 40])])
     (tmp_path / "r.json").write_text(json.dumps(results))
     code, output = call("--results", tmp_path / "r.json", "--annotations", path)
@@ -93,7 +95,16 @@ def test_what_is_no_results_file(tmp_path, results, message):
     assert message in output
 
 
-def test_arguments_that_do_not_go_together(tmp_path):
+def test_names_of_classes_are_printed_verbatim() -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    scores = dict.fromkeys(evaluate.NAMES, 0.5)
+    console.print(evaluate.table({**scores, "classes": {"[red]cat[/red]": 0.25, "[/x]": None}}))
+    text = console.export_text()
+    assert "class [red]cat[/red]" in text
+    assert "class [/x]" in text
+
+
+def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
     for arguments, message in (
         ((), "either a run or --results, got neither"),
         ((tmp_path, "--results", "r.json"), "got both"),
@@ -117,7 +128,7 @@ def discs(seed: int, count: int) -> detops.InstanceMasks:
     return detops.InstanceMasks(boxes, labels, scores, masks, (100, 100))
 
 
-def test_instance_masks_score_as_pasted_ones_do(tmp_path):
+def test_instance_masks_score_as_pasted_ones_do(tmp_path: Path) -> None:
     coco, np = pytest.importorskip("pycocotools.mask"), pytest.importorskip("numpy")
     annotations, results, pasted = [], [], []
     for image in (1, 2):
@@ -143,7 +154,7 @@ def test_instance_masks_score_as_pasted_ones_do(tmp_path):
     assert evaluate.score(path, results, "bbox")["AP"] != scores["AP"]
 
 
-def test_rows_of_instance_masks():
+def test_rows_of_instance_masks() -> None:
     found = detops.InstanceMasks(
         torch.tensor([[10.123, 20, 30.5, 60]]),
         torch.tensor([1]),
@@ -157,7 +168,7 @@ def test_rows_of_instance_masks():
         "segmentation": {"size": [80, 90], "counts": found.to_rle()[0]["counts"].decode()},
     }  # fmt: skip
     assert found.to_coco(1)[0]["category_id"] == 1
-    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one a category, got 1"):
+    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one per category, got 1"):
         found.to_coco(1, [4])
     nothing = detops.InstanceMasks(
         torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 28, 28), (8, 8)

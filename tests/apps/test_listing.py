@@ -24,7 +24,7 @@ NAMES = [
 
 
 @pytest.fixture
-def folder(tmp_path) -> Path:
+def folder(tmp_path: Path) -> Path:
     folder = tmp_path / "images"
     folder.mkdir()
     for name in [*NAMES, os.fsdecode(b"bad\xff.png")]:
@@ -37,7 +37,7 @@ def folder(tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("at_once", [1, 3, 200_000])
-def test_images_of_a_folder_are_sorted(folder, monkeypatch, at_once):
+def test_images_of_a_folder_are_sorted(folder: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
     monkeypatch.setattr(listing, "SORTED_AT_ONCE", at_once)
     monkeypatch.setattr(listing, "KEPT_IN_MEMORY", 16)  # so all goes to the disk
     monkeypatch.setattr(listing, "READ_AT_ONCE", 30)
@@ -48,7 +48,7 @@ def test_images_of_a_folder_are_sorted(folder, monkeypatch, at_once):
     assert all(Path(path).exists() for path in images)
 
 
-def test_readers_do_not_disturb_each_other(folder, monkeypatch):
+def test_readers_do_not_disturb_each_other(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "READ_AT_ONCE", 1)
     images = Listing([folder])
     first, second = iter(images), iter(images)
@@ -56,7 +56,7 @@ def test_readers_do_not_disturb_each_other(folder, monkeypatch):
     assert list(second) == head + list(first)
 
 
-def test_files_and_folders_stay_in_the_order_of_the_arguments(folder):
+def test_files_and_folders_stay_in_the_order_of_the_arguments(folder: Path) -> None:
     other = folder.parent / "a_file_of_any_name"
     other.touch()
     images = list(Listing([other, folder, folder / "b.png"]))
@@ -65,13 +65,13 @@ def test_files_and_folders_stay_in_the_order_of_the_arguments(folder):
     assert images[1:-1] == list(Listing([folder]))
 
 
-def test_nothing_to_list(tmp_path):
+def test_nothing_to_list(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="expected at least one, found none"):
         Listing([tmp_path])
     with pytest.raises(FileNotFoundError, match=r"none\.png: no such file"):
         Listing([tmp_path / "none.png"])
 
 
-def test_batches():
+def test_batches() -> None:
     assert list(batched(range(5), 2)) == [[0, 1], [2, 3], [4]]
     assert list(batched([], 2)) == []

@@ -5,8 +5,10 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
+import predict_runs
 import pytest
 import torch
 from predict_runs import OneBox, SlowBox, Together, call, write_run
@@ -15,7 +17,7 @@ from detops.apps.data import coco
 from detops.apps.predict import pictures, predict, stream
 from detops.apps.predict.listing import batched
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.stream import Source
+from detops.apps.predict.sources import Source, sources
 
 image_module = pytest.importorskip("PIL.Image")
 np = pytest.importorskip("numpy")
@@ -31,18 +33,18 @@ def save(path: Path, seed: int) -> Path:
 
 
 @pytest.fixture
-def noise_run(tmp_path) -> Path:
+def noise_run(tmp_path: Path) -> Path:
     torch.manual_seed(0)
     return write_run(tmp_path / "run", Together(2, 8), "predict_runs:Together")
 
 
 @pytest.fixture
-def box_run(tmp_path) -> Path:
+def box_run(tmp_path: Path) -> Path:
     return write_run(tmp_path / "run", OneBox(2, 8), "predict_runs:OneBox")
 
 
 @pytest.fixture
-def images(tmp_path) -> Path:
+def images(tmp_path: Path) -> Path:
     """Eleven images, of which 03.png and 07.png cannot be decoded."""
     folder = tmp_path / "images"
     for index in range(11):
@@ -56,7 +58,7 @@ def read(out: Path) -> list[dict]:
     return list(map(json.loads, (out / "results.jsonl").read_bytes().splitlines()))
 
 
-def test_who_reads_does_not_change_the_results(noise_run, images, tmp_path):
+def test_who_reads_does_not_change_the_results(noise_run: Path, images: Path, tmp_path: Path) -> None:
     for workers in (0, 2):
         code, output = call(
             "predict", images, "--run", noise_run, "--out", tmp_path / f"{workers}", "--workers", workers,
@@ -78,7 +80,7 @@ def test_who_reads_does_not_change_the_results(noise_run, images, tmp_path):
     assert sorted(path.stem for path in (tmp_path / "0" / "images").iterdir()) == [Path(p["path"]).stem for p in good]
 
 
-def test_half_precision_rounds_otherwise(noise_run, images, tmp_path):
+def test_half_precision_rounds_otherwise(noise_run: Path, images: Path, tmp_path: Path) -> None:
     scores = []
     for more in ([], ["--half"]):
         out = tmp_path / f"out{len(more)}"
@@ -89,7 +91,9 @@ def test_half_precision_rounds_otherwise(noise_run, images, tmp_path):
     torch.testing.assert_close(*scores, rtol=0.05, atol=0.01)
 
 
-def test_a_last_line_that_is_cut_anywhere(box_run, images, tmp_path, monkeypatch):
+def test_a_last_line_that_is_cut_anywhere(
+    box_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The whole command, at each byte of its last line."""
     monkeypatch.setattr("detops.apps.predict.results.os.fsync", lambda _: None)
     arguments = ("predict", images, "--run", box_run, "--workers", 0, "--batch-size", 3, "--pictures", 0)
@@ -108,7 +112,9 @@ def test_a_last_line_that_is_cut_anywhere(box_run, images, tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("left", range(12))
-def test_going_on_computes_what_a_whole_run_computes(noise_run, images, tmp_path, left):
+def test_a_resumed_run_computes_the_same_as_a_whole_one(
+    noise_run: Path, images: Path, tmp_path: Path, left: int
+) -> None:
     """Batches are the same wherever the run stopped, so the numbers are, to the last bit."""
     arguments = ("predict", images, "--run", noise_run, "--workers", 0, "--batch-size", 4, "--out", tmp_path / "out")
     call(*arguments)
@@ -123,14 +129,23 @@ def test_going_on_computes_what_a_whole_run_computes(noise_run, images, tmp_path
     assert sorted(int(path.stem) for path in (tmp_path / "out" / "images").iterdir()) == good
 
 
-def test_a_killed_process_is_gone_on_from(tmp_path):
-    run, out = write_run(tmp_path / "run", SlowBox(2, 8), "predict_runs:SlowBox"), tmp_path / "out"
+KILLED = f"""
+import sys
+sys.path.insert(0, {str(Path(predict_runs.__file__).parent)!r})  # the run's network is found there
+from detops.__main__ import main
+main()
+"""
+
+
+def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run = write_run(tmp_path / "run", SlowBox(2, 8), "predict_runs:SlowBox")
     for index in range(60):
         save(tmp_path / "images" / f"{index:02}.png", index)
     arguments = ["predict", tmp_path / "images", "--run", run, "--workers", 2, "--batch-size", 2]
     assert call(*arguments, "--out", tmp_path / "whole")[0] == 0
-    command = [sys.executable, "-c", "import predict_runs; predict_runs.cli.main()", *map(str, arguments), "--out", out]
-    for enough in (5, 23):  # lines that are there when it is killed; the second time while it goes on
+    command = [sys.executable, "-c", KILLED, *map(str, arguments), "--out", str(out)]
+    for enough in (5, 23):  # lines that are there when it is killed; the second time while it resumes
         process = subprocess.Popen([*command, "--resume"], cwd=Path(__file__).parent, stdout=subprocess.DEVNULL)
         try:
             while not (out / "results.jsonl").exists() or len(read_torn(out)) < enough:
@@ -156,12 +171,14 @@ def read_torn(out: Path) -> list[dict]:
     return list(map(json.loads, (out / "results.jsonl").read_bytes().split(b"\n")[:-1]))
 
 
-def test_no_line_comes_before_its_picture(box_run, images, tmp_path, monkeypatch):
-    """A picture that fails ends the run, which goes on from the batch of this picture."""
+def test_no_line_comes_before_its_picture(
+    box_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A picture that fails ends the run, which resumes from the batch of this picture."""
     arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
     draw = pictures.Pictures._draw
 
-    def fail(self, target: Path, text: str) -> None:
+    def fail(self: pictures.Pictures, target: Path, text: str) -> None:
         if target.stem == "06":
             time.sleep(0.2)
             raise OSError("No space left on device")
@@ -178,7 +195,7 @@ def test_no_line_comes_before_its_picture(box_run, images, tmp_path, monkeypatch
     assert len(list((tmp_path / "out" / "images").iterdir())) == 9
 
 
-def test_going_on_with_something_else_is_refused(box_run, images, tmp_path):
+def test_resuming_with_something_else_is_refused(box_run: Path, images: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     arguments = ["predict", images, "--run", box_run, "--out", out, "--workers", 0]
     call(*arguments)
@@ -193,20 +210,20 @@ def test_going_on_with_something_else_is_refused(box_run, images, tmp_path):
         assert (out / "results.jsonl").read_bytes() == before
         return output
 
-    assert "did not finish; go on with --resume" in refused()
-    assert "begun with other batch_size;" in refused("--resume", "--batch-size", 3)
-    assert "begun with other annotations;" in refused("--resume", "--annotations", ids)
-    assert "begun with other half;" in refused("--resume", "--half")
+    assert "holds an unfinished run; continue it with --resume" in refused()
+    assert "started with different batch_size;" in refused("--resume", "--batch-size", 3)
+    assert "started with different annotations;" in refused("--resume", "--annotations", ids)
+    assert "started with different half;" in refused("--resume", "--half")
     save(images / "00b.png", 0)
     assert "line 2 is about" in refused("--resume")
     (images / "00b.png").unlink()
     network = OneBox(2, 8)
     network.logit.data += 1
     write_run(box_run, network, "predict_runs:OneBox")
-    assert "begun with other weights;" in refused("--resume")
+    assert "started with different weights;" in refused("--resume")
 
 
-def test_images_that_came_later_are_added_at_the_end(box_run, images, tmp_path):
+def test_images_that_came_later_are_added_at_the_end(box_run: Path, images: Path, tmp_path: Path) -> None:
     arguments = ["predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0]
     call(*arguments)
     save(images / "11.png", 0)
@@ -214,7 +231,7 @@ def test_images_that_came_later_are_added_at_the_end(box_run, images, tmp_path):
     assert [line["image_id"] for line in read(tmp_path / "out")] == list(range(1, 13))
 
 
-def test_names_of_all_kinds(box_run, tmp_path):
+def test_names_of_all_kinds(box_run: Path, tmp_path: Path) -> None:
     """The same name in two folders, Unicode, brackets that rich would read as markup."""
     names = ["a/1.png", "a/[red]ä 日本.png", "b/1.png", "b/1_1.png"]
     for index, name in enumerate(names):
@@ -231,21 +248,23 @@ def test_names_of_all_kinds(box_run, tmp_path):
     assert call("predict", tmp_path / "a", tmp_path / "b", "--run", box_run, "--out", out, "--resume")[0] == 1
 
 
-def test_ids_of_images_in_folders(tmp_path):
+def test_ids_of_images_in_folders(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     names = ["train/1.png", "val/1.png", "val/2.png", "3.png", "val/3.png"]
     records = [{"id": 7 * n, "file_name": name, "width": 4, "height": 4} for n, name in enumerate(names, 1)]
     path.write_text(json.dumps({"images": records, "annotations": [], "categories": []}))
     paths = ["x/train/1.png", "x/val/1.png", "2.png", "x/1.png", "/3.png", "x/val/3.png", "train/9.png"]
-    sources = list(predict._sources(paths, *predict._ids(coco.read(path).images)))
+    known = list(sources(paths, coco.read(path).images))
     # x/1.png may be either, and train/9.png is none: they are numbered behind the highest.
-    assert [source.image_id for source in sources] == [7, 14, 21, 35 + 4, 28, 35, 35 + 7]
-    assert [source.path for source in sources] == paths
-    assert [source.image_id for source in predict._sources(paths, *predict._ids([]))] == list(range(1, 8))
+    assert [source.image_id for source in known] == [7, 14, 21, 35 + 4, 28, 35, 35 + 7]
+    assert [source.path for source in known] == paths
+    assert [source.image_id for source in sources(paths)] == list(range(1, 8))
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(0, []), (2, ["00", "01"]), (5, ["00", "01", "02", "04"]), (-1, 9)])
-def test_how_many_pictures(box_run, images, tmp_path, pictures, expected):
+def test_how_many_pictures(
+    box_run: Path, images: Path, tmp_path: Path, pictures: int, expected: int | list[str]
+) -> None:
     out = tmp_path / "out"
     code, output = call("predict", images, "--run", box_run, "--out", out, "--pictures", pictures)
     assert code == 1
@@ -255,7 +274,7 @@ def test_how_many_pictures(box_run, images, tmp_path, pictures, expected):
     assert len(read(out)) == 11
 
 
-def test_a_mistake_does_not_cost_the_results_that_are_there(box_run, images, tmp_path):
+def test_a_mistake_does_not_cost_the_results_that_are_there(box_run: Path, images: Path, tmp_path: Path) -> None:
     arguments = ["predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0]
     call(*arguments)
     before = {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")}
@@ -265,7 +284,7 @@ def test_a_mistake_does_not_cost_the_results_that_are_there(box_run, images, tmp
         assert {path: path.read_bytes() for path in (tmp_path / "out").glob("*.json*")} == before
 
 
-def test_a_folder_without_images(box_run, tmp_path):
+def test_a_folder_without_images(box_run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     code, output = call("predict", tmp_path / "empty", "--run", box_run, "--out", tmp_path / "out")
     assert code == 2
@@ -274,12 +293,12 @@ def test_a_folder_without_images(box_run, tmp_path):
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_only_a_few_batches_are_asked_for_ahead(box_run, tmp_path, workers):
+def test_only_a_few_batches_are_asked_for_ahead(box_run: Path, tmp_path: Path, workers: int) -> None:
     """Whatever the number of images, those in memory are few."""
     path = str(save(tmp_path / "0.png", 0))
     asked = 0
 
-    def endless():
+    def endless() -> Iterator[Source]:
         nonlocal asked
         while True:
             asked += 1
@@ -293,7 +312,9 @@ def test_only_a_few_batches_are_asked_for_ahead(box_run, tmp_path, workers):
     lines.close()
 
 
-def test_errors_beyond_the_first_are_only_counted(box_run, tmp_path, monkeypatch):
+def test_errors_beyond_the_first_are_only_counted(
+    box_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(predict, "LINES", 3)
     folder = tmp_path / "images"
     save(folder / "good.png", 0)
@@ -308,7 +329,7 @@ def test_errors_beyond_the_first_are_only_counted(box_run, tmp_path, monkeypatch
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
-def test_a_gpu_gives_the_same_lines(box_run, tmp_path, workers):
+def test_a_gpu_gives_the_same_lines(box_run: Path, tmp_path: Path, workers: int) -> None:
     """A network whose arithmetic is exact: what is copied while another batch is computed is whole, and in order."""
     for index in range(60):
         save(tmp_path / "images" / f"{index:02}.png", index)

@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from predict_runs import call
 from tiny_mask_rcnn import build, pictures
 
 from detops import MaskRCNNPipeline
+from detops.apps import runs
 from detops.apps.predict import mask_rcnn_predictor
+from detops.apps.predict import pictures as predict_pictures
 
 image_module = pytest.importorskip("PIL.Image")
 mask_module = pytest.importorskip("pycocotools.mask")
@@ -19,7 +22,7 @@ MODEL = ("--mask-rcnn", "tiny_mask_rcnn:build")
 
 
 @pytest.fixture
-def images(tmp_path) -> Path:
+def images(tmp_path: Path) -> Path:
     """Five images of several sizes, of which 2.png cannot be decoded."""
     folder = tmp_path / "images"
     folder.mkdir()
@@ -34,19 +37,20 @@ def read(out: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("half", [False, True])
-def test_lines_are_what_the_pipeline_finds(images, tmp_path, half):
+def test_lines_are_what_the_pipeline_finds(images: Path, tmp_path: Path, half: bool) -> None:
     options = ("--workers", 0, "--batch-size", 2, *["--half"] * half)
     code, output = call("predict", images, *MODEL, "--out", tmp_path, *options)
     assert code == 1, output
     assert "5 images, 1 of them failed" in output
     lines, good = read(tmp_path), [0, 1, 3, 4]
     assert [row for row, line in enumerate(lines) if "error" in line] == [2]
-    pipeline, found = MaskRCNNPipeline(build(), half=half, device_preprocess=True, masks="raw"), {}
+    pipeline = MaskRCNNPipeline(build(), half=half, device_preprocess=True, masks="raw")
+    found: dict[int, Any] = {}
     for batch in ([0, 1], [3], [4]):
         views = [image_module.open(images / f"{row}.png") for row in batch]
         found |= dict(zip(batch, pipeline(views), strict=True))
     for row in good:
-        expected = found[row]["masks"].to_coco(0, mode="torchvision")
+        expected = found[row]["masks"].to_coco(0)
         assert expected
         assert [{"image_id": 0, **one} for one in lines[row]["detections"]] == expected
         assert (lines[row]["height"], lines[row]["width"]) == found[row]["masks"].image_size
@@ -55,7 +59,7 @@ def test_lines_are_what_the_pipeline_finds(images, tmp_path, half):
     assert all({"image_id", "category_id", "bbox", "score", "segmentation"} <= row.keys() for row in rows)
 
 
-def test_results_are_scored_by_their_masks(images, tmp_path):
+def test_results_are_scored_by_their_masks(images: Path, tmp_path: Path) -> None:
     """Against a truth that is the masks themselves."""
     call("predict", images, *MODEL, "--out", tmp_path / "out", "--pictures", 0)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
@@ -78,15 +82,17 @@ def test_results_are_scored_by_their_masks(images, tmp_path):
     assert json.loads((tmp_path / "s.json").read_text())["AP"] > 0.99
 
 
-def test_pictures_show_masks_and_names_of_the_annotations(images, tmp_path, monkeypatch):
+def test_pictures_show_masks_and_names_of_the_annotations(
+    images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A pixel in the middle of the best mask is coloured, one outside of all is as it was."""
-    names, draw = [], pictures.draw_masks
+    names, draw = [], predict_pictures.draw_masks
 
-    def remember(*arguments):
+    def remember(*arguments: Any) -> Any:
         names.append(arguments[6])
         return draw(*arguments)
 
-    monkeypatch.setattr(pictures, "draw_masks", remember)
+    monkeypatch.setattr(predict_pictures, "draw_masks", remember)
     path = tmp_path / "ids.json"
     categories = [{"id": label, "name": f"thing {label}"} for label in range(1, 4)]
     path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
@@ -106,14 +112,14 @@ def test_pictures_show_masks_and_names_of_the_annotations(images, tmp_path, monk
     assert not outside.any() or away[outside].mean() < 12
 
 
-def test_a_run_that_was_stopped_goes_on(images, tmp_path):
+def test_a_run_that_was_stopped_goes_on(images: Path, tmp_path: Path) -> None:
     arguments = ("predict", images, *MODEL, "--out", tmp_path / "out", "--batch-size", 2)
     assert call(*arguments)[0] == 1
     whole = (tmp_path / "out" / "results.jsonl").read_bytes()
     (tmp_path / "out" / "results.json").unlink()
     (tmp_path / "out" / "results.jsonl").write_bytes(whole[: len(whole) // 2])
-    assert "other half" in call(*arguments, "--resume", "--half")[1]
-    assert "other score_thresh" in call(*arguments[:3], "test_predict_masks:strict", *arguments[4:], "--resume")[1]
+    assert "different half" in call(*arguments, "--resume", "--half")[1]
+    assert "different score_thresh" in call(*arguments[:3], "test_predict_masks:strict", *arguments[4:], "--resume")[1]
     assert call(*arguments, "--resume")[0] == 1
     assert (tmp_path / "out" / "results.jsonl").read_bytes() == whole
 
@@ -137,7 +143,7 @@ def no_detector() -> torch.nn.Module:
         (("--mask-rcnn", "test_predict_masks:no_detector"), "detection.MaskRCNN, got Identity"),
     ],
 )
-def test_what_is_no_detector_is_named(images, tmp_path, arguments, message):
+def test_what_is_no_detector_is_named(images: Path, tmp_path: Path, arguments: tuple[str, ...], message: str) -> None:
     code, output = call("predict", images, *arguments, "--out", tmp_path / "out")
     assert code == 2, output
     assert message in output.replace("\n", " ")
@@ -145,27 +151,26 @@ def test_what_is_no_detector_is_named(images, tmp_path, arguments, message):
 
 
 @pytest.mark.parametrize("content", [b"", b"no weights", "tensor", "other"])
-def test_files_that_are_no_weights(tmp_path, content):
+def test_files_that_are_no_weights(tmp_path: Path, content: bytes | str) -> None:
     path = tmp_path / "weights.pth"
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
         torch.save(torch.ones(3) if content == "tensor" else {"a": torch.ones(3)}, path)
     with pytest.raises(ValueError, match=r"weights.pth: expected weights of torchvision's maskrcnn_resnet50_fpn"):
-        mask_rcnn_predictor.resnet50(path)
+        mask_rcnn_predictor.load_mask_rcnn(path)
 
 
-def test_weights_of_any_number_of_classes(tmp_path):
+def test_weights_of_any_number_of_classes(tmp_path: Path) -> None:
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     model = maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=3)
     torch.save({"model": model.state_dict()}, tmp_path / "weights.pth")
     predictor = mask_rcnn_predictor.MaskRCNNPredictor(str(tmp_path / "weights.pth"), False, torch.device("cpu"))
     assert predictor.names == {}
-    loaded = predictor._pipeline.model.state_dict()
-    assert all(torch.equal(value, loaded[name]) for name, value in model.state_dict().items())
+    assert predictor.settings["weights"] == runs.fingerprint(model)
 
 
-def test_names_of_coco():
-    assert mask_rcnn_predictor._coco_names()[17] == "cat"
-    assert len(mask_rcnn_predictor._coco_names()) == mask_rcnn_predictor.COCO_CLASSES
+def test_names_of_coco() -> None:
+    assert mask_rcnn_predictor.coco_names()[17] == "cat"
+    assert len(mask_rcnn_predictor.coco_names()) == mask_rcnn_predictor.COCO_CLASSES

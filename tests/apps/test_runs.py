@@ -18,7 +18,7 @@ KINDS = {"centernet": "OneBox", "yolox": "OneYoloXBox", "gfl": "OneGFLBox", "ld"
 
 
 @pytest.fixture(params=KINDS)
-def run_folder(tmp_path, request) -> Path:
+def run_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
     """A run beside its data, whose images are 128x64, so half a pixel of the input each."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
@@ -38,7 +38,7 @@ def run_folder(tmp_path, request) -> Path:
     return run
 
 
-def test_pictures_and_results_in_pixels_of_the_images(run_folder, tmp_path):
+def test_pictures_and_results_in_pixels_of_the_images(run_folder: Path, tmp_path: Path) -> None:
     images, out = tmp_path / "data" / "images", tmp_path / "out"
     image_module.new("L", (64, 64), 100).save(images / "gray.jpg")
     (images / "notes.txt").write_text("no image")
@@ -61,7 +61,7 @@ def test_pictures_and_results_in_pixels_of_the_images(run_folder, tmp_path):
     assert max(abs(a - b) for a, b in zip(edge, before.getpixel((0, 0)), strict=True)) > 60  # a line is drawn there
 
 
-def test_images_that_cannot_be_read(run_folder, tmp_path):
+def test_images_that_cannot_be_read(run_folder: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.png"
     bad.write_bytes((tmp_path / "data" / "images" / "0.png").read_bytes()[:60])
     code, output = call("predict", bad, tmp_path / "data" / "images" / "0.png", "--run", run_folder, "--out", tmp_path)
@@ -74,7 +74,7 @@ def test_images_that_cannot_be_read(run_folder, tmp_path):
         assert message in output.replace("\n", "")
 
 
-def test_a_run_is_evaluated_on_its_own_data(run_folder):
+def test_a_run_is_evaluated_on_its_own_data(run_folder: Path) -> None:
     code, output = call("evaluate", run_folder)
     assert code == 0, output
     scores = json.loads((run_folder / "evaluation.json").read_text())
@@ -86,7 +86,7 @@ def test_a_run_is_evaluated_on_its_own_data(run_folder):
     assert "last.ckpt" in output
 
 
-def test_samples_hold_detections_beside_the_truth(run_folder):
+def test_samples_hold_detections_beside_the_truth(run_folder: Path) -> None:
     first, second = runs.samples(run_folder, 2)
     assert first["path"].name == "0.png"
     assert second["path"].name == "1.png"
@@ -95,7 +95,7 @@ def test_samples_hold_detections_beside_the_truth(run_folder):
     assert first["class_names"] == ["cat", "dog"]
 
 
-def test_the_network_starts_with_few_objects_and_learns_all_its_weights():
+def test_the_network_starts_with_few_objects_and_learns_all_its_weights() -> None:
     network = models.build("compact", num_classes=3, width=8)
     heatmap, wh, offset = network(torch.randn(2, 3, 64, 96))
     assert heatmap.shape == (2, 3, 16, 24)
@@ -106,7 +106,7 @@ def test_the_network_starts_with_few_objects_and_learns_all_its_weights():
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights():
+def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights() -> None:
     network = models.build("compact", num_classes=3, width=8, detector="yolox")
     levels = network(torch.randn(2, 3, 64, 96))
     assert [level.shape for level in levels] == [(2, 1, 64 // s, 96 // s, 8) for s in (8, 16, 32)]
@@ -119,7 +119,7 @@ def test_a_yolox_starts_with_few_objects_and_learns_all_its_weights():
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights():
+def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights() -> None:
     network = models.build("compact", num_classes=3, width=8, detector="gfl")
     scores, sides = network(torch.randn(2, 3, 64, 96))
     for level, side, s in zip(scores, sides, (8, 16, 32), strict=True):
@@ -132,7 +132,7 @@ def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights():
     assert all(p.grad is not None for p in network.parameters())
 
 
-def test_a_run_of_an_unknown_detector(run_folder):
+def test_a_run_of_an_unknown_detector(run_folder: Path) -> None:
     with pytest.raises(ValueError, match="detector: expected centernet, yolox, gfl or ld, got 'ssd'"):
         models.build("predict_runs:OneBox", 2, 8, "ssd")
     config = json.loads((run_folder / "config.json").read_text())
@@ -152,6 +152,6 @@ def test_a_run_of_an_unknown_detector(run_folder):
         ("builtins:dict", "to return a torch.nn.Module, got dict"),
     ],
 )
-def test_what_is_no_network(model, message):
+def test_a_model_that_gives_no_network_is_refused(model: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         models.build(model, 2, 8)

@@ -11,6 +11,7 @@ import subprocess
 import sys
 from itertools import chain
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -22,22 +23,22 @@ from detops.apps.data import shapes
 from detops.apps.data.dataset import Batch, CocoImages, Steps, load_image, open_annotations
 from detops.apps.train import families
 from detops.apps.train.augment import Augmentation, augment
-from detops.ragged import RaggedBatch
+from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
+from detops.ground_truth import GroundTruth
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 image_module = pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train.train")
 checkpoint = pytest.importorskip("detops.apps.train.checkpoint")
-detector_module = pytest.importorskip("detops.apps.train.lightning_module")
-Settings, Distillation = detector_module.Settings, detector_module.Distillation
+lightning_module = pytest.importorskip("detops.apps.train.lightning_module")
 
 SIZE = (96, 128)  # height, width
 STILL = Augmentation(False, False, 0.0, 0.0, 0.0)
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("data")
     shapes.generate(root / "train", images=20, seed=0)
     shapes.generate(root / "val", images=4, seed=1)
@@ -45,18 +46,29 @@ def folder(tmp_path_factory) -> Path:
 
 
 def run(
-    out: Path, folder: Path, resume=False, strict=False, console=None, memory_limit=1 << 30, detector="centernet", teacher=None,
-    **settings
-):  # fmt: skip
-    settings = {"epochs": 2, "batch_size": 4, "log_every": 1, "eval_every": 1, **settings}
+    out: Path,
+    folder: Path,
+    resume: bool = False,
+    strict: bool = False,
+    console: Console | None = None,
+    memory_limit: int = 1 << 30,
+    detector: str = "centernet",
+    teacher: Path | None = None,
+    **settings: Any,
+) -> dict[str, Any]:
     return train.run(
-        out, train.Data.of(folder), Settings(**settings), width=8, size=SIZE, resume=resume, strict=strict,
-        precision="32-true", accelerator="cpu", console=console or Console(quiet=True),
-        memory_limit=memory_limit, workers=2, detector=detector, teacher=teacher,
-    )  # fmt: skip
+        out,
+        data=Data.from_folder(folder),
+        network=Network(detector, width=8, size=SIZE, teacher=teacher),
+        settings=Settings(**{"epochs": 2, "batch_size": 4, "log_every": 1, "eval_every": 1, **settings}),
+        hardware=Hardware("32-true", accelerator="cpu", memory_limit=memory_limit, workers=2),
+        resume=resume,
+        strict=strict,
+        console=console or Console(quiet=True),
+    )
 
 
-def rows(out: Path) -> list[dict]:
+def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -64,7 +76,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
-def test_training_learns_and_records(tmp_path, folder):
+def test_training_learns_and_records(tmp_path: Path, folder: Path) -> None:
     scores = run(tmp_path, folder, epochs=16, eval_every=8, augmentation=Augmentation(multi_scale=0.0), ema=0.9)
     steps = [row for row in rows(tmp_path) if "losses" in row]
     assert [row["step"] for row in steps] == list(range(1, 81))
@@ -82,8 +94,8 @@ def test_training_learns_and_records(tmp_path, folder):
     assert not torch.equal(averaged, last)
 
 
-def test_it_finds_what_it_was_shown(tmp_path):
-    """Four images, to be known by heart: from other weights AP50 was 0.67 to 0.94."""
+def test_it_finds_what_it_was_shown(tmp_path: Path) -> None:
+    """Four images, to be memorised: from other weights AP50 was 0.67 to 0.94."""
     shapes.generate(tmp_path / "train", images=4, seed=0)
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     scores = run(tmp_path / "run", tmp_path, epochs=60, eval_every=60, augmentation=STILL, ema=0.9)
@@ -107,9 +119,9 @@ test_train.run(Path({out!r}), Path({data!r}), save_every=3)
 """
 
 
-def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path, folder):
+def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, folder: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    code = KILLED.format(tests=str(Path(__file__).parents[1] / "helpers"), out=str(cut), data=str(folder))
+    code = KILLED.format(tests=str(Path(__file__).parent), out=str(cut), data=str(folder))
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert process.returncode == -signal.SIGKILL, process.stderr
     # Of checkpoints after steps 3, 5 (an epoch), 6, 9: killed while writing the last, in the middle of an epoch.
@@ -129,7 +141,7 @@ def test_a_killed_training_goes_on_as_if_nothing_had_happened(tmp_path, folder):
     assert rows(cut) == before
 
 
-def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
+def test_a_full_disk_leaves_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "sub" / "last.ckpt"
     checkpoint.write_atomically(path, b"good")
     assert path.read_bytes() == b"good"
@@ -144,8 +156,11 @@ def test_a_full_disk_leaves_the_last_checkpoint(tmp_path, monkeypatch):
     assert [file.name for file in path.parent.iterdir()] == ["last.ckpt"]
 
 
-def test_training_survives_a_disk_that_was_full(tmp_path, folder, monkeypatch, capsys):
-    write, failed = checkpoint.write_atomically, []
+def test_training_survives_a_disk_that_was_full(
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failed: list[Path] = []
+    write = checkpoint.write_atomically
 
     def sometimes(path: Path, data: bytes) -> None:
         if path.suffix == ".ckpt" and not failed:
@@ -160,20 +175,20 @@ def test_training_survives_a_disk_that_was_full(tmp_path, folder, monkeypatch, c
     assert weights(tmp_path)
 
 
-def test_images_that_do_not_fit_are_decoded_by_workers(tmp_path, folder):
+def test_images_that_do_not_fit_are_decoded_by_workers(tmp_path: Path, folder: Path) -> None:
     run(tmp_path / "kept", folder, epochs=1)
     run(tmp_path / "workers", folder, epochs=1, memory_limit=0)
     kept, workers = weights(tmp_path / "kept"), weights(tmp_path / "workers")
     assert all(torch.equal(kept[name], workers[name]) for name in kept)
 
 
-def broken_copy(folder: Path, to: Path) -> tuple[Path, dict]:
+def broken_copy(folder: Path, to: Path) -> tuple[Path, dict[str, Any]]:
     shutil.copytree(folder, to)
     path = to / "train" / "annotations.json"
     return path, json.loads(path.read_text())
 
 
-def test_bad_data_gets_a_line_each_and_training_goes_on(tmp_path, folder):
+def test_bad_data_gets_a_line_each_and_training_goes_on(tmp_path: Path, folder: Path) -> None:
     path, data = broken_copy(folder, tmp_path / "data")
     (tmp_path / "data" / "train" / "images" / data["images"][0]["file_name"]).unlink()
     truncated = tmp_path / "data" / "train" / "images" / data["images"][1]["file_name"]
@@ -204,7 +219,7 @@ def test_bad_data_gets_a_line_each_and_training_goes_on(tmp_path, folder):
     assert not (tmp_path / "strict").exists()
 
 
-def test_strict_stops_at_a_truncated_image(tmp_path, folder):
+def test_strict_stops_at_a_truncated_image(tmp_path: Path, folder: Path) -> None:
     path, data = broken_copy(folder, tmp_path / "data")
     truncated = path.parent / "images" / data["images"][1]["file_name"]
     truncated.write_bytes(truncated.read_bytes()[:2000])
@@ -212,14 +227,14 @@ def test_strict_stops_at_a_truncated_image(tmp_path, folder):
         run(tmp_path / "strict", tmp_path / "data", strict=True)
 
 
-def test_images_and_classes_without_boxes_train(tmp_path, folder):
+def test_images_and_classes_without_boxes_train(tmp_path: Path, folder: Path) -> None:
     path, data = broken_copy(folder, tmp_path / "data")
     path.write_text(json.dumps({**data, "annotations": []}))
     run(tmp_path / "run", tmp_path / "data", epochs=1)
     assert all(math.isfinite(v) for row in rows(tmp_path / "run") for v in row.get("losses", {}).values())
 
 
-def one_image(folder: Path, annotations: list) -> CocoImages:
+def one_image(folder: Path, annotations: list[dict[str, Any]]) -> CocoImages:
     """A black image of 200x100 with a white rectangle at (40, 20) .. (80, 60)."""
     image = image_module.new("RGB", (200, 100))
     image.paste((255, 255, 255), (40, 20, 80, 60))
@@ -232,53 +247,52 @@ def one_image(folder: Path, annotations: list) -> CocoImages:
     return CocoImages(open_annotations(path, folder, False, console), folder, (90, 100), False, 1 << 20, console)
 
 
-def test_boxes_and_crowds_follow_the_resized_image(tmp_path):
+def test_boxes_and_crowds_follow_the_resized_image(tmp_path: Path) -> None:
     dataset = one_image(tmp_path, [{"bbox": [40, 20, 40, 40]}, {"bbox": [100, 0, 100, 100], "iscrowd": 1}])
     batch = dataset[0]
     assert batch.images.shape == (1, 3, 96, 128)  # 100x50 at the top left of a multiple of 32
-    assert batch.boxes.tensor.tolist() == [[[20, 10, 40, 30]]]
-    assert batch.ignore_boxes.tensor.tolist() == [[[50, 0, 100, 50]]]
+    assert batch.targets.boxes.tolist() == [[[20, 10, 40, 30]]]
+    assert batch.targets.ignored.tolist() == [[[50, 0, 100, 50]]]
     assert batch.images[0, :, 12:28, 22:38].min() > 250
     assert batch.images[0, :, 60, 120].tolist() == [123, 116, 103]
     assert torch.equal(load_image(tmp_path / "a.png", (90, 100))[0], batch.images[0])
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_boxes_follow_augmented_pixels(tmp_path, seed):
+def test_boxes_follow_augmented_pixels(tmp_path: Path, seed: int) -> None:
     batch = one_image(tmp_path, [{"bbox": [40, 20, 40, 40]}]).__getitems__([0] * 6)
     torch.manual_seed(seed)
     result = augment(batch, Augmentation(True, True, 0.3, 0.4, 0.0))
     height, width = result.images.shape[2:]
     assert height % 32 == width % 32 == 0
-    for image, box, label in zip(result.images, result.boxes.tensor[:, 0], result.labels.tensor[:, 0], strict=True):
+    for image, box, label in zip(result.images, result.targets.boxes[:, 0], result.targets.labels[:, 0], strict=True):
         y, x = (image.mean(0) > 1.5).nonzero(as_tuple=True)  # white is 2.3 above the mean, half way is 0.2
         if label == 0 and (box[2:] - box[:2] > 8).all():
             seen = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
             torch.testing.assert_close(box, seen.float(), atol=2.0, rtol=0)
 
 
-def test_nothing_happens_without_augmentation(tmp_path):
+def test_nothing_happens_without_augmentation(tmp_path: Path) -> None:
     batch = one_image(tmp_path, [{"bbox": [40, 20, 40, 40]}])[0]
     result = augment(batch, STILL)
-    torch.testing.assert_close(result.boxes.tensor, batch.boxes.tensor)
+    torch.testing.assert_close(result.targets.boxes, batch.targets.boxes)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
     torch.testing.assert_close(result.images * std + mean, batch.images.float(), atol=0.05, rtol=0)
 
 
-def test_what_is_cut_away_is_not_asked_for():
-    boxes = RaggedBatch.from_list([torch.tensor([[0.0, 0, 4, 4], [28, 28, 36, 36]])] * 40)
-    labels = RaggedBatch.from_list([torch.tensor([0, 1])] * 40)
-    none = RaggedBatch.from_list([torch.zeros(0, 4)] * 40)
-    batch = Batch(torch.zeros(40, 3, 64, 64, dtype=torch.uint8), boxes, labels, none, torch.arange(40))
+def test_boxes_that_are_cropped_away_get_label_minus_one() -> None:
+    boxes, labels = [torch.tensor([[0.0, 0, 4, 4], [28, 28, 36, 36]])] * 40, [torch.tensor([0, 1])] * 40
+    targets = GroundTruth.from_boxes(boxes, labels)
+    batch = Batch(torch.zeros(40, 3, 64, 64, dtype=torch.uint8), targets, torch.arange(40))
     torch.manual_seed(0)
     result = augment(batch, Augmentation(zoom=1.0))
-    assert {0, -1} == set(result.labels.tensor[:, 0].tolist())
-    assert result.boxes.tensor.min() >= 0
+    assert {0, -1} == set(result.targets.labels[:, 0].tolist())
+    assert result.targets.boxes.min() >= 0
     height, width = result.images.shape[2:]
-    assert (result.boxes.tensor <= torch.tensor([width, height, width, height])).all()
+    assert (result.targets.boxes <= torch.tensor([width, height, width, height])).all()
 
 
-def test_steps_go_on_where_they_were_and_share_without_overlap():
+def test_steps_go_on_where_they_were_and_share_without_overlap() -> None:
     whole = list(Steps(10, 3, epochs=4, seed=1))
     assert len(whole) == 12
     assert whole[:3] != whole[3:6]
@@ -295,14 +309,14 @@ def call(*arguments: object) -> tuple[int, str]:
     return result.exit_code, result.output
 
 
-def test_the_command_names_what_is_wrong(tmp_path, folder):
+def test_the_command_names_what_is_wrong(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
     for arguments, message in (
         (("--data", tmp_path, "--out", tmp_path / "o"), "expected annotations.json"),
         (("--out", tmp_path / "o"), "data: expected a folder"),
         (("--data", folder, "--out", tmp_path / "o", "--size", "12"), "size: expected WIDTHxHEIGHT"),
-        (("--data", folder, "--out", tmp_path / "run"), "go on with --resume"),
+        (("--data", folder, "--out", tmp_path / "run"), "continue it with --resume"),
         (("--resume", "--out", tmp_path / "o"), "with config.json"),
         (
             ("--data", folder, "--out", tmp_path / "o", "--detector", "ssd"),
@@ -316,15 +330,15 @@ def test_the_command_names_what_is_wrong(tmp_path, folder):
         assert message in output
 
 
-def test_without_lightning_the_extra_is_named(tmp_path, folder, monkeypatch):
+def test_without_lightning_the_extra_is_named(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lightning", None)
     code, output = call("--data", folder, "--out", tmp_path / "o")
     assert code == 2
     assert 'detops train needs Lightning: pip install "detops[train]"' in output
 
 
-def test_a_yolox_trains_and_is_read_again(tmp_path, folder):
-    options = dict(augmentation=STILL, ema=0.9, l1_epochs=3, eval_every=6)
+def test_a_yolox_trains_and_is_read_again(tmp_path: Path, folder: Path) -> None:
+    options: dict[str, Any] = dict(augmentation=STILL, ema=0.9, l1_epochs=3, eval_every=6)
     scores = run(tmp_path, folder, detector="yolox", epochs=12, **options)
     steps = [row for row in rows(tmp_path) if "losses" in row]
     assert set(steps[0]["losses"]) == {"iou", "obj", "cls", "l1"}
@@ -338,13 +352,13 @@ def test_a_yolox_trains_and_is_read_again(tmp_path, folder):
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again["AP50"] == pytest.approx(scores["AP50"], abs=1e-6)
     assert json.loads((tmp_path / "config.json").read_text())["detector"] == "yolox"
-    assert "cells that boxes take" in (tmp_path / "report.html").read_text()
-    # Going on takes the kind of detector from the run.
-    assert train.run(tmp_path, None, Settings(), resume=True, console=Console(quiet=True)) == scores
+    assert "cells that are assigned" in (tmp_path / "report.html").read_text()
+    # Resuming takes the kind of detector from the run.
+    assert train.run(tmp_path, resume=True, console=Console(quiet=True)) == scores
 
 
-def test_a_gfl_trains_and_teaches_another(tmp_path, folder):
-    options = dict(augmentation=STILL, ema=0.9, eval_every=6)
+def test_a_gfl_trains_and_teaches_another(tmp_path: Path, folder: Path) -> None:
+    options: dict[str, Any] = dict(augmentation=STILL, ema=0.9, eval_every=6)
     large, small = tmp_path / "large", tmp_path / "small"
     scores = run(large, folder, detector="gfl", epochs=12, **options)
     assert scores["AP50"] is not None
@@ -352,26 +366,28 @@ def test_a_gfl_trains_and_teaches_another(tmp_path, folder):
     assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl"}
     totals = [sum(row["losses"].values()) for row in steps]
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
-    assert "cells that boxes take" in (large / "report.html").read_text()
+    assert "cells that are assigned" in (large / "report.html").read_text()
 
-    taught = dict(detector="ld", teacher=large, epochs=6, distillation=Distillation(4.0, 2.0, "main+vlr"), **options)
+    taught: dict[str, Any] = dict(
+        detector="ld", teacher=large, epochs=6, distillation=Distillation(4.0, 2.0, "main+vlr"), **options
+    )
     scores = run(small, folder, **taught)
     steps = [row for row in rows(small) if "losses" in row]
     assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl", "loss_ld", "loss_ld_vlr"}
     first, last = (sum(row["losses"]["loss_ld"] for row in part) for part in (steps[:5], steps[-5:]))
-    assert 0 < last < first  # it comes to say what the teacher says
+    assert 0 < last < first  # it learns to predict what the teacher predicts
     assert all(row["milliseconds"]["teacher"] > 0 for row in steps)
     config = json.loads((small / "config.json").read_text())
     assert config["teacher"] == str(large)
-    # The teacher is in neither the checkpoint nor the network; going on needs it again, prediction does not.
+    # The teacher is in neither the checkpoint nor the network; resuming needs it again, prediction does not.
     assert set(weights(small)) == set(weights(large))
-    assert train.run(small, None, Settings(), resume=True, console=Console(quiet=True)) == scores
+    assert train.run(small, resume=True, console=Console(quiet=True)) == scores
     shutil.rmtree(large)
     result = CliRunner().invoke(cli.app, ["evaluate", str(small)])
     assert result.exit_code == 0, result.output
 
 
-def test_a_teacher_of_another_kind_is_refused(tmp_path, folder):
+def test_a_teacher_of_another_kind_is_refused(tmp_path: Path, folder: Path) -> None:
     arguments = ("--data", folder, "--out", tmp_path / "o", "--detector", "ld", "--width", "8")
     for more, message in (((), "teacher: expected the folder of a run"),
                           (("--teacher", folder), "expected a folder that detops train wrote")):  # fmt: skip
@@ -384,16 +400,17 @@ def test_a_teacher_of_another_kind_is_refused(tmp_path, folder):
     assert "teacher: expected a run of gfl or ld, got one of centernet" in output
 
 
-def test_l1_of_the_last_epochs_survives_a_kill(tmp_path, folder, monkeypatch):
+def test_l1_of_the_last_epochs_survives_a_kill(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    save, detector = train.Detector.save, dict(detector="yolox", epochs=3, l1_epochs=2, eval_every=3, save_every=7)
+    save = lightning_module.DetectorModule.save
+    detector: dict[str, Any] = dict(detector="yolox", epochs=3, l1_epochs=2, eval_every=3, save_every=7)
 
-    def copied(module, last: bool) -> None:
+    def copied(module: Any, last: bool) -> None:
         save(module, last)
         if module.trainer.global_step == 7:  # in the middle of the second epoch, the first with L1
             shutil.copytree(whole, cut)
 
-    monkeypatch.setattr(train.Detector, "save", copied)
+    monkeypatch.setattr(lightning_module.DetectorModule, "save", copied)
     expected = run(whole, folder, **detector)
     assert [row["losses"]["l1"] > 0 for row in rows(whole) if "losses" in row] == [False] * 5 + [True] * 10
     assert run(cut, folder, resume=True, detector="centernet", l1_epochs=0) == expected
@@ -402,17 +419,19 @@ def test_l1_of_the_last_epochs_survives_a_kill(tmp_path, folder, monkeypatch):
     assert [row.get("losses") for row in rows(cut)] == [row.get("losses") for row in rows(whole)]
 
 
-def test_yolox_leaves_out_boxes_that_are_cut_away_and_takes_crowds_as_background():
+def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
     boxes, none = torch.tensor([[0.0, 0, 30, 30], [32, 32, 60, 60]]), torch.zeros(0, 4)
     g, kind = torch.Generator().manual_seed(0), families.family("yolox", 2)
     outputs = [torch.randn(1, 1, 64 // s, 64 // s, 7, generator=g) for s in (8, 16, 32)]
 
     def parts(boxes: torch.Tensor, labels: list[int], crowd: torch.Tensor) -> list[float]:
-        ragged = [RaggedBatch.from_list([t]) for t in (boxes, torch.tensor(labels), crowd)]
-        batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), *ragged, torch.arange(1))
+        targets = GroundTruth.from_boxes([boxes], [torch.tensor(labels)], ignored=[crowd])
+        batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), targets, torch.arange(1))
         return [value.item() for value in kind.losses(outputs, batch, (64, 64))[1].values()]
 
     alone = parts(boxes[:1], [1], none)
     assert parts(boxes, [1, -1], none) == alone
-    assert parts(boxes[:1], [1], boxes[1:]) == alone
+    (box, objectness, classes), (_, less, _) = alone, parts(boxes[:1], [1], boxes[1:])
+    assert less < objectness
+    assert parts(boxes[:1], [1], boxes[1:]) == [box, less, classes]
     assert parts(boxes, [1, 0], none) != alone

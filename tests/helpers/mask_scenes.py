@@ -1,19 +1,26 @@
-"""Masks in boxes, for the tests of all that takes them."""
+"""Masks in boxes, for the tests of everything that takes them, and what other libraries make of them."""
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detops import InstanceMasks
+from detops.masks.placement import Mode
+
+Size = tuple[int, int]
 
 
 def scene(
-    seed,
-    count=4,
-    mask_size=(5, 7),
-    image_size=(23, 31),
-    dtype=torch.float32,
-    box_dtype=torch.float32,
-    ties=False,
-    odd=False,
-    spread=1.6,
-):
+    seed: int,
+    count: int = 4,
+    mask_size: Size = (5, 7),
+    image_size: Size = (23, 31),
+    dtype: torch.dtype = torch.float32,
+    box_dtype: torch.dtype = torch.float32,
+    ties: bool = False,
+    odd: bool = False,
+    spread: float = 1.6,
+) -> tuple[Tensor, Tensor, int, int]:
     """Masks and boxes in and around an image.
 
     With `ties`, masks are eighths or tenths and boxes whole or half pixels, so that many values meet the threshold and
@@ -43,7 +50,7 @@ def scene(
     return masks.to(dtype), boxes.to(box_dtype), *image_size
 
 
-def blobs(count, image_size, seed=0, mask_size=28):
+def blobs(count: int, image_size: Size, seed: int = 0, mask_size: int = 28) -> tuple[Tensor, Tensor]:
     """Smooth round masks in boxes of an image's usual sizes, all within it."""
     g = torch.Generator().manual_seed(seed)
     height, width = image_size
@@ -56,3 +63,65 @@ def blobs(count, image_size, seed=0, mask_size=28):
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, mask_size)] * 2, indexing="ij")
     edge = 0.8 + 0.15 * torch.sin(3 * torch.atan2(y, x) + 6 * torch.rand(count, 1, 1, generator=g))
     return torch.sigmoid(12 * (edge - torch.hypot(x, y))), boxes
+
+
+def instances(
+    seed: int = 0,
+    count: int = 6,
+    device: str = "cpu",
+    mode: Mode = "detectron2",
+    mask_size: Size = (5, 7),
+    image_size: Size = (23, 31),
+    ties: bool = False,
+    odd: bool = False,
+) -> InstanceMasks:
+    """The masks of `scene` as `InstanceMasks`, with random labels of five classes and random scores."""
+    masks, boxes, *_ = scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
+    g = torch.Generator().manual_seed(seed)
+    labels, scores = torch.randint(0, 5, (count,), generator=g), torch.rand(count, generator=g)
+    boxes, labels, scores, masks = (t.to(device) for t in (boxes, labels, scores, masks))
+    return InstanceMasks(boxes, labels, scores, masks, image_size, mode=mode)
+
+
+def round_masks(
+    count: int = 12, image_size: Size = (120, 200), seed: int = 0, mode: Mode = "detectron2"
+) -> InstanceMasks:
+    """The masks of `blobs` as `InstanceMasks`, each of a class of its own, the best first."""
+    masks, boxes = blobs(count, image_size, seed)
+    return InstanceMasks(boxes, torch.arange(count), torch.linspace(1, 0, count), masks, image_size, mode=mode)
+
+
+def full_masks(boxes: list[list[float]] | Tensor, image_size: Size, mode: Mode = "detectron2") -> InstanceMasks:
+    """Masks of ones, of class 0 and score 1, in boxes."""
+    given = torch.as_tensor(boxes)
+    labels, scores = torch.zeros(len(given), dtype=torch.int64), torch.ones(len(given))
+    return InstanceMasks(given, labels, scores, torch.ones(len(given), 28, 28), image_size, mode=mode)
+
+
+def detectron2_values(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
+    """Detectron2's and MMDetection's `_do_paste_mask` over the whole image, before its threshold: (N, H, W)."""
+    x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # (N, 1) each
+    x = (torch.arange(width).to(boxes) + 0.5 - x1) / (x2 - x1) * 2 - 1
+    y = (torch.arange(height).to(boxes) + 0.5 - y1) / (y2 - y1) * 2 - 1
+    shape = (len(boxes), height, width)
+    grid = torch.stack([x[:, None, :].expand(shape), y[:, :, None].expand(shape)], 3)
+    return F.grid_sample(masks[:, None], grid, align_corners=False)[:, 0]
+
+
+def torchvision_values(masks: Tensor, boxes: Tensor, image_size: Size) -> Tensor:
+    """torchvision's `paste_masks_in_image`, before any threshold: a border, whole pixels, a resize.
+
+    Boxes are rounded as there, in float32, masks resized in float64.
+    """
+    size = masks.shape[-1]
+    pasted = torch.zeros(len(masks), *image_size, dtype=torch.float64)
+    center, half = (boxes[:, 2:] + boxes[:, :2]) * 0.5, (boxes[:, 2:] - boxes[:, :2]) * 0.5 * ((size + 2) / size)
+    whole = torch.cat([center - half, center + half], 1).to(torch.int64)
+    for n, (x1, y1, x2, y2) in enumerate(whole.tolist()):
+        padded = F.pad(masks[n].double(), (1, 1, 1, 1))[None, None]
+        large = F.interpolate(padded, size=(y2 - y1 + 1, x2 - x1 + 1), mode="bilinear", align_corners=False)[0, 0]
+        left, right = max(x1, 0), min(x2 + 1, image_size[1])
+        top, bottom = max(y1, 0), min(y2 + 1, image_size[0])
+        if left < right and top < bottom:
+            pasted[n, top:bottom, left:right] = large[top - y1 : bottom - y1, left - x1 : right - x1]
+    return pasted

@@ -2,9 +2,13 @@
 
 import torch
 
-from detops import grid_cells
+from detops import grid_points
+from detops.reference import simota_match as definition
 
 STRIDES = (8, 16, 32)
+# Rules of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
+EXACT = (2.5, False, False, 10, 1.0, 3.0, 1.0)
+FAST = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 CLASS_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
@@ -23,7 +27,7 @@ def scene(
         value = torch.randn(shape, generator=g)
         return value.round() if coarse else value
 
-    cells = grid_cells([(size // s, size // s) for s in STRIDES], STRIDES)
+    cells = grid_points([(size // s, size // s) for s in STRIDES], STRIDES)
     count = len(cells)
     wh = torch.rand(batch, boxes, 2, generator=g) * size * 0.6 + 2
     gt = torch.cat([torch.rand(batch, boxes, 2, generator=g) * size, wh], -1)
@@ -73,3 +77,31 @@ def raw_outputs(levels, objectness, pred, cells, dtype=torch.float32):
         outputs.append(torch.cat([t[:, start:end], objectness[:, start:end, None], level], -1).to(dtype))
         start = end
     return outputs
+
+
+def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-3):
+    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
+    radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
+    for b in range(len(objectness)):
+        count = gt.shape[1] if sizes is None else int(sizes[b])
+        scores = torch.cat([level[b] for level in levels])
+        boxes, label = gt[b, :count], labels[b, :count]
+        own, best = definition.regions(cells, boxes, label, scores.shape[1], radius, center_only)
+        iou = definition.pair_iou(boxes, pred[b])
+        cost = definition.costs(scores, objectness[b], label, iou, iou_weight, class_weight)
+        cost = cost.nan_to_num(posinf=1e9) + 1e6 * ~best
+        for n in range(count):
+            allowed = own[n] if own_only else own.any(0)
+            total = k_scale * iou[n][allowed].sort(descending=True).values[:topk].sum().item()
+            if abs(total - round(total)) < margin and total > 0.5 and total != round(total):
+                return False
+            if not clear(cost[n][allowed], margin):
+                return False
+        if not own_only and not all(clear(column, margin) for column in cost[own.any(1)].T):
+            return False
+    return True
+
+
+def clear(values, margin):
+    gaps = values.sort().values.diff()
+    return not ((gaps > 0) & (gaps < margin)).any()

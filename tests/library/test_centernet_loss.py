@@ -13,7 +13,7 @@ import detops
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
-def plain_loss(heatmap_logits, wh, offset, boxes, labels, image_shape, num_classes):
+def plain_loss(heatmap_logits, wh, offset, boxes, labels, image_size, num_classes):
     """MMDetection's definition, one box at a time, in float64.
 
     Boxes are visited in order, maps are filled at their centres, and the losses are written as there.
@@ -22,7 +22,7 @@ def plain_loss(heatmap_logits, wh, offset, boxes, labels, image_shape, num_class
     heat = torch.zeros(heatmap_logits.shape, dtype=torch.float64)
     targets = torch.zeros(batch, 4, height, width, dtype=torch.float64)
     weight = torch.zeros(batch, 1, height, width, dtype=torch.float64)
-    ratio_y, ratio_x = height / image_shape[0], width / image_shape[1]
+    ratio_y, ratio_x = height / image_size[0], width / image_size[1]
     for b, (image_boxes, image_labels) in enumerate(zip(boxes, labels, strict=True)):
         for (x1, y1, x2, y2), label in zip(image_boxes.tolist(), image_labels.tolist(), strict=True):
             w, h = (x2 - x1) * ratio_x, (y2 - y1) * ratio_y
@@ -49,7 +49,7 @@ def plain_loss(heatmap_logits, wh, offset, boxes, labels, image_shape, num_class
 
 def scene(seed, batch=2, num_classes=3, boxes=5, size=64, cells=16, dtype=torch.float32):
     g = torch.Generator().manual_seed(seed)
-    maps = [torch.randn(batch, c, cells, cells + 4, generator=g).to(dtype) for c in (num_classes, 2, 2)]
+    maps = [torch.randn(batch, c, cells, cells + min(cells, 4), generator=g).to(dtype) for c in (num_classes, 2, 2)]
     counts = torch.randint(0, boxes + 1, (batch,), generator=g).tolist()
     low = [torch.rand(n, 2, generator=g) * size for n in counts]
     box = [torch.cat([xy, xy + torch.rand(xy.shape, generator=g) * 30], 1) for xy in low]
@@ -62,7 +62,7 @@ def scene(seed, batch=2, num_classes=3, boxes=5, size=64, cells=16, dtype=torch.
 def test_equals_the_plain_loss(seed, boxes, cells):
     maps, box, labels, shape = scene(seed, boxes=boxes, cells=cells)
     maps = [m.requires_grad_() for m in maps]
-    got = detops.CenterNetLoss(3)(*maps, box, labels, shape)
+    got = detops.CenterNetLoss(3)(*maps, (box, labels), shape)
     expected = plain_loss(*maps, box, labels, shape, 3)
     assert list(got) == ["loss_center_heatmap", "loss_wh", "loss_offset"]
     for name, value in expected.items():
@@ -77,7 +77,7 @@ def test_two_boxes_at_one_cell():
     logits, wh, offset = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     boxes = [torch.tensor([[16.0, 16, 40, 40], [24, 24, 32, 32]])]
     for labels, count in (([1, 1], 1), ([0, 1], 2)):
-        losses = detops.CenterNetLoss(2)(logits, wh, offset, boxes, [torch.tensor(labels)], (64, 64))
+        losses = detops.CenterNetLoss(2)(logits, wh, offset, (boxes, [torch.tensor(labels)]), (64, 64))
         assert losses["loss_wh"].item() == pytest.approx(0.1 * (1 + 1) / (2 * count))
         assert losses["loss_offset"].item() == pytest.approx((0.5 + 0.5) / (2 * count))
 
@@ -86,27 +86,21 @@ def test_without_boxes_it_still_has_a_gradient():
     maps, *_ = scene(1)
     maps = [m.requires_grad_() for m in maps]
     nothing = [torch.zeros(0, 4)] * 2, [torch.zeros(0, dtype=torch.int64)] * 2
-    losses = detops.CenterNetLoss(3)(*maps, *nothing, (64, 80))
+    losses = detops.CenterNetLoss(3)(*maps, nothing, (64, 80))
     sum(losses.values()).backward()
     assert losses["loss_wh"].item() == losses["loss_offset"].item() == 0
     assert losses["loss_center_heatmap"].item() > 0
     assert all(m.grad is not None and m.grad.isfinite().all() for m in maps)
-    empty = [m[:0] for m in maps]
-    assert (
-        sum(
-            detops.CenterNetLoss(3)(
-                *empty, torch.zeros(0, 0, 4), torch.zeros(0, 0, dtype=torch.int64), (64, 80)
-            ).values()
-        ).item()
-        == 0
-    )
+    empty, no_images = [m[:0] for m in maps], (torch.zeros(0, 0, 4), torch.zeros(0, 0, dtype=torch.int64))
+    assert sum(detops.CenterNetLoss(3)(*empty, no_images, (64, 80)).values()).item() == 0
 
 
 def test_options_are_those_of_the_targets():
     maps, boxes, labels, shape = scene(3, boxes=20)
     crowd = [torch.tensor([[0.0, 0, 40, 50]]), torch.zeros(0, 4)]
+    truth = detops.GroundTruth.from_boxes(boxes, labels, ignored=crowd)
     for options in ({"min_radius": 2, "formula": "legacy"}, {"elliptical": 0.54}, {"min_overlap": 0.7}):
-        targets = detops.centernet_targets(boxes, labels, (16, 20), shape, 3, ignore_boxes=crowd, **options)
+        targets = detops.centernet_targets(truth, (16, 20), shape, 3, **options)
         expected = detops.gaussian_focal_loss(
             maps[0],
             targets.heatmap,
@@ -117,16 +111,16 @@ def test_options_are_those_of_the_targets():
             from_logits=True,
         )
         criterion = detops.CenterNetLoss(3, heatmap_weight=2.0, pos_weight=0.25, neg_weight=1.5, **options)
-        got = criterion(*maps, boxes, labels, shape, ignore_boxes=crowd)["loss_center_heatmap"]
+        got = criterion(*maps, truth, shape)["loss_center_heatmap"]
         torch.testing.assert_close(got, expected)
 
 
 def test_half_precision_and_autocast():
     maps, boxes, labels, shape = scene(4)
-    expected = detops.CenterNetLoss(3)(*maps, boxes, labels, shape)
+    expected = detops.CenterNetLoss(3)(*maps, (boxes, labels), shape)
     for dtype in (torch.float16, torch.bfloat16):
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = detops.CenterNetLoss(3)(*(m.to(dtype) for m in maps), boxes, labels, shape)
+            got = detops.CenterNetLoss(3)(*(m.to(dtype) for m in maps), (boxes, labels), shape)
         for name, value in expected.items():
             assert got[name].dtype == torch.float32
             torch.testing.assert_close(got[name], value, rtol=2e-2, atol=1e-3)
@@ -140,7 +134,7 @@ def test_no_host_sync_and_compiles_whole(device):
     criterion = detops.CenterNetLoss(3)
 
     def step(*maps):
-        return sum(criterion(*maps, boxes, labels, shape, ignore_boxes=boxes).values())
+        return sum(criterion(*maps, detops.GroundTruth.from_boxes(boxes, labels, ignored=boxes), shape).values())
 
     leaves = [m.clone().requires_grad_() for m in maps]
     assert detops.count_syncs(lambda: step(*leaves).backward()) == 0
@@ -150,7 +144,7 @@ def test_no_host_sync_and_compiles_whole(device):
             detops.RaggedBatch(mode.from_tensor(t.tensor), sample_sizes=mode.from_tensor(t.sample_sizes))
             for t in (boxes, labels)
         ]
-        sum(criterion(*(f.requires_grad_() for f in fakes), *ragged, shape).values()).backward()
+        sum(criterion(*(f.requires_grad_() for f in fakes), ragged, shape).values()).backward()
     compiled = [m.clone().requires_grad_() for m in maps]
     torch.compile(step, fullgraph=True, backend="aot_eager")(*compiled).backward()
     for ours, theirs in zip(compiled, leaves, strict=True):
@@ -165,7 +159,7 @@ def test_cuda_graph():
     criterion = detops.CenterNetLoss(3)
 
     def step():
-        return torch.autograd.grad(sum(criterion(*maps, boxes, labels, shape).values()), maps)
+        return torch.autograd.grad(sum(criterion(*maps, (boxes, labels), shape).values()), maps)
 
     expected = step()
     graph = torch.cuda.CUDAGraph()
@@ -181,7 +175,7 @@ def train_half(rank, ranks, folder):
     maps, boxes, labels, shape = scene(7, batch=4, boxes=9)
     part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     leaves = [m[part].clone().requires_grad_() for m in maps]
-    losses = detops.CenterNetLoss(3)(*leaves, boxes[part], labels[part], shape)
+    losses = detops.CenterNetLoss(3)(*leaves, (boxes[part], labels[part]), shape)
     sum(losses.values()).backward()
     torch.save([leaf.grad / ranks for leaf in leaves], f"{folder}/{ranks}_{rank}.pt")  # as DDP averages
     dist.destroy_process_group()
@@ -203,12 +197,12 @@ def test_checked_mode_names_the_box_and_the_logit():
     wrong = [torch.tensor([[0.0, 0, 5, 5]])] * 2, [torch.tensor([-1]), torch.tensor([7])]
     criterion = detops.CenterNetLoss(3)
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 1, box 0 has 7, expected a value below 3"):
-        criterion(*maps, *wrong, shape)
-    criterion(*maps, *wrong, shape)
+        criterion(*maps, wrong, shape)
+    criterion(*maps, wrong, shape)
     maps[0][1, 2, 3, 4] = float("inf")
     with detops.checked(), pytest.raises(ValueError, match=r"heatmap_logits: \(1, 2, 3, 4\) has inf, expected finite"):
-        criterion(*maps, boxes, labels, shape)
-    assert criterion(*maps, boxes, labels, shape)["loss_center_heatmap"].isnan()
+        criterion(*maps, (boxes, labels), shape)
+    assert criterion(*maps, (boxes, labels), shape)["loss_center_heatmap"].isnan()
 
 
 @pytest.mark.parametrize(
@@ -218,11 +212,15 @@ def test_checked_mode_names_the_box_and_the_logit():
         ({"wh": torch.zeros(1, 4, 4, 4)}, r"wh: expected shape \(1, 2, 4, 4\) to match heatmap_logits"),
         ({"offset": torch.zeros(1, 2, 4, 4, device="meta")}, "offset: expected a tensor on cpu"),
         (
-            {"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1, dtype=torch.int64)},
-            r"boxes: expected shape \(1, ",
+            {"targets": (torch.zeros(2, 1, 4), torch.zeros(2, 1, dtype=torch.int64))},
+            "targets: expected 1 images, as heatmap_logits has, got 2",
         ),
-        ({"labels": torch.zeros(1, 2, dtype=torch.int64)}, r"labels: expected shape \(1, 1\) to match boxes"),
-        ({"image_shape": (0, 4)}, "image_shape: expected a height and a width of at least 1"),
+        (
+            {"targets": (torch.zeros(1, 1, 4), torch.zeros(1, 2, dtype=torch.int64))},
+            r"labels: expected shape \(1, 1\) to match boxes",
+        ),
+        ({"image_size": (0, 4)}, "image_size: expected a height and a width of at least 1"),
+        ({"image_size": (16, 64)}, "image_size: expected .* a cell would be 4.00 pixels high and 16.00 wide"),
     ],
 )
 def test_errors_name_the_argument(change, message):
@@ -230,9 +228,8 @@ def test_errors_name_the_argument(change, message):
         heatmap_logits=torch.zeros(1, 3, 4, 4),
         wh=torch.zeros(1, 2, 4, 4),
         offset=torch.zeros(1, 2, 4, 4),
-        boxes=torch.zeros(1, 1, 4),
-        labels=torch.zeros(1, 1, dtype=torch.int64),
-        image_shape=(16, 16),
+        targets=(torch.zeros(1, 1, 4), torch.zeros(1, 1, dtype=torch.int64)),
+        image_size=(16, 16),
     )
     with pytest.raises(ValueError, match=message):
         detops.CenterNetLoss(3)(**good | change)

@@ -17,7 +17,7 @@ def overlap(a, b):
     return inter / union if union > 0 else 0
 
 
-def plain_decode(cls_scores, bbox_preds, strides, image_shapes, threshold, iou_threshold, limit, candidates):
+def plain_decode(cls_scores, bbox_preds, strides, image_sizes, threshold, iou_threshold, limit, candidates):
     """For each image, a list of (box, score, label); scores in float32, as they are compared."""
     images = []
     for b in range(len(cls_scores[0])):
@@ -29,8 +29,8 @@ def plain_decode(cls_scores, bbox_preds, strides, image_shapes, threshold, iou_t
                     raw = preds[b, :, y, x].float().view(4, -1).softmax(1)
                     left, top, right, bottom = ((raw * torch.arange(raw.shape[1])).sum(1) * stride).tolist()
                     box = [x * stride - left, y * stride - top, x * stride + right, y * stride + bottom]
-                    if image_shapes is not None:
-                        height, width = image_shapes[b]
+                    if image_sizes is not None:
+                        height, width = image_sizes[b]
                         box = [min(max(v, 0), side) for v, side in zip(box, (width, height) * 2, strict=True)]
                     for label, score in enumerate(scores[b, :, y, x].float().sigmoid().tolist()):
                         if score >= threshold:
@@ -38,7 +38,8 @@ def plain_decode(cls_scores, bbox_preds, strides, image_shapes, threshold, iou_t
             found += sorted(level, key=lambda f: -f[1])[:candidates]
         kept = []
         for box, score, label in sorted(found, key=lambda f: -f[1]):
-            if all(label != other or overlap(box, better) <= iou_threshold for better, _, other in kept):
+            has_area = box[2] > box[0] and box[3] > box[1]
+            if has_area and all(label != other or overlap(box, better) <= iou_threshold for better, _, other in kept):
                 kept.append((box, score, label))
         images.append(kept[:limit])
     return images
@@ -69,9 +70,18 @@ def maps(seed, batch=2, classes=3, bins=5, dtype=torch.float32, coarse=False):
 )
 def test_equals_plain_decoding(clipped, threshold, limit, candidates, **options):
     cls_scores, bbox_preds = maps(**options)
-    shapes, iou = [(28, 44), (32, 20)][: len(cls_scores[0])] if clipped else None, 0.437
-    got = detops.decode_gfl(cls_scores, bbox_preds, (8, 16), shapes, threshold, iou, limit, candidates)
-    expected = plain_decode(cls_scores, bbox_preds, (8, 16), shapes, threshold, iou, limit, candidates)
+    sizes, iou = [(28, 44), (32, 20)][: len(cls_scores[0])] if clipped else None, 0.437
+    got = detops.decode_gfl(
+        cls_scores,
+        bbox_preds,
+        (8, 16),
+        sizes,
+        score_threshold=threshold,
+        iou_threshold=iou,
+        max_detections=limit,
+        candidates=candidates,
+    )
+    expected = plain_decode(cls_scores, bbox_preds, (8, 16), sizes, threshold, iou, limit, candidates)
     assert got.boxes.shape == (len(cls_scores[0]), limit, 4)
     assert got.boxes.dtype == got.scores.dtype == torch.float32
     for b, found in enumerate(expected):
@@ -91,6 +101,22 @@ def test_what_is_not_finite_is_no_detection():
     assert (got.labels >= 0).sum() == 1
     assert got.boxes[0, 0].tolist() == [12, -4, 20, 4]
     assert got.boxes.isfinite().all()
+
+
+def test_boxes_without_area_are_no_detections() -> None:
+    """A class of the last cell, which begins beyond an image 100 pixels wide, and a distribution of distance 0."""
+    scores, preds = torch.full((1, 2, 1, 5), -9.0), torch.zeros(1, 4 * 3, 1, 5)
+    scores[0, 1, 0, 4] = 3.0
+    preds[0, 0, 0, 4] = 200.0  # left side: no distance
+    size = [(32, 100)]
+    assert detops.decode_gfl([scores], [preds], [32]).boxes[0, 0].tolist() == [128, -32, 160, 32]
+    found = detops.decode_gfl([scores], [preds], [32], size)
+    assert (found.labels == -1).all()
+    assert not found.scores.any()
+    preds[0, 6, 0, 4] = 200.0  # right side: none either
+    assert (detops.decode_gfl([scores], [preds], [32]).labels == -1).all()
+    preds[0, 6, 0, 4], preds[0, 0, 0, 4] = 0.0, 0.0
+    assert detops.decode_gfl([scores], [preds], [32], size).boxes[0, 0].tolist() == [96, 0, 100, 32]
 
 
 def test_a_score_at_the_threshold_is_a_detection():
@@ -119,17 +145,18 @@ def test_no_host_sync_and_compiles_whole(device):
     ("change", "error", "message"),
     [
         ({"cls_scores": torch.zeros(1)}, TypeError, "cls_scores: expected a list of tensors, got Tensor"),
-        ({"strides": [8, 16]}, ValueError, "cls_scores: expected 2 levels, one a stride, got 1"),
+        ({"strides": [8, 16]}, ValueError, "cls_scores: expected 2 levels, one per stride, got 1"),
         ({"bbox_preds": [torch.zeros(1, 9, 2, 2)]}, ValueError, r"bbox_preds: expected 4 \* \(reg_max \+ 1\) channels, got 9"),
         ({"bbox_preds": [torch.zeros(1, 8, 2, 3)]}, ValueError, "bbox_preds: expected the shape of cls_scores"),
-        ({"image_shapes": [(2, 2), (3, 3)]}, ValueError, "image_shapes: expected a height and a width for each of 1"),
-        ({"strides": [0]}, ValueError, r"strides: expected whole numbers of pixels.* got \[0\]"),
-        ({"strides": [(8, 4)]}, ValueError, r"strides: expected whole numbers of pixels.* got \[\(8, 4\)\]"),
+        ({"image_sizes": [(2, 2), (3, 3)]}, ValueError, "image_sizes: expected a height and a width for each of 1"),
+        ({"strides": [0]}, ValueError, r"strides: expected whole numbers of at least 1 pixel.* got \[0\]"),
+        ({"strides": [(8, 4)]}, ValueError, r"strides: expected whole numbers of at least 1 pixel.* got \[\(8, 4\)\]"),
         ({"cls_scores": [torch.zeros(1, 1, 2, 2), torch.zeros(1, 3, 1, 1)], "strides": [8, 16]}, ValueError,
          r"cls_scores: expected shape \(B, 1, H, W\), got \(1, 3, 1, 1\)"),
         ({"score_threshold": 2}, ValueError, r"score_threshold: expected 0 \.\. 1, got 2"),
         ({"max_detections": 0}, ValueError, "max_detections: expected at least 1, got 0"),
         ({"candidates": 0}, ValueError, "candidates: expected at least 1, got 0"),
+        ({"image_shapes": [(2, 2)]}, TypeError, "image_shapes: this argument is now image_sizes"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(change, error, message):

@@ -47,14 +47,14 @@ def scene(seed, batch=2, counts=(4, 3, 0, 5)):
     return (*maps, boxes, labels)
 
 
-def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_shapes=None, normalize=False, ld=True):
+def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, normalize=False, ld=True):
     """Four lists of losses a level, in float64."""
     anchors = detops.grid_anchors(SHAPES, STRIDES)
     batch, found = len(boxes), []
     valid = torch.ones(batch, len(anchors), dtype=torch.bool)
-    if image_shapes is not None:
+    if image_sizes is not None:
         corner = (anchors[:, :2] + anchors[:, 2:]) / 2
-        for b, (height, width) in enumerate(image_shapes):
+        for b, (height, width) in enumerate(image_sizes):
             valid[b] = (corner[:, 0] < width) & (corner[:, 1] < height)
     for b in range(batch):
         found.append(
@@ -122,15 +122,15 @@ def assert_equal(got, expected, mine, theirs):
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("normalize", [False, True])
 def test_ld_equals_the_plain_head(padded, normalize):
-    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
+    image_sizes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
     for seed in range(8):
         cls_scores, bbox_preds, soft, boxes, labels = scene(seed, batch=4)
         if seed % 2:  # early in training the weights' sum is below 1
             cls_scores = [scores - 6 for scores in cls_scores]
         mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
         criterion = detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=normalize)
-        got = criterion(mine[:3], mine[3:], boxes, labels, soft, image_shapes, per_level=True)
-        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_shapes, normalize)
+        got = criterion.level_losses(mine[:3], mine[3:], (boxes, labels), image_sizes, soft_targets=soft)
+        expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_sizes, normalize)
         assert set(got) == set(expected)
         assert_equal(got, expected, mine, theirs)
 
@@ -141,19 +141,19 @@ def test_logits_beyond_an_image_are_not_read(portable, monkeypatch):
     if portable:
         for name, form in PORTABLE.items():
             monkeypatch.setattr(detops.ops, name, form)
-    image_shapes = [(64, 96), (40, 64), (64, 96), (33, 70)]
+    image_sizes = [(64, 96), (40, 64), (64, 96), (33, 70)]
     cls_scores, bbox_preds, soft, boxes, labels = scene(3, batch=4)
     results = []
     for value in (None, float("nan"), float("inf")):
         maps = [[level.clone() for level in levels] for levels in (cls_scores, bbox_preds, soft)]
         for stride, *levels in zip(STRIDES, *maps, strict=True):
-            for b, (height, width) in enumerate(image_shapes if value is not None else ()):
+            for b, (height, width) in enumerate(image_sizes if value is not None else ()):
                 for level in levels:
                     level[b, :, -(-height // stride) :] = value
                     level[b, :, :, -(-width // stride) :] = value
         leaves = leaves_of(maps[0] + maps[1])
         criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
-        losses = criterion(leaves[:3], leaves[3:], boxes, labels, maps[2], image_shapes)
+        losses = criterion(leaves[:3], leaves[3:], (boxes, labels), image_sizes, soft_targets=maps[2])
         results.append((losses, torch.autograd.grad(sum(losses.values()), leaves)))
     for losses, gradients in results[1:]:
         assert all(torch.equal(losses[name], value) for name, value in results[0][0].items())
@@ -165,10 +165,10 @@ def test_gfl_equals_the_plain_head():
         cls_scores, bbox_preds, soft, boxes, labels = scene(seed)
         mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
         criterion = detops.GFLLoss(CLASSES, strides=STRIDES)
-        got = criterion(mine[:3], mine[3:], boxes, labels, per_level=True)
+        got = criterion.level_losses(mine[:3], mine[3:], (boxes, labels))
         expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, ld=False)
         assert set(got) == {"loss_cls", "loss_bbox", "loss_dfl"}
-        whole = criterion(cls_scores, bbox_preds, boxes, labels)
+        whole = criterion(cls_scores, bbox_preds, (boxes, labels))
         for name, value in whole.items():
             torch.testing.assert_close(value, torch.stack(got[name]).sum())
         assert_equal(got, expected, mine, theirs)
@@ -178,7 +178,7 @@ def test_gfl_divides_by_1_at_least():
     """As early in training, where the weights' sum is below."""
     cls_scores, bbox_preds, soft, boxes, labels = scene(1)
     mine, theirs = (leaves_of([*(level - 6 for level in cls_scores), *bbox_preds]) for _ in range(2))
-    got = detops.GFLLoss(CLASSES, strides=STRIDES)(mine[:3], mine[3:], boxes, labels, per_level=True)
+    got = detops.GFLLoss(CLASSES, strides=STRIDES).level_losses(mine[:3], mine[3:], (boxes, labels))
     expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, ld=False)
     assert torch.stack(expected["loss_bbox"]).sum() < 0.5
     assert_equal(got, expected, mine, theirs)
@@ -190,10 +190,10 @@ def test_the_region_beside_the_positives_learns_too(padded):
     for seed in range(4):
         cls_scores, bbox_preds, soft, boxes, labels = scene(seed)
         options = dict(strides=STRIDES, temperature=4.0)
-        alone = detops.LDLoss(CLASSES, **options)(cls_scores, bbox_preds, boxes, labels, soft, shapes)
+        alone = detops.LDLoss(CLASSES, **options)(cls_scores, bbox_preds, (boxes, labels), shapes, soft_targets=soft)
         leaves = leaves_of(bbox_preds)
         criterion = detops.LDLoss(CLASSES, ld_region="main+vlr", **options)
-        got = criterion(cls_scores, leaves, boxes, labels, soft, shapes, per_level=True)
+        got = criterion.level_losses(cls_scores, leaves, (boxes, labels), shapes, soft_targets=soft)
         for name, value in alone.items():
             torch.testing.assert_close(torch.stack(got[name]).sum(), value)
         worth = torch.zeros(2, len(anchors), dtype=torch.float64)
@@ -224,7 +224,7 @@ def test_the_region_beside_the_positives_learns_too(padded):
 def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
     cls_scores, bbox_preds, soft, boxes, labels = scene(5)
     leaves = leaves_of([*cls_scores, *bbox_preds])
-    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels, soft)
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], (boxes, labels), soft_targets=soft)
     alone = [torch.autograd.grad(value, leaves, retain_graph=True) for value in losses.values()]
     weights = (2.0, 0.5, 3.0, 0.1)
     total = sum(w * value for w, value in zip(weights, losses.values(), strict=True))
@@ -234,7 +234,7 @@ def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
             expected = sum(w * part[i] for w, part in zip(weights, alone, strict=True))
             torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-6)
     only_boxes = leaves_of(bbox_preds)
-    losses = detops.LDLoss(CLASSES, strides=STRIDES)(cls_scores, only_boxes, boxes, labels, soft)
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(cls_scores, only_boxes, (boxes, labels), soft_targets=soft)
     sum(losses.values()).backward()
     for leaf, gradient in zip(only_boxes, zip(*alone, strict=True), strict=False):
         assert leaf.grad is not None
@@ -245,7 +245,7 @@ def test_backward_takes_the_boxes_that_forward_had():
     """A loader may put the next batch into the same memory between the two."""
     cls_scores, bbox_preds, _, boxes, labels = scene(5, counts=(4, 4))
     boxes, labels, leaves = torch.stack(boxes), torch.stack(labels), leaves_of([*cls_scores, *bbox_preds])
-    loss = sum(detops.GFLLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels).values())
+    loss = sum(detops.GFLLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], (boxes, labels)).values())
     first = torch.autograd.grad(loss, leaves, retain_graph=True)
     boxes += 7
     labels.zero_()
@@ -257,11 +257,11 @@ def test_a_copy_gives_the_same_and_takes_no_anchors_along():
     cls_scores, bbox_preds, soft, boxes, labels = scene(6)
     criterion = detops.LDLoss(CLASSES, strides=STRIDES, temperature=4.0)
     new = len(pickle.dumps(criterion))
-    losses = criterion(cls_scores, bbox_preds, boxes, labels, soft)
+    losses = criterion(cls_scores, bbox_preds, (boxes, labels), soft_targets=soft)
     assert len(pickle.dumps(criterion)) == new
     for copied in (copy.deepcopy(criterion), pickle.loads(pickle.dumps(criterion))):
         assert copied.state_dict() == {}
-        for name, value in copied(cls_scores, bbox_preds, boxes, labels, soft).items():
+        for name, value in copied(cls_scores, bbox_preds, (boxes, labels), soft_targets=soft).items():
             assert torch.equal(value, losses[name])
 
 
@@ -269,14 +269,14 @@ def test_kept_anchors_change_nothing():
     criterion, other = (detops.GFLLoss(CLASSES, strides=STRIDES) for _ in range(2))
     cls_scores, bbox_preds, _, boxes, labels = scene(6)
     half = [[level[..., :1, :] for level in part] for part in (cls_scores, bbox_preds)]
-    first = criterion(cls_scores, bbox_preds, boxes, labels)
-    criterion(*half, boxes, labels)
-    for name, value in criterion(cls_scores, bbox_preds, boxes, labels).items():
+    first = criterion(cls_scores, bbox_preds, (boxes, labels))
+    criterion(*half, (boxes, labels))
+    for name, value in criterion(cls_scores, bbox_preds, (boxes, labels)).items():
         assert torch.equal(value, first[name])
     turned = [[level.unflatten(3, (-1, 3)).flatten(2, 3) for level in part] for part in (cls_scores, bbox_preds)]
     for maps in (half, turned):
-        for name, value in other(*maps, boxes, labels).items():
-            assert torch.equal(value, criterion(*maps, boxes, labels)[name])
+        for name, value in other(*maps, (boxes, labels)).items():
+            assert torch.equal(value, criterion(*maps, (boxes, labels))[name])
 
 
 @pytest.mark.parametrize("region", ["main", "main+vlr"])
@@ -286,7 +286,7 @@ def test_portable_ops_give_the_same(region, monkeypatch):
     criterion, found = detops.LDLoss(CLASSES, strides=STRIDES, ld_region=region), []
     for _ in range(2):
         leaves = leaves_of([*cls_scores, *bbox_preds])
-        losses = criterion(leaves[:3], leaves[3:], boxes, labels, soft)
+        losses = criterion(leaves[:3], leaves[3:], (boxes, labels), soft_targets=soft)
         sum(losses.values()).backward()
         found.append([*losses.values(), *(leaf.grad for leaf in leaves)])
         for name, portable in PORTABLE.items():
@@ -303,7 +303,7 @@ def test_without_a_positive_everything_carries_a_gradient(boxes):
     cls_scores, bbox_preds, soft, *_ = scene(1)
     leaves = leaves_of([*cls_scores, *bbox_preds])
     labels = torch.zeros(2, boxes.shape[1]).long()
-    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], boxes, labels, soft)
+    losses = detops.LDLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], (boxes, labels), soft_targets=soft)
     assert losses["loss_bbox"] == losses["loss_dfl"] == losses["loss_ld"] == 0
     background = sum((F.softplus(s) * s.sigmoid() ** 2).sum() for s in cls_scores) / 2  # each image counts as one
     torch.testing.assert_close(losses["loss_cls"], background)
@@ -316,9 +316,9 @@ def test_half_precision():
     criterion = detops.GFLLoss(CLASSES, strides=STRIDES)
     for dtype in (torch.float16, torch.bfloat16):
         rounded = [[m.to(dtype) for m in maps] for maps in (cls_scores, bbox_preds)]
-        expected = criterion(*[[m.float() for m in maps] for maps in rounded], boxes, labels)
+        expected = criterion(*[[m.float() for m in maps] for maps in rounded], (boxes, labels))
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            got = criterion(*rounded, boxes, labels)
+            got = criterion(*rounded, (boxes, labels))
         for name, value in got.items():
             assert value.dtype == torch.float32
             torch.testing.assert_close(value, expected[name], rtol=1e-4, atol=1e-5)
@@ -330,7 +330,7 @@ def test_a_loss_scale_saves_the_gradients_of_float16():
     leaves = leaves_of([*((level / 4 - 5).half() for level in cls_scores), *(level.half() for level in bbox_preds)])
     wide = leaves_of([leaf.detach().float() for leaf in leaves])
     for part in (leaves, wide):
-        losses = detops.GFLLoss(CLASSES, strides=STRIDES)(part[:3], part[3:], boxes, labels)
+        losses = detops.GFLLoss(CLASSES, strides=STRIDES)(part[:3], part[3:], (boxes, labels))
         (sum(losses.values()) * 2**16).backward()
     for leaf, exact in zip(leaves, wide, strict=True):
         torch.testing.assert_close(leaf.grad.float(), exact.grad, rtol=2e-3, atol=1e-4)
@@ -346,7 +346,7 @@ def test_no_host_sync_and_compiles_whole(device):
     criterion = detops.LDLoss(CLASSES, strides=STRIDES, ld_region="main+vlr")
 
     def step(*flat):
-        return sum(criterion(flat[:3], flat[3:6], *ragged, flat[6:], shapes).values())
+        return sum(criterion(flat[:3], flat[3:6], tuple(ragged), shapes, soft_targets=flat[6:]).values())
 
     leaves = leaves_of([m for part in maps for m in part])
     assert detops.count_syncs(lambda: step(*leaves).backward()) == 0
@@ -365,7 +365,7 @@ def test_batches_of_other_sizes_are_not_compiled_each():
     criterion = detops.LDLoss(CLASSES, strides=(8,), ld_region="main+vlr")
 
     def step(cls_scores, bbox_preds, boxes, labels, soft):
-        return sum(criterion(cls_scores, bbox_preds, boxes, labels, soft).values())
+        return sum(criterion(cls_scores, bbox_preds, (boxes, labels), soft_targets=soft).values())
 
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     for n in range(1, 12):
@@ -386,8 +386,8 @@ def train_half(rank, ranks, folder):
     for criterion in (detops.GFLLoss(CLASSES, strides=STRIDES),
                       detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=True)):  # fmt: skip
         leaves = leaves_of([m[part] for m in (*cls_scores, *bbox_preds)])
-        teacher = () if len(saved) == 0 else ([m[part] for m in soft],)
-        sum(criterion(leaves[:3], leaves[3:], boxes[part], labels[part], *teacher).values()).backward()
+        teacher = {} if len(saved) == 0 else {"soft_targets": [m[part] for m in soft]}
+        sum(criterion(leaves[:3], leaves[3:], (boxes[part], labels[part]), **teacher).values()).backward()
         saved.append([leaf.grad / ranks for leaf in leaves])  # as DDP averages
     torch.save(saved, f"{folder}/{ranks}_{rank}.pt")
     dist.destroy_process_group()
@@ -408,28 +408,31 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
     ("change", "error", "message"),
     [
         ({"cls_scores": torch.zeros(1)}, TypeError, "cls_scores: expected a list of tensors, got Tensor"),
-        ({"cls_scores": [torch.zeros(1, 3, 2, 2)]}, ValueError, "cls_scores: expected 2 levels, one a stride, got 1"),
+        ({"cls_scores": [torch.zeros(1, 3, 2, 2)]}, ValueError, "cls_scores: expected 2 levels, one per stride, got 1"),
         ({"bbox_preds": [torch.zeros(1, 67, 2, 2)] * 2}, ValueError, r"bbox_preds: expected shape \(B, 68, H, W\)"),
         ({"bbox_preds": [torch.zeros(1, 68, 2, 3)] * 2}, ValueError, "bbox_preds: expected the shape of cls_scores"),
         ({"soft_targets": [torch.zeros(1, 36, 2, 2)] * 2}, ValueError, r"soft_targets: expected shape \(B, 68, H, W\)"),
-        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long()}, ValueError, "boxes: expected 1 images"),
-        ({"boxes": torch.zeros(2, 1, 4), "labels": torch.zeros(2, 1).long(), "image_shapes": [(9, 9)]}, ValueError,
-         "boxes: expected 1 images, as cls_scores has, got 2"),
+        ({"targets": (torch.zeros(2, 1, 4), torch.zeros(2, 1).long())}, ValueError, "targets: expected 1 images"),
+        ({"targets": (torch.zeros(2, 1, 4), torch.zeros(2, 1).long()), "image_sizes": [(9, 9)]}, ValueError,
+         "targets: expected 1 images, as cls_scores has, got 2"),
         ({"cls_scores": [torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)]}, ValueError,
          "cls_scores: expected 1 images, as the first level has, got 2"),
         ({"soft_targets": [torch.zeros(2, 68, 2, 2)] * 2}, ValueError,
          "soft_targets: expected 1 images, as cls_scores has, got 2"),
         ({"bbox_preds": [torch.zeros(1, 68, 2, 2), torch.zeros(1, 68, 2, 2).half()]}, TypeError,
          r"bbox_preds: expected levels of one dtype, got torch\.float32 and torch\.float16"),
-        ({"boxes": [torch.zeros(2, 4)], "labels": [torch.zeros(1).long()]}, ValueError,
+        ({"targets": ([torch.zeros(2, 4)], [torch.zeros(1).long()])}, ValueError,
          "labels: sample 0 has 1, expected 2, as boxes has"),
-        ({"image_shapes": [4, 4]}, ValueError, "image_shapes: expected a height and a width for each of 1 images"),
+        ({"image_sizes": [4, 4]}, ValueError, "image_sizes: expected a height and a width for each of 1 images"),
+        ({"soft_targets": ()}, ValueError, "soft_targets: expected 2 levels, one per stride, got 0"),
+        ({"image_shapes": [(4, 4)]}, TypeError, "image_shapes: this argument is now image_sizes"),
+        ({"boxes": torch.zeros(1, 1, 4)}, TypeError, r"boxes: this argument is now targets=\(boxes, labels\)"),
+        ({"per_level": True}, TypeError, "per_level: this argument is now the method `level_losses`"),
     ],
 )  # fmt: skip
 def test_errors_name_the_argument(change, error, message):
     good = dict(cls_scores=[torch.zeros(1, 3, 2, 2)] * 2, bbox_preds=[torch.zeros(1, 68, 2, 2)] * 2,
-                soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, boxes=torch.zeros(1, 1, 4),
-                labels=torch.zeros(1, 1).long())  # fmt: skip
+                soft_targets=[torch.zeros(1, 68, 2, 2)] * 2, targets=(torch.zeros(1, 1, 4), torch.zeros(1, 1).long()))  # fmt: skip
     with pytest.raises(error, match=message):
         detops.LDLoss(3, strides=(8, 16))(**good | change)
     for options, text in ((dict(strides=[(8, 4)]), "strides: expected whole numbers"), (dict(reg_max=0), "reg_max: expected"),

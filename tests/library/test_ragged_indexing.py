@@ -1,11 +1,15 @@
 """Indexing, mapping and masks over ragged batches against plain loops over the samples."""
 
 import math
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from ragged_batches import cases, rests, seeds
+from torch import Tensor
 from torch.autograd import gradcheck
 
 from detops.ragged import (
@@ -24,15 +28,13 @@ DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.int
 INDEX_DTYPES = [torch.int32, torch.int64]
 GARBAGE = [0, 1, -1, 100, -1000, 2**31 - 1, -(2**31)]
 
-cases = settings(max_examples=40, deadline=None)
+Shape = tuple[int, ...]
 batch_shapes = st.lists(st.integers(0, 3), min_size=1, max_size=2).map(tuple)
-rests = st.lists(st.integers(1, 3), max_size=2).map(tuple)
-seeds = st.integers(0, 2**16)
 dtypes = st.sampled_from(DTYPES)
 index_dtypes = st.sampled_from(INDEX_DTYPES)
 
 
-def values(shape, dtype, gen, contiguous=True):
+def values(shape: Shape, dtype: torch.dtype, gen: torch.Generator, contiguous: bool = True) -> Tensor:
     data = torch.randint(-50, 50, shape, generator=gen)
     data = (data > 0) if dtype == torch.bool else data.to(dtype)
     if not contiguous:
@@ -40,7 +42,15 @@ def values(shape, dtype, gen, contiguous=True):
     return data
 
 
-def indices(batch_shape, width, low, high, dtype, gen, unique=False):
+def indices(
+    batch_shape: Shape,
+    width: int,
+    low: int,
+    high: int,
+    dtype: torch.dtype,
+    gen: torch.Generator,
+    unique: bool = False,
+) -> RaggedBatch:
     """Random valid indices in [low, high) in random numbers, garbage behind them."""
     rows, counts = [], []
     for _ in range(math.prod(batch_shape)):
@@ -59,11 +69,11 @@ def indices(batch_shape, width, low, high, dtype, gen, unique=False):
     return RaggedBatch(tensor.to(dtype).reshape(*batch_shape, width), sample_sizes=sizes)
 
 
-def samples(batch_shape):
+def samples(batch_shape: Shape) -> list[Tensor]:
     return list(torch.cartesian_prod(*[torch.arange(n) for n in batch_shape]).reshape(-1, len(batch_shape)))
 
 
-def pairs(index, size):
+def pairs(index: RaggedBatch, size: int) -> Iterator[tuple[tuple[int, ...], int, int]]:
     """Yields (sample, position, wrapped index) of the valid indices in range."""
     for where in samples(index.batch_shape):
         b = tuple(where.tolist())
@@ -76,10 +86,19 @@ def pairs(index, size):
 
 @cases
 @given(batch_shapes, st.integers(0, 4), st.integers(0, 5), rests, dtypes, index_dtypes, seeds, st.data())
-def test_access(batch_shape, size, width, rest, dtype, index_dtype, seed, draw):
+def test_access(
+    batch_shape: Shape,
+    size: int,
+    width: int,
+    rest: Shape,
+    dtype: torch.dtype,
+    index_dtype: torch.dtype,
+    seed: int,
+    draw: st.DataObject,
+) -> None:
     gen = torch.Generator().manual_seed(seed)
     index = indices(batch_shape, width, -size - 2, size + 2, index_dtype, gen)
-    data = values((*batch_shape, size, *rest), dtype, gen, contiguous=seed % 2)
+    data = values((*batch_shape, size, *rest), dtype, gen, contiguous=seed % 2 == 1)
     nb = len(batch_shape)
     dim = draw.draw(st.integers(nb, nb + len(rest)))
     got = batched_indexing_access(data.transpose(nb, dim), index, 3.5, dim)
@@ -94,10 +113,19 @@ def test_access(batch_shape, size, width, rest, dtype, index_dtype, seed, draw):
 
 @cases
 @given(batch_shapes, st.integers(0, 4), st.integers(0, 5), rests, dtypes, index_dtypes, seeds, st.data())
-def test_write_and_inverse_access(batch_shape, size, width, rest, dtype, index_dtype, seed, draw):
+def test_write_and_inverse_access(
+    batch_shape: Shape,
+    size: int,
+    width: int,
+    rest: Shape,
+    dtype: torch.dtype,
+    index_dtype: torch.dtype,
+    seed: int,
+    draw: st.DataObject,
+) -> None:
     gen = torch.Generator().manual_seed(seed)
     index = indices(batch_shape, width, -size - 2, size + 2, index_dtype, gen)
-    data = values((*batch_shape, width, *rest), dtype, gen, contiguous=seed % 2)
+    data = values((*batch_shape, width, *rest), dtype, gen, contiguous=seed % 2 == 1)
     into = values((*batch_shape, size, *rest), dtype, gen)
     nb = len(batch_shape)
     dim = draw.draw(st.integers(nb, nb + len(rest)))
@@ -113,21 +141,30 @@ def test_write_and_inverse_access(batch_shape, size, width, rest, dtype, index_d
     assert got.dtype == dtype
     assert torch.equal(got.transpose(nb, dim), inverse)
     ragged = RaggedBatch.FromFullTensor(into.transpose(nb, dim), dim, nb)
-    got = batched_indexing_write(RaggedBatch.FromFullTensor(data, nb, nb).tensor.transpose(nb, dim), index, ragged, dim)
-    assert got.non_uniform_dim == dim
-    assert torch.equal(got.tensor.transpose(nb, dim), written)
+    batch = batched_indexing_write(data.transpose(nb, dim), index, ragged, dim)
+    assert batch.non_uniform_dim == dim
+    assert torch.equal(batch.tensor.transpose(nb, dim), written)
 
 
 @cases
 @given(batch_shapes, st.integers(0, 4), st.integers(0, 4), st.integers(0, 5), rests, dtypes, seeds, st.data())
-def test_mapping(batch_shape, num_source, num_target, width, rest, dtype, seed, draw):
+def test_mapping(
+    batch_shape: Shape,
+    num_source: int,
+    num_target: int,
+    width: int,
+    rest: Shape,
+    dtype: torch.dtype,
+    seed: int,
+    draw: st.DataObject,
+) -> None:
     gen = torch.Generator().manual_seed(seed)
     nb = len(batch_shape)
     target_index = indices(batch_shape, width, -num_target - 1, num_target + 1, torch.int64, gen)
     source_index = target_index.create_with_sample_sizes_like_self(
         torch.randint(-num_source - 1, num_source + 1, (*batch_shape, width), generator=gen).int()
     )
-    source = values((*batch_shape, num_source, *rest), dtype, gen, contiguous=seed % 2)
+    source = values((*batch_shape, num_source, *rest), dtype, gen, contiguous=seed % 2 == 1)
     target = values((*batch_shape, num_target, *rest), dtype, gen)
     expected = target.clone()
     from_source = {(b, j): i for b, j, i in pairs(source_index, num_source)}
@@ -148,10 +185,12 @@ def test_mapping(batch_shape, num_source, num_target, width, rest, dtype, seed, 
 
 @cases
 @given(batch_shapes, st.integers(0, 5), rests, dtypes, seeds, st.integers(0, 6), st.data())
-def test_bool_indexing_and_write(batch_shape, size, rest, dtype, seed, max_size, draw):
+def test_bool_indexing_and_write(
+    batch_shape: Shape, size: int, rest: Shape, dtype: torch.dtype, seed: int, max_size: int, draw: st.DataObject
+) -> None:
     gen = torch.Generator().manual_seed(seed)
     nb = len(batch_shape)
-    data = values((*batch_shape, size, *rest), dtype, gen, contiguous=seed % 2)
+    data = values((*batch_shape, size, *rest), dtype, gen, contiguous=seed % 2 == 1)
     mask = torch.rand((*batch_shape, size), generator=gen) < 0.5
     sizes = torch.randint(0, size + 1, batch_shape, generator=gen)
     dim = draw.draw(st.integers(nb, nb + len(rest)))
@@ -160,10 +199,10 @@ def test_bool_indexing_and_write(batch_shape, size, rest, dtype, seed, max_size,
         ragged = ragged.with_padded_set_to(math.nan)
     ragged_mask = RaggedBatch(mask, sample_sizes=sizes)
     poisoned = ragged.tensor.transpose(nb, dim)
-    rows = {tuple(b.tolist()): None for b in samples(batch_shape)}
-    for b in rows:
-        valid = mask[b] & (torch.arange(size) < sizes[b])
-        rows[b] = valid.nonzero().squeeze(1)
+    rows: dict[tuple[int, ...], Tensor] = {}
+    for where in samples(batch_shape):
+        b = tuple(where.tolist())
+        rows[b] = (mask[b] & (torch.arange(size) < sizes[b])).nonzero().squeeze(1)
     largest = max((len(r) for r in rows.values()), default=0)
     for limit in (None, max_size):
         width = largest if limit is None else limit
@@ -189,15 +228,15 @@ def test_bool_indexing_and_write(batch_shape, size, rest, dtype, seed, max_size,
         got = batched_bool_indexing_write(written, m, ragged)
         assert torch.equal(got.tensor.transpose(nb, dim).nan_to_num(7), expected.nan_to_num(7))
     front = written.get_non_uniform_dimension_transposed_to(nb)
-    got = batched_bool_indexing_write(front, ragged_mask, poisoned)
-    assert torch.equal(got.nan_to_num(7), expected.nan_to_num(7))
+    plain = batched_bool_indexing_write(front, ragged_mask, poisoned)
+    assert torch.equal(plain.nan_to_num(7), expected.nan_to_num(7))
 
 
-def _nested(flat, shape):
+def _nested(flat: list[int], shape: Shape) -> Any:
     return torch.tensor(flat, dtype=torch.int64).reshape(shape).tolist()
 
 
-def test_bool_write_with_too_few_and_too_many_entries():
+def test_bool_write_with_too_few_and_too_many_entries() -> None:
     into = torch.tensor([[1, 2, 3], [4, 5, 6]])
     mask = torch.tensor([[True, True, True], [False, True, False]])
     entries = RaggedBatch(torch.tensor([[7, 99], [8, 9]]), sample_sizes=torch.tensor([1, 2]))
@@ -206,7 +245,7 @@ def test_bool_write_with_too_few_and_too_many_entries():
 
 @cases
 @given(batch_shapes, st.integers(0, 5), st.integers(0, 5), index_dtypes, seeds)
-def test_mask_from_indices(batch_shape, size, width, index_dtype, seed):
+def test_mask_from_indices(batch_shape: Shape, size: int, width: int, index_dtype: torch.dtype, seed: int) -> None:
     gen = torch.Generator().manual_seed(seed)
     index = indices(batch_shape, width, -size - 2, size + 2, index_dtype, gen)
     expected = torch.zeros((*batch_shape, size), dtype=torch.bool)
@@ -217,7 +256,7 @@ def test_mask_from_indices(batch_shape, size, width, index_dtype, seed):
 
 @cases
 @given(st.integers(0, 4), st.integers(0, 5), seeds)
-def test_masks_and_indices_invert_each_other(batch_size, size, seed):
+def test_masks_and_indices_invert_each_other(batch_size: int, size: int, seed: int) -> None:
     gen = torch.Generator().manual_seed(seed)
     mask = torch.rand((batch_size, size), generator=gen) < 0.5
     index = get_indices_from_mask(mask)
@@ -232,18 +271,20 @@ def test_masks_and_indices_invert_each_other(batch_size, size, seed):
     assert [row.tolist() for row in cut.split()] == [row.nonzero().squeeze(1)[:2].tolist() for row in mask]
 
 
-def test_of_duplicates_the_last_wins_and_alone_gets_the_gradient():
+def test_of_duplicates_the_last_wins_and_alone_gets_the_gradient() -> None:
     data = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
     into = torch.tensor([[9.0, 8.0]], requires_grad=True)
     index = RaggedBatch(torch.tensor([[1, -1, 1]]), sample_sizes=torch.tensor([2]))
     out = batched_indexing_write(data, index, into)
     assert out.tolist() == [[9, 2]]
     out.sum().backward()
+    assert data.grad is not None
+    assert into.grad is not None
     assert data.grad.tolist() == [[0, 1, 0]]
     assert into.grad.tolist() == [[1, 0]]
 
 
-def _grad_inputs():
+def _grad_inputs() -> tuple[RaggedBatch, RaggedBatch, Tensor, Tensor, Tensor]:
     gen = torch.Generator().manual_seed(0)
     index = indices((2, 2), 4, 0, 3, torch.int64, gen, unique=True)
     source = index.create_with_sample_sizes_like_self(
@@ -258,10 +299,10 @@ def _grad_inputs():
 @pytest.mark.parametrize(
     "name", ["access", "access_dim", "inverse", "write", "mapping", "bool_indexing", "bool_indexing_write"]
 )
-def test_gradcheck(name):
+def test_gradcheck(name: str) -> None:
     index, source, data, into, mask = _grad_inputs()
     entries = RaggedBatch(data, sample_sizes=mask.sum(-1))
-    functions = {
+    functions: dict[str, tuple[Callable[..., Any], tuple[Tensor, ...]]] = {
         "access": (lambda x: batched_indexing_access(x, source, 2.0).tensor, (into,)),
         "access_dim": (lambda x: batched_indexing_access(x.transpose(2, 3), source, 2.0, 3).tensor, (into,)),
         "inverse": (lambda x: batched_inverse_indexing_access(x, index, 3), (data,)),
@@ -280,15 +321,16 @@ def test_gradcheck(name):
     assert gradcheck(function, inputs)
 
 
-def test_access_accumulates_gradients_of_repeated_indices():
+def test_access_accumulates_gradients_of_repeated_indices() -> None:
     data = torch.zeros(1, 3, 2, requires_grad=True)
     index = RaggedBatch(torch.tensor([[2, -1, 0, 100]]), sample_sizes=torch.tensor([3]))
     batched_indexing_access(data, index).tensor.sum().backward()
+    assert data.grad is not None
     assert data.grad[0, :, 0].tolist() == [1, 0, 2]
 
 
 @pytest.mark.parametrize("name", ["access", "inverse", "write", "mapping", "bool_indexing", "bool_indexing_write"])
-def test_nan_in_padding_reaches_no_gradient(name):
+def test_nan_in_padding_reaches_no_gradient(name: str) -> None:
     one = torch.tensor([1])
     index = RaggedBatch(torch.tensor([[0, -1000]]), sample_sizes=one)
     data = torch.tensor([[1.0, math.nan]], requires_grad=True)
@@ -304,6 +346,7 @@ def test_nan_in_padding_reaches_no_gradient(name):
     }[name]()
     assert result.isfinite().all()
     (result * result).sum().backward()
+    assert data.grad is not None
     assert data.grad.tolist() == [[2.0, 0.0]]
 
 
@@ -338,7 +381,7 @@ def test_nan_in_padding_reaches_no_gradient(name):
         ("mask: ", lambda i, d: get_indices_from_mask(torch.zeros(2, 3, 4, dtype=torch.bool))),
     ],
 )
-def test_errors_name_the_argument(match, call):
+def test_errors_name_the_argument(match: str, call: Callable[[RaggedBatch, Tensor], Any]) -> None:
     index = RaggedBatch(torch.zeros(2, 3, dtype=torch.int64), sample_sizes=torch.tensor([1, 2]))
     with pytest.raises(ValueError, match=match) as caught:
         call(index, torch.zeros(2, 3))

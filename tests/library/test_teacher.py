@@ -67,7 +67,7 @@ def test_errors_name_the_argument():
         detops.Teacher(lambda images: images)
     with pytest.raises(ValueError, match=r"student_strides: expected some of the teacher's \[8, 16\], got \[4\]"):
         detops.Teacher(Head(), (8, 16), (4,))
-    with pytest.raises(ValueError, match="distributions: expected 1 levels, one a stride, got 2"):
+    with pytest.raises(ValueError, match="distributions: expected 1 levels, one per stride, got 2"):
         detops.Teacher(Head(), (8,))(torch.rand(1, 3, 32, 32))
     with pytest.raises(TypeError, match="distributions: expected a list of tensors, got NoneType"):
         detops.Teacher(Head(), (8,), distributions=lambda output: output[0])(torch.rand(1, 3, 32, 32))

@@ -1,7 +1,9 @@
 """MaskRCNNPipeline: torchvision's own results with every switch off, and what each switch changes."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny_mask_rcnn
@@ -13,12 +15,13 @@ from torchvision.models.detection import roi_heads
 
 from detops import InstanceMasks, MaskRCNNPipeline, StageTimer
 from detops.integrations.torchvision import _resized
+from detops.masks.placement import Mode
 
 SIZES = [(100, 130), (120, 90), (64, 200)]
 
 
 @pytest.fixture(scope="module")
-def model() -> nn.Module:
+def model() -> Any:
     return tiny_mask_rcnn.build(seed=1)
 
 
@@ -26,7 +29,7 @@ def floats(images: list[Tensor]) -> list[Tensor]:
     return [image.float() / 255 for image in images]
 
 
-def equal(found: list[dict], expected: list[dict]) -> None:
+def equal(found: list[dict[str, Any]], expected: list[dict[str, Any]]) -> None:
     assert len(found) == len(expected)
     for one, other in zip(found, expected, strict=True):
         assert list(one) == list(other) == ["boxes", "labels", "scores", "masks"]
@@ -42,7 +45,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     return inter / (area_a[:, None] + area_b - inter)
 
 
-def close(found: list[dict], expected: list[dict], overlap: float, score: float) -> None:
+def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], overlap: float, score: float) -> None:
     """Every confident detection of either side is one of the other, by its class, box and score."""
     for one, other in zip(found, expected, strict=True):
         for a, b in ((one, other), (other, one)):
@@ -54,11 +57,12 @@ def close(found: list[dict], expected: list[dict], overlap: float, score: float)
 
 
 @torch.no_grad()
-def plain(model: nn.Module, images: list[Tensor]) -> list[dict]:
-    return model(floats(images))
+def plain(model: Any, images: list[Tensor]) -> list[dict[str, Any]]:
+    results: list[dict[str, Any]] = model(floats(images))
+    return results
 
 
-def test_all_switches_off_is_the_model_itself(model):
+def test_all_switches_off_is_the_model_itself(model: Any) -> None:
     images = pictures(*SIZES)
     expected = plain(model, images)
     assert all(len(result["boxes"]) > 3 for result in expected)
@@ -66,7 +70,7 @@ def test_all_switches_off_is_the_model_itself(model):
     assert not MaskRCNNPipeline(model)(floats(images))[0]["boxes"].requires_grad
 
 
-def test_forms_of_images(model):
+def test_forms_of_images(model: Any) -> None:
     np, image_module = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     (image,) = pictures((90, 110))
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -77,7 +81,7 @@ def test_forms_of_images(model):
         MaskRCNNPipeline(model)([image.long()])
 
 
-def test_batches(model):
+def test_batches(model: Any) -> None:
     images = floats(pictures(*SIZES, (80, 80), (100, 130)))
     one_by_one = [result for image in images for result in plain(model, [(image * 255).byte()])]
     equal(MaskRCNNPipeline(model, batch_size=1)([(image * 255).byte() for image in images]), one_by_one)
@@ -92,13 +96,34 @@ def test_batches(model):
 
 
 @pytest.mark.parametrize("device_preprocess", [False, True])
-def test_errors_count_images_through_all_batches(model, device_preprocess):
+def test_a_single_image_is_refused(model: Any, device_preprocess: bool) -> None:
+    """Iterating over one would take its channels or rows for grey images."""
+    np, image_module = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
+    (image,) = pictures((90, 110))
+    array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+    pipeline: Any = MaskRCNNPipeline(model, device_preprocess=device_preprocess)
+    hint = r"; for one image pass \[image\]$"
+    for one, kind in (
+        (image, r"Tensor \(3, 90, 110\)" + hint),
+        (array, r"ndarray \(90, 110, 3\)" + hint),
+        (image_module.fromarray(array), "Image" + hint),
+        ("image.png", "str$"),
+        (3, "int$"),
+    ):
+        with pytest.raises(TypeError, match="images: expected a list of images, got " + kind):
+            pipeline(one)
+    equal(pipeline(torch.stack([image, image])), pipeline([image, image]))
+    equal(pipeline(iter([image])), pipeline([image]))
+
+
+@pytest.mark.parametrize("device_preprocess", [False, True])
+def test_errors_count_images_through_all_batches(model: Any, device_preprocess: bool) -> None:
     pipeline = MaskRCNNPipeline(model, batch_size=2, device_preprocess=device_preprocess)
     with pytest.raises(TypeError, match="images: expected uint8, image 3 is int64"):
         pipeline([*pictures(*SIZES), torch.zeros(3, 64, 64, dtype=torch.int64)])
 
 
-def test_nothing_detected(model):
+def test_nothing_detected(model: Any) -> None:
     none = tiny_mask_rcnn.build(seed=1, box_score_thresh=2.0)
     images = pictures(*SIZES)
     equal(MaskRCNNPipeline(none)(images), plain(none, images))
@@ -108,7 +133,7 @@ def test_nothing_detected(model):
 
 
 @pytest.mark.parametrize("half", [["backbone"], ["rpn"], ["heads"], True], ids=str)
-def test_half_precision_detects_the_same(half):
+def test_half_precision_detects_the_same(half: Any) -> None:
     # Nothing is suppressed and no proposal is dropped: which of two near-equal boxes goes is no matter of precision.
     everything = dict.fromkeys(["rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"], 5000)
     model = tiny_mask_rcnn.build(seed=1, rpn_nms_thresh=1.0, box_nms_thresh=1.0, **everything)
@@ -119,27 +144,28 @@ def test_half_precision_detects_the_same(half):
     assert {value.dtype for value in found[0].values()} == {torch.float32, torch.int64}
 
 
-def test_preprocessing_on_the_device(model):
+def test_preprocessing_on_the_device(model: Any) -> None:
     """Sizes are torchvision's, and pixels but for rounding: one batch for all sizes, equal ones in one call."""
     for images in (pictures(*SIZES), pictures((100, 130), (100, 130)), pictures((96, 101))):
         ours, expected = MaskRCNNPipeline(model, device_preprocess=True), MaskRCNNPipeline(model)
-        (batch, *sizes), (batch_expected, *sizes_expected) = ours._prepared(images), expected._prepared(images)
+        batch, *sizes = ours._prepared(images)
+        batch_expected, *sizes_expected = expected._prepared(images)
         assert sizes == sizes_expected
         torch.testing.assert_close(batch, batch_expected, rtol=0, atol=1e-4)  # 0.006 grey levels
         close(ours(images), plain(model, images), overlap=0.99, score=1e-3)
     fixed = tiny_mask_rcnn.build(seed=1, fixed_size=(128, 96))  # width, height
-    batch, sizes, _ = MaskRCNNPipeline(fixed, device_preprocess=True)._prepared(pictures((70, 90)))
-    assert batch.shape[2:] == sizes[0] == (96, 128)
+    batch, fixed_sizes, _ = MaskRCNNPipeline(fixed, device_preprocess=True)._prepared(pictures((70, 90)))
+    assert tuple(batch.shape[2:]) == fixed_sizes[0] == (96, 128)
 
 
-def test_resized_images_have_the_sizes_of_torchvisions(model):
+def test_resized_images_have_the_sizes_of_torchvisions(model: Any) -> None:
     for height in range(31, 220, 13):
         for width in range(33, 240, 17):
             expected, _ = model.transform.resize(torch.empty(3, height, width))
             assert _resized(model.transform, height, width) == expected.shape[1:]
 
 
-def test_preprocessing_on_the_device_takes_arrays_and_pillow_images(model):
+def test_preprocessing_on_the_device_takes_arrays_and_pillow_images(model: Any) -> None:
     np, image_module = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     (image,) = pictures((90, 110))
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -160,14 +186,14 @@ def test_preprocessing_on_the_device_takes_arrays_and_pillow_images(model):
             pipeline([image, odd.byte()])
 
 
-def test_half_precision_is_preprocessed_into_half(model):
+def test_half_precision_is_preprocessed_into_half(model: Any) -> None:
     images = pictures(*SIZES)
     pipeline = MaskRCNNPipeline(model, device_preprocess=True, half=["backbone"])
     assert pipeline._prepared(images)[0].dtype == torch.bfloat16
     assert MaskRCNNPipeline(model, device_preprocess=True, half=["rpn"])._prepared(images)[0].dtype == torch.float32
 
 
-def test_raw_masks_are_those_that_torchvision_pastes(model):
+def test_raw_masks_are_those_that_torchvision_pastes(model: Any) -> None:
     images = pictures(*SIZES)
     for found, expected, image in zip(
         MaskRCNNPipeline(model, masks="raw")(images), plain(model, images), images, strict=True
@@ -181,17 +207,18 @@ def test_raw_masks_are_those_that_torchvision_pastes(model):
             assert torch.equal(getattr(raw, name), expected[name])
         pasted = expected["masks"][:, 0] >= 0.5
         assert pasted.any()
-        assert (raw.paste(mode="torchvision") != pasted).float().mean() < 1e-4
+        assert raw.mode == "torchvision"
+        assert (raw.paste() != pasted).float().mean() < 1e-4
 
 
 @pytest.mark.parametrize("mode", ["torchvision", "detectron2"])
-def test_rle_is_that_of_the_pasted_masks(model, mode):
+def test_rle_is_that_of_the_pasted_masks(model: Any, mode: Mode) -> None:
     coco, np = pytest.importorskip("pycocotools.mask"), pytest.importorskip("numpy")
     images = pictures(*SIZES)
     pipeline = MaskRCNNPipeline(model, masks="rle", mode=mode, threshold=0.4)
-    raw = MaskRCNNPipeline(model, masks="raw")(images)
+    raw = MaskRCNNPipeline(model, masks="raw", mode=mode)(images)
     for found, other in zip(pipeline(images), raw, strict=True):
-        pasted = other["masks"].paste(threshold=0.4, mode=mode)
+        pasted = other["masks"].paste(threshold=0.4)
         assert len(found["masks"]) == len(pasted) > 3
         for rle, mask in zip(found["masks"], pasted, strict=True):
             assert rle == coco.encode(np.asfortranarray(mask.to(torch.uint8).numpy()))
@@ -202,9 +229,11 @@ class Seen(nn.Module):
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
-        self.module, self.came, self.computed = module, None, None
+        self.module = module
+        self.came: torch.dtype | None = None
+        self.computed: torch.dtype | None = None
 
-    def forward(self, x):
+    def forward(self, x: Any) -> Any:
         first = x[0] if isinstance(x, list) else x
         self.came = first.dtype
         self.computed = torch.mm(torch.ones(1, 1), torch.ones(1, 1)).dtype
@@ -212,7 +241,7 @@ class Seen(nn.Module):
 
 
 @pytest.mark.parametrize("half", [(), ("backbone",), ("rpn",), ("heads",), ("backbone", "heads")])
-def test_each_part_has_its_own_precision(half):
+def test_each_part_has_its_own_precision(half: Any) -> None:
     model = tiny_mask_rcnn.build(seed=1)
     seen = {
         "backbone": [model, "backbone"], "rpn": [model.rpn, "head"],
@@ -220,7 +249,7 @@ def test_each_part_has_its_own_precision(half):
     }  # fmt: skip
     for parent, name in seen.values():
         setattr(parent, name, Seen(getattr(parent, name)))
-    with torch.autocast("cpu", torch.bfloat16):  # has no say
+    with torch.autocast("cpu", torch.bfloat16):  # has no effect inside
         MaskRCNNPipeline(model, half=half)(pictures((90, 110)))
     for part, (parent, name) in seen.items():
         expected = torch.bfloat16 if {"masks": "heads"}.get(part, part) in half else torch.float32
@@ -229,8 +258,8 @@ def test_each_part_has_its_own_precision(half):
             assert getattr(parent, name).came == torch.float32
 
 
-def test_boxes_stay_exact_in_half_precision():
-    """bfloat16 knows every fourth pixel from 512 on; proposals of unmoved anchors are at the pixel all the same."""
+def test_boxes_stay_exact_in_half_precision() -> None:
+    """bfloat16 has every fourth pixel from 512 on; proposals of unmoved anchors are at the pixel all the same."""
     model = tiny_mask_rcnn.build(seed=1, min_size=1000, max_size=1400)
     for values in (model.rpn.head.bbox_pred.weight, model.rpn.head.bbox_pred.bias):
         nn.init.zeros_(values)
@@ -251,12 +280,12 @@ def test_boxes_stay_exact_in_half_precision():
     assert proposals[1].dtype == torch.bfloat16  # what torchvision makes of it by itself
 
 
-def test_proposals_are_chosen_by_float32_scores():
+def test_proposals_are_chosen_by_float32_scores() -> None:
     """In bfloat16 many scores are equal, and another sort or NMS order would follow."""
     model, seen = tiny_mask_rcnn.build(seed=1), []
     choose = model.rpn.filter_proposals
 
-    def remembered(proposals, objectness, *rest):
+    def remembered(proposals: Tensor, objectness: Tensor, *rest: Any) -> Any:
         seen.extend([proposals.dtype, objectness.dtype])
         return choose(proposals, objectness, *rest)
 
@@ -265,11 +294,11 @@ def test_proposals_are_chosen_by_float32_scores():
     assert seen == [torch.float32, torch.float32]
 
 
-def test_a_compiled_backbone(model):
+def test_a_compiled_backbone(model: Any) -> None:
     images = pictures(*SIZES)
     calls = []
 
-    def backend(graph, inputs):
+    def backend(graph: torch.fx.GraphModule, inputs: list[Any]) -> Callable[..., Any]:
         calls.append(graph)
         return graph.forward
 
@@ -278,7 +307,7 @@ def test_a_compiled_backbone(model):
     equal(found, plain(model, images))
 
 
-def test_stages(model):
+def test_stages(model: Any) -> None:
     timer = StageTimer("cpu")
     pipeline = MaskRCNNPipeline(model, timer=timer, batch_size=2)
     pipeline(pictures(*SIZES))
@@ -288,7 +317,7 @@ def test_stages(model):
     assert {stats.calls for stats in timer.stats()} == {2}
 
 
-def test_the_model_is_left_as_it_was(model):
+def test_the_model_is_left_as_it_was(model: Any) -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     MaskRCNNPipeline(model, half=True, masks="raw", device_preprocess=True)(pictures(*SIZES))
     after = model.state_dict()
@@ -297,28 +326,29 @@ def test_the_model_is_left_as_it_was(model):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_what_is_refused(model):
+def test_what_is_refused(model: Any) -> None:
+    pipeline: Any = MaskRCNNPipeline
     with pytest.raises(TypeError, match=r"model: expected a torchvision.models.detection.MaskRCNN, got Linear"):
-        MaskRCNNPipeline(nn.Linear(2, 2))
+        pipeline(nn.Linear(2, 2))
     with pytest.raises(ValueError, match="half: expected a bool or some of backbone, rpn, heads, got 'rpn'"):
-        MaskRCNNPipeline(model, half="rpn")
+        pipeline(model, half="rpn")
     with pytest.raises(ValueError, match="masks: expected one of pasted, raw, rle, got 'polygon'"):
-        MaskRCNNPipeline(model, masks="polygon")
+        pipeline(model, masks="polygon")
     with pytest.raises(ValueError, match="half: expected a bool or some of backbone, rpn, heads, got 1"):
-        MaskRCNNPipeline(model, half=1)
+        pipeline(model, half=1)
     with pytest.raises(ValueError, match=r"half_dtype: expected float16, bfloat16 or None, got torch\.int32"):
-        MaskRCNNPipeline(model, half=True, half_dtype=torch.int32)
+        pipeline(model, half=True, half_dtype=torch.int32)
     with pytest.raises(ValueError, match="threshold: expected a number above 0, got 0"):
-        MaskRCNNPipeline(model, masks="rle", threshold=0)
+        pipeline(model, masks="rle", threshold=0)
     with pytest.raises(ValueError, match=r"mode: expected .* got 'opencv'"):
-        MaskRCNNPipeline(model, masks="rle", mode="opencv")
+        pipeline(model, masks="rle", mode="opencv")
     with pytest.raises(ValueError, match="batch_size: expected at least 1, got 0"):
-        MaskRCNNPipeline(model, batch_size=0)
+        pipeline(model, batch_size=0)
     with pytest.raises(ValueError, match="model: expected evaluation mode"):
-        MaskRCNNPipeline(tiny_mask_rcnn.build().train())(pictures((64, 64)))
+        pipeline(tiny_mask_rcnn.build().train())(pictures((64, 64)))
 
-    class Heads(roi_heads.RoIHeads):
-        def forward(self, *args):
+    class Heads(roi_heads.RoIHeads):  # type: ignore[misc]
+        def forward(self, *args: Any) -> Any:
             return super().forward(*args)
 
     own = tiny_mask_rcnn.build()
@@ -327,16 +357,16 @@ def test_what_is_refused(model):
         MaskRCNNPipeline(own)
 
 
-def test_the_example_of_the_docs(model, monkeypatch):
+def test_the_example_of_the_docs(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (Path(__file__).parents[2] / "docs" / "inference.md").read_text()
     (block,) = re.findall(r"```py\n(.*?)```", text, re.DOTALL)
     monkeypatch.setattr(detection, "maskrcnn_resnet50_fpn", lambda weights: model)
-    names = {"images": pictures(*SIZES)}
+    names: dict[str, Any] = {"images": pictures(*SIZES)}
     exec(compile(block, "block", "exec"), names)
     assert len(names["found"]["masks"]) == len(names["found"]["boxes"]) > 3
 
 
-def test_an_image_that_shrinks_to_nothing_is_named(model):
+def test_an_image_that_shrinks_to_nothing_is_named(model: Any) -> None:
     images = [*pictures((96, 128)), torch.zeros(3, 1, 900, dtype=torch.uint8)]
     pipeline = MaskRCNNPipeline(model, device_preprocess=True, batch_size=1)
     with pytest.raises(ValueError, match="images: image 1 of 900 x 1 pixels would be resized to nothing"):

@@ -1,15 +1,17 @@
-"""YoloXDetectionLoss and YoloXFastDetectionLoss: whole losses against the loop over images, and every kind of input."""
+"""YOLOXLoss and super-gradients' classes over it: whole losses against the loop over images, every kind of input."""
+
+from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
-from test_simota_match import EXACT, FAST, decided
+from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from yolox_scenes import STRIDES, raw_outputs, scene
+from yolox_scenes import EXACT, FAST, STRIDES, decided, raw_outputs, scene
 
 import detops
-from detops.apps.bench.yolox_loss import loop_loss
+from detops.apps.bench._yolox import loop_loss
 from detops.geometry.boxes import to_xyxy
 from detops.reference.simota_match import simota_match
 from detops.reference.yolox_loss import KINDS, yolox_loss
@@ -97,6 +99,99 @@ def test_is_the_two_definitions_one_after_the_other(name, kind):
     assert compared > 4
 
 
+WEIGHTS = {"box_weight": 2.0, "obj_weight": 0.5, "cls_weight": 1.5}
+
+
+def parts_by_definition(
+    levels: list[Tensor], args: tuple[Any, ...], found: detops.Assignment, use_l1: bool, **alone: float
+) -> tuple[Tensor, list[Tensor]]:
+    """The op's four losses (4,) and the gradient of a weighted sum, with other weights than `alone` 0."""
+    scale = 1 / found.num_positives.clamp(min=1).expand(2)
+    weights = [alone.get(name, 0.0) for name in WEIGHTS]
+    numbers = (None, KINDS.index("iou_squared"), use_l1 and "box_weight" in alone, *weights, True)
+    return yolox_loss(levels, *args[3:6], found.box_index, found.quality, scale, *numbers)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+@pytest.mark.parametrize("use_l1", [False, True])
+def test_each_loss_can_be_weighed_alone(use_l1: bool, dtype: torch.dtype) -> None:
+    criterion = detops.YOLOXLoss(4, STRIDES, use_l1=use_l1, **WEIGHTS)
+    outputs, _, args = data(2, boxes=5)
+    leaves = leaves_of([output.to(dtype) for output in outputs])
+    levels = [leaf.detach().double().flatten(1, 3) for leaf in leaves]
+    truth = detops.GroundTruth(to_xyxy(args[4]), args[5], _cxcywh=args[4])
+    losses, found = criterion(leaves, truth), criterion.assign(leaves, truth)
+    assert list(losses) == ["loss_bbox", "loss_obj", "loss_cls"]
+    assert found.num_positives > 5
+    parts, _ = parts_by_definition(levels, args, found, use_l1, **WEIGHTS)
+    values = (2.0 * parts[0] + (parts[3] if use_l1 else 0), 0.5 * parts[1], 1.5 * parts[2])
+    tolerance = dict(rtol=1e-3, atol=1e-5) if dtype == torch.float32 else dict(rtol=2e-3, atol=1e-3)
+    alone = []
+    for (name, loss), value, weight in zip(losses.items(), values, WEIGHTS, strict=True):
+        torch.testing.assert_close(loss.double(), value, rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+        _, expected = parts_by_definition(levels, args, found, use_l1, **{weight: WEIGHTS[weight]})
+        got = torch.autograd.grad(loss, leaves, retain_graph=True)
+        for mine, theirs in zip(got, expected, strict=True):
+            assert mine.dtype == dtype
+            torch.testing.assert_close(mine.flatten(1, 3).double(), theirs, **tolerance)
+        assert sum(gradient.abs().sum() for gradient in got) > 0
+        alone.append(got)
+    factors = (3.0, 0.0, -0.25)
+    total = sum(factor * loss for factor, loss in zip(factors, losses.values(), strict=True))
+    for together in (torch.autograd.grad(total, leaves, retain_graph=True), torch.autograd.grad(total, leaves)):
+        for mine, *each in zip(together, *alone, strict=True):
+            expected = sum(factor * gradient.double() for factor, gradient in zip(factors, each, strict=True))
+            torch.testing.assert_close(mine.double(), expected, **tolerance)
+
+
+def test_the_drop_ins_are_the_criterion_with_other_names() -> None:
+    outputs, targets, args = data(3, boxes=6, ragged=True)
+    truth = detops.GroundTruth.from_rows(targets, 2)
+    for use_l1 in (False, True):
+        for drop_in, ours in (
+            (detops.YoloXDetectionLoss(STRIDES, 4, use_l1), detops.YOLOXLoss(4, STRIDES, use_l1=use_l1)),
+            (
+                detops.YoloXFastDetectionLoss(STRIDES, 4, use_l1, obj_loss_fix=True),
+                detops.YOLOXLoss(
+                    4, STRIDES, use_l1=use_l1, candidates="own", dynamic_ks_bias=1.1, obj_divisor="points"
+                ),
+            ),
+        ):
+            loss, components = drop_in(outputs, targets)
+            losses = ours(outputs, truth)
+            assert torch.equal(torch.stack(list(losses.values())).sum(), loss)
+            assert torch.equal(5 * components[0] + components[3], losses["loss_bbox"])
+            assert torch.equal(components[1:3], torch.stack([losses["loss_obj"], losses["loss_cls"]]))
+            assert dict(zip(drop_in.component_names, components.tolist(), strict=True))["Loss"] == loss
+            for mine, theirs in zip(ours.assign(outputs, truth), drop_in.assign(outputs, targets), strict=True):
+                assert torch.equal(mine, theirs)
+    pair = detops.RaggedBatch(to_xyxy(args[4]), sample_sizes=args[6]), args[5]
+    padded = detops.YOLOXLoss(4, STRIDES).assign(outputs, pair)
+    rows = detops.YoloXDetectionLoss(STRIDES, 4).assign(outputs, targets)
+    start = torch.cat([torch.zeros(1, dtype=torch.int64), args[6].cumsum(0)[:-1]])[:, None]
+    assert torch.equal(rows.box_index, (padded.box_index + start).where(padded.box_index >= 0, -1))
+
+
+def test_super_gradients_own_conventions() -> None:
+    outputs, targets, _ = data(4, boxes=6)
+    expected = detops.YoloXDetectionLoss(STRIDES, 4, iou_weight=5.0, obj_weight=1.0, cls_weight=1.0)(outputs, targets)
+    got = detops.YoloXDetectionLoss(STRIDES, 4, iou_weight=None, obj_weight=None, cls_weight=None)(outputs, targets)
+    for mine, theirs in zip(got, expected, strict=True):
+        assert torch.equal(mine, theirs)
+    whole = torch.tensor([[0, 1, 20, 20, 12, 10], [1, 2, 30, 34, 20, 14], [1, 0, 8, 9, 10, 10]])
+    for dtype in (torch.int32, torch.int64):
+        for mine, theirs in zip(
+            detops.YoloXDetectionLoss(STRIDES, 4)(outputs, whole.to(dtype)),
+            detops.YoloXDetectionLoss(STRIDES, 4)(outputs, whole.float()),
+            strict=True,
+        ):
+            assert torch.equal(mine, theirs)
+    far = torch.tensor(
+        [[0, 1, 900, 900, 10, 10], [1, 2, 900, 900, 10, 10], [1, 2, 800, 900, 10, 10], [0, -1, 5, 5, 4, 4]]
+    )
+    assert detops.YoloXDetectionLoss(STRIDES, 4)(outputs, far)[1][4] == pytest.approx(1 / 3)
+
+
 def test_every_form_of_targets_and_output():
     outputs, targets, (_, _, _, _, gt, labels, sizes) = data(1, boxes=6, ragged=True)
     criterion = detops.YoloXDetectionLoss(STRIDES, 4)
@@ -113,7 +208,7 @@ def test_every_form_of_targets_and_output():
         for output in (outputs, tuple(outputs), (torch.zeros(3), outputs)):
             for a, b in zip(criterion(output, form), expected, strict=True):
                 torch.testing.assert_close(a, b)
-    assert criterion.component_names == ["iou", "obj", "cls", "l1", "num_fg", "loss"]
+    assert criterion.component_names == ["iou", "obj", "cls", "l1", "num_fg", "Loss"]
     channels_first = [o[:, 0].permute(0, 3, 1, 2).contiguous().permute(0, 2, 3, 1)[:, None] for o in outputs]
     torch.testing.assert_close(criterion(channels_first, targets)[0], expected[0])
 
@@ -139,7 +234,8 @@ def test_without_a_match_objectness_is_trained(name, rows):
     loss, components = criterion(outputs, torch.tensor(rows, dtype=torch.float32).reshape(-1, 6))
     expected = sum(torch.nn.functional.softplus(o[..., 4]).sum() for o in outputs)
     torch.testing.assert_close(loss, expected)
-    assert components.tolist()[0] == components.tolist()[2] == components.tolist()[3] == components.tolist()[4] == 0
+    assert components.tolist()[0] == components.tolist()[2] == components.tolist()[3] == 0
+    assert components[4] == 1  # neither positives nor boxes count as none
     loss.backward()
     for output in outputs:
         assert (output.grad[..., 4] > 0).all()
@@ -297,8 +393,9 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path):
     [
         ([0, 4, 9, 9, 5, 5], "labels: sample 0, box 1 has 4, expected a value below 4"),
         ([2, 0, 9, 9, 5, 5], r"targets: row 1 has image 2, expected 0 \.\. 1"),
-        ([1, 0, 9, 9, -5, 5], "boxes: sample 1, box 1 .* expected a width and a height of at least 0"),
-        ([0, 0, 9, float("inf"), 5, 5], "boxes: sample 0, box 1 .* expected finite numbers"),
+        ([1, 0, 9, 9, -5, 5], r"targets: row 1 has \[1, 0, 9, 9, -5, 5\], expected a width and a height of at least 0"),
+        ([0, 0, 9, float("inf"), 5, 5], r"targets: row 1 has \[0, 0, 9, inf, 5, 5\], expected finite numbers"),
+        ([0, 1.5, 9, 9, 5, 5], "targets: row 1 has class 1.5, expected a whole number"),
     ],
 )
 def test_checked_mode_names_the_box(row, message):
@@ -314,12 +411,14 @@ def test_checked_mode_names_the_box(row, message):
     ("change", "error", "message"),
     [
         ({"model_output": torch.zeros(1)}, TypeError, "model_output: expected a list of tensors, got Tensor"),
-        ({"model_output": [torch.zeros(1, 1, 2, 2, 9)]}, ValueError, "model_output: expected 3 levels, one a stride, got 1"),
+        ({"model_output": [torch.zeros(1, 1, 2, 2, 9)]}, ValueError, "model_output: expected 3 levels, one per stride, got 1"),
         ({"model_output": [torch.zeros(2, 1, 2, 2, 8)] * 3}, ValueError, r"model_output: expected shape \(B, 1, H, W, 9\)"),
         ({"targets": torch.zeros(3, 5)}, ValueError, r"targets: expected shape \(T, 6\), got \(3, 5\)"),
-        ({"targets": torch.zeros(3, 6, dtype=torch.int64)}, TypeError, "targets: expected a tensor"),
+        ({"targets": torch.zeros(3, 6, dtype=torch.bool)}, TypeError, r"targets: expected a tensor \(T, 6\), a RaggedBatch"),
+        ({"targets": "boxes"}, TypeError, "targets: expected a GroundTruth, the pair"),
         ({"targets": torch.zeros(3, 6, device="meta")}, ValueError, "targets: expected a tensor on cpu"),
-        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(1).long()])}, ValueError, r"boxes: expected shape \(2, "),
+        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(1).long()])}, ValueError,
+         "targets: expected 2 images, as model_output has, got 1"),
         ({"targets": ([torch.zeros(1, 4)] * 2, [torch.zeros(1)] * 2)}, TypeError, "labels: expected integers"),
     ],
 )  # fmt: skip
@@ -332,7 +431,8 @@ def test_errors_name_the_argument(change, error, message):
 def test_constructors_name_the_argument():
     for options, message in (
         (dict(num_classes=0), "num_classes: expected at least 1"),
-        (dict(strides=[]), "strides: expected at least one"),
+        (dict(strides=[]), r"strides: expected whole numbers of at least 1 pixel, the same along x and y, got \[\]"),
+        (dict(strides=[(8, 4)]), "strides: expected whole numbers of at least 1 pixel"),
         (dict(iou_type="l2"), "iou_type: expected one of iou, iou_linear, giou, diou, ciou, got 'l2'"),
         (dict(center_sampling_radius=-1), "center_sampling_radius: expected at least 0"),
         (dict(cls_pos_weight=[1.0, 2.0]), "cls_pos_weight: expected a number or 4 numbers"),

@@ -160,15 +160,15 @@ def test_values_of_mmdetection():
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = detops.grid_anchors(shapes)
     boxes = torch.tensor([[[40.0, 40, 120, 100], [60, 50, 200, 220]]])
-    found = detops.atss_assign(anchors, [h * w for h, w in shapes], boxes, torch.tensor([[7, 2]]), 80)
+    found = detops.atss_assign(anchors, [h * w for h, w in shapes], (boxes, torch.tensor([[7, 2]])), 80)
     first = (found.box_index[0] == 0).nonzero()[:, 0].tolist()
     second = (found.box_index[0] == 1).nonzero()[:, 0].tolist()
     assert first == [265, 266, 267, 297, 298, 299, 329, 330, 331]
     assert second == [1144, 1145, 1159, 1160, 1161, 1175, 1176, 1177, 1192]
     expected = torch.tensor([0.6747, 0.7595, 0.5977]).repeat_interleave(3)
-    torch.testing.assert_close(found.iou[0, first], expected, rtol=0, atol=6e-5)
+    torch.testing.assert_close(found.quality[0, first], expected, rtol=0, atol=6e-5)
     expected = torch.tensor([0.6704, 0.6033, 0.586, 0.6884, 0.6188, 0.586, 0.6884, 0.6188, 0.6528])
-    torch.testing.assert_close(found.iou[0, second], expected, rtol=0, atol=6e-5)
+    torch.testing.assert_close(found.quality[0, second], expected, rtol=0, atol=6e-5)
     assert found.num_positives == 18
     assert found.labels[0, 265] == 7
     assert found.labels[0, 0] == -1
@@ -177,7 +177,7 @@ def test_values_of_mmdetection():
 def test_a_single_candidate_is_taken():
     """The deviation of one number is not a number, and would be no threshold."""
     found = detops.atss_assign(
-        torch.tensor([[0.0, 0, 8, 8]]), [1], [torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])], 1
+        torch.tensor([[0.0, 0, 8, 8]]), [1], ([torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])]), 1
     )
     assert found.box_index.tolist() == [[0]]
 
@@ -220,14 +220,17 @@ def test_no_host_sync_and_compiles_whole(device):
     anchors, sizes, gt, labels, *_ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(4))
 
     def assign(anchors, gt, labels):
-        return detops.atss_assign(anchors, sizes, gt, labels, 3)
+        return detops.atss_assign(anchors, sizes, (gt, labels), 3)
 
     assert detops.count_syncs(assign, anchors, gt, labels) == 0
     with FakeTensorMode() as mode:
-        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).iou.shape == (2, 85)
+        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).quality.shape == (2, 85)
     compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
     for mine, theirs in zip(compiled(anchors, gt, labels), assign(anchors, gt, labels), strict=True):
         assert torch.equal(mine, theirs)
+
+
+BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
 
 
 @pytest.mark.parametrize(
@@ -235,9 +238,19 @@ def test_no_host_sync_and_compiles_whole(device):
     [
         ({"anchors": torch.zeros(85, 2)}, ValueError, r"anchors: expected shape \(A, 4\), got \(85, 2\)"),
         ({"level_sizes": [64]}, ValueError, r"level_sizes: expected numbers with the sum 85, got \[64\]"),
-        ({"boxes": torch.zeros(1, 2, 3)}, ValueError, r"boxes: expected shape \(B, N, 4\), got \(1, 2, 3\)"),
-        ({"labels": torch.zeros(1, 2)}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": torch.zeros(1, 3).long()}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
+        (
+            {"targets": (torch.zeros(1, 2, 3), LABELS)},
+            ValueError,
+            r"boxes: expected shape \(B, N, 4\), got \(1, 2, 3\)",
+        ),
+        ({"targets": (BOXES, torch.zeros(1, 2))}, TypeError, "labels: expected integers, got float32"),
+        ({"targets": (BOXES, LABELS[:, :1])}, ValueError, r"labels: expected shape \(1, 2\) to match boxes"),
+        (
+            {"targets": (BOXES.to("meta"), LABELS.to("meta"))},
+            ValueError,
+            "targets: expected a tensor on cpu, as anchors is",
+        ),
+        ({"ignore_overlap": 1.5}, ValueError, r"ignore_overlap: expected 0 \.\. 1, got 1.5"),
         ({"valid": torch.ones(1, 3, dtype=torch.bool)}, ValueError, r"valid: expected shape \(1, 85\)"),
         ({"num_classes": 0}, ValueError, "num_classes: expected at least 1, got 0"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
@@ -245,8 +258,7 @@ def test_no_host_sync_and_compiles_whole(device):
     ],
 )
 def test_errors_name_the_argument(change, error, message):
-    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, boxes=torch.zeros(1, 2, 4),
-                labels=torch.zeros(1, 2).long(), num_classes=3)  # fmt: skip
+    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3)
     with pytest.raises(error, match=message):
         detops.atss_assign(**good | change)
 
@@ -255,21 +267,21 @@ def test_checked_mode_names_the_box():
     args = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
     boxes, labels = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[3]])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
-        detops.atss_assign(boxes=boxes, labels=labels, **args)
-    assert detops.atss_assign(boxes=boxes, labels=labels, **args).num_positives == 0
+        detops.atss_assign(targets=(boxes, labels), **args)
+    assert detops.atss_assign(targets=(boxes, labels), **args).num_positives == 0
     huge = torch.tensor([[[-1e20, -1e20, 1e20, 1e20]]])
     with detops.checked(), pytest.raises(ValueError, match=r"box 0 has .*, expected an area that float32 holds"):
-        detops.atss_assign(boxes=huge, labels=labels * 0, **args)
-    assert detops.atss_assign(boxes=huge, labels=labels * 0, **args).num_positives == 0
+        detops.atss_assign(targets=(huge, labels * 0), **args)
+    assert detops.atss_assign(targets=(huge, labels * 0), **args).num_positives == 0
     boxes = torch.tensor([[[0.0, 0, 9, 9], [5, 8, 3, 9]]])
-    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected a width"
+    message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected x2 >= x1 and y2 >= y1"
     with detops.checked(), pytest.raises(ValueError, match=message):
-        detops.atss_assign(boxes=boxes, labels=torch.zeros(1, 2).long(), **args)
+        detops.atss_assign(targets=(boxes, torch.zeros(1, 2).long()), **args)
     boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
     labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
-        detops.atss_assign(boxes=boxes, labels=labels, **args)
-    with pytest.raises(ValueError, match="strides: expected 4, one a level, got 1"):
+        detops.atss_assign(targets=(boxes, labels), **args)
+    with pytest.raises(ValueError, match="strides: expected 4, one per level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 
 

@@ -1,6 +1,4 @@
-"""The op nms_mask and its public forms: every implementation keeps the same boxes, bit for bit."""
-
-import sys
+"""The op nms_mask: every implementation keeps the same boxes, bit for bit."""
 
 import pytest
 import torch
@@ -90,45 +88,25 @@ def test_gpu_matches_reference(dtype):
         assert torch.equal(op(*(t.cuda() for t in args), 0.5).cpu(), reference(*args, 0.5))
 
 
-def test_by_hand():
-    """IoU of the first two is 81 / 100; the third meets the first alone, which is dropped."""
-    boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [0, 0, 5, 3], [20, 20, 30, 30]])
-    scores = torch.tensor([0.8, 0.9, 0.2, 0.1])
-    assert detops.nms_mask(boxes, scores, 0.5).tolist() == [1, 2, 3]
-    assert detops.nms_mask(boxes, scores, 0.81).tolist() == [1, 0, 2, 3]  # strictly above
-    assert detops.nms_mask(boxes, scores, 0.0).tolist() == [1, 3]
-    assert detops.nms_mask(boxes, torch.ones(4), 0.5).tolist() == [0, 2, 3]  # ties: the lower index
-    assert detops.nms_mask(boxes[:0], scores[:0], 0.5).tolist() == []
-    labels = torch.tensor([0, 1, 0, 1])
-    assert detops.batched_nms(boxes, scores, labels, 0.1).tolist() == [1, 0, 3]
-    valid = torch.tensor([True, False, True, True])
-    assert detops.nms_mask(boxes, scores, 0.5, valid=valid).tolist() == [True, False, True, True]
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_iou_that_is_the_threshold_is_not_above_it(name, dtype):
+    """IoU and threshold are rounded to one dtype: boxes of overlap k / 10 or k / 7 stay at that threshold."""
+    for whole in (7, 10):
+        for part in range(1, whole):
+            boxes = torch.tensor([[[0, 0, whole, 10], [0, 0, part, 10]]], dtype=dtype)
+            args = (boxes, torch.tensor([[0.9, 0.8]]), None, None)
+            assert IMPLEMENTATIONS[name](*args, part / whole).tolist() == [[True, True]]
+            assert IMPLEMENTATIONS[name](*args, part / whole - 1e-6).tolist() == [[True, False]]
 
 
-def per_class(boxes, scores, labels, threshold):
-    """What torchvision's vanilla form does: class after class, then by score."""
-    kept = []
-    for label in labels.unique().tolist():
-        rows = (labels == label).nonzero()[:, 0]
-        kept.append(rows[detops.nms_mask(boxes[rows], scores[rows], threshold)])
-    rows = torch.cat(kept).sort().values
-    return rows[scores[rows].sort(descending=True, stable=True).indices]
-
-
-def test_batched_nms_is_nms_of_each_class():
-    boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(2, count=200, labels=torch.int64))
-    assert torch.equal(detops.batched_nms(boxes, scores, labels, 0.4), per_class(boxes, scores, labels, 0.4))
-
-
-def test_torchvision_agrees():
-    ops = pytest.importorskip("torchvision.ops", exc_type=(ImportError, RuntimeError))
-    if not sys.modules["torchvision.extension"]._has_ops():
-        pytest.skip("its compiled operators do not load, and other tests have put ours in their place")
-    boxes, scores, labels, _ = (t[0] if t is not None else None for t in scene(3, count=300, labels=torch.int64))
-    assert torch.equal(detops.nms_mask(boxes, scores, 0.5), ops.nms_mask(boxes, scores, 0.5))
-    assert torch.equal(
-        detops.batched_nms(boxes, scores, labels, 0.5), ops.boxes._batched_nms_vanilla(boxes, scores, labels, 0.5)
-    )
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_threshold_is_the_same_on_a_gpu(dtype):
+    boxes = torch.tensor([[[0, 0, 10, 10], [0, 0, 7, 10]]], dtype=dtype, device="cuda")
+    scores = torch.tensor([[0.9, 0.8]], device="cuda")
+    assert op(boxes, scores, None, None, 0.7).all()  # 0.7 in float32 is below 0.7 in float64
+    assert not op(boxes, scores, None, None, 0.7 - 1e-6).all()
 
 
 def test_views():
@@ -161,37 +139,12 @@ def test_no_host_sync_and_compiles_whole(device):
     assert torch.equal(compiled(*args), mask(*args))
 
 
-@pytest.mark.parametrize(
-    ("change", "error", "message"),
-    [
-        ({"boxes": torch.zeros(4)}, ValueError, r"boxes: expected shape \(B, N, 4\) or \(N, 4\), got \(4,\)"),
-        (
-            {"boxes": torch.zeros(3, 4, dtype=torch.int64)},
-            TypeError,
-            "boxes: expected a floating-point tensor, got int64",
-        ),
-        ({"scores": torch.zeros(2)}, ValueError, r"scores: expected shape \(3,\) to match boxes, got \(2,\)"),
-        ({"labels": torch.zeros(3)}, TypeError, "labels: expected integers, got float32"),
-        ({"valid": torch.zeros(3)}, TypeError, "valid: expected a bool tensor, got float32"),
-        ({"iou_threshold": float("nan")}, ValueError, "iou_threshold: expected a number, got nan"),
-    ],
-)
-def test_errors_name_the_argument(change, error, message):
-    with pytest.raises(error, match=message):
-        detops.nms_mask(**dict(boxes=torch.zeros(3, 4), scores=torch.zeros(3), iou_threshold=0.5) | change)
-
-
-def test_nms_takes_one_image():
-    with pytest.raises(ValueError, match=r"boxes: expected shape \(N, 4\), got \(1, 3, 4\)"):
-        detops.nms_mask(torch.zeros(1, 3, 4), torch.zeros(1, 3), 0.5)
-
-
 @needs_triton
 @for_each_target
 def test_compiles_ahead_of_time(target):
     cases = []
     for wide in ("fp32", "fp64"):
-        types = dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp32")
+        types = dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64")
         constants = dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32)
         cases.append(("pairs_kernel", types, constants, 4))
     types = dict(words="*i64", alive="*u8", N="i32", W="i32")

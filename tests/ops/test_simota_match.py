@@ -8,7 +8,7 @@ from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_tr
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
-from yolox_scenes import CLASS_TYPES, scene
+from yolox_scenes import CLASS_TYPES, EXACT, FAST, decided, scene
 
 import detops
 from detops.geometry.boxes import to_xyxy
@@ -18,8 +18,6 @@ from detops.reference import simota_match as definition
 from detops.reference.simota_match import simota_match as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
-EXACT = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-FAST = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 MASTER = (1.5, True, False, 10, 1.0, 3.0, 1.0)
 RULES = {"exact": EXACT, "fast": FAST, "master": MASTER, "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5)}
 
@@ -37,34 +35,6 @@ def interpreted(*args):
 IMPLEMENTATIONS = {"portable": portable, "op": op}
 if HAS_TRITON and not torch.cuda.is_available():
     IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-3):
-    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
-    radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
-    for b in range(len(objectness)):
-        count = gt.shape[1] if sizes is None else int(sizes[b])
-        scores = torch.cat([level[b] for level in levels])
-        boxes, label = gt[b, :count], labels[b, :count]
-        own, best = definition.regions(cells, boxes, label, scores.shape[1], radius, center_only)
-        iou = definition.pair_iou(boxes, pred[b])
-        cost = definition.costs(scores, objectness[b], label, iou, iou_weight, class_weight)
-        cost = cost.nan_to_num(posinf=1e9) + 1e6 * ~best
-        for n in range(count):
-            allowed = own[n] if own_only else own.any(0)
-            total = k_scale * iou[n][allowed].sort(descending=True).values[:topk].sum().item()
-            if abs(total - round(total)) < margin and total > 0.5 and total != round(total):
-                return False
-            if not clear(cost[n][allowed], margin):
-                return False
-        if not own_only and not all(clear(column, margin) for column in cost[own.any(1)].T):
-            return False
-    return True
-
-
-def clear(values, margin):
-    gaps = values.sort().values.diff()
-    return not ((gaps > 0) & (gaps < margin)).any()
 
 
 def check(implementation, args, rule):
@@ -129,11 +99,11 @@ def test_gpu_matches_reference(rule):
 
 def by_hand():
     """One box of 16 x 16 pixels around cell (1, 1) of a 4 x 4 grid; each prediction is its cell's own square."""
-    cells = detops.grid_cells([(4, 4)], [8])
+    cells = detops.grid_points([(4, 4)], [8])
     square = torch.cat([cells[:, :2], cells[:, 2:].expand(-1, 2)], 1)
     return dict(
         class_logits=torch.zeros(1, 16, 2), objectness=torch.zeros(1, 16), pred_boxes=to_xyxy(square)[None],
-        cells=cells, boxes=[torch.tensor([[4.0, 4, 20, 20]])], labels=[torch.tensor([1])],
+        points=cells, targets=([torch.tensor([[4.0, 4, 20, 20]])], [torch.tensor([1])]),
     )  # fmt: skip
 
 
@@ -142,14 +112,14 @@ def test_by_hand():
     found = detops.simota_assign(**by_hand())
     assert found.box_index[0].tolist() == [-1] * 5 + [0] + [-1] * 10
     assert found.labels[0, 5] == 1
-    assert found.iou[0, 5] == 0.25
+    assert found.quality[0, 5] == 0.25
     assert found.num_positives == 1
     # The whole box from every cell: nine IoUs of 1 and then seven more, of which ten count.
     whole = by_hand() | dict(pred_boxes=torch.tensor([4.0, 4, 20, 20]).expand(1, 16, 4))
     found = detops.simota_assign(**whole)
     assert found.num_positives == 10
     # Strictly within the box are the middles 4 < x, y < 20: only cell (1, 1); within 2.5 cells all but the far corner's.
-    assert (found.iou[found.box_index >= 0] == 1).all()
+    assert (found.quality[found.box_index >= 0] == 1).all()
     assert found.box_index[0, 5] == 0
     # Of equal cost the lower index comes first: the ten are (1, 1) and the nine lowest of the others.
     assert found.box_index[0].tolist() == [0] * 10 + [-1] * 6
@@ -175,16 +145,16 @@ def test_class_cost_by_hand():
 
 def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers():
     """Three equal boxes want cell 5; the first fits best by IoU there but is of another class."""
-    cells = detops.grid_cells([(1, 1)], [8])
+    cells = detops.grid_points([(1, 1)], [8])
     boxes = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [0, 0, 8, 8]]])
     args = dict(class_logits=torch.tensor([[[-9.0, 9.0]]]), objectness=torch.tensor([[9.0]]),
-                pred_boxes=torch.tensor([[[0.0, 0, 8, 8]]]), cells=cells, boxes=boxes)  # fmt: skip
+                pred_boxes=torch.tensor([[[0.0, 0, 8, 8]]]), points=cells)  # fmt: skip
     for candidates in ("all", "own"):
         labels = torch.tensor([[0, 1, 0]])
-        found = detops.simota_assign(**args, labels=labels, candidates=candidates)
+        found = detops.simota_assign(**args, targets=(boxes, labels), candidates=candidates)
         assert found.box_index.tolist() == [[1]]
-        assert found.iou.item() == pytest.approx(7 / 8)
-        found = detops.simota_assign(**args, labels=labels * 0, candidates=candidates)
+        assert found.quality.item() == pytest.approx(7 / 8)
+        found = detops.simota_assign(**args, targets=(boxes, labels * 0), candidates=candidates)
         assert found.box_index.tolist() == [[0]]  # a tie: the lower index
 
 
@@ -231,10 +201,10 @@ def test_extreme_logits_and_empty_batches(name):
 
 
 def test_zero_size_boxes_match_without_nan():
-    args = by_hand() | dict(boxes=[torch.tensor([[12.0, 12, 12, 12]])])
+    args = by_hand() | dict(targets=([torch.tensor([[12.0, 12, 12, 12]])], [torch.tensor([1])]))
     found = detops.simota_assign(**args)
     assert found.num_positives == 1
-    assert found.iou.sum() == 0
+    assert found.quality.sum() == 0
 
 
 def test_memory_does_not_grow_with_boxes():
@@ -292,31 +262,37 @@ def test_opcheck(device):
 def test_no_host_sync_and_compiles_whole(device):
     levels, objectness, pred, cells, gt, labels, _ = scene(13, size=32)
     args = [t.to(device) for t in (torch.cat(levels, 1), objectness, to_xyxy(pred), cells, to_xyxy(gt), labels)]
-    assert detops.count_syncs(detops.simota_assign, *args) == 0
+
+    def assign(*args):
+        return detops.simota_assign(*args[:4], args[4:])
+
+    assert detops.count_syncs(assign, *args) == 0
     with FakeTensorMode() as mode:
-        found = detops.simota_assign(*(mode.from_tensor(t) for t in args))
+        found = assign(*(mode.from_tensor(t) for t in args))
         assert found.box_index.shape == objectness.shape
-    compiled = torch.compile(detops.simota_assign, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(compiled(*args), detops.simota_assign(*args), strict=True):
+    compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
+    for mine, theirs in zip(compiled(*args), assign(*args), strict=True):
         assert torch.equal(mine, theirs)
 
 
 def test_nothing_is_differentiated():
     args = by_hand()
     args["class_logits"].requires_grad_()
-    assert not detops.simota_assign(**args).iou.requires_grad
+    assert not detops.simota_assign(**args).quality.requires_grad
 
 
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
         ({"objectness": torch.zeros(16)}, ValueError, r"objectness: expected shape \(B, A\), got \(16,\)"),
-        ({"class_logits": torch.zeros(1, 9, 2)}, ValueError, "class_logits: expected 16 cells, as objectness has, got 9"),
+        ({"class_logits": torch.zeros(1, 9, 2)}, ValueError, "class_logits: expected 16 points, as objectness has, got 9"),
         ({"class_logits": []}, ValueError, "class_logits: expected at least one level"),
         ({"pred_boxes": torch.zeros(1, 16, 3)}, ValueError, r"pred_boxes: expected shape \(1, 16, 4\)"),
-        ({"cells": torch.zeros(16, 2)}, ValueError, r"cells: expected shape \(16, 3\)"),
-        ({"labels": [torch.zeros(1)]}, TypeError, "labels: expected integers, got float32"),
-        ({"labels": [torch.zeros(2, dtype=torch.int64)]}, ValueError, r"labels: sample 0 has 2, expected 1, as boxes has"),
+        ({"points": torch.zeros(16, 2)}, ValueError, r"points: expected shape \(16, 3\)"),
+        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(1)])}, TypeError, "labels: expected integers, got float32"),
+        ({"targets": ([torch.zeros(1, 4)], [torch.zeros(2).long()])}, ValueError, "labels: sample 0 has 2, expected 1, as boxes"),
+        ({"targets": ([torch.zeros(1, 4)] * 2, [torch.zeros(1).long()] * 2)}, ValueError,
+         "targets: expected 1 images, as objectness has, got 2"),
         ({"candidates": "some"}, ValueError, "candidates: expected 'all' or 'own', got 'some'"),
         ({"region": "box"}, ValueError, "region: expected 'box_or_center' or 'center', got 'box'"),
         ({"topk": 0}, ValueError, r"topk: expected 1 \.\. 1000, got 0"),
@@ -332,17 +308,18 @@ def test_errors_name_the_argument(change, error, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"labels": [torch.tensor([2])]}, "labels: sample 0, box 0 has 2, expected a value below 2"),
-        ({"boxes": [torch.tensor([[9.0, 0, 4, 4]])]}, "boxes: sample 0, box 0 .* expected a width and a height"),
-        ({"boxes": [torch.tensor([[0.0, 0, float("nan"), 4]])]}, "boxes: sample 0, box 0 .* expected finite numbers"),
+        (([4.0, 4, 20, 20], 2), "labels: sample 0, box 0 has 2, expected a value below 2"),
+        (([9.0, 0, 4, 4], 1), "boxes: sample 0, box 0 .* expected x2 >= x1 and y2 >= y1"),
+        (([0.0, 0, float("nan"), 4], 1), "boxes: sample 0, box 0 .* expected finite numbers"),
     ],
 )
 def test_checked_mode_names_the_box(change, message):
-    args = by_hand() | change
+    boxes = [torch.tensor([change[0]])]
+    args = by_hand() | dict(targets=(boxes, [torch.tensor([change[1]])]))
     assert detops.simota_assign(**args).num_positives == 0
     with detops.checked(), pytest.raises(ValueError, match=message):
         detops.simota_assign(**args)
-    ignored = args | dict(labels=[torch.tensor([-1])])
+    ignored = args | dict(targets=(boxes, [torch.tensor([-1])]))
     with detops.checked():
         assert detops.simota_assign(**ignored).num_positives == 0
 

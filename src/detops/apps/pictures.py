@@ -1,6 +1,7 @@
 """Pictures: heat and boxes over an image, and many of them on one contact sheet. Needs the extra `train`."""
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,15 +10,15 @@ from torch import Tensor
 
 from detops.apps import require
 from detops.apps.data.coco import ImageRecord
-from detops.masks.drawing import class_color as class_color  # for all who import it from here
+from detops.inference.drawing import INK, Pen
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SHORT_SIDE = 480  # small images are enlarged to this, so that labels are legible
+SHORT_SIDE = 480  # small images are enlarged to this
 HEAT_ALPHA = 0.85
 CROWD = 30  # with more boxes than this, names would hide what they name
-INK, PAPER = (28, 30, 34), (250, 250, 248)
+PAPER = (250, 250, 248)
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,13 @@ def _pil(module: str) -> Any:
 
 
 def unique_stems(file_names: list[str]) -> list[str]:
-    """File names without folder and ending; where two are alike, with a number behind that makes no third."""
+    """Return file names without folder and ending; equal ones get a number, so that all differ."""
     stems = [Path(name).stem for name in file_names]
     counts, seen = Counter(stems), Counter[str]()
     result = []
     for stem in stems:
         name = stem
-        while counts[stem] > 1 and name in counts:  # the others' stems are names that are taken
+        while counts[stem] > 1 and name in counts:  # the stems of others are taken
             seen[stem] += 1
             name = f"{stem}_{seen[stem]}"
         result.append(name)
@@ -50,7 +51,7 @@ def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
     """Open an image, or make a blank one of the recorded size.
 
     Returns:
-        The image as RGB, and "found", "missing", "resized" (it has another size than recorded) or "blank".
+        The image as RGB, and "found", "resized" (found, with another size than recorded), "missing" or "blank".
     """
     module = _pil("Image")
     if path is not None and path.exists():
@@ -61,10 +62,10 @@ def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
 
 
 def heat_layer(heat: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> "Image":
-    """Colour a map (h, w) of values 0 .. 1 and enlarge it.
+    """Colour a heatmap and enlarge it.
 
     Args:
-        heat: The map.
+        heat: (h, w), values 0 .. 1.
         size: Width and height of the result.
         extent: Width and height that the map covers, in pixels of the result; its last cells may reach beyond.
 
@@ -101,44 +102,47 @@ def overlay(
         labels: (n,) index into `class_names`.
         class_names: Names of the classes.
         record: Size that the boxes refer to.
-        stride: Pixels of the record a cell.
+        stride: Pixels of the record per cell of the heatmap.
 
     Returns:
         RGB image; small images come back enlarged.
     """
-    module, draw_module = _pil("Image"), _pil("ImageDraw")
-    scale = max(1.0, SHORT_SIDE / min(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
+    module, plain = _pil("Image"), enlarged(image)
     # The map covers whole cells, so a little more than the image; in units of its cells the image is this large.
     cells = (record.width / stride, record.height / stride)
-    view: Image = image.resize(size, module.Resampling.LANCZOS)
     heat = heatmap.amax(0)
-    layer = heat_layer(heat, size, (heat.shape[1] * size[0] / cells[0], heat.shape[0] * size[1] / cells[1]))
-    view = module.alpha_composite(view.convert("RGBA"), layer)
-    lines = module.new("RGBA", size)
-    draw = draw_module.Draw(lines)
-    to_view = boxes * boxes.new_tensor([size[0] / record.width, size[1] / record.height] * 2)
-    rows = list(zip(to_view.tolist(), labels.tolist(), strict=True))
-    crowded = len(rows) > CROWD
-    line, opacity = (1, 130) if crowded else (max(1, round(min(size) / 300)), 235)
-    for (left, top, right, bottom), label in rows:
-        outline = (left, top, max(left, right - 1), max(top, bottom - 1))
-        draw.rectangle(outline, outline=(*class_color(label), opacity), width=line)
+    extent = (heat.shape[1] * plain.width / cells[0], heat.shape[0] * plain.height / cells[1])
+    layer = heat_layer(heat, plain.size, extent)
+    view: Image = module.alpha_composite(plain.convert("RGBA"), layer).convert("RGB")
+    to_view = boxes * boxes.new_tensor([view.width / record.width, view.height / record.height] * 2)
+    draw_boxes(view, to_view, labels, [class_names[label] for label in labels.tolist()], faint_crowds=True)
+    return view
+
+
+def enlarged(image: "Image") -> "Image":
+    """Return a copy of an image, enlarged if it is small, so that names on it are legible."""
+    scale = max(1.0, SHORT_SIDE / min(image.size))
+    size = (round(image.width * scale), round(image.height * scale))
+    return image.resize(size, _pil("Image").Resampling.LANCZOS)
+
+
+def draw_boxes(view: "Image", boxes: Tensor, labels: Tensor, names: Sequence[str], faint_crowds: bool = False) -> None:
+    """Draw boxes on an RGB image, in place, and their names unless they are a crowd.
+
+    Args:
+        view: The image.
+        boxes: (n, 4) xyxy in its pixels; the last is on top.
+        labels: (n,) integers, which give the colours.
+        names: One per box.
+        faint_crowds: Draw the boxes of a crowd faintly, so that they do not hide what lies below.
+    """
+    pen, crowded = Pen(view), len(names) > CROWD
+    rows = list(zip(boxes.tolist(), labels.tolist(), names, strict=True))
+    for box, label, _ in rows:
+        pen.outline(box, label, faint=crowded and faint_crowds)
     if not crowded:
-        for (left, top, *_), label in rows:
-            _tag(draw, class_names[label], left, top, class_color(label), size)
-    view = module.alpha_composite(view, lines)
-    return view.convert("RGB")
-
-
-def _tag(draw: Any, text: str, left: float, top: float, color: tuple[int, int, int], size: tuple[int, int]) -> None:
-    """A class name on a small plate above the box, inside it where there is no room above."""
-    font = _pil("ImageFont").load_default(size=max(11, round(min(size) / 38)))
-    width, height = draw.textlength(text, font) + 8, font.size + 4
-    left = min(max(0, left), max(0, size[0] - width))
-    top = top - height if top >= height else top
-    draw.rectangle((left, top, left + width, top + height), fill=(*color, 215))
-    draw.text((left + 4, top + 1), text, INK, font)
+        for box, label, name in rows:
+            pen.name(name, box, label)
 
 
 def contact_sheet(pictures: list[Picture], columns: int = 4, cell: tuple[int, int] = (440, 330)) -> "Image":
@@ -146,8 +150,8 @@ def contact_sheet(pictures: list[Picture], columns: int = 4, cell: tuple[int, in
 
     Args:
         pictures: What to show; an empty list gives an empty sheet.
-        columns: Pictures a row.
-        cell: Width and height that each is fitted into, in pixels.
+        columns: Pictures per row.
+        cell: Width and height that each picture is fitted into, in pixels.
     """
     module, draw_module, ops = _pil("Image"), _pil("ImageDraw"), _pil("ImageOps")
     font = _pil("ImageFont").load_default(size=15)
@@ -167,7 +171,7 @@ def contact_sheet(pictures: list[Picture], columns: int = 4, cell: tuple[int, in
 
 
 def _shorten(text: str, font: Any, width: int) -> str:
-    """Cut the beginning of a text that is wider than `width` pixels."""
+    """Shorten a text at its beginning until it is at most `width` pixels wide."""
     while font.getlength(text) > width and len(text) > 4:
         text = "…" + text[2:]
     return text

@@ -1,7 +1,4 @@
-"""A trained run's network, its detections in pixels of the images, and pictures of them.
-
-`detops predict`, evaluation and reports stand on this.
-"""
+"""A trained run: its network and configuration, its detections in pixels of the images, and pictures of them."""
 
 import hashlib
 import json
@@ -15,7 +12,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from detops import Detections
-from detops.apps import pictures, require
+from detops.apps import pictures
 from detops.apps.data.dataset import CocoImages, open_annotations
 from detops.apps.train import models
 from detops.apps.train.augment import centered
@@ -25,25 +22,24 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 FAINT = 0.001  # detections below this score are not written: they cost time and change no number
-SHORT_SIDE = 480  # small images are enlarged to this in pictures, so that labels are legible
 
 
 @dataclass(frozen=True)
 class Found:
-    """Detections on one image, the best first: xyxy in its pixels, scores, labels."""
+    """Detections on one image, the best first: boxes as xyxy in pixels of the image, labels and scores."""
 
     boxes: Tensor
-    scores: Tensor
     labels: Tensor
+    scores: Tensor
 
     def above(self, score: float) -> "Found":
-        """Those of at least this score."""
+        """Return the detections with at least this score."""
         kept = self.scores >= score
-        return Found(self.boxes[kept], self.scores[kept], self.labels[kept])
+        return Found(self.boxes[kept], self.labels[kept], self.scores[kept])
 
 
 def read_config(run: Path) -> dict[str, Any]:
-    """The `config.json` of a run.
+    """Read the `config.json` of a run.
 
     Raises:
         FileNotFoundError: There is none.
@@ -56,7 +52,7 @@ def read_config(run: Path) -> dict[str, Any]:
 
 
 def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, Any]]:
-    """A run's network with its averaged weights, ready to detect, its kind, and its configuration.
+    """Load a run: its network with the averaged weights, its kind of detector, and its configuration.
 
     Raises:
         FileNotFoundError: The run has no configuration or no checkpoint yet.
@@ -73,7 +69,7 @@ def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, 
 
 
 def fingerprint(network: nn.Module) -> str:
-    """The same for networks whose parameters and buffers are the same, bit for bit."""
+    """Hash a network's parameters and buffers: equal hashes mean equal weights, bit for bit."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
@@ -82,16 +78,16 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def forward(network: nn.Module, kind: Family, images: Tensor, autocast: bool = False) -> Detections:
-    """Start detecting on a batch; on a GPU this does not wait for it.
+    """Detect on a batch, without waiting for the GPU.
 
     Args:
-        network: In evaluation mode.
-        kind: What decodes its outputs.
+        network: Network in evaluation mode.
+        kind: Kind of detector, which decodes the outputs.
         images: (B, 3, H, W) uint8 on the network's device.
         autocast: Compute in bfloat16.
 
     Returns:
-        Boxes in pixels of the input, on the network's device.
+        Detections on the network's device, in pixels of the input.
     """
     pixels = centered(images).contiguous(memory_format=torch.channels_last)
     with torch.no_grad(), torch.autocast(images.device.type, torch.bfloat16, enabled=autocast):
@@ -102,18 +98,19 @@ def forward(network: nn.Module, kind: Family, images: Tensor, autocast: bool = F
 def in_images(
     detections: Detections, scales: Sequence[tuple[float, float]], sides: Sequence[tuple[int, int]]
 ) -> list[Found]:
-    """What each image of a batch shows, in its own pixels.
+    """Convert the detections on a batch to pixels of each image.
 
     Args:
-        detections: On the CPU, in pixels of the input.
-        scales: Pixels of the input a pixel of each image, along x and y.
-        sides: Width and height of each image, to which boxes are cut.
+        detections: Detections on the CPU, in pixels of the input.
+        scales: Input pixels per pixel of each image, along x and y.
+        sides: Width and height of each image, to which boxes are clipped.
     """
     found = []
-    for box, score, label, scale, side in zip(*detections, scales, sides, strict=True):
+    columns = (detections.boxes, detections.labels, detections.scores, scales, sides)
+    for box, label, score, scale, side in zip(*columns, strict=True):
         box = torch.minimum((box / torch.tensor(scale * 2)).clamp(min=0), torch.tensor(side * 2))
         good = (label >= 0) & (score >= FAINT) & (box[:, 2:] > box[:, :2]).all(1)
-        found.append(Found(box[good], score[good], label[good]))
+        found.append(Found(box[good], label[good], score[good]))
     return found
 
 
@@ -125,7 +122,7 @@ def detect_all(
     batch_size: int = 8,
     autocast: bool = False,
 ) -> list[Found]:
-    """Detect on rows of a data set."""
+    """Detect on some rows of a data set, in batches."""
     device = next(network.parameters()).device
     found: list[Found] = []
     for begin in range(0, len(rows), batch_size):
@@ -139,7 +136,7 @@ def detect_all(
 
 
 def as_rows(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections as COCO's results have them, without the image."""
+    """Convert detections to rows of COCO's results format, without the image id."""
     return [
         {
             "category_id": category_ids[label],
@@ -153,40 +150,42 @@ def as_rows(found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def as_results(image_id: int | str, found: Found, category_ids: Sequence[int]) -> list[dict[str, Any]]:
-    """Detections in COCO's results form."""
+    """Convert detections to rows of COCO's results format."""
     return [{"image_id": image_id, **row} for row in as_rows(found, category_ids)]
 
 
 def draw(image: "Image", found: Found, class_names: Sequence[str] | Mapping[int, str], scores: bool = True) -> "Image":
-    """Boxes, names and scores over an RGB image; small images come back enlarged, and in a crowd names are left out."""
-    module, font_module = require("PIL.ImageDraw", "Pillow", "predict"), require("PIL.ImageFont", "Pillow", "predict")
-    scale = max(1.0, SHORT_SIDE / min(image.size))
-    view = image.resize((round(image.width * scale), round(image.height * scale)))
-    pen, font = module.Draw(view, "RGBA"), font_module.load_default(size=max(11, min(view.size) // 38))
-    rows = zip((found.boxes * scale).tolist(), found.scores.tolist(), found.labels.tolist(), strict=True)
-    for (left, top, right, bottom), score, label in reversed(list(rows)):  # the best on top
-        color = pictures.class_color(label)
-        pen.rectangle((left, top, right, bottom), outline=(*color, 235), width=max(1, min(view.size) // 240))
-        if len(found.boxes) > pictures.CROWD:
-            continue
-        text = f"{class_names[label]} {score:.2f}" if scores else class_names[label]
-        height = font.size + 4
-        top = top - height if top >= height else top
-        pen.rectangle((left, top, left + pen.textlength(text, font) + 8, top + height), fill=(*color, 215))
-        pen.text((left + 4, top + 1), text, pictures.INK, font)
+    """Draw detections over an RGB image, the best on top; small images come back enlarged.
+
+    Args:
+        image: The image.
+        found: The detections.
+        class_names: Names by label.
+        scores: Write scores behind the names.
+
+    Returns:
+        A new RGB image.
+    """
+    view = pictures.enlarged(image)
+    names = [class_names[label] for label in found.labels.tolist()]
+    if scores:
+        names = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+    to_view = found.boxes * found.boxes.new_tensor([view.width / image.width, view.height / image.height] * 2)
+    pictures.draw_boxes(view, to_view.flip(0), found.labels.flip(0), names[::-1])
     return view
 
 
 def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any]]:
-    """Detections beside the truth on the first images of a run's validation set.
+    """Detect on the first images of a run's validation data.
 
     Args:
         run: Folder of the run.
-        count: How many images.
-        score: Of the detections, at least.
+        count: Number of images.
+        score: Lowest score of the detections.
 
     Returns:
-        For each image: "path", "found" (`Found`), "boxes" (n, 4) and "labels" (n,) of the truth, "class_names".
+        For each image: "path", "found" (the detections), "boxes" (n, 4) and "labels" (n,) of the annotations, and
+        "class_names".
     """
     network, kind, config = load(run, torch.device("cpu"))
     console = Console(quiet=True)

@@ -1,17 +1,17 @@
 """SimOTA, YOLOX's label assignment, for a whole batch."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
-from detops.assign.assignment import Assignment, labels_of
-from detops.diagnostics.checked import is_checked
+from detops.assign.assignment import Assignment
 from detops.geometry.boxes import to_cxcywh
-from detops.ragged.padded import Batch, boxes_with_labels
+from detops.geometry.points import points_in_boxes
+from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 
 Candidates = Literal["all", "own"]
 Region = Literal["box_or_center", "center"]
@@ -21,9 +21,8 @@ def simota_assign(
     class_logits: Tensor | Sequence[Tensor],
     objectness: Tensor,
     pred_boxes: Tensor,
-    cells: Tensor,
-    boxes: Batch,
-    labels: Batch,
+    points: Tensor,
+    targets: Targets,
     *,
     center_radius: float = 2.5,
     candidates: Candidates = "all",
@@ -33,7 +32,7 @@ def simota_assign(
     iou_weight: float = 3.0,
     class_weight: float = 1.0,
 ) -> Assignment:
-    """Give each box the cells whose predictions suit it best, as YOLOX is trained.
+    """Assign each box the cells whose predictions suit it best, as YOLOX is trained.
 
     A cell is a box's own candidate if its centre lies in the box or within `center_radius` cells of the box's centre;
     where both hold it is preferred to all other cells (the original adds 1e5 to the cost of these). Each box takes its
@@ -52,23 +51,22 @@ def simota_assign(
         class_logits: (B, A, C), or a list of each level's (B, A_l, C), of any strides.
         objectness: (B, A) logits.
         pred_boxes: (B, A, 4) xyxy in pixels.
-        cells: (A, 3): x and y of each cell's centre, and its side, in pixels; `grid_cells` makes it.
-        boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels. A tensor (B, N, 4) is a batch
-            without padding.
-        labels: Likewise (B, N) integers, 0 .. C - 1.
+        points: (A, 3): x and y of each cell's centre, and its stride, in pixels; `grid_points` makes them.
+        targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels 0 .. C - 1.
         center_radius: In cells; both comparisons are strict.
-        candidates: What a box chooses from, for k and for its cells. "all": the candidates of all boxes of its image;
-            a cell that several took goes to the cheapest of all boxes (YOLOX). "own": its own candidates; such a cell
-            goes to the cheapest that took it (super-gradients' fast variant).
+        candidates: Cells that a box chooses from, for k and for its cells. "all": the candidates of all boxes of its
+            image; a cell that several took goes to the cheapest of all boxes (YOLOX). "own": its own candidates; such a
+            cell goes to the cheapest that took it (super-gradients' fast variant).
         region: "center": own candidates are those near the centre alone, as YOLOX's current code has it, with a
             `center_radius` of 1.5.
-        topk: How many IoUs are summed.
-        dynamic_ks_bias: Factor of the sum; the fast variant has 1.1.
-        iou_weight: See above.
-        class_weight: See above.
+        topk: Number of IoUs that are summed to k.
+        dynamic_ks_bias: Factor of the sum, 1.1 in the fast variant; None for 1.
+        iou_weight: Weight of the IoU's term in the cost.
+        class_weight: Weight of the classes' term.
 
     Returns:
-        The assignment; a cell has at most one box.
+        The assignment; a cell has at most one box. `quality` is the IoU of the box with the prediction there. A cell
+        without a box whose centre lies in an ignored region of the targets is ignored.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
@@ -77,12 +75,11 @@ def simota_assign(
 
     Example:
         >>> import detops
-        >>> cells = detops.grid_cells([(4, 4)], [8])
-        >>> center, side = cells[:, :2], cells[:, 2:]
-        >>> found = simota_assign(
-        ...     torch.zeros(1, 16, 2), torch.zeros(1, 16), torch.cat([center - side, center + side], 1)[None], cells,
-        ...     [torch.tensor([[4.0, 4, 20, 20]])], [torch.tensor([1])],
-        ... )
+        >>> points = detops.grid_points([(4, 4)], [8])
+        >>> center, stride = points[:, :2], points[:, 2:]
+        >>> pred_boxes = torch.cat([center - stride, center + stride], 1)[None]
+        >>> targets = [torch.tensor([[4.0, 4, 20, 20]])], [torch.tensor([1])]
+        >>> found = simota_assign(torch.zeros(1, 16, 2), torch.zeros(1, 16), pred_boxes, points, targets)
         >>> found.box_index.reshape(4, 4)[1], found.num_positives
         (tensor([-1,  0, -1, -1]), tensor(2))
 
@@ -90,42 +87,76 @@ def simota_assign(
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and Ge et al., "OTA", 2021.
     """
     levels = [class_logits] if isinstance(class_logits, Tensor) else list(class_logits)
-    gt, label, sizes = boxes_with_labels(boxes, labels)
-    _check(levels, objectness, pred_boxes, cells, gt, label)
-    for name, value, allowed in (("candidates", candidates, ("all", "own")),
-                                 ("region", region, ("box_or_center", "center"))):  # fmt: skip
-        if value not in allowed:
-            raise ValueError(f"{name}: expected {allowed[0]!r} or {allowed[1]!r}, got {value!r}")
-    if not 1 <= topk <= 1000:
-        raise ValueError(f"topk: expected 1 .. 1000, got {topk!r}")
-    if dynamic_ks_bias is not None and not 0 <= dynamic_ks_bias <= 1000:
-        raise ValueError(f"dynamic_ks_bias: expected 0 .. 1000, got {dynamic_ks_bias!r}")
-    if not center_radius >= 0:
-        raise ValueError(f"center_radius: expected at least 0, got {center_radius!r}")
-    if is_checked():
-        check_values("boxes", to_cxcywh(gt.detach().double()), label, sizes, levels[0].shape[2], gt)
-    index, iou = ops.simota_match(
-        class_logits=[level.detach() for level in levels],
-        objectness=objectness.detach(),
-        pred_boxes=to_cxcywh(pred_boxes.detach().to(torch.float32)),
-        cells=cells,
-        gt_boxes=to_cxcywh(gt.detach().to(torch.float32)),
-        gt_labels=label,
-        sample_sizes=sizes,
-        radius=float(center_radius),
-        center_only=region == "center",
-        own_candidates=candidates == "own",
-        topk=topk,
-        k_scale=1.0 if dynamic_ks_bias is None else float(dynamic_ks_bias),
-        iou_weight=float(iou_weight),
-        class_weight=float(class_weight),
+    _check(levels, objectness, pred_boxes, points)
+    rule = SimOTARule(center_radius, candidates, region, topk, dynamic_ks_bias, iou_weight, class_weight)
+    rule.check()
+    truth = require_ground_truth(
+        targets, levels[0].shape[2], batch=len(objectness), like=objectness, like_name="objectness"
     )
-    return Assignment(index, labels_of(index, label), iou, (index >= 0).sum())
+    boxes = to_cxcywh(pred_boxes.detach().to(torch.float32))
+    return match_points([level.detach() for level in levels], objectness.detach(), boxes, points, truth, rule)
 
 
-def _check(
-    levels: list[Tensor], objectness: Tensor, pred_boxes: Tensor, cells: Tensor, boxes: Tensor, labels: Tensor
-) -> None:
+class SimOTARule(NamedTuple):
+    """The options of `simota_assign`, with YOLOX's values."""
+
+    center_radius: float = 2.5
+    candidates: Candidates = "all"
+    region: Region = "box_or_center"
+    topk: int = 10
+    dynamic_ks_bias: float | None = None
+    iou_weight: float = 3.0
+    class_weight: float = 1.0
+
+    def check(self) -> None:
+        """Check what is out of range.
+
+        Raises:
+            ValueError: An option is.
+        """
+        for name, allowed in (("candidates", ("all", "own")), ("region", ("box_or_center", "center"))):
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}: expected {allowed[0]!r} or {allowed[1]!r}, got {getattr(self, name)!r}")
+        if not 1 <= self.topk <= 1000:
+            raise ValueError(f"topk: expected 1 .. 1000, got {self.topk!r}")
+        if self.dynamic_ks_bias is not None and not 0 <= self.dynamic_ks_bias <= 1000:
+            raise ValueError(f"dynamic_ks_bias: expected 0 .. 1000, got {self.dynamic_ks_bias!r}")
+        if not self.center_radius >= 0:
+            raise ValueError(f"center_radius: expected at least 0, got {self.center_radius!r}")
+
+
+def match_points(
+    class_logits: list[Tensor],
+    objectness: Tensor,
+    pred_cxcywh: Tensor,
+    points: Tensor,
+    targets: GroundTruth,
+    rule: SimOTARule,
+) -> Assignment:
+    """Call the op; arguments as in `simota_assign`, checked already, predicted boxes as centre and size."""
+    index, iou = ops.simota_match(
+        class_logits=class_logits,
+        objectness=objectness,
+        pred_boxes=pred_cxcywh,
+        cells=points,
+        gt_boxes=targets.cxcywh().detach().to(torch.float32),
+        gt_labels=targets.labels,
+        sample_sizes=targets.sample_sizes,
+        radius=float(rule.center_radius),
+        center_only=rule.region == "center",
+        own_candidates=rule.candidates == "own",
+        topk=rule.topk,
+        k_scale=1.0 if rule.dynamic_ks_bias is None else float(rule.dynamic_ks_bias),
+        iou_weight=float(rule.iou_weight),
+        class_weight=float(rule.class_weight),
+    )
+    ignored = None
+    if targets.ignored is not None:
+        ignored = points_in_boxes(points, targets.ignored, targets.ignored_exists())
+    return Assignment.of(index, iou, targets.labels, ignored)
+
+
+def _check(levels: list[Tensor], objectness: Tensor, pred_boxes: Tensor, points: Tensor) -> None:
     """Check what can be checked without reading the device's memory."""
     require_tensor("objectness", objectness, FLOATS, "a floating-point tensor")
     if objectness.dim() != 2:
@@ -140,40 +171,11 @@ def _check(
         require_device("class_logits", level, objectness, "objectness")
     rows = sum(level.shape[1] for level in levels)
     if rows != count:
-        raise ValueError(f"class_logits: expected {count} cells, as objectness has, got {rows}")
+        raise ValueError(f"class_logits: expected {count} points, as objectness has, got {rows}")
     for name, value, shape, dtypes in (
         ("pred_boxes", pred_boxes, (batch, count, 4), FLOATS),
-        ("cells", cells, (count, 3), FLOATS + INTEGERS),
-        ("boxes", boxes, (batch, *boxes.shape[1:2], 4), FLOATS + INTEGERS),
-        ("labels", labels, (batch, *boxes.shape[1:2]), INTEGERS),
+        ("points", points, (count, 3), FLOATS + INTEGERS),
     ):
-        kind = "integers" if dtypes is INTEGERS else "numbers" if INTEGERS[0] in dtypes else "a floating-point tensor"
-        require_tensor(name, value, dtypes, kind)
-        require_shape(name, value, shape, "to match boxes" if name == "labels" else "to match objectness")
+        require_tensor(name, value, dtypes, "numbers" if INTEGERS[0] in dtypes else "a floating-point tensor")
+        require_shape(name, value, shape, "to match objectness")
         require_device(name, value, objectness, "objectness")
-
-
-def check_values(
-    name: str, boxes: Tensor, labels: Tensor, sizes: Tensor | None, num_classes: int, given: Tensor | None = None,
-    any_area: bool = True,
-) -> None:  # fmt: skip
-    """Raise for the first box (B, N, 4), cxcywh, that would take nothing for its values; reads values.
-
-    The message shows the box as it was `given`, if in another format. Without `any_area`, boxes whose area is beyond
-    float32 take nothing either.
-    """
-    shown = boxes if given is None else given
-    exists = torch.ones_like(labels, dtype=torch.bool)
-    if sizes is not None:
-        exists = torch.arange(labels.shape[1], device=labels.device) < sizes[:, None]
-    exists = exists & (labels >= 0)
-    for what, value, wrong, expected in (
-        ("labels", labels, labels >= num_classes, f"a value below {num_classes}"),
-        (name, shown, ~boxes.isfinite().all(-1), "finite numbers"),
-        (name, shown, (boxes[..., 2:] < 0).any(-1), "a width and a height of at least 0"),
-        (name, shown, ~boxes[..., 2:].float().prod(-1).isfinite() & (not any_area), "an area that float32 holds"),
-    ):
-        found = (wrong & exists).nonzero()
-        if len(found):
-            b, n = found[0].tolist()
-            raise ValueError(f"{what}: sample {b}, box {n} has {value[b, n].tolist()}, expected {expected}")

@@ -5,17 +5,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detops.decode.detections import Detections, padded, suppress, top
-from detops.geometry.boxes import boxes_at_cells, to_xyxy
-from detops.geometry.levels import require_levels
-from detops.geometry.points import grid_cells
+from detops.decode.detections import Detections, require_options, select, top
+from detops.geometry.boxes import boxes_at_points, to_xyxy
+from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
+from detops.geometry.points import grid_points
 
 
 def decode_yolox(
     model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]],
     strides: Sequence[int] = (8, 16, 32),
+    image_sizes: ImageSizes | None = None,
+    *,
     score_threshold: float = 0.01,
-    iou_threshold: float = 0.65,
+    iou_threshold: float | None = 0.65,
     max_detections: int = 100,
     candidates: int = 1000,
 ) -> Detections:
@@ -26,14 +28,15 @@ def decode_yolox(
 
     Args:
         model_output: Each level's raw map (B, 1, H, W, 5 + C), or a tuple whose second item is that list.
-        strides: Pixels a cell of each level.
+        strides: Pixels per cell of each level.
+        image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
         score_threshold: Lowest score of a detection.
-        iou_threshold: IoU above which the worse of two boxes of a class is dropped.
-        max_detections: How many detections an image; where there are fewer, the rest has score 0 and label -1.
-        candidates: How many cells of an image, the best by score, suppression considers.
+        iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
+        max_detections: Number of detections per image; where there are fewer, the rest has score 0 and label -1.
+        candidates: Number of cells per image, the best by score, that suppression considers.
 
     Returns:
-        The detections; boxes are not clipped to the image.
+        The detections. A box without area, before or after clipping, is none.
 
     Raises:
         TypeError: The output is no list of floating-point tensors.
@@ -49,21 +52,16 @@ def decode_yolox(
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
     """
-    outputs = require_levels(model_output, strides)
-    if min(strides) < 1:
-        raise ValueError(f"strides: expected at least 1 pixel each, got {strides!r}")
-    if not 0 <= score_threshold <= 1:
-        raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
-    for name, value in (("max_detections", max_detections), ("candidates", candidates)):
-        if value < 1:
-            raise ValueError(f"{name}: expected at least 1, got {value!r}")
+    strides = require_strides(strides)
+    outputs = require_yolox_maps(model_output, strides)
+    require_options(max_detections, score_threshold, iou_threshold, candidates)
     rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
-    cells = grid_cells([(output.shape[2], output.shape[3]) for output in outputs], strides, rows.device)
+    points = grid_points([(output.shape[2], output.shape[3]) for output in outputs], strides, rows.device)
     scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
-    boxes = to_xyxy(boxes_at_cells(rows, cells))
+    boxes = to_xyxy(boxes_at_points(rows, points))
     exists = (scores >= score_threshold) & boxes.isfinite().all(-1)  # false for a NaN
     scores, chosen = top(scores.where(exists, -torch.inf), min(candidates, rows.shape[1]))
     boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    exists = scores > -torch.inf
-    boxes = boxes.where(exists[..., None], 0)
-    return padded(*suppress(boxes, scores, labels.gather(1, chosen), exists, iou_threshold), max_detections)
+    return select(
+        boxes, labels.gather(1, chosen), scores, scores > -torch.inf, max_detections, iou_threshold, image_sizes
+    )

@@ -1,6 +1,7 @@
-"""How long each stage of a pipeline takes: named spans in, a table, JSON and a Chrome trace out.
+"""How long each stage of a pipeline takes: named spans in; a table, JSON and a Chrome trace out.
 
-On a GPU a stage is two CUDA events, and the only wait is that of the reader. On the CPU it is two clock readings.
+On a GPU a stage is two CUDA events, and only reading the times waits for the device. On the CPU it is two clock
+readings.
 """
 
 import json
@@ -26,19 +27,20 @@ COLUMNS = ("stage", "calls", "mean ms", "median", "min", "max", "host", "share")
 
 @dataclass(frozen=True)
 class StageStats:
-    """One stage, over all its calls that did not fail; times in milliseconds.
+    """Statistics of one stage, over all its calls that did not fail; times in milliseconds.
 
     Attributes:
         path: Names from the outermost stage to this one.
-        calls: How often it ended without an exception.
-        failed: How often an exception left it; these are in no time below.
-        total_ms: Sum.
-        mean_ms: Mean of a call.
+        calls: Number of calls that ended without an exception.
+        failed: Number of calls that an exception ended; no time below includes them.
+        total_ms: Sum over the calls.
+        mean_ms: Mean per call.
         median_ms: Median.
         min_ms: Shortest call.
         max_ms: Longest call.
-        host_ms: Mean time until the host went on. On a GPU this is shorter than `mean_ms` where work is queued, and
-            as long where the stage waits or the host is the slower of the two.
+        host_ms: Mean host time: from entering the stage to leaving it, without waiting for the GPU. On a GPU it is
+            shorter than `mean_ms` where the host queues work ahead, and as long where the stage itself waits or the
+            host is the slower of the two.
     """
 
     path: tuple[str, ...]
@@ -53,23 +55,23 @@ class StageStats:
 
 
 class StageTimer:
-    """Times named stages, as context managers or around modules.
+    """Time named stages, as context managers or around modules.
 
-    Stages nest by where they are entered. Each thread has its own nesting, and one timer may be used by several
-    threads at once; coroutines of one thread need a timer each. On a GPU a stage records two CUDA events on the
-    current stream and waits for nothing; `stats`, `table`, `to_json` and `chrome_trace` wait for the device once.
-    Inside `torch.compile` nothing is timed: stages are part of the program there.
+    A stage that is entered within another is nested in it. Each thread has its own nesting, and several threads may
+    share a timer; coroutines of one thread need a timer each. On a GPU a stage records two CUDA events on the current
+    stream and does not wait; `stats`, `table`, `to_json` and `chrome_trace` wait for the device once. Inside
+    `torch.compile` nothing is timed, because stages are compiled away.
 
-    An exception ends a stage as failed, and the ones in it. (One that is no `Exception`, such as a
-    `KeyboardInterrupt`, leaves the stage of a wrapped module open until an outer stage ends, or `reset`.)
+    An exception ends a stage, and those nested in it, as failed. (One that is not an `Exception`, such as
+    `KeyboardInterrupt`, leaves the stage of a wrapped module open until an outer stage ends, or until `reset`.)
 
     Args:
-        device: What the stages run on, "cpu" or "cuda"; None is the current GPU where there is one.
-        limit: How many calls of stages are kept, the oldest are forgotten first.
-        clock: Nanoseconds of the host.
+        device: Device that the stages run on, "cpu" or "cuda"; None takes the current GPU where there is one.
+        limit: Number of calls that are kept; the oldest are forgotten first.
+        clock: Returns the host's time in nanoseconds.
 
     Raises:
-        ValueError: The device is neither, or the limit below 1.
+        ValueError: The device is of another type, or the limit is below 1.
 
     Example:
         >>> timer = StageTimer("cpu")
@@ -98,33 +100,37 @@ class StageTimer:
         self._lock = threading.Lock()
         self._spans: deque[_Span] = deque(maxlen=limit)
         self._forgotten = 0
-        self._anchor: tuple[Any, int] | None = None  # an event, and when the host recorded it
+        self._anchor: tuple[Any, int] | None = None  # an event, and the host's time when it was recorded
 
     def stage(self, name: str) -> "_Span":
-        """A context manager that times what is in it; each `with` needs a new one."""
+        """Return a context manager that times its body; each `with` needs a new one."""
         return _Span(self, name, None)
 
     def wrap(self, module: nn.Module, name: str) -> "WrappedStage":
         """Time every call of a module, by forward hooks.
 
+        Args:
+            module: The module.
+            name: Name of the stage.
+
         Returns:
-            A handle whose `remove()` takes the hooks off again.
+            A handle whose `remove()` removes the hooks.
         """
         return WrappedStage(self, module, name)
 
     def __deepcopy__(self, memo: object) -> "StageTimer":
-        """Itself: a copy of a wrapped module is timed by the timer of the module."""
+        """Return the timer itself, so that the copy of a wrapped module is timed by the same timer."""
         return self
 
     def reset(self) -> None:
-        """Forget all calls that ended, and every open stage of this thread."""
+        """Forget all calls that have ended, and every open stage of this thread."""
         with self._lock:
             self._spans.clear()
             self._forgotten = 0
         self._stack().clear()
 
     def stats(self) -> list[StageStats]:
-        """The stages in the order of their first call, each before the ones in it."""
+        """Return the stages in the order of their first call, each before those nested in it."""
         spans = self._read()
         first: dict[StagePath, int] = {}
         for span in spans:
@@ -134,12 +140,12 @@ class StageTimer:
         by_path: dict[StagePath, list[_Span]] = {}
         for span in spans:
             by_path.setdefault(span.path, []).append(span)
-        # Siblings of one clock reading stay in the order of their names.
+        # Siblings that began at the same clock reading are in the order of their names.
         order = sorted(by_path, key=lambda path: [(first[path[: i + 1]], path[i]) for i in range(len(path))])
         return [_summary(path, by_path[path]) for path in order]
 
     def table(self) -> str:
-        """The stages as text: one a line, inner ones indented, with their share of the stage around them."""
+        """Return the stages as text: one per line, nested ones indented, with their share of the stage around them."""
         cells = [list(COLUMNS), *self._cells()]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         lines = [
@@ -149,7 +155,7 @@ class StageTimer:
         return "\n".join(line.rstrip() for line in [*lines, *self._notes()])
 
     def __rich__(self) -> Any:
-        """The same for `rich.print(timer)` and consoles of rich."""
+        """Return the table for `rich.print(timer)` and consoles of rich."""
         module = require_module("rich.table", "rich", "StageTimer", "rich")
         table = module.Table(caption="\n".join(self._notes()) or None)
         for i, name in enumerate(COLUMNS):
@@ -175,7 +181,7 @@ class StageTimer:
         return [f"{self._forgotten} older calls are forgotten"] if self._forgotten else []
 
     def to_json(self) -> str:
-        """The stages as strict JSON: device, unit, how many calls were forgotten, and `StageStats` a stage."""
+        """Return the stages as strict JSON: device, unit, number of forgotten calls, and a `StageStats` per stage."""
         stages = [asdict(stats) for stats in self.stats()]
         record = {"device": str(self.device), "unit": "milliseconds", "forgotten": self._forgotten, "stages": stages}
         return json.dumps(record, indent=1, allow_nan=False)
@@ -183,8 +189,11 @@ class StageTimer:
     def chrome_trace(self, path: str | Path) -> None:
         """Write every call as a trace that chrome://tracing and ui.perfetto.dev show.
 
-        The host's threads are one process. On a GPU the device's work is another, by the thread that queued it;
-        its clock is laid on the host's at the first stage.
+        The host's threads are one process. On a GPU the device's work is a second process, with a track per thread
+        that queued it; the device's clock is aligned with the host's at the first stage.
+
+        Args:
+            path: File to write.
         """
         threads: dict[int, int] = {}
         events: list[dict[str, Any]] = []
@@ -205,7 +214,7 @@ class StageTimer:
         Path(path).write_text(text)
 
     def _stack(self) -> "list[_Span]":
-        """Open stages of this thread, the outermost first."""
+        """Return the open stages of this thread, the outermost first."""
         try:
             return self._local.stack  # type: ignore[no-any-return]
         except AttributeError:
@@ -213,7 +222,7 @@ class StageTimer:
             return self._local.stack  # type: ignore[no-any-return]
 
     def _event(self) -> Any:
-        """A CUDA event recorded now; None on the CPU."""
+        """Record a CUDA event now; return None on the CPU."""
         if self.device.type != "cuda":
             return None
         event = torch.cuda.Event(enable_timing=True)
@@ -232,7 +241,7 @@ class StageTimer:
             self._spans.extend(spans)
 
     def _read(self) -> "list[_Span]":
-        """The calls that ended, with the device's times; the one place that waits for it."""
+        """Return the calls that have ended, with the device's times; nothing else waits for the device."""
         with self._lock:
             spans = list(self._spans)
             new = [span for span in spans if span.events is not None]
@@ -242,7 +251,7 @@ class StageTimer:
                 event, when = self._anchor
                 for span in new:
                     begin, end = span.events
-                    # Events tell float32 milliseconds, so a moment is told from one that was not long before.
+                    # Events measure milliseconds in float32, exact only over short spans: hence a recent anchor.
                     span.device_begin = when + round(1e6 * event.elapsed_time(begin))
                     span.device_ns = round(1e6 * begin.elapsed_time(end))
                 self._anchor = (new[-1].events[0], new[-1].device_begin)
@@ -252,13 +261,13 @@ class StageTimer:
 
 
 class _Span:
-    """One call of a stage, first open, then ended."""
+    """One call of a stage: first open, then ended."""
 
     __slots__ = (
         "device_begin", "device_ns", "events", "failed", "host_begin", "host_end", "name", "outer_error", "owner",
         "path", "thread", "timer",
     )  # fmt: skip
-    host_begin: int  # nanoseconds, as all times here
+    host_begin: int  # nanoseconds, as are the times below
     host_end: int
     device_begin: int
     device_ns: int
@@ -291,16 +300,16 @@ class _Span:
             self.end(failed=kind is not None)
 
     def end(self, failed: bool) -> None:
-        """Close this stage, and as failed the ones in it that are open still."""
+        """End this stage, and as failed those nested in it that are still open."""
         timer = self.timer
         event, now = timer._event(), timer._clock()
         stack = timer._stack()
-        if self not in stack:  # the timer was reset meanwhile
+        if self not in stack:  # the timer has been reset since
             return
         ended = []
         while True:
             span = stack.pop()
-            span.failed, span.outer_error = failed or span is not self, None  # an error holds its frames alive
+            span.failed, span.outer_error = failed or span is not self, None  # an error keeps its frames alive
             span.host_end = now
             span.device_begin, span.device_ns = span.host_begin, now - span.host_begin
             if event is not None:
@@ -322,7 +331,7 @@ class WrappedStage:
         )
 
     def remove(self) -> None:
-        """Take the hooks off; further calls of the module are not timed, nor one that is under way in this thread."""
+        """Remove the hooks; later calls of the module are not timed, nor is one that is running in this thread."""
         for handle in self._handles:
             handle.remove()
         stack = self._timer._stack()
@@ -337,7 +346,7 @@ class WrappedStage:
             return
         for span in reversed(self._timer._stack()):
             if span.owner is self:
-                # The hook also runs while an exception passes through, but then it is another than at the beginning.
+                # The hook also runs when the module raises; the exception is then another than when the call began.
                 span.end(failed=sys.exception() is not span.outer_error)
                 return
 

@@ -32,17 +32,30 @@ def to_xyxy(boxes: Tensor) -> Tensor:
     return torch.cat([center - half, center + half], -1)
 
 
-def boxes_at_cells(raw: Tensor, cells: Tensor) -> Tensor:
-    """What YOLOX's raw numbers mean.
+def boxes_at_points(raw: Tensor, points: Tensor) -> Tensor:
+    """Decode YOLOX's raw numbers.
 
     Args:
         raw: (B, A, 4 or more): x and y of the centre in cells from the cell's corner, logarithms of width and height
             in cells.
-        cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
+        points: (A, 3): x and y of the cell's centre, and its stride, in pixels.
 
     Returns:
         (B, A, 4) boxes, cxcywh in pixels.
     """
-    side = cells[:, 2:]
-    center = raw[..., :2] * side + (cells[:, :2] - side / 2)
-    return torch.cat([center, raw[..., 2:4].exp() * side], -1)
+    stride = points[:, 2:]
+    center = raw[..., :2] * stride + (points[:, :2] - stride / 2)
+    return torch.cat([center, raw[..., 2:4].exp() * stride], -1)
+
+
+def overlap_of_first(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return (..., N, M) the share of each box's own area that lies in another box; 0 for a box without area.
+
+    Args:
+        boxes: (..., N, 4) xyxy.
+        others: (..., M, 4) xyxy.
+    """
+    low = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)[..., None]
+    return ((high - low).clamp(min=0).prod(-1) / area).where(area > 0, 0)

@@ -1,9 +1,12 @@
 """Boxes as distances from a point to their sides, which GFL regresses."""
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
 from detops.arguments import FLOATS, require_device, require_tensor
+from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor
 
 
 def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None = None, eps: float = 0.1) -> Tensor:
@@ -32,13 +35,14 @@ def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None
     return distances if max_distance is None else distances.clamp(0, max_distance - eps)
 
 
-def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: tuple[int, int] | None = None) -> Tensor:
+def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: Size | ImageSizes | None = None) -> Tensor:
     """Return the boxes with these sides; the inverse of `boxes_to_distances`.
 
     Args:
         points: (..., 2) x and y, floating point.
         distances: (..., 4) left, top, right, bottom, in the same units; the leading dimensions broadcast.
-        max_shape: If given, height and width that boxes are clipped to.
+        max_shape: If given, height and width that boxes are clipped to: one pair, or one per image (B, 2), images being
+            the first dimension of the boxes.
 
     Returns:
         (..., 4) boxes, xyxy.
@@ -50,8 +54,16 @@ def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: tuple[int, 
     _check(points, "distances", distances)
     low, high = points - distances[..., :2], points + distances[..., 2:]
     if max_shape is not None:
-        height, width = max_shape
-        low, high = (torch.stack([t[..., 0].clamp(0, width), t[..., 1].clamp(0, height)], -1) for t in (low, high))
+        if isinstance(max_shape, Tensor) or not isinstance(max_shape[0], int | float):
+            sizes = image_sizes_tensor(cast(ImageSizes, max_shape), len(low), low.device).to(low.dtype)
+            limit = sizes.flip(1).view(-1, *(1,) * (low.dim() - 2), 2)
+            low, high = (torch.minimum(corner.clamp(min=0), limit) for corner in (low, high))
+        else:
+            height, width = cast(Size, max_shape)
+            low, high = (
+                torch.stack([corner[..., 0].clamp(0, width), corner[..., 1].clamp(0, height)], -1)
+                for corner in (low, high)
+            )
     return torch.cat([low, high], -1)
 
 

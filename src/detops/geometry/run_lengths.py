@@ -1,7 +1,7 @@
 """COCO's run-length encoding on tensors of any device, for all masks of an image at once.
 
-Runs of ones come in as first and last position, counted down the columns of the image; counts, or the compressed
-strings that pycocotools reads and writes, go out, joined, with offsets that part them.
+Runs of ones come in as their begin and end, counted down the columns of the image. Counts, or the compressed strings
+that pycocotools reads and writes, go out: those of all masks joined, with offsets that separate them.
 """
 
 from bisect import bisect_right
@@ -9,26 +9,26 @@ from bisect import bisect_right
 import torch
 from torch import Tensor
 
-GROUPS = 7  # of five bits: enough for a run of 2^32 pixels, and for the difference of two
+GROUPS = 7  # groups of five bits per number: enough for a run of 2^32 pixels, and for the difference of two
 
 
 def encode(starts: Tensor, ends: Tensor, runs: Tensor, pixels: int, compress: bool) -> tuple[Tensor, Tensor]:
-    """Run lengths of masks.
+    """Encode masks as run lengths.
 
     Args:
-        starts: (R,) int64, where each run of ones begins; all masks joined, ascending within each.
-        ends: (R,) int64, the position after its end.
-        runs: (N,) int64, how many runs each mask has.
-        pixels: Of an image.
+        starts: (R,) int64, first position of each run of ones; all masks joined, ascending within each.
+        ends: (R,) int64, position after the last of each run.
+        runs: (N,) int64, number of runs per mask.
+        pixels: Number of pixels of the image.
         compress: Return COCO's strings instead of numbers.
 
     Returns:
-        Lengths of the runs, of zeros and of ones in turns: (T,) int32, or (T,) uint8 characters; and (N + 1,) int64
-        where each mask's begin.
+        Lengths of the runs, of zeros and of ones in turns: (T,) int32, or (T,) uint8 characters; and (N + 1,) int64,
+        where those of each mask begin.
     """
     count = len(runs)
     mask = torch.repeat_interleave(torch.arange(count, device=runs.device), runs, output_size=len(starts))
-    before = runs.cumsum(0) - runs  # (N,) runs of former masks
+    before = runs.cumsum(0) - runs  # (N,) runs of the masks before
     last = torch.zeros_like(runs)
     if len(ends):
         last = ends[(before + runs - 1).clamp(min=0)].where(runs > 0, 0)
@@ -48,7 +48,10 @@ def encode(starts: Tensor, ends: Tensor, runs: Tensor, pixels: int, compress: bo
 
 
 def _compressed(counts: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
-    """Counts as COCO's strings: from the fourth on less the last of its kind, in groups of five bits, lowest first."""
+    """Write counts as COCO's strings.
+
+    From the fourth count on, the count before the last is subtracted; five bits per character, the lowest first.
+    """
     index = torch.arange(len(counts), device=counts.device)
     mask = torch.bucketize(index, offsets[1:], right=True)
     value = counts - torch.where(index - offsets[mask] > 2, counts.roll(2), 0)
@@ -64,7 +67,7 @@ def _compressed(counts: Tensor, offsets: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def areas(counts: Tensor, offsets: Tensor) -> Tensor:
-    """Ones of each mask, (N,) int64, from its uncompressed counts."""
+    """Count the ones of each mask, (N,) int64, from uncompressed counts."""
     total = torch.cat([offsets.new_zeros(1), _ones(counts, offsets).cumsum(0)])
     return total[offsets[1:]] - total[offsets[:-1]]
 
@@ -72,17 +75,17 @@ def areas(counts: Tensor, offsets: Tensor) -> Tensor:
 def intersections(
     first: tuple[Tensor, Tensor], second: tuple[Tensor, Tensor], pixels: int, pairs: Tensor, chunk: int = 1 << 20
 ) -> Tensor:
-    """Pixels that two masks share, for pairs of masks.
+    """Count the pixels that two masks share, for pairs of masks.
 
-    Every run of a pair's second mask that lies within the extent of the first asks how many ones that has before the
-    run's end, and how many before its begin. Positions count through all images, one after another.
+    For every run of a pair's second mask within the extent of the first, the ones of the first before the run's begin
+    are subtracted from those before its end. Positions count through all masks, one after another.
 
     Args:
         first: Uncompressed counts and offsets of the first masks.
-        second: Those of the second.
-        pixels: Of an image.
-        pairs: (P, 2) int64 indices.
-        chunk: Runs at once, about.
+        second: Uncompressed counts and offsets of the second masks.
+        pixels: Number of pixels of the image.
+        pairs: (P, 2) int64, index of a first mask and of a second one.
+        chunk: Approximate number of runs processed at once, which bounds memory.
 
     Returns:
         (P,) int64.
@@ -110,7 +113,7 @@ def intersections(
         stop = max(start + 1, bisect_right(ahead, done + chunk))
         each, total = number[start:stop], ahead[stop - 1] - done
         pair = torch.repeat_interleave(torch.arange(start, stop, device=pairs.device), each, output_size=total)
-        # The run of a pair's k-th place, where k counts from the chunk's begin.
+        # Places of the chunk map to runs: each pair has its own stretch of places.
         chosen = (run[start:stop] - (each.cumsum(0) - each))[pair - start] + torch.arange(total, device=pairs.device)
         moved = shift[pair]
         inside = ones_until(stops[chosen] + moved) - ones_until(begins[chosen] + moved)
@@ -120,10 +123,10 @@ def intersections(
 
 
 def _extents(masks: tuple[Tensor, Tensor], ends: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each mask's ones begin, and where they end; twice the same position where it has none."""
+    """Find where each mask's ones begin and end; both are the same position where it has none."""
     offsets = masks[1]
     size = offsets[1:] - offsets[:-1]
-    last = offsets[1:] - 1 - size % 2  # zeros come last where there is an odd number of counts
+    last = offsets[1:] - 1 - size % 2  # an odd number of counts ends with zeros
     begin = ends[offsets[:-1]]
     return begin, torch.where(size > 1, ends[last.clamp(min=0)], begin)
 
@@ -133,7 +136,7 @@ def _offsets(sizes: Tensor) -> Tensor:
 
 
 def _ones(counts: Tensor, offsets: Tensor) -> Tensor:
-    """The counts of ones, and 0 for those of zeros, (T,) int64."""
+    """Set the counts of runs of zeros to 0, which leaves those of ones: (T,) int64."""
     index = torch.arange(len(counts), device=counts.device)
     mask = torch.bucketize(index, offsets[1:], right=True)
     return counts.to(torch.int64).where((index - offsets[mask]) % 2 == 1, 0)

@@ -1,4 +1,4 @@
-"""torchvision's Mask R-CNN, with its own weights and modules, and each costly step around them replaced on request.
+"""torchvision's Mask R-CNN with its own weights and modules; each costly step around them is replaced on request.
 
 images -> preprocessing -> backbone -> RPN -> RoI heads (boxes, mask forward, mask postprocessing) -> results
 """
@@ -6,7 +6,7 @@ images -> preprocessing -> backbone -> RPN -> RoI heads (boxes, mask forward, ma
 import importlib
 import math
 from collections import OrderedDict
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from types import ModuleType
 from typing import Any, Literal, get_args
@@ -15,9 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from detops.diagnostics.stage_timer import StageTimer
-from detops.inference.preprocess import as_tensor, to_batch
-from detops.masks.checks import check_cut
-from detops.masks.instance_masks import InstanceMasks, Mode
+from detops.inference.preprocess import as_tensor, is_single_image, no_list_of_images, to_batch
+from detops.masks.checks import check_mode, check_threshold
+from detops.masks.instance_masks import InstanceMasks
+from detops.masks.placement import Mode
 
 PARTS = ("backbone", "rpn", "heads")
 Masks = Literal["pasted", "raw", "rle"]
@@ -25,34 +26,35 @@ Size = tuple[int, int]
 
 
 class MaskRCNNPipeline:
-    """Runs a `torchvision.models.detection.MaskRCNN`, each improvement by its own switch.
+    """Run a `torchvision.models.detection.MaskRCNN`, with each improvement behind its own switch.
 
-    With all switches off the results are those of `model(images)`, bit for bit. The model itself is not changed, and
-    its weights are not copied; whatever is done to it later (moving, training) is seen here too, except by a
-    compiled backbone.
+    With all switches off the results are those of `model(images)`, bit for bit. The model is not changed and its
+    weights are not copied; what is done to it later (moving, training) takes effect here too, except in a compiled
+    backbone.
 
     Half precision keeps what torchvision's own modules lose under `torch.autocast`: anchors, boxes and scores stay
-    float32, only convolutions and linear layers are half.
+    float32, and only convolutions and linear layers run in half precision.
 
     Args:
-        model: In evaluation mode, with any backbone and any heads, but torchvision's own `forward` of the whole and
-            of its transform, RPN and RoI heads.
-        half: Parts to run in half precision, of "backbone", "rpn", "heads"; True for all.
-        half_dtype: None is float16 on a GPU and bfloat16 on the CPU.
+        model: The model, in evaluation mode, with any backbone and heads. The `forward` of the model and of its
+            transform, RPN and RoI heads must be torchvision's own.
+        half: Parts to run in half precision, some of "backbone", "rpn", "heads"; True for all.
+        half_dtype: dtype of half precision; None takes float16 on a GPU and bfloat16 on the CPU.
         device_preprocess: Resize, normalise and pad by `preprocess`, from uint8 on the model's device, in place of
             torchvision's transform, which needs float images.
-        masks: What the results hold: "pasted", as torchvision, probabilities at image size; "raw", an `InstanceMasks`,
-            nothing at image size; "rle", COCO's run lengths, computed from the raw masks.
-        threshold: Probability at which a pixel belongs to an object, for "rle".
-        mode: How "rle" places a mask in its box, see `InstanceMasks`; as torchvision pastes, or "detectron2".
-        compile_backbone: Run the backbone by `torch.compile`; a mapping is its arguments.
-        batch_size: Images that go through the network at once; None for all that a call is given, as torchvision.
-        timer: Times the stages "preprocessing", "backbone", "rpn" and "roi_heads", and in the last "boxes",
+        masks: Form of the masks in the results: "pasted", probabilities at image size, as in torchvision; "raw", an
+            `InstanceMasks`, with nothing at image size; "rle", COCO's run lengths, computed from the raw masks.
+        threshold: Least probability of a pixel of a mask, for "rle".
+        mode: How "raw" and "rle" place a mask in its box: "torchvision" or "detectron2", as in `InstanceMasks`.
+        compile_backbone: Run the backbone by `torch.compile`; a mapping gives its keyword arguments.
+        batch_size: Number of images that go through the network at once; None takes all of a call, as torchvision.
+        timer: Times the stages "preprocessing", "backbone", "rpn" and "roi_heads", and within the last "boxes",
             "mask_forward" and "mask_postprocessing".
 
     Raises:
-        TypeError: The model is no such Mask R-CNN.
-        ValueError: Another argument is of no use.
+        ModuleNotFoundError: torchvision is missing, or does not fit PyTorch.
+        TypeError: The model is not such a Mask R-CNN.
+        ValueError: Another argument is invalid.
     """
 
     def __init__(
@@ -78,7 +80,8 @@ class MaskRCNNPipeline:
             raise ValueError(f"half_dtype: expected float16, bfloat16 or None, got {half_dtype}")
         if masks not in get_args(Masks):
             raise ValueError(f"masks: expected one of {', '.join(get_args(Masks))}, got {masks!r}")
-        check_cut(threshold, mode)
+        check_threshold(threshold)
+        check_mode(mode)
         if batch_size is not None and batch_size < 1:
             raise ValueError(f"batch_size: expected at least 1, got {batch_size}")
         self.model: Any = model
@@ -92,27 +95,30 @@ class MaskRCNNPipeline:
             self.backbone = torch.compile(self.backbone, **options)  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def __call__(self, images: Sequence[Any]) -> list[dict[str, Any]]:
-        """Detect.
+    def __call__(self, images: Iterable[Any]) -> list[dict[str, Any]]:
+        """Detect objects and their masks in images.
 
         Args:
-            images: RGB images of any sizes: (3, H, W) float tensors from 0 to 1 as torchvision has them, or uint8:
-                (3, H, W) tensors, (H, W, 3) arrays, Pillow images. With `device_preprocess`, uint8 only.
+            images: A list of RGB images of any sizes: (3, H, W) float tensors from 0 to 1, as torchvision takes them;
+                or uint8, as (3, H, W) tensors, (H, W, 3) arrays or Pillow images. With `device_preprocess`, uint8
+                only. A batch (B, 3, H, W) works as well.
 
         Returns:
-            For each image its "boxes" (N, 4) xyxy in its pixels, "labels", "scores", best first, as torchvision; and
-            "masks", whose form is as the pipeline was told.
+            Per image "boxes" (N, 4) xyxy in its pixels, "labels", "scores", best first, as from torchvision; and
+            "masks" in the form that was chosen.
 
         Raises:
-            TypeError: An image is none.
+            TypeError: `images` is a single image or not a list, or an image is of another kind or dtype.
             ValueError: The model is in training mode, or an image has another shape.
         """
         if self.model.training:
             raise ValueError("model: expected evaluation mode; call model.eval()")
+        if is_single_image(images) or isinstance(images, str) or not isinstance(images, Iterable):
+            raise no_list_of_images(images)
         images = list(images)
         step = self.batch_size or max(1, len(images))
         results = []
-        with torch.autocast(self._device().type, enabled=False):  # the switch alone says what is half
+        with torch.autocast(self._device().type, enabled=False):  # `half` alone decides
             for begin in range(0, len(images), step):
                 results += self._detect(images[begin : begin + step], begin)
         return results
@@ -137,7 +143,12 @@ class MaskRCNNPipeline:
                 return self._results(boxes, scores, labels, logits, sizes, originals)
 
     def _prepared(self, images: list[Any], begin: int = 0) -> tuple[Tensor, list[Size], list[Size]]:
-        """The batch, the size of each image in it, and before; `begin` is the number of the first, for errors."""
+        """Make the batch; return it with each image's size within it and before.
+
+        Args:
+            images: The images.
+            begin: Position of the first in the whole call, for error messages.
+        """
         transform, device = self.model.transform, self._device()
         if not self.device_preprocess:
             floats = [_as_float(image, b).to(device) for b, image in enumerate(images, begin)]
@@ -155,7 +166,7 @@ class MaskRCNNPipeline:
         return batch, sizes, originals
 
     def _proposals(self, batch: Tensor, sizes: list[Size], features: Mapping[str, Tensor]) -> list[Tensor]:
-        """What torchvision's RPN proposes, with anchors and boxes in float32 whatever its head computes in."""
+        """Propose boxes as torchvision's RPN does, with anchors and boxes in float32 whatever its head computes in."""
         from torchvision.models.detection.image_list import ImageList
         from torchvision.models.detection.rpn import concat_box_prediction_layers
 
@@ -163,7 +174,7 @@ class MaskRCNNPipeline:
         levels = [self._cast("rpn", level) for level in features.values()]
         with self._precision("rpn"):
             objectness, deltas = rpn.head(levels)
-        # The generator keeps its anchors in the dtype of the maps that it is given, and only looks at their shapes.
+        # The generator makes anchors in the dtype of the maps it is given; it reads only their shapes.
         shapes = [level.new_empty(1, dtype=torch.float32).expand(level.shape) for level in levels]
         anchors = rpn.anchor_generator(ImageList(batch, sizes), shapes)
         counts = [level[0].numel() for level in objectness]
@@ -175,7 +186,7 @@ class MaskRCNNPipeline:
     def _boxes(
         self, features: Mapping[str, Tensor], proposals: list[Tensor], sizes: list[Size]
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Boxes in pixels of the batch, scores and labels of each image."""
+        """Return boxes in pixels of the batch, scores and labels, per image."""
         heads = self.model.roi_heads
         with self._precision("heads"):
             logits, deltas = heads.box_predictor(heads.box_head(heads.box_roi_pool(features, proposals, sizes)))
@@ -194,7 +205,7 @@ class MaskRCNNPipeline:
         from torchvision.models.detection.transform import resize_boxes
 
         pasted = self.masks == "pasted"
-        # torchvision takes the sigmoid of all classes' masks, InstanceMasks that of each one's own.
+        # torchvision takes the sigmoid of the masks of all classes, InstanceMasks that of the predicted class.
         masks = maskrcnn_inference(logits.float(), labels) if pasted else logits.split([len(box) for box in boxes])
         results = []
         for box, score, label, mask, size, original in zip(boxes, scores, labels, masks, sizes, originals, strict=True):
@@ -203,8 +214,8 @@ class MaskRCNNPipeline:
             if pasted:
                 found["masks"] = paste_masks_in_image(mask, box, original)
             else:
-                raw = InstanceMasks.from_class_masks(box, label, score, mask, original, logits=True)
-                found["masks"] = raw if self.masks == "raw" else raw.to_rle(self.threshold, self.mode)
+                raw = InstanceMasks.from_class_masks(box, label, score, mask, original, logits=True, mode=self.mode)
+                found["masks"] = raw if self.masks == "raw" else raw.to_rle(threshold=self.threshold)
             results.append(found)
         return results
 
@@ -222,7 +233,7 @@ class MaskRCNNPipeline:
         return torch.autocast(self._device().type, self._dtype()) if part in self.half else nullcontext()
 
     def _cast(self, part: str, values: Tensor) -> Tensor:
-        """Half precision goes on only into parts that have it."""
+        """Cast to float32 what goes into a part that does not run in half precision."""
         return values if part in self.half else values.float()
 
 
@@ -230,14 +241,14 @@ def require_torchvision(who: str) -> ModuleType:
     """Import torchvision's detection models.
 
     Args:
-        who: What needs them, for the message.
+        who: Name of what needs them, for the message.
 
     Raises:
         ModuleNotFoundError: torchvision is missing, or does not fit PyTorch.
     """
     try:
         return importlib.import_module("torchvision.models.detection")
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it does not fit the PyTorch beside it
+    except (ImportError, RuntimeError) as error:  # RuntimeError: built for another PyTorch
         message = f'{who} needs a torchvision that fits PyTorch: pip install "detops[torchvision]"'
         raise ModuleNotFoundError(message, name="torchvision") from error
 
@@ -263,14 +274,14 @@ def _require_mask_rcnn(model: object) -> None:
 
 
 def _as_float(image: Any, b: int) -> Tensor:
-    """An image as torchvision's models take it: (3, H, W) from 0 to 1."""
+    """Return an image as torchvision's models take it: (3, H, W) from 0 to 1."""
     if isinstance(image, Tensor) and image.is_floating_point():
         return image
     return as_tensor(image, b, to_rgb=False, layout=None).expand(3, -1, -1).float() / 255
 
 
 def _resized(transform: Any, height: int, width: int) -> Size:
-    """The size to which torchvision's transform resizes an image for inference; it rounds down."""
+    """Return the size to which torchvision's transform resizes an image for inference; it rounds down."""
     if transform.fixed_size is not None:
         return transform.fixed_size[1], transform.fixed_size[0]
     scale = min(transform.min_size[-1] / min(height, width), transform.max_size / max(height, width))

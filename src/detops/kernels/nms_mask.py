@@ -22,7 +22,7 @@ def pairs_kernel(
     words,  # (B, N, W)
     N,
     W,
-    iou_threshold,
+    iou_threshold: tl.float64,  # Triton would round a Python float to float32
     HAS_LABELS: tl.constexpr,
     DOUBLE: tl.constexpr,
     TILE: tl.constexpr,
@@ -50,7 +50,7 @@ def pairs_kernel(
     if DOUBLE:
         drops = inter / union > iou_threshold
     else:
-        drops = tl.div_rn(inter, union) > iou_threshold
+        drops = tl.div_rn(inter, union) > tl.cast(iou_threshold, tl.float32)
     drops = drops & (j[None, :] > i[:, None]) & (j < N)[None, :]
     if HAS_LABELS:
         label = tl.load(labels + b * N + i, mask=i < N, other=0)
@@ -91,8 +91,6 @@ def nms_mask(
         return alive
     width = triton.cdiv(count, BITS)
     words = box.new_empty((batch, count, width), dtype=torch.int64)
-    double = box.dtype == torch.float64
-    threshold = iou_threshold if double else torch.tensor(iou_threshold, dtype=torch.float32).item()
     with torch.cuda.device_of(boxes):
         # Each product is rounded on its own, as everywhere: no fused multiply-add.
         pairs_kernel[(triton.cdiv(count, TILE), width, batch)](
@@ -101,9 +99,9 @@ def nms_mask(
             words,
             count,
             width,
-            threshold,
+            iou_threshold,
             HAS_LABELS=label is not None,
-            DOUBLE=double,
+            DOUBLE=box.dtype == torch.float64,
             TILE=TILE,
             BITS=BITS,
             num_warps=4,

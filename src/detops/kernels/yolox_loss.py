@@ -59,12 +59,14 @@ def loss_kernel(
     source = output + b * stride_b + row.to(tl.int64) * stride_r
     sink = gradient + (b * R + row) * (5 + C)
 
-    logit = tl.load(source + 4 * stride_c, mask=inside, other=0.0).to(tl.float32)
+    counted = inside & (chosen != -2)
+    logit = tl.load(source + 4 * stride_c, mask=counted, other=0.0).to(tl.float32)
     down, p = softplus(logit)
     wanted = tl.where(is_object, 1.0, 0.0)
-    obj = tl.sum(tl.where(inside, down - wanted * logit, 0.0), 0)
+    obj = tl.sum(tl.where(counted, down - wanted * logit, 0.0), 0)
     if WITH_GRADIENT:
-        tl.store(sink + 4, (obj_weight * other * (p - wanted)).to(gradient.dtype.element_ty), mask=inside)
+        slope = tl.where(counted, obj_weight * other * (p - wanted), 0.0)
+        tl.store(sink + 4, slope.to(gradient.dtype.element_ty), mask=inside)
 
     iou_sum = tl.full((), 0, tl.float32)
     l1_sum = tl.full((), 0, tl.float32)

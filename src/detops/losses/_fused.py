@@ -59,23 +59,25 @@ def fused_loss(
 
 
 class _FusedLevels(torch.autograd.Function):
-    """The same for an op that takes the outputs of several levels, and returns several losses to be summed."""
+    """The same for an op that takes the outputs of several levels, and returns several losses."""
 
     @staticmethod
     def forward(
-        ctx: Any, op: Callable[..., Any], weights: tuple[float, ...], count: int, *arguments: Any
+        ctx: Any,
+        op: Callable[..., Any],
+        combine: Callable[[Tensor], Tensor],
+        columns: list[int],
+        count: int,
+        *arguments: Any,
     ) -> tuple[Tensor, Tensor]:
-        wanted = any(ctx.needs_input_grad[3 : 3 + count])
+        wanted = any(ctx.needs_input_grad[4 : 4 + count])
         losses, ctx.gradients = op(list(arguments[:count]), *arguments[count:], wanted)
-        ctx.op, ctx.count = op, count
+        ctx.op, ctx.columns, ctx.count = op, columns, count
         ctx.is_tensor = [isinstance(argument, Tensor) for argument in arguments]
         ctx.numbers = [argument for argument in arguments if not isinstance(argument, Tensor)]
         ctx.save_for_backward(*(argument for argument in arguments if isinstance(argument, Tensor)))
         ctx.mark_non_differentiable(losses)
-        total = weights[0] * losses[0]
-        for weight, loss in zip(weights[1:], losses[1:], strict=True):
-            total = total + weight * loss
-        return total, losses
+        return combine(losses), losses
 
     @staticmethod
     @once_differentiable
@@ -86,14 +88,15 @@ class _FusedLevels(torch.autograd.Function):
             arguments = [next(left[kind]) for kind in ctx.is_tensor]
             gradients = ctx.op(arguments[: ctx.count], *arguments[ctx.count :], True)[1]
         for gradient in gradients:
-            ops.scale_gradient_(gradient, upstream)
-        return (None, None, None, *gradients, *[None] * (len(ctx.is_tensor) - ctx.count))
+            ops.scale_gradient_(gradient, upstream, ctx.columns)
+        return (None, None, None, None, *gradients, *[None] * (len(ctx.is_tensor) - ctx.count))
 
 
 def fused_level_losses(
     op: Callable[..., tuple[Tensor, list[Tensor]]],
     outputs: list[Tensor],
-    weights: tuple[float, ...],
+    combine: Callable[[Tensor], Tensor],
+    columns: list[int],
     *arguments: Tensor | float | None,
     rest: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
@@ -101,16 +104,18 @@ def fused_level_losses(
 
     Args:
         op: What to call.
-        outputs: What the losses are differentiated by.
-        weights: Factors of the losses in the sum; the op's gradient is that of the sum with the same factors.
+        outputs: What the losses are differentiated by; their columns (last dimension) fall into groups.
+        combine: Makes of the op's losses one loss (G,) per group of columns, which alone depends on them; the op's
+            gradient is that of the sum of these.
+        columns: Number of columns of each group.
         arguments: The rest of the op's arguments but the last.
         rest: What `kept_scale` left of the losses' scale.
 
     Returns:
-        0-d weighted sum, once differentiable; the losses, not differentiable.
+        (G,) losses, once differentiable; the op's losses, not differentiable.
     """
-    loss, losses = _FusedLevels.apply(op, weights, len(outputs), *outputs, *arguments)
-    return (loss, losses) if rest is None else (loss * rest, losses * rest)
+    combined, losses = _FusedLevels.apply(op, combine, columns, len(outputs), *outputs, *arguments)
+    return (combined, losses) if rest is None else (combined * rest, losses * rest)
 
 
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:

@@ -1,24 +1,26 @@
-"""Which pixels of an image a mask in a box can reach, and the boxes in which torchvision's pasting is that of detops.
+"""Which pixels of an image a mask in a box can reach, and the boxes in which masks are placed as torchvision does.
 
 Sizes stay plain numbers here: as tensors they would be copied to the device, and the host would wait.
 """
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
-ROUNDING = 2.0**-23  # more than float32 moves the edge of a mask, in cells; in a box of 1e9 pixels, a whole pixel
+from detops.geometry.positions import position_dtype
 
+Mode = Literal["detectron2", "torchvision"]  # the rule by which a mask is placed in its box
 
-def wide(tensor: Tensor) -> torch.dtype:
-    """The dtype of positions: MPS has no float64."""
-    return torch.float32 if tensor.device.type == "mps" else torch.float64
+ROUNDING = 2.0**-23  # float32 moves the edge of a mask by less than this, in cells; a pixel in a box of 1e9 pixels
 
 
 def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int], threshold: float) -> Tensor:
-    """The whole pixels in which masks can be at least a threshold.
+    """Find the whole pixels in which masks can be at least a threshold.
 
-    These are the pixels that the box touches, and those whose centre the mask reaches: beyond its last cell's centre, a
-    probability of at most 1 falls to the threshold within 1 - threshold cells, of which half a cell is within the box.
+    These are the pixels that the box touches, and those whose centre the mask reaches: beyond the centre of its last
+    cell, a probability of at most 1 falls to the threshold within 1 - threshold cells, half a cell of which lies in
+    the box.
 
     Args:
         boxes: (N, 4) xyxy.
@@ -29,7 +31,7 @@ def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int]
     Returns:
         (N, 4) xyxy, whole numbers as floats; 0 where nothing is reached.
     """
-    box = boxes.to(wide(boxes))
+    box = boxes.to(position_dtype(boxes.device))
     usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
     for axis in (0, 1):
         low, high = box[:, axis], box[:, axis + 2]
@@ -44,24 +46,25 @@ def reach(boxes: Tensor, mask_size: tuple[int, ...], image_size: tuple[int, int]
 
 
 def as_torchvision(boxes: Tensor, mask_size: tuple[int, ...]) -> Tensor:
-    """The boxes (N, 4) in which sampling at pixel centres is what torchvision does.
+    """Convert boxes (N, 4) so that sampling masks at pixel centres in them places the masks as torchvision does.
 
-    It pads a mask by a cell on either side, grows the box as much, truncates it to whole pixels, and resizes the mask
-    to them, the last one included. Without the padding that is a box again, a cell smaller on either side. Rounded as
-    there, in float32: truncation would tell.
+    torchvision pads a mask by one cell on each side, grows the box by as much, truncates it to whole pixels, and
+    resizes the mask to these, the last one included. Without the padding that is a box again, one cell smaller on each
+    side. Computed in float32 as in torchvision, because truncation makes a rounding error a whole pixel.
 
     Reference:
         torchvision's `paste_masks_in_image`, `padding=1`.
     """
     box = boxes if boxes.dtype == torch.float64 else boxes.to(torch.float32)
-    scale = (mask_size[-1] + 2) / mask_size[-1]  # for both axes, as there
+    positions = position_dtype(boxes.device)
+    scale = (mask_size[-1] + 2) / mask_size[-1]  # torchvision takes the width's for both axes
     usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
     for axis in (0, 1):
         cells = mask_size[1 - axis]
         half = (box[:, axis + 2] - box[:, axis]) * 0.5
         center = (box[:, axis + 2] + box[:, axis]) * 0.5
         grown = half * scale
-        first, last = (center - grown).trunc().to(wide(box)), (center + grown).trunc().to(wide(box))
+        first, last = (center - grown).trunc().to(positions), (center + grown).trunc().to(positions)
         pixels = last - first + 1
         low = first + pixels / (cells + 2)
         usable = usable & (half > 0)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from detops.geometry.positions import position_dtype
+
 EPS = torch.finfo(torch.float32).eps
 # Drawn Gaussians held at once, in map values: memory does not grow with the boxes. On 2 CPU cores 1 << 20 was
 # up to three times as fast as 1 << 24, whose pages are new each time.
@@ -47,8 +49,7 @@ def draw_gaussians_(
     if heatmap.numel() == 0 or count == 0:
         return
     device = heatmap.device
-    # Positions in float64 give every backend the same pixels; MPS has no float64.
-    position = torch.float32 if device.type == "mps" else torch.float64
+    position = position_dtype(device)
     compute = torch.float64 if heatmap.dtype == torch.float64 else torch.float32
 
     xy = centers.to(position)  # (B, N, 2)

@@ -56,7 +56,8 @@ def yolox_loss(
         away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + 1e-8).log()], -1)
         if use_l1:
             box_gradient = box_gradient + away.sign()
-        logit, wanted = rows[..., 4], positive.to(wide)
+        counted = chosen != -2
+        logit, wanted = rows[..., 4].where(counted, 0), positive.to(wide)
         matched = iou[:, start:end].to(wide)
         known = labels.new_zeros(*label.shape, rows.shape[2] - 5).scatter(2, label[..., None], 1)  # (B, R, C)
         share = known * matched[..., None]
@@ -67,7 +68,7 @@ def yolox_loss(
         one, other = scale[0], scale[1]
         total = total + torch.stack([
             box_loss.where(positive, 0).sum() * one,
-            (F.softplus(logit) - wanted * logit).sum() * other,
+            (F.softplus(logit) - wanted * logit).where(counted, 0).sum() * other,
             class_loss.sum(2).where(positive, 0).sum() * one,
             away.abs().sum(2).where(positive, 0).sum() * one if use_l1 else torch.zeros_like(one),
         ])  # fmt: skip
@@ -76,7 +77,7 @@ def yolox_loss(
             class_gradient = cls_weight * one * ((1 - share) * p - pos_weight * share * (1 - p))
             gradient = torch.cat([
                 (box_gradient * one).where(positive[..., None], 0),
-                (obj_weight * other * (logit.sigmoid() - wanted))[..., None],
+                (obj_weight * other * (logit.sigmoid() - wanted)).where(counted, 0)[..., None],
                 class_gradient.where(positive[..., None], 0),
             ], 2)  # fmt: skip
             gradients.append(gradient.to(output.dtype))

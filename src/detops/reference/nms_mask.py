@@ -29,7 +29,8 @@ def nms_mask(
         (B, N) bool, in the order of the boxes.
 
     Reference:
-        The arithmetic of torchvision's `nms`.
+        The arithmetic of torchvision's `nms` on CUDA, which compares IoU and threshold in float32. (On the CPU it
+        compares a float32 IoU with the threshold in double precision.)
     """
     dtype = torch.float64 if boxes.dtype == torch.float64 else torch.float32
     keep = torch.zeros(boxes.shape[:2], dtype=torch.bool)

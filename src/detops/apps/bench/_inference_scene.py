@@ -1,8 +1,8 @@
-"""What `detops bench inference` detects where there are no trained weights: a hundred objects of everyday sizes.
+"""The objects that `detops bench inference` detects without trained weights: a hundred, of everyday sizes.
 
-Random weights detect nothing sensible, and what masks cost depends on the detections. So a picture of generated
-objects comes out, and a model is told to find them: its heads compute all that they always do, and then their boxes
-and masks are replaced by those of the objects.
+Random weights detect nothing sensible, and the cost of masks depends on the detections. So a picture of generated
+objects is drawn, and the model is made to find them: its heads compute as always, and then their boxes and masks are
+replaced by those of the objects.
 """
 
 import math
@@ -13,17 +13,17 @@ import torch
 from torch import Tensor, nn
 
 from detops.apps import require
-from detops.masks.drawing import class_color
+from detops.inference.drawing import class_color
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-CELLS = 28  # of a mask along each side
+CELLS = 28  # along each side of a mask
 
 
 @dataclass(frozen=True)
 class Objects:
-    """Generated objects, in shares of the image, the highest score first.
+    """Generated objects, with coordinates relative to the image, the highest score first.
 
     Attributes:
         boxes: (N, 4) xyxy, 0 .. 1.
@@ -41,10 +41,10 @@ class Objects:
 
 
 def generate(count: int, num_classes: int, aspect: float, seed: int = 0) -> Objects:
-    """Objects with sides from 3 to 60 % of the image's shorter one, the small ones being many.
+    """Generate objects with sides from 3 to 60 % of the image's shorter one, most of them small.
 
     Args:
-        count: How many.
+        count: Number of objects.
         num_classes: Labels are 1 .. num_classes - 1.
         aspect: Width of the image over its height.
         seed: The same seed gives the same objects.
@@ -72,20 +72,20 @@ def generate(count: int, num_classes: int, aspect: float, seed: int = 0) -> Obje
 
 
 def _radius(waves: Tensor, angle: Tensor) -> Tensor:
-    """How far the outline is from the centre, as a share of half the box; (N,) waves and any angles (N, ...)."""
+    """Distance of the outline from the centre, relative to half the box, for waves (N, 3) and angles (N, ...)."""
     height, number, phase = (waves[(slice(None), i) + (None,) * (angle.dim() - 1)] for i in range(3))
     return (1 + height * torch.cos(number * angle + phase)) / (1 + height)
 
 
 def _logits(waves: Tensor) -> Tensor:
-    """Masks (N, 28, 28) that are 0 on the outline and rise to the inside."""
+    """Masks (N, 28, 28) that are 0 on the outline and grow towards the centre."""
     at = (torch.arange(CELLS) + 0.5) * 2 / CELLS - 1
     y, x = at[:, None], at[None, :]
     return 12 * (_radius(waves, torch.atan2(y, x).expand(len(waves), -1, -1)) - torch.hypot(x, y))
 
 
 def picture(objects: Objects, width: int, height: int) -> "Image":
-    """The objects as smooth shapes on a ground of soft colours, large ones behind."""
+    """Draw the objects as smooth shapes on a soft background, large ones behind."""
     module = require("PIL.Image", "Pillow", "bench inference")
     pens = require("PIL.ImageDraw", "Pillow", "bench inference")
     ground = torch.rand(3, 4, 5, generator=torch.Generator().manual_seed(1)) * 60 + 150
@@ -105,7 +105,7 @@ def picture(objects: Objects, width: int, height: int) -> "Image":
 
 
 def find(model: Any, objects: Objects) -> None:
-    """Let a Mask R-CNN of torchvision detect the objects, whatever the image; it computes as much as before."""
+    """Make a Mask R-CNN of torchvision detect the objects, whatever the image; it computes as much as before."""
     heads = model.roi_heads
     compute, predictor = heads.postprocess_detections, heads.mask_predictor
 
@@ -120,7 +120,7 @@ def find(model: Any, objects: Objects) -> None:
 
 
 class _Known(nn.Module):
-    """A mask predictor that computes, and then tells the known masks."""
+    """A mask predictor that computes, and then returns the known masks."""
 
     def __init__(self, predictor: nn.Module, masks: Tensor) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
-"""torchvision where its compiled operators do not load, as beside a CPU-only PyTorch: for benchmarks and tests.
+"""torchvision where its compiled operators do not load, as with a CPU-only PyTorch: for benchmarks and tests.
 
-There `import torchvision` raises, for want of the operator `nms`. So that operator is defined here, by the package's
-own; and RoIAlign, which torchvision has in plain PyTorch for such cases, is one that needs no minute to compile.
+There `import torchvision` raises, because the operator `nms` is missing. So that operator is defined here, by that of
+detops; and torchvision's own RoIAlign in plain PyTorch, which takes a minute to compile, is replaced by another.
 A torchvision whose operators load is left as it is.
 """
 
@@ -23,14 +23,14 @@ _library: torch.library.Library | None = None  # its operators live as long as i
 
 
 def load(command: str = "bench inference") -> ModuleType:
-    """Import torchvision, and mend it where its compiled operators are missing.
+    """Import torchvision, and replace its compiled operators where they are missing.
 
     Args:
-        command: Who asks, for the error message.
+        command: The command that needs it, for the error message.
 
     Raises:
         ModuleNotFoundError: It is not installed.
-        ImportError: It is, but does not fit the PyTorch that is installed.
+        ImportError: It does not fit the PyTorch that is installed.
     """
     try:
         torchvision = require("torchvision", "torchvision", command, extra="torchvision")
@@ -68,19 +68,19 @@ def _define_nms() -> None:
 def roi_align(
     features: Tensor, rois: Tensor, spatial_scale: float, height: int, width: int, sampling_ratio: int, aligned: bool
 ) -> Tensor:
-    """RoIAlign as a weighted sum of cells: each bin is a bag of rows of the map, for all boxes at once.
+    """Compute RoIAlign as a weighted sum of cells: each bin is a bag of rows of the map, for all boxes at once.
 
     A bin is the mean of `sampling_ratio` points along each side, a point the bilinear mean of four cells; points
     more than a cell off the map count as zero, as in torchvision's compiled operator.
 
     Args:
         features: (B, C, H, W).
-        rois: (K, 5): image, then xyxy in pixels of the network's input.
-        spatial_scale: Cells of the features a pixel.
-        height: Bins of the result.
-        width: Likewise.
-        sampling_ratio: At least 1.
-        aligned: Whether a cell's value is that of its centre, and not of its corner.
+        rois: (K, 5): image index, then xyxy in pixels of the network's input.
+        spatial_scale: Cells of the features per pixel.
+        height: Bins along y.
+        width: Bins along x.
+        sampling_ratio: Points per bin along each side, at least 1.
+        aligned: Whether a cell's value is at its centre rather than at its corner.
 
     Returns:
         (K, C, height, width), of the features' dtype.
@@ -116,7 +116,7 @@ def _cells(start: Tensor, length: Tensor, bins: int, ratio: int, cells: int) -> 
 
 
 def _replaced(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """Ours, except where the number of points depends on the box."""
+    """The RoIAlign above, except where the number of points depends on the box."""
 
     def chosen(features: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int, aligned: bool) -> Any:
         fn = roi_align if ratio > 0 else original

@@ -1,4 +1,4 @@
-"""`detops bench heatmap`: Gaussian heatmaps against the loop over boxes and against batched PyTorch."""
+"""`detops bench draw_gaussians`: Gaussian heatmaps, against a loop over boxes and against batched PyTorch."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from torch import Tensor
 
 from detops import ops
 from detops.apps.bench.runner import Case
-from detops.diagnostics.syncs import count_syncs
 from detops.portable.draw_gaussians import draw_gaussians_ as portable
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
 
+TESTS = ("tests/ops/test_draw_gaussians.py", "tests/library/test_heatmap.py")
 FACTOR = 6.0
 Draw = Callable[[Tensor], object]  # draws into maps (B, C, H, W)
 
@@ -28,7 +28,7 @@ class Config:
     width: int
     boxes: int
     radius: tuple[int, int]
-    form: str  # "concatenated", "batched" or "classwise"
+    form: str  # "concatenated", "batched", "classwise" or "coco"
     quick: bool = True
 
 
@@ -52,7 +52,7 @@ class Boxes:
 
 
 def boxes(config: Config, device: str) -> Boxes:
-    """Draw a configuration's boxes: up to `boxes` an image, centres anywhere on the map."""
+    """Draw a configuration's boxes: up to `boxes` per image, centres anywhere on the map."""
     g = torch.Generator().manual_seed(0)
 
     def integers(low: int, high: int, *shape: int) -> Tensor:
@@ -63,7 +63,7 @@ def boxes(config: Config, device: str) -> Boxes:
     radii = integers(*config.radius, b, n)
     sizes = integers(0, n, b)
     if config.form == "coco":
-        # As COCO has it: a median of 6 boxes an image with a long tail, and mostly small ones.
+        # As in COCO: a median of 6 boxes per image with a long tail, and mostly small ones.
         sizes = (-8.7 * torch.log1p(-torch.rand(b, generator=g))).clamp(max=n).to(torch.int32)
         radii = (config.radius[1] * torch.rand(b, n, generator=g) ** 2).to(torch.int32)
     labels = integers(0, config.classes - 1, b, n)
@@ -72,7 +72,7 @@ def boxes(config: Config, device: str) -> Boxes:
 
 
 def loop(maps: Tensor, data: Boxes) -> None:
-    """The loop that is in use today: one box at a time, its Gaussian made and merged with a handful of calls.
+    """Draw one box at a time, its Gaussian made and merged with a handful of calls, as training code does today.
 
     Args:
         maps: (B, C, H, W).
@@ -134,9 +134,9 @@ def _loop(data: Boxes) -> Draw:
 
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
-    """Yield the configurations; each of the timed functions allocates and clears its maps and draws.
+    """Yield the configurations; each side allocates and clears its maps, draws, and returns them.
 
-    With `kernel`, the maps exist already and only the drawing is timed.
+    With `kernel`, the maps exist already and the drawing alone is timed.
     """
     for config in CONFIGS:
         if quick and not config.quick:
@@ -145,15 +145,19 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         kept = torch.zeros(config.batch, config.classes, config.height, config.width, device=device)
 
         def place(draw: Draw, kept: Tensor = kept) -> Callable[[], object]:
-            return (lambda: draw(kept)) if kernel else (lambda: draw(torch.zeros_like(kept)))
+            def drawn() -> Tensor:
+                maps = kept if kernel else torch.zeros_like(kept)
+                draw(maps)
+                return maps
+
+            return drawn
 
         ours = place(_ours(config, data, kernel))
         baselines = {
             "batched PyTorch": place(_batched(data, config.classes)),
             "loop": place(_loop(data)),
         }
-        syncs = {name: count_syncs(fn) for name, fn in {"ours": ours, **baselines}.items()}
-        floor = place(Tensor.zero_) if kernel else place(lambda maps: maps)
+        floor = place(Tensor.zero_ if kernel else lambda maps: None)
         if kernel and torch.device(device).type == "cuda":
             ours, floor = _graph(ours), _graph(floor)
-        yield Case(config.name, ours, floor, baselines, "zero fill", syncs)
+        yield Case(config.name, ours, floor, baselines, "zero fill")

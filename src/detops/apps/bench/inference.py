@@ -1,34 +1,34 @@
-"""`detops bench inference`: what each improvement saves at each stage of a Mask R-CNN, in torchvision's own model."""
+"""`detops bench inference`: what each improvement saves at each stage of torchvision's Mask R-CNN.
 
-import json
+No suite as the others are: it times whole images by their stages, and is not part of `make bench`.
+"""
+
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor
 
 from detops.apps import require
 from detops.apps.bench import _inference_scene as scene
 from detops.apps.bench import _torchvision
-from detops.apps.bench.runner import keep_freed_memory
-from detops.apps.predict import mask_rcnn_predictor
-from detops.diagnostics.environment import env
+from detops.apps.bench._timing import keep_freed_memory
+from detops.apps.bench.runner import default_device, described, machine, write_json
 from detops.diagnostics.stage_timer import StageTimer
 from detops.integrations.torchvision import MaskRCNNPipeline
-from detops.masks.drawing import draw
+from detops.masks.drawing import draw_masks
 from detops.masks.instance_masks import InstanceMasks, MaskCrop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from rich.console import Console
+    from rich.table import Table
 
 COUNT = 100  # detections where there are no weights, and at most where there are
 INNER, ENCODE = ("total", "roi_heads"), ("total", "encode")
-COLUMNS: dict[str, list[tuple[str, ...]]] = {  # the stages whose times each holds
+COLUMNS: dict[str, list[tuple[str, ...]]] = {  # the stages whose times are summed
     "preprocessing": [("total", "preprocessing")],
     "backbone": [("total", "backbone")],
     "RPN": [("total", "rpn")],
@@ -53,13 +53,13 @@ class Row:
 
 @dataclass
 class Contender:
-    """One way to run the model, and what came of it."""
+    """One way to run the model, and its results."""
 
     name: str
     run: Callable[[Any], list[dict[str, Any]]]
     timer: StageTimer
     detections: int = 0
-    result: dict[str, Any] | None = None  # of those that the picture shows
+    result: dict[str, Any] | None = None  # kept of the two that the picture shows
 
 
 def run(
@@ -70,37 +70,37 @@ def run(
     repeats: int = 3,
     json_path: Path | None = None,
     device: str | None = None,
-    console: Console | None = None,
+    console: "Console | None" = None,
     build: Callable[..., Any] | None = None,
 ) -> list[Row]:
     """Measure, print the tables, and draw what both kinds of masks look like.
 
     Args:
         sizes: "WIDTHxHEIGHT" of the network's input, and of the image where none is given.
-        image: What to detect on, at its own size; None generates a picture.
+        image: Picture to detect on, at its own size; None generates one.
         weights: Weights of torchvision's `maskrcnn_resnet50_fpn`; without them, weights are random and detections
             generated.
         out: Folder of the pictures.
-        repeats: Images a row, after one that does not count.
-        json_path: Where the numbers go as JSON; None for nowhere.
+        repeats: Images per row, after one that does not count.
+        json_path: File to write the numbers to as JSON; None for nowhere.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
         console: Where to print.
-        build: Makes the model from its sizes; None is `maskrcnn_resnet50_fpn`.
+        build: Builds the model from its sizes and weights; None takes `maskrcnn_resnet50_fpn`.
 
     Returns:
         All rows.
 
     Raises:
-        ModuleNotFoundError: torchvision, Pillow or pycocotools is missing.
-        ValueError: An argument is of no use.
+        ModuleNotFoundError: torchvision, Pillow, pycocotools or rich is missing.
+        ValueError: A size, the image or `repeats` is invalid.
     """
-    console = console or Console()
+    console = console or require("rich.console", "rich", "bench inference", "cli").Console()
     if not console.is_terminal:
         console.width = max(console.width, 170)
     if repeats < 1:
         raise ValueError(f"repeats: expected at least 1, got {repeats}")
     _torchvision.load()
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    where = torch.device(device or default_device())
     if where.type == "cpu":
         keep_freed_memory()
     record: list[dict[str, Any]] = []
@@ -111,7 +111,7 @@ def run(
         with console.status(f"measuring {size[0]}x{size[1]}") as status:
             rows, pasted, raw = measure(model, view, where, repeats, status.update)
         name = f"{size[0]}x{size[1]}"
-        console.print(table(rows, f"Mask R-CNN, {name}, {_machine(where)}", weights))
+        console.print(table(rows, f"Mask R-CNN, {name}, {machine(where.type)}", weights))
         path = out / f"{name}.jpg"
         out.mkdir(parents=True, exist_ok=True)
         side_by_side(view, pasted, raw, rows).save(path, quality=90)
@@ -119,7 +119,8 @@ def run(
         record.append({"size": name, "image": list(view.size), "rows": [asdict(row) for row in rows]})
         every += rows
     if json_path is not None:
-        write_json(json_path, where, record, weights is not None, repeats)
+        about = {"model": "maskrcnn_resnet50_fpn", "trained weights": weights is not None, "repeats": repeats}
+        write_json(json_path, {**described("inference", where.type), **about, "sizes": record})
         console.print(f"results: {json_path}", soft_wrap=True)
     return every
 
@@ -135,7 +136,9 @@ def resnet50(size: Size, weights: Path | None) -> Any:
     """Torchvision's `maskrcnn_resnet50_fpn` whose input is fitted into the size."""
     sides = {"min_size": min(size), "max_size": max(size), "box_detections_per_img": COUNT}
     if weights is not None:
-        return mask_rcnn_predictor.resnet50(weights, **sides)
+        from detops.apps.predict import mask_rcnn_predictor
+
+        return mask_rcnn_predictor.load_mask_rcnn(weights, **sides)
     from torchvision.models.detection import maskrcnn_resnet50_fpn
 
     torch.manual_seed(0)
@@ -143,7 +146,7 @@ def resnet50(size: Size, weights: Path | None) -> Any:
 
 
 def _image(model: Any, size: Size, path: Path | None, weights: Path | None) -> "Image":
-    """The picture to detect on; a model without weights is told what it shows."""
+    """Return the picture to detect on; a model without weights is made to find the objects in it."""
     module = require("PIL.Image", "Pillow", "bench inference")
     if path is not None:
         try:
@@ -167,11 +170,11 @@ def measure(
         model: A Mask R-CNN.
         view: What it sees.
         device: Where it is.
-        repeats: Images a row.
-        tell: Called with what is being done.
+        repeats: Images per row.
+        tell: Called with the name of each step.
 
     Returns:
-        The rows, and what torchvision and the raw masks make of the image.
+        The rows, and the results of plain torchvision and of raw masks.
     """
     half_name = "float16" if device.type == "cuda" else "bfloat16"
     plain, half = (
@@ -203,7 +206,7 @@ def _contender(name: str, model: Any, device: torch.device, **switches: Any) -> 
 
 
 def _encoding(contender: Contender) -> Contender:
-    """The same, and pycocotools' encoding of its pasted masks."""
+    """The same, followed by pycocotools' encoding of the pasted masks."""
     numpy, coco = (require(name, "pycocotools", "bench inference") for name in ("numpy", "pycocotools.mask"))
 
     def encoded(images: Any) -> list[dict[str, Any]]:
@@ -218,7 +221,7 @@ def _encoding(contender: Contender) -> Contender:
 
 
 def _run(contenders: list[Contender], view: "Image", repeats: int, tell: Callable[[str], None]) -> None:
-    """Let them detect in turns; each one's timer then holds the repeats."""
+    """Let the contenders detect in turns; their timers then hold the repeats."""
     for turn in range(repeats + 1):
         for contender in contenders:
             tell(f"{contender.name}, {turn} of {repeats}" if turn else f"{contender.name}, warming up")
@@ -243,12 +246,14 @@ def _row(contender: Contender) -> Row:
     return Row(contender.name, columns, total.min_ms, total.max_ms, contender.detections)
 
 
-def table(rows: list[Row], title: str, weights: Path | None) -> Table:
+def table(rows: list[Row], title: str, weights: Path | None) -> "Table":
     """The rows for the terminal."""
-    note = "milliseconds an image, medians; RoI head holds both columns of masks"
+    note = "milliseconds per image, medians; RoI head includes both columns of masks"
     if weights is None:
         note += f"\nno weights: the heads' boxes and masks are replaced by those of {COUNT} generated objects"
-    view = Table("", *COLUMNS, "from", "to", "speed-up", title=title, caption=note)
+    view: Table = require("rich.table", "rich", "bench inference", "cli").Table(
+        "", *COLUMNS, "from", "to", "speed-up", title=title, caption=note
+    )
     for column in view.columns[1:]:
         column.justify = "right"
     first = rows[0].columns["total"]
@@ -258,21 +263,17 @@ def table(rows: list[Row], title: str, weights: Path | None) -> Table:
     return view
 
 
-def _machine(device: torch.device) -> str:
-    return torch.cuda.get_device_name() if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
-
-
 def side_by_side(
     view: "Image", pasted: dict[str, Any], raw: InstanceMasks, rows: list[Row], width: int = 1000
 ) -> "Image":
-    """What is seen of torchvision's pasted masks, and of raw ones, under a line that says what each cost."""
+    """Draw the image with torchvision's pasted masks and with raw ones, under a line with the cost of each."""
     module = require("PIL.Image", "Pillow", "bench inference")
     pens = require("PIL.ImageDraw", "Pillow", "bench inference")
     fonts = require("PIL.ImageFont", "Pillow", "bench inference")
     crops = [MaskCrop(mask, 0, 0) for mask in pasted["masks"]]
     boxes, labels, scores = (pasted[name].cpu() for name in ("boxes", "labels", "scores"))
-    left = draw(view, (view.height, view.width), crops, boxes, labels, scores, None, 0.5)
-    pictures = (left, raw.draw(view, mode="torchvision"))
+    left = draw_masks(view, (view.height, view.width), crops, boxes, labels, scores, None, 0.5)
+    pictures = (left, raw.draw(view))
     height, band = round(width * view.height / view.width), width // 25
     sheet: Image = module.new("RGB", (2 * width + 8, height + band), "white")
     pen, font = pens.Draw(sheet), fonts.load_default(size=band * 3 // 5)
@@ -282,20 +283,3 @@ def side_by_side(
         pen.text((x + 6, band // 6), f"{name}: mask post-processing {cost:.1f} ms", "black", font)
         sheet.paste(drawn.resize((width, height)), (x, band))
     return sheet
-
-
-def write_json(path: Path, device: torch.device, sizes: list[dict[str, Any]], weights: bool, repeats: int) -> None:
-    """Write the numbers with all that one must know to read them."""
-    record = {
-        "suite": "inference",
-        "device": device.type,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "unit": "milliseconds",
-        "model": "maskrcnn_resnet50_fpn",
-        "trained weights": weights,
-        "repeats": repeats,
-        "env": env(),
-        "sizes": sizes,
-    }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")

@@ -1,6 +1,6 @@
-"""`detops bench paste`: masks of 28 x 28 at the image's size, against Detectron2's way and the portable form.
+"""`detops bench paste_masks`: masks of 28 x 28 at the image's size, against Detectron2's way and batched PyTorch.
 
-The boxes' size varies in an image of one size, so that the table shows what a pixel of a box costs, beside filling the
+Boxes of several sizes in images of one size, so that the table shows what a pixel of a box costs beside filling the
 result.
 """
 
@@ -12,10 +12,10 @@ from torch import Tensor
 
 from detops import ops
 from detops.apps.bench.runner import Case
-from detops.diagnostics.syncs import count_syncs
 from detops.masks.instance_masks import InstanceMasks
 from detops.portable.paste_masks import paste_masks as portable
 
+TESTS = ("tests/ops/test_paste_masks.py", "tests/library/test_instance_masks.py")
 COUNT, CELLS = 100, 28
 IMAGE = (800, 1333)
 SIDES = (32, 128, 512)
@@ -37,7 +37,7 @@ def masks_and_boxes(sides: Tensor, image_size: tuple[int, int], device: str) -> 
 
 
 def grid_sample_paste(masks: Tensor, boxes: Tensor, image_size: tuple[int, int]) -> Tensor:
-    """What Detectron2 does: on the CPU box by box, around the box; on a GPU many at once, over the whole image."""
+    """Paste as Detectron2 does: on the CPU box by box, around the box; on a GPU many at once, over the whole image."""
     height, width = image_size
     pasted = torch.zeros(len(masks), height, width, dtype=torch.bool, device=masks.device)
     cpu = masks.device.type == "cpu"
@@ -67,16 +67,15 @@ def case(name: str, sides: Tensor, image_size: tuple[int, int], device: str, ker
     if batched:
         baselines["batched PyTorch"] = lambda: portable(masks, boxes, *image_size, 0.5)
     ours = (lambda: ops.paste_masks(masks, boxes, *image_size, 0.5)) if kernel else found.paste
-    syncs = {key: count_syncs(fn) for key, fn in {"ours": ours, **baselines}.items()}
 
     def fill() -> Tensor:
         return torch.zeros(len(masks), *image_size, dtype=torch.bool, device=device)
 
-    return Case(name, ours, fill, baselines, "zero fill", syncs)
+    return Case(name, ours, fill, baselines, "zero fill")
 
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
-    """Yield one configuration a size of boxes. With `kernel`, ours is the op alone."""
+    """Yield one configuration per size of boxes; with `kernel`, ours is the op alone."""
     for side in SIDES[: 1 if quick else None]:
         name = f"{COUNT} boxes of {side} pixels, {IMAGE[0]}x{IMAGE[1]}"
         yield case(name, torch.full((COUNT,), float(side)), IMAGE, device, kernel, batched=True)

@@ -1,114 +1,123 @@
-"""`detops bench`: both sides in one process, alternating, median and spread, with the physical floor beside them.
+"""Measures suites: all sides of a case in one process, in turns, beside the physical floor.
 
-A suite is a module `bench_<suite>` with `cases(...)`, each a `Case` of named functions. Results go out as a table
-and as strict JSON with the machine in them.
+A suite is a module of this folder with a function `cases` that yields one `Case` per configuration, and `TESTS`, the
+test files that must pass before its numbers count. Its name is that of the op or the criterion that it measures.
+`cases` takes `device` and `quick`, and `kernel` where an op can be measured both through its public function and alone.
+Results are printed, and written as strict JSON together with the commit, the machine and all versions.
 """
 
-import ctypes
 import importlib
 import json
 import os
 import pkgutil
-import statistics
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+import subprocess
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cache
+from inspect import signature
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
+from detops.apps.bench._timing import Timing, arguments_of, keep_freed_memory, repeats_for, seconds_per_call
 from detops.diagnostics.environment import env
+from detops.diagnostics.launches import count_kernels, count_launches
+from detops.diagnostics.syncs import count_syncs
 
-SUITES = tuple(
-    module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-    if module.name not in ("runner", "inference") and not module.name.startswith("_")
-)  # fmt: skip
+FOLDER = Path(__file__).parent
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured at one configuration: `ours` against baselines, and the floor that nothing can beat."""
+    """One configuration: `ours` against its baselines, and the floor, which does less than any of them has to."""
 
     name: str
     ours: Callable[[], object]
     floor: Callable[[], object]
     baselines: Mapping[str, Callable[[], object]]
     floor_name: str
-    syncs: dict[str, int] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class Timing:
-    """Milliseconds a call: median, and the quarter and three quarter points."""
-
-    median: float
-    low: float
-    high: float
 
 
 @dataclass(frozen=True)
 class Result:
-    """One line of the table."""
+    """What was measured at one case, for each side by name: "floor", "ours" and the baselines.
+
+    Attributes:
+        case: Name of the case.
+        floor: What the floor does.
+        timings: Milliseconds per call.
+        ratios: How many times slower than ours each baseline is ("NAME / ours"), and ours than the floor.
+        syncs: Host synchronisations per call, on a GPU; not of the floor.
+        launches: Kernels per call, likewise; counted on a GPU, estimated on the CPU.
+        peak_extra_bytes: Memory that a call holds at most beyond its arguments, likewise.
+    """
 
     case: str
+    floor: str
     timings: dict[str, Timing]
     ratios: dict[str, float]
     syncs: dict[str, int]
+    launches: dict[str, int]
     peak_extra_bytes: dict[str, int]
 
 
-def _seconds(fn: Callable[[], object], repeats: int, cuda: bool) -> float:
-    if cuda:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        begin.record()
-        for _ in range(repeats):
-            fn()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / repeats
-    start = time.perf_counter()
-    for _ in range(repeats):
-        fn()
-    return (time.perf_counter() - start) / repeats
+@cache
+def suites() -> dict[str, ModuleType]:
+    """All suites by name: the modules of this folder that have `cases`."""
+    names = [module.name for module in pkgutil.iter_modules([str(FOLDER)]) if not module.name.startswith("_")]
+    modules = {name: importlib.import_module(f"detops.apps.bench.{name}") for name in sorted(names)}
+    return {name: module for name, module in modules.items() if hasattr(module, "cases")}
+
+
+def suite(name: str) -> ModuleType:
+    """Return the suite of this name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in suites():
+        raise ValueError(f"suite: expected one of {', '.join(suites())}, got {name!r}")
+    return suites()[name]
+
+
+def has_forms(module: ModuleType) -> bool:
+    """Whether a suite measures an op both through its public function and alone."""
+    return "kernel" in signature(module.cases).parameters
+
+
+def is_op_alone(name: str, kernel: bool) -> bool:
+    """Whether a suite, measured with or without `kernel`, times an op without its public function."""
+    return kernel or (not has_forms(suite(name)) and name in {op.rstrip("_") for op in env()["ops"]})
 
 
 def measure(functions: dict[str, Callable[[], object]], seconds: float, cuda: bool) -> dict[str, Timing]:
-    """Time the functions in turns, so that a slow moment of the machine hits all of them.
+    """Time functions in turns, so that a slow moment of the machine affects all of them.
 
     Args:
         functions: What to call, by name.
-        seconds: About how long to measure each.
-        cuda: Time with CUDA events, which count the host's share too where the host is slower.
+        seconds: About how long to measure each; at least three samples are taken.
+        cuda: Whether to time with CUDA events.
 
     Returns:
-        Milliseconds a call for each.
+        The timing of each.
     """
-    repeats = {}
-    for name, fn in functions.items():
-        fn()  # warm up, compile
-        repeats[name] = max(1, min(1000, int(0.002 / max(_seconds(fn, 1, cuda), 1e-7))))
+    repeats = {name: repeats_for(fn, 0.002, cuda) for name, fn in functions.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
     spent = dict.fromkeys(functions, 0.0)
     while any(spent[n] < seconds or len(samples[n]) < 3 for n in functions):
         for name, fn in functions.items():
             if spent[name] >= seconds and len(samples[name]) >= 3:
                 continue
-            samples[name].append(_seconds(fn, repeats[name], cuda))
+            samples[name].append(seconds_per_call(fn, repeats[name], cuda))
             spent[name] += samples[name][-1] * repeats[name]
-    return {name: _timing(values) for name, values in samples.items()}
-
-
-def _timing(seconds: list[float]) -> Timing:
-    quarters = statistics.quantiles(seconds, n=4)
-    return Timing(*(1e3 * value for value in (statistics.median(seconds), quarters[0], quarters[2])))
+    return {name: Timing.of(values) for name, values in samples.items()}
 
 
 def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
-    """Bytes of tensors that a call holds at most beyond what it found.
+    """Return how many bytes of tensors a call holds at most beyond those that existed before.
 
     On a GPU its allocator counts them; on the CPU they are summed from the allocations that the profiler sees.
     """
@@ -120,7 +129,7 @@ def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
         fn()
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or each start and stop is a line
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # or each start and stop prints a line
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True, acc_events=True) as profiler:
         fn()
@@ -133,115 +142,137 @@ def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
 
 
 def run_case(case: Case, seconds: float, cuda: bool) -> Result:
-    """Measure one case."""
-    timings = measure({"floor": case.floor, "ours": case.ours, **case.baselines}, seconds, cuda)
+    """Measure one case: first the times, then what a call of each side launches, waits for and holds."""
+    sides = {"ours": case.ours, **case.baselines}
+    timings = measure({"floor": case.floor, **sides}, seconds, cuda)
     ratios = {f"{name} / ours": timings[name].median / timings["ours"].median for name in case.baselines}
     ratios["ours / floor"] = timings["ours"].median / timings["floor"].median
-    peaks = {name: peak_extra(fn, cuda) for name, fn in {"ours": case.ours, **case.baselines}.items()}
-    return Result(case.name, timings, ratios, case.syncs, peaks)
+    launches = count_kernels if cuda else count_launches
+    return Result(
+        case.name, case.floor_name, timings, ratios,
+        {name: count_syncs(fn) for name, fn in sides.items()},
+        {name: launches(fn) for name, fn in sides.items()},
+        {name: peak_extra(fn, cuda) for name, fn in sides.items()},
+    )  # fmt: skip
 
 
-def _milliseconds(timing: Timing) -> str:
-    spread = 50 * (timing.high - timing.low) / timing.median
-    return f"{timing.median:#.3g} ±{spread:.0f}%"
+HEADER = f"{'':32}{'milliseconds':>16}{'':>16}{'syncs':>8}{'launches':>10}{'MiB':>9}"
 
 
-def table(results: list[Result], title: str, floor_name: str) -> Table:
-    """The results as a rich table."""
-    timed = dict.fromkeys(name for r in results for name in r.timings)  # a case may lack a baseline
-    baselines = [name for name in timed if name not in ("floor", "ours")]
-    view = Table(
-        title=title,
-        caption="milliseconds: median ± half the middle spread; syncs: host waits, a call;"
-        " MiB: memory at most, beyond the arguments",
-    )
-    columns = ["case", floor_name, "ours", "/ floor"]
-    for name in baselines:
-        columns += [name, "/ ours"]
-    for column in [*columns, "syncs: ours", *baselines, "MiB: ours", *baselines]:
-        view.add_column(column, justify="left" if column == "case" else "right")
-    for r in results:
-        row = [r.case, _milliseconds(r.timings["floor"]), _milliseconds(r.timings["ours"])]
-        row.append(f"{r.ratios['ours / floor']:.2f}x")
-        for name in baselines:
-            there = name in r.timings
-            row += [_milliseconds(r.timings[name]), f"{r.ratios[f'{name} / ours']:.0f}x"] if there else ["", ""]
-        names = ("ours", *baselines)
-        row += [str(r.syncs.get(name, "")) for name in names]
-        row += [f"{r.peak_extra_bytes[name] / 2**20:.1f}" if name in r.timings else "" for name in names]
-        view.add_row(*row)
-    return view
+def lines(result: Result) -> Iterable[str]:
+    """A result as text: the case, the floor, and a line per side."""
+    yield result.case
+    yield f"  {'floor: ' + result.floor:30}{result.timings['floor']!s:>16}"
+    for name, syncs in result.syncs.items():
+        ratio = "ours / floor" if name == "ours" else f"{name} / ours"
+        factor = f"{shortened(result.ratios[ratio])}x {ratio.partition(' / ')[2]}"
+        yield (
+            f"  {name:30}{result.timings[name]!s:>16}{factor:>16}{syncs:8d}{result.launches[name]:10d}"
+            f"{result.peak_extra_bytes[name] / 2**20:9.1f}"
+        )
 
 
-def keep_freed_memory() -> None:
-    """Tell glibc not to give freed memory back to the system.
-
-    Otherwise each large temporary is made of new pages, and their faults (some microseconds each on a virtual
-    machine) drown what is measured, on both sides alike.
-    """
-    try:
-        mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError):
-        return
-    trim_threshold, mmap_max = -1, -4
-    mallopt(mmap_max, 0)
-    mallopt(trim_threshold, -1)  # never
+def shortened(ratio: float) -> str:
+    """A ratio with one decimal; below 1 with two, from 100 on with none."""
+    return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 100 else 0}f}"
 
 
 def main(
-    suite: str = "heatmap",
+    name: str = "draw_gaussians",
     kernel: bool = False,
     json_path: Path | None = None,
     quick: bool = False,
     device: str | None = None,
+    tests: str = "not run",
 ) -> None:
-    """Run a suite, print its table, and write its results.
+    """Run a suite, print its results as they come, and write them.
 
     Args:
-        suite: Which one; see `SUITES`.
-        kernel: Measure the op alone: without the Python wrapper, and on a GPU as a replayed CUDA graph.
-        json_path: Where the results go as JSON; None for nowhere.
+        name: Name of the suite.
+        kernel: Measure the op alone: without its public function, and on a GPU as a replayed CUDA graph where the
+            suite has one.
+        json_path: File to write the results to as JSON; None for nowhere.
         quick: Fewer cases and a shorter time for each.
         device: "cpu" or "cuda"; None takes a GPU where there is one.
+        tests: What came of the suite's tests, for the JSON: "passed" or "not run".
 
     Raises:
-        ValueError: The suite is unknown.
+        ValueError: The suite is unknown, or has no op to measure alone.
     """
-    if suite not in SUITES:
-        raise ValueError(f"suite: expected one of {', '.join(SUITES)}, got {suite!r}")
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    module = suite(name)
+    if kernel and not has_forms(module):
+        raise ValueError(f"kernel: the suite {name} has one form only")
+    device = device or default_device()
     cuda = torch.device(device).type == "cuda"
-    module = importlib.import_module(f"detops.apps.bench.{suite}")
-    console, results, floor_name = Console(), [], ""
-    if not console.is_terminal:
-        console.width = max(console.width, 150)
     if not cuda:
         keep_freed_memory()
-    with console.status("measuring") as status:
-        for case in module.cases(device, kernel=kernel, quick=quick):
-            status.update(f"measuring {case.name}")
-            results.append(run_case(case, 0.1 if quick else 0.5, cuda))
-            floor_name = case.floor_name
-    where = torch.cuda.get_device_name() if cuda else f"{torch.get_num_threads()} CPU threads"
-    console.print(table(results, f"{suite} on {where}" + (", kernel alone" if kernel else ""), floor_name))
+    print(f"{name}{', op alone' if kernel else ''}, on {machine(device)}; median ± half the interquartile range")
+    print(HEADER)
+    results = []
+    for case in module.cases(**arguments_of(module.cases, device=device, kernel=kernel, quick=quick)):
+        results.append(run_case(case, 0.1 if quick else 0.5, cuda))
+        print(*lines(results[-1]), sep="\n", flush=True)
     if json_path is not None:
-        write_json(json_path, suite, device, kernel, results, floor_name)
-        console.print(f"results: {json_path}")
+        floors = " or ".join(dict.fromkeys(result.floor for result in results))
+        record = {**described(name, device), "kernel_only": is_op_alone(name, kernel), "tests": tests, "floor": floors}
+        write_json(json_path, {**record, "results": [asdict(result) for result in results]})
+        print(f"results: {json_path}")
 
 
-def write_json(path: Path, suite: str, device: str, kernel: bool, results: list[Result], floor_name: str) -> None:
-    """Write results with all that one must know to read them."""
-    record: dict[str, Any] = {
-        "suite": suite,
-        "device": device,
-        "kernel_only": kernel,
+def default_device() -> str:
+    """A GPU where there is one."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def machine(device: str) -> str:
+    """The GPU's name, or how many threads compute."""
+    cuda = torch.device(device).type == "cuda"
+    return torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
+
+
+def described(name: str, device: str) -> dict[str, Any]:
+    """What every file of results begins with: suite, time, code and machine."""
+    return {
+        "suite": name,
+        "device": torch.device(device).type,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "unit": "milliseconds",
-        "floor": floor_name,
+        "commit": commit(),
         "env": env(),
         "driver": _driver() if torch.device(device).type == "cuda" else None,
-        "results": [asdict(result) for result in results],
     }
+
+
+def working_copy() -> Path | None:
+    """The root of the git working copy that this package is part of; None if it is installed elsewhere."""
+    root = FOLDER.parents[3]
+    top = _git(root, "rev-parse", "--show-toplevel")
+    return root if top is not None and Path(top) == root.resolve() and FOLDER.parents[2].name == "src" else None
+
+
+def commit() -> dict[str, Any] | None:
+    """The commit of the working copy, and whether the code that is measured differs from it.
+
+    Where there is no git, as in a plain copy on another machine, DETOPS_COMMIT may name the commit; else None.
+    """
+    root = working_copy()
+    if root is None:
+        named = os.environ.get("DETOPS_COMMIT")
+        return {"hash": named, "dirty": None} if named else None
+    changes = _git(root, "status", "--porcelain", "--", "src", "csrc", "tools")
+    return {"hash": _git(root, "rev-parse", "HEAD"), "dirty": bool(changes)}
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip()
+
+
+def write_json(path: Path, record: dict[str, Any]) -> None:
+    """Write a file of results as strict JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
 

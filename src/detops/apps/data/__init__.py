@@ -1,1 +1,1 @@
-"""Data sets: reading, generating, batching."""
+"""Data sets: COCO annotations, images in batches, and the demo's generated data."""

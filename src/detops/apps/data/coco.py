@@ -1,4 +1,4 @@
-"""COCO annotations as tensors: good boxes for the whole set at once, bad ones by name with the reason."""
+"""COCO annotations as tensors: the valid boxes of the whole set, and a list of the invalid ones with the reason."""
 
 import contextlib
 import gzip
@@ -18,7 +18,7 @@ from detops.apps import require
 
 @dataclass(frozen=True)
 class ImageRecord:
-    """An image as the file names it; sizes in pixels."""
+    """An image as the annotation file records it; sizes in pixels."""
 
     id: int | str
     file_name: str
@@ -28,7 +28,7 @@ class ImageRecord:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An annotation that is no box to draw. `broken` tells a mistake from a crowd region."""
+    """An annotation that gives no box. `broken` tells a mistake from a crowd region."""
 
     image_id: int | str | None
     annotation_id: int | str | None
@@ -41,7 +41,7 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Annotations:
-    """A data set.
+    """The annotations of a data set.
 
     Attributes:
         images: The images, in the order of the file.
@@ -50,11 +50,11 @@ class Annotations:
         image_index: (T,) int64, index into `images`.
         class_names: Names in the order of the category ids, which may have gaps.
         skipped: Annotations that gave no box.
-        clipped: How many boxes reached beyond their image.
-        crowds: (K, 4) regions marked `iscrowd`, as `boxes` are; they are to be ignored, not found.
+        clipped: Number of boxes that extended beyond their image.
+        crowds: (K, 4) regions marked `iscrowd`, in the format of `boxes`; to be ignored, not detected.
         crowd_index: (K,) int64, index into `images`.
         category_ids: Id of each class in the file.
-        rle_masks: How many segmentations are run-length encoded.
+        rle_masks: Number of segmentations that are run-length encoded.
     """
 
     images: list[ImageRecord]
@@ -71,28 +71,28 @@ class Annotations:
 
     @property
     def broken(self) -> list[Skipped]:
-        """The annotations that are mistakes."""
+        """Return the annotations that are mistakes."""
         return [skipped for skipped in self.skipped if skipped.broken]
 
     def reasons(self) -> dict[str, int]:
-        """How many annotations were skipped for each reason."""
+        """Count the skipped annotations by reason."""
         return dict(Counter(skipped.reason for skipped in self.skipped))
 
     def of_image(self, index: int) -> tuple[Tensor, Tensor]:
-        """Boxes (n, 4) and labels (n,) of one image."""
+        """Return boxes (n, 4) and labels (n,) of one image."""
         mine = self.image_index == index
         return self.boxes[mine], self.labels[mine]
 
     def crowds_of_image(self, index: int) -> Tensor:
-        """Crowd regions (k, 4) of one image."""
+        """Return the crowd regions (k, 4) of one image."""
         return self.crowds[self.crowd_index == index]
 
     def select(self, image_ids: Sequence[str] = (), limit: int | None = None) -> "Annotations":
-        """Keep some images and all that belongs to them.
+        """Select some images and everything that belongs to them.
 
         Args:
             image_ids: Ids of the images to keep, as text; none keeps all.
-            limit: How many images to keep at most.
+            limit: Largest number of images to keep.
 
         Raises:
             ValueError: An id is not in the set.
@@ -117,7 +117,7 @@ class Annotations:
             image_index=image_index[mine],
             crowds=self.crowds[crowd_index >= 0],
             crowd_index=crowd_index[crowd_index >= 0],
-            # What names no image at all belongs to no selection, and is reported in each.
+            # Annotations of unknown images belong to no selection, so they are reported in each.
             skipped=[s for s in self.skipped if s.image_id in known or s.image_id not in names],
         )
 
@@ -126,7 +126,7 @@ def read(path: Path) -> Annotations:
     """Read a COCO file, .json or .json.gz.
 
     Raises:
-        ValueError: The file is not COCO's format at all.
+        ValueError: The file is not in COCO's format at all.
         ModuleNotFoundError: pycocotools is not installed.
     """
     index = _index(load(path), path)
@@ -134,41 +134,38 @@ def read(path: Path) -> Annotations:
         ImageRecord(image["id"], str(image.get("file_name", image["id"])), int(image["height"]), int(image["width"]))
         for image in index.imgs.values()
     ]
-    image_index = {image.id: position for position, image in enumerate(images)}
+    row_of = {image.id: row for row, image in enumerate(images)}
     categories = sorted(index.cats.values(), key=lambda category: category["id"])
-    label = {category["id"]: position for position, category in enumerate(categories)}
-    names = [str(category.get("name", category["id"])) for category in categories]
+    label_of = {category["id"]: label for label, category in enumerate(categories)}
 
-    boxes, labels, positions, skipped, owners = [], [], [], [], []
+    checked, skipped = [], []
     for annotation in index.dataset["annotations"]:
-        problem = _problem(annotation, image_index, label)
+        problem = _problem(annotation, row_of, label_of)
         if problem is None:
-            boxes.append([float(value) for value in annotation["bbox"]])
-            labels.append(label[annotation["category_id"]])
-            positions.append(image_index[annotation["image_id"]])
-            owners.append(annotation)
+            checked.append(annotation)
         else:
-            skipped.append(_skip(annotation, problem, True))
-    xywh = torch.tensor(boxes, dtype=torch.float64).reshape(-1, 4)
-    position = torch.tensor(positions, dtype=torch.int64)
-    is_crowd = torch.tensor([bool(owner.get("iscrowd")) for owner in owners], dtype=torch.bool)
-    good, xyxy, reasons, clipped = _judge(xywh, images, position)
-    skipped += [_skip(owners[row], reason, True) for row, reason in reasons]
-    skipped += [_skip(owners[row], "crowd", False) for row in (good & is_crowd).nonzero()[:, 0].tolist()]
-    order = position.argsort(stable=True)
-    box, crowd = (order[mine[order]] for mine in (good & ~is_crowd, good & is_crowd))
+            skipped.append(_skip(annotation, problem))
+    xywh = torch.tensor([list(map(float, a["bbox"])) for a in checked], dtype=torch.float64).reshape(-1, 4)
+    labels = torch.tensor([label_of[a["category_id"]] for a in checked], dtype=torch.int64)
+    image_index = torch.tensor([row_of[a["image_id"]] for a in checked], dtype=torch.int64)
+    is_crowd = torch.tensor([bool(a.get("iscrowd")) for a in checked], dtype=torch.bool)
+    valid, xyxy, reasons, clipped = _check_boxes(xywh, images, image_index)
+    skipped += [_skip(checked[row], reason) for row, reason in reasons]
+    skipped += [_skip(checked[row], "crowd", broken=False) for row in (valid & is_crowd).nonzero()[:, 0].tolist()]
+    order = image_index.argsort(stable=True)
+    box, crowd = (order[mine[order]] for mine in (valid & ~is_crowd, valid & is_crowd))
     return Annotations(
-        images,
-        xyxy[box],
-        torch.tensor(labels, dtype=torch.int64)[box],
-        position[box],
-        names,
-        skipped,
-        int(clipped[box].sum()),
-        xyxy[crowd],
-        position[crowd],
-        [category["id"] for category in categories],
-        sum(isinstance(owner.get("segmentation"), dict) for owner in owners),
+        images=images,
+        boxes=xyxy[box],
+        labels=labels[box],
+        image_index=image_index[box],
+        class_names=[str(category.get("name", category["id"])) for category in categories],
+        skipped=skipped,
+        clipped=int(clipped[box].sum()),
+        crowds=xyxy[crowd],
+        crowd_index=image_index[crowd],
+        category_ids=[category["id"] for category in categories],
+        rle_masks=sum(isinstance(a.get("segmentation"), dict) for a in checked),
     )
 
 
@@ -185,29 +182,29 @@ def _index(data: Any, path: Path) -> Any:
     """Index well-formed records with pycocotools.
 
     Raises:
-        ValueError: There are no images, or records that no reader could use.
+        ValueError: There are no images, or an image has no id or size.
     """
     if not isinstance(data, dict) or not isinstance(data.get("images"), list):
         raise ValueError(f'{path}: expected COCO annotations, an object with a list "images"')
     for image in data["images"]:
         if not (isinstance(image, dict) and {"id", "height", "width"} <= image.keys()):
             raise ValueError(f"{path}: expected id, height and width of every image, got {image!r:.80}")
-    coco = require("pycocotools.coco", "pycocotools", "targets").COCO()
+    coco = require("pycocotools.coco", "pycocotools").COCO()
     annotations = [a if isinstance(a, dict) else {} for a in data.get("annotations") or []]
     categories = [c for c in data.get("categories") or [] if isinstance(c, dict) and "id" in c]
     coco.dataset = {"images": data["images"], "categories": categories, "annotations": []}
     with contextlib.redirect_stdout(io.StringIO()):
         coco.createIndex()
-    coco.dataset["annotations"] = annotations  # after the index, which cannot bear broken ones
+    coco.dataset["annotations"] = annotations  # after indexing, which fails on invalid ones
     return coco
 
 
-def _skip(annotation: dict[str, Any], reason: str, broken: bool) -> Skipped:
+def _skip(annotation: dict[str, Any], reason: str, broken: bool = True) -> Skipped:
     return Skipped(annotation.get("image_id"), annotation.get("id"), reason, broken)
 
 
 def _problem(annotation: dict[str, Any], images: dict[Any, int], labels: dict[Any, int]) -> str | None:
-    """Why a record gives no numbers to judge."""
+    """Say why a record gives no numbers to check, if so."""
     bbox = annotation.get("bbox")
     if annotation.get("image_id") not in images:
         return "unknown image"
@@ -218,21 +215,22 @@ def _problem(annotation: dict[str, Any], images: dict[Any, int], labels: dict[An
     return None
 
 
-def _judge(
-    xywh: Tensor, images: list[ImageRecord], position: Tensor
+def _check_boxes(
+    xywh: Tensor, images: list[ImageRecord], image_index: Tensor
 ) -> tuple[Tensor, Tensor, list[tuple[int, str]], Tensor]:
-    """Sort all boxes at once into good and bad.
+    """Check all boxes at once.
 
     Args:
         xywh: (T, 4) left, top, width, height.
         images: All images.
-        position: (T,) image of each box.
+        image_index: (T,) index of each box's image.
 
     Returns:
-        (T,) bool: good; (T, 4) xyxy clipped to the image; row and reason of each bad one; (T,) bool: was clipped.
+        Which are valid, (T,) bool; the boxes as xyxy, clipped to their image, (T, 4); row and reason of each invalid
+        box; and which were clipped, (T,) bool.
     """
     sizes = torch.tensor([[image.width, image.height] for image in images], dtype=torch.float64).reshape(-1, 2)
-    size = sizes[position]
+    size = sizes[image_index]
     low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]
     problems = {
         "not finite": ~xywh.isfinite().all(1),
@@ -245,6 +243,6 @@ def _judge(
     names = list(problems)
     bad_rows = [(row, names[int(reason[row])]) for row in (reason >= 0).nonzero()[:, 0].tolist()]
     inside = torch.cat([torch.minimum(low.clamp(min=0), size), torch.minimum(high, size)], 1)
-    # A tenth of a pixel is how annotations are rounded, not a box that reaches beyond its image.
+    # Up to a tenth of a pixel is rounding of the annotation, not a box that extends beyond its image.
     clipped = ((low < -0.1) | (high > size + 0.1)).any(1)
     return reason < 0, inside, bad_rows, clipped

@@ -16,48 +16,39 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from detops.apps import require
+from detops.apps import note, require, warn
 from detops.apps.data.coco import Annotations, read
-from detops.ragged import RaggedBatch
+from detops.ground_truth import GroundTruth
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0 .. 255
 MULTIPLE = 32  # sides of a network's input
-LINES = 50  # mistakes of one kind that are printed before they are only counted
+LINES = 50  # mistakes of one kind that are printed; further ones are only counted
 
 
 class Batch(NamedTuple):
-    """Some images and what is on them; boxes are xyxy in pixels of `images`.
+    """Some images and what is on them.
 
     Attributes:
         images: (B, 3, H, W) uint8, or float32 after `augment`.
-        boxes: (B, N, 4) float32.
-        labels: (B, N) int64; -1 where a box is not asked for.
-        ignore_boxes: (B, M, 4) float32, regions without negatives.
+        targets: Ground truth in pixels of `images`; a box with label -1 is ignored, crowds are ignored regions.
         rows: (B,) int64, positions in the data set.
     """
 
     images: Tensor
-    boxes: RaggedBatch
-    labels: RaggedBatch
-    ignore_boxes: RaggedBatch
+    targets: GroundTruth
     rows: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.boxes.to(device),
-            self.labels.to(device),
-            self.ignore_boxes.to(device),
-            self.rows,
-        )
+        images = self.images.to(device, non_blocking=True)
+        return Batch(images, self.targets.to(device, non_blocking=True), self.rows)
 
 
 def find_split(data: Path, split: str) -> tuple[Path, Path]:
-    """Annotations and image folder of `data/split`.
+    """Find the annotations and the image folder of `data/split`.
 
     Raises:
         FileNotFoundError: There is no annotation file.
@@ -67,37 +58,37 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
         if (folder / name).exists():
             images = folder / "images"
             return folder / name, images if images.is_dir() else folder
-    raise FileNotFoundError(f"{folder}: expected annotations.json and a folder images; or name files explicitly")
+    raise FileNotFoundError(f"{folder}: expected annotations.json and a folder images, or explicit paths")
 
 
 def open_annotations(path: Path, images: Path, strict: bool, console: Console) -> Annotations:
-    """Read annotations, tell what is wrong with them in a line each, and leave it out.
+    """Read annotations, and leave out the invalid ones and missing images, with a line about each.
 
     Args:
         path: COCO annotations.
         images: Folder of the images.
-        strict: Stop at mistakes.
-        console: Where the lines go.
+        strict: Raise if there are any.
+        console: Where the lines are printed.
 
     Raises:
-        ValueError: With `strict`, something is wrong; or no image is left.
+        ValueError: No image is left; or, with `strict`, something would be left out.
     """
     annotations = read(path)
     missing = [image for image in annotations.images if not (images / image.file_name).is_file()]
     lines = [f"skipped {skipped}" for skipped in annotations.broken]
     lines += [f"skipped image {image.id}: no file {images / image.file_name}" for image in missing]
     for line in lines[:LINES]:
-        console.print(line, style="yellow", highlight=False, markup=False, soft_wrap=True)
+        warn(console, line)
     if len(lines) > LINES:
-        console.print(f"and {len(lines) - LINES} more mistakes in {path}", style="yellow", markup=False, soft_wrap=True)
+        warn(console, f"and {len(lines) - LINES} more mistakes in {path}")
     if lines and strict:
         raise ValueError(f"{path}: {len(lines)} mistakes, the first: {lines[0]}")
     for count, text in (
-        (len(annotations.crowds), "crowd annotations: ignored regions, neither found nor missed"),
+        (len(annotations.crowds), "crowd annotations: ignored regions, neither objects nor background"),
         (annotations.rle_masks, "run-length encoded masks: only their boxes are used"),
     ):
         if count:
-            console.print(f"{path}: {count} {text}", highlight=False, markup=False, soft_wrap=True)
+            note(console, f"{path}: {count} {text}")
     if missing:
         gone = {image.id for image in missing}
         kept = [str(image.id) for image in annotations.images if image.id not in gone]
@@ -108,17 +99,17 @@ def open_annotations(path: Path, images: Path, strict: bool, console: Console) -
 
 
 class CocoImages(Dataset[Batch]):
-    """A data set whose images are resized to fit one size, at its top left; the rest is the mean colour.
+    """A data set whose images are resized to fit one size; each is at the top left, the rest is the mean colour.
 
-    They are decoded once and kept as bytes where they fit the limit; else each access decodes.
+    Images are decoded once and kept as bytes if all fit the memory limit; otherwise each access decodes them.
 
     Args:
-        annotations: What is on the images.
-        folder: Where they are.
+        annotations: Annotations of the images.
+        folder: Folder of the images.
         size: Height and width of the network's input; rounded up to multiples of 32.
-        strict: Raise for an image that cannot be decoded. Otherwise it is a blank whose whole area is ignored.
-        memory_limit: Bytes to keep at most.
-        console: Where lines about such images go.
+        strict: Raise if an image cannot be decoded. Otherwise it is a blank image that is ignored as a whole.
+        memory_limit: Largest number of bytes to keep.
+        console: Where lines about such images are printed.
     """
 
     def __init__(
@@ -146,7 +137,7 @@ class CocoImages(Dataset[Batch]):
         return len(self.annotations.images)
 
     def scale(self, row: int) -> tuple[float, float]:
-        """Pixels of the input a pixel of the image, along x and y."""
+        """Return input pixels per image pixel, along x and y."""
         record = self.annotations.images[row]
         width, height = fitted((record.width, record.height), self.size)
         return width / record.width, height / record.height
@@ -160,16 +151,14 @@ class CocoImages(Dataset[Batch]):
                 raise
             if row not in self.broken:
                 self.broken.add(row)
-                self._console.print(
-                    f"blank instead of {error}", style="yellow", highlight=False, markup=False, soft_wrap=True
-                )
+                warn(self._console, f"blank instead of {error}")
             return torch.tensor(MEAN).to(torch.uint8)[:, None, None].expand(3, *self.shape)
 
     def __getitem__(self, row: int) -> Batch:
         return self.__getitems__([row])
 
     def __getitems__(self, rows: Sequence[int]) -> Batch:
-        """Rows as one batch; a `DataLoader` calls this with a sampler's batch."""
+        """Make one batch of several rows; a `DataLoader` calls this with the rows of its batch sampler."""
         images = torch.stack([self._decode(row) for row in rows]) if self.kept is None else self.kept[list(rows)]
         boxes, labels, ignored = [], [], []
         for row in rows:
@@ -182,18 +171,17 @@ class CocoImages(Dataset[Batch]):
             boxes.append(box.float() * scale)
             labels.append(label)
             ignored.append(crowds)
-        box_batch, label_batch, ignore_batch = (RaggedBatch.from_list(values) for values in (boxes, labels, ignored))
-        return Batch(images, box_batch, label_batch, ignore_batch, torch.tensor(rows))
+        return Batch(images, GroundTruth.from_boxes(boxes, labels, ignored=ignored), torch.tensor(rows))
 
 
 def padded_shape(size: tuple[int, int]) -> tuple[int, int]:
-    """Height and width rounded up to what the network takes."""
+    """Round height and width up to multiples of 32."""
     height, width = (-(-side // MULTIPLE) * MULTIPLE for side in size)
     return height, width
 
 
 def fitted(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
-    """Width and height of an image (width, height) resized to fit `size` (height, width)."""
+    """Return (width, height) of an image of (width, height) that is resized to fit `size`, (height, width)."""
     scale = min(size[1] / image[0], size[0] / image[1])
     return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
 
@@ -202,9 +190,9 @@ def decode(path: Path) -> "Image":
     """Read an image as RGB.
 
     Raises:
-        ValueError: It cannot be decoded; names the file.
+        ValueError: It cannot be decoded; the message names the file.
     """
-    module = require("PIL.Image", "Pillow", "train")
+    module = require("PIL.Image", "Pillow")
     try:
         with module.open(path) as file:
             image: Image = file.convert("RGB")
@@ -214,15 +202,15 @@ def decode(path: Path) -> "Image":
 
 
 def load_image(path: Path, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-    """Decode, resize to fit, pad at the right and below.
+    """Decode an image, resize it to fit `size`, and pad it on the right and at the bottom.
 
     Returns:
-        (3, H, W) uint8, sides multiples of 32; width and height of the file's image.
+        (3, H, W) uint8, H and W multiples of 32; width and height of the image in the file.
 
     Raises:
-        ValueError: It cannot be decoded; names the file.
+        ValueError: It cannot be decoded; the message names the file.
     """
-    module, numpy = require("PIL.Image", "Pillow", "train"), require("numpy", "numpy", "train")
+    module, numpy = require("PIL.Image", "Pillow"), require("numpy", "numpy")
     image = decode(path)
     small = image.resize(fitted(image.size, size), module.Resampling.BILINEAR)
     shape = padded_shape(size)
@@ -232,16 +220,16 @@ def load_image(path: Path, size: tuple[int, int]) -> tuple[Tensor, tuple[int, in
 
 
 class Steps(Sampler[list[int]]):
-    """The batches of a whole training as one sequence that can begin anywhere: a resumed one sees what was left.
+    """The batches of a whole training as one sequence that can start anywhere, so that it can be resumed.
 
     Args:
-        count: Images.
-        batch_size: Images a step and rank.
-        epochs: How often each is seen.
-        seed: Of the order, which differs each epoch.
-        start: Steps that are done already.
-        rank: Which of the shares of a step is ours.
-        world: How many shares.
+        count: Number of images.
+        batch_size: Images per step and rank.
+        epochs: Number of epochs.
+        seed: Random seed of the order of the images, which differs between epochs.
+        start: Number of steps that are done already.
+        rank: This process among those that share each step.
+        world: Number of processes that share each step.
     """
 
     def __init__(
@@ -264,3 +252,8 @@ class Steps(Sampler[list[int]]):
                 order = torch.randperm(self.count, generator=generator).tolist()
             begin = (place * self.world + self.rank) * self.batch_size
             yield [order[i % self.count] for i in range(begin, begin + self.batch_size)]
+
+
+def as_is(batch: Any) -> Any:
+    """Return the batch: the collate function of data sets that make whole batches."""
+    return batch

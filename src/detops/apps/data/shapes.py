@@ -1,4 +1,4 @@
-"""The demo's data: shapes on textured ground and crowds of cells, with COCO annotations. Seeded, needs `train`."""
+"""The data set of `detops demo`: shapes on a textured background and crowds of cells, with COCO annotations."""
 
 import json
 import math
@@ -13,16 +13,16 @@ if TYPE_CHECKING:
 CLASSES = ("circle", "rectangle", "triangle", "star", "cell")
 SIZE = (320, 240)  # width, height
 SUPERSAMPLE = 2  # shapes are drawn at twice the size, for smooth edges
-CROWDED_EVERY = 5  # each fifth image is a crowd of cells
+CROWDED_EVERY = 5  # every fifth image is a crowd of cells
 
 
 def generate(folder: Path, images: int = 200, seed: int = 0) -> Path:
     """Write images and their annotations.
 
     Args:
-        folder: Where to: `images/*.png` and `annotations.json`.
-        images: How many.
-        seed: The same seed gives the same bytes.
+        folder: Folder for `images/*.png` and `annotations.json`.
+        images: Number of images.
+        seed: Random seed; the same seed gives the same bytes.
 
     Returns:
         Path of the annotations.
@@ -54,7 +54,7 @@ Box = tuple[int, tuple[float, float, float, float]]  # class and xywh
 
 
 def _ground(rng: Any, low: tuple[int, int, int], high: tuple[int, int, int], grain: float) -> "Image":
-    """A slope between two colours with smooth noise, supersampled."""
+    """Draw a gradient between two colours with smooth noise, supersampled."""
     numpy, module = require("numpy", "numpy", "demo"), require("PIL.Image", "Pillow", "demo")
     width, height = SIZE[0] * SUPERSAMPLE, SIZE[1] * SUPERSAMPLE
     angle = rng.uniform(0, 2 * math.pi)
@@ -70,7 +70,7 @@ def _ground(rng: Any, low: tuple[int, int, int], high: tuple[int, int, int], gra
 
 
 def _outline(kind: int, x: float, y: float, rx: float, ry: float, turn: float) -> list[tuple[float, float]]:
-    """Corners of a shape around (x, y)."""
+    """Return the corners of a shape around (x, y)."""
     if kind == 0:
         angles, reach = [2 * math.pi * i / 72 for i in range(72)], [1.0] * 72
     elif kind == 1:
@@ -87,7 +87,7 @@ def _outline(kind: int, x: float, y: float, rx: float, ry: float, turn: float) -
 
 
 def _bounds(points: list[tuple[float, float]]) -> tuple[float, float, float, float]:
-    """Box of a shape as xywh, within the image."""
+    """Return the box of a shape, cropped to the image, as xywh."""
     xs, ys = ([min(max(p[axis], 0.0), float(SIZE[axis])) for p in points] for axis in (0, 1))
     return min(xs), min(ys), max(xs) - min(xs), max(ys) - min(ys)
 
@@ -104,7 +104,7 @@ def _finish(picture: "Image") -> "Image":
 
 
 def _scene(rng: Any) -> tuple["Image", list[Box]]:
-    """Three to twelve shapes of all sizes; later ones may cover earlier ones in part."""
+    """Draw 3 to 12 shapes of all sizes; later ones may partly cover earlier ones."""
     tone = rng.integers(120, 215, 3)
     picture, boxes = _ground(rng, tuple(tone - 45), tuple(tone + 25), 7.0), []
     for _ in range(int(rng.integers(3, 13))):
@@ -123,7 +123,7 @@ def _scene(rng: Any) -> tuple["Image", list[Box]]:
 
 
 def _crowd(rng: Any) -> tuple["Image", list[Box]]:
-    """A hundred and more overlapping cells, as under a microscope."""
+    """Draw 100 to 170 overlapping cells, as under a microscope."""
     picture, boxes = _ground(rng, (226, 214, 205), (243, 234, 226), 3.0), []
     for _ in range(int(rng.integers(100, 170))):
         radius = min(max(rng.normal(11, 1.6), 7.0), 16.0)

@@ -1,1 +1,1 @@
-"""`detops predict`."""
+"""`detops predict`: listing and reading images, detectors, results files and pictures."""

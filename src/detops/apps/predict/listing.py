@@ -1,4 +1,4 @@
-"""Images of files and folders, in order, in bounded memory: what is too much for it goes to temporary files.
+"""Listing the images in files and folders, in order and in bounded memory: long lists go to temporary files.
 
 files and folders -> Listing -> paths as text
 """
@@ -13,23 +13,23 @@ from pathlib import Path
 from typing import IO, TypeVar
 
 ENDINGS = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"))
-SORTED_AT_ONCE = 200_000  # names: some 20 MB
-KEPT_IN_MEMORY = 8 << 20  # bytes of a list that needs no file on the disk
-READ_AT_ONCE = 1 << 16
+SORTED_AT_ONCE = 200_000  # names, about 20 MB
+KEPT_IN_MEMORY = 8 << 20  # bytes of a list; a longer one goes to the disk
+READ_AT_ONCE = 1 << 16  # bytes
 
 T = TypeVar("T")
 
 
 class Listing:
-    """Files as they are named, and the images within folders (not within folders in these), by name.
+    """The paths of files as they are given, and of the images in folders (not in their subfolders), sorted by name.
 
-    It is what the folders held when it was made, may be iterated many times, and knows its length.
+    A listing shows what the folders held when it was made, can be iterated several times, and knows its length.
 
     Args:
         paths: Files and folders.
 
     Raises:
-        FileNotFoundError: There is no such file, or no image at all.
+        FileNotFoundError: A path does not exist, or there is no image at all.
     """
 
     def __init__(self, paths: Sequence[Path]) -> None:
@@ -51,14 +51,14 @@ class Listing:
 
 
 def batched(items: Iterable[T], size: int) -> Iterator[list[T]]:
-    """Lists of `size` items, the last of what is left; as `itertools.batched` of Python 3.12."""
+    """Yield lists of `size` items and one of the rest, like `itertools.batched` of Python 3.12."""
     rest = iter(items)
     while batch := list(islice(rest, size)):
         yield batch
 
 
 def _images(path: Path) -> Iterator[str]:
-    """The file itself, or the images within the folder."""
+    """Yield the file itself, or the images in the folder."""
     if path.is_dir():
         yield from (str(path / name) for name in _sorted_names(path))
     elif path.exists():
@@ -68,7 +68,7 @@ def _images(path: Path) -> Iterator[str]:
 
 
 def _sorted_names(folder: Path) -> Iterator[str]:
-    """Names of images in a folder: sorted a part at a time, and merged."""
+    """Yield the names of the images in a folder: parts of them are sorted, then merged."""
     with os.scandir(folder) as entries:
         names = (e.name for e in entries if os.path.splitext(e.name)[1].lower() in ENDINGS and not e.is_dir())
         parts = []
@@ -78,7 +78,7 @@ def _sorted_names(folder: Path) -> Iterator[str]:
 
 
 def _stored(lines: Iterable[str]) -> IO[bytes]:
-    """Write lines to a file that is gone with its last reference; JSON, for a name may hold anything but "/" and 0."""
+    """Write lines to a file that vanishes with its last reference; as JSON, as names may contain line breaks."""
     file = tempfile.SpooledTemporaryFile(KEPT_IN_MEMORY)  # noqa: SIM115
     for line in lines:
         file.write(json.dumps(line).encode() + b"\n")
@@ -86,7 +86,7 @@ def _stored(lines: Iterable[str]) -> IO[bytes]:
 
 
 def _read(file: IO[bytes]) -> Iterator[str]:
-    """Its lines; several readers of one file do not disturb each other."""
+    """Yield the lines of a file, which several readers may read at once."""
     position = 0
     while True:
         file.seek(position)

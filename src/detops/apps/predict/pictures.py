@@ -1,4 +1,4 @@
-"""The pictures of `detops predict`, drawn from lines of its results while the next images are detected on."""
+"""The pictures of `detops predict`, drawn from lines of its results while detection goes on with the next images."""
 
 import json
 import os
@@ -13,24 +13,24 @@ import torch
 from detops.apps import pictures, require, runs
 from detops.apps.data.dataset import decode
 from detops.apps.predict.results import Line, error_of
-from detops.masks.drawing import draw as draw_masks
+from detops.masks.drawing import draw_masks
 from detops.masks.instance_masks import MaskCrop
 
 OPACITY = 0.5  # of masks
 
 
 class Pictures:
-    """Draws the pictures of the first images, several at a time.
+    """Draw the pictures of the first images, several at a time.
 
     Args:
-        folder: Where to.
-        paths: Of all images.
-        names: Of categories, by id, in the order of labels; others are called by their ids.
-        count: How many images get one; all if negative.
-        score: Detections have at least this.
+        folder: Folder to write into.
+        paths: Paths of all images.
+        names: Names of categories by id, in the order of labels; a category without a name is called by its id.
+        count: Number of images that get a picture; all if negative.
+        score: Least score of the detections that are drawn.
 
     Attributes:
-        count: Pictures that were begun.
+        count: Number of pictures begun.
     """
 
     def __init__(self, folder: Path, paths: Iterable[str], names: Mapping[int, str], count: int, score: float) -> None:
@@ -51,7 +51,15 @@ class Pictures:
         self._threads.shutdown(cancel_futures=True)
 
     def draw(self, row: int, lines: Sequence[str]) -> list[Future[None]]:
-        """Begin the pictures of images that stand one after the other, the first at this row."""
+        """Begin the pictures of consecutive images.
+
+        Args:
+            row: Position of the first among all images.
+            lines: Their lines of the results.
+
+        Returns:
+            One future per picture; images that failed have none.
+        """
         wanted = zip(self._names[row : row + len(lines)], lines, strict=False)
         begun = [
             self._threads.submit(self._draw, self._folder / f"{name}.jpg", line)
@@ -76,12 +84,12 @@ class Pictures:
             size = (image.height, image.width)
             view = draw_masks(image, size, crops, boxes, labels, scores, names, OPACITY)
         else:
-            view = runs.draw(image, runs.Found(boxes, scores, labels), names)
+            view = runs.draw(image, runs.Found(boxes, labels, scores), names)
         view.save(target, quality=90)
 
 
 def _crop(rle: dict[str, Any], box: Sequence[float]) -> MaskCrop:
-    """A mask out of its run lengths, where its box is."""
+    """Decode a mask from its run lengths, where its box is."""
     mask = require("pycocotools.mask", "pycocotools", "predict").decode(rle)
     left, top, right, bottom = (max(0, int(value) + grown) for value, grown in zip(box, (-1, -1, 2, 2), strict=True))
     return MaskCrop(torch.from_numpy(mask[top:bottom, left:right]).bool(), left, top)

@@ -1,12 +1,12 @@
-"""`detops predict`: a detector and images in; a line an image, pictures, and a COCO results file out.
+"""`detops predict`: a detector and images in; a line per image, pictures and a COCO results file out.
 
-Listing -> batches of sources -> predict_stream or predict_ray -> lines -> pictures (threads), then results.jsonl
+Listing -> batches of sources -> stream or ray -> lines -> pictures (threads), then results.jsonl
 """
 
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
@@ -18,18 +18,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detops.apps import require
+from detops.apps import note, require, warn
 from detops.apps.data import coco
 from detops.apps.data.dataset import LINES
 from detops.apps.predict import ray, stream
 from detops.apps.predict.listing import Listing, batched
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
 from detops.apps.predict.pictures import Pictures
+from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.results import ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.stream import Predictor, Source
+from detops.apps.predict.sources import sources
 
-PENDING = 4  # batches whose pictures are being drawn before the first must be done
+PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Options:
     """How to predict.
 
     Attributes:
-        mask_rcnn: Weights of a Mask R-CNN of torchvision's, or "module:function" that returns one, in place of a run.
-        half: Compute in half precision: bfloat16, or for a Mask R-CNN on a GPU float16.
-        score: Detections in the pictures have at least this score; the results hold all.
-        pictures: The first so many images get one; all if negative.
-        annotations: COCO file whose image ids the results use; without it, the first image is 1.
-        device: Torch device; by default a GPU where there is one.
-        batch_size: Images at a time.
-        workers: Processes that read; with Ray, networks at a time. By default as many as the machine is good for.
-        resume: Go on behind the lines that a killed run left.
+        mask_rcnn: Weights of torchvision's Mask R-CNN, or "module:function" that returns one, in place of a run.
+        half: Compute in half precision: bfloat16, or float16 for a Mask R-CNN on a GPU.
+        score: Lowest score that is drawn; the results hold all detections.
+        pictures: Number of images that are drawn, the first ones; all if negative.
+        annotations: COCO file with the image ids for the results; without it, the first image has id 1.
+        device: Torch device; by default a GPU if there is one.
+        batch_size: Images per batch.
+        workers: Processes that read images; with Ray, copies of the network. By default chosen for the machine.
+        resume: Continue after the lines that a killed run left.
         ray: Detect by Ray Data.
     """
 
@@ -61,35 +62,38 @@ class Options:
     ray: bool = False
 
 
-def run(run: Path | None, images: Sequence[Path], out: Path, options: Options, console: Console | None = None) -> int:
-    """Detect on images; write `results.jsonl` as it goes, then `results.json`, and `images/*.jpg`.
+def run(
+    run_folder: Path | None, images: Sequence[Path], out: Path, options: Options, console: Console | None = None
+) -> int:
+    """Detect on images; write `results.jsonl` and `images/*.jpg` on the way, and `results.json` at the end.
 
     Args:
-        run: Folder of a trained run; None for `options.mask_rcnn`.
+        run_folder: Folder of a trained run; None for `options.mask_rcnn`.
         images: Files and folders.
-        out: Where to write.
-        options: How.
+        out: Folder to write to.
+        options: How to predict.
         console: Where to print.
 
     Returns:
-        How many images could not be decoded; they are named, and have a line that says why.
+        How many images could not be decoded. They are named, and their lines say why.
 
     Raises:
-        ValueError: What is in `out` is in the way, or cannot be gone on from; or there is no one detector.
-        FileNotFoundError: There is no such run, or no such image.
+        ValueError: `out` holds an unfinished run, or one that cannot be resumed; or not exactly one detector is named.
+        FileNotFoundError: There is no such run or image.
         ModuleNotFoundError: An extra is missing.
     """
     console = console or Console()
     require("PIL.Image", "Pillow", "predict")
-    load = _loader(run, options)
+    load = _loader(run_folder, options)
     gpu = ray.connect() if options.ray else torch.cuda.is_available()
     device = torch.device(options.device or ("cuda" if gpu else "cpu"))
     predictor = load(torch.device("cpu") if options.ray else device)
     annotations = None if options.annotations is None else coco.read(options.annotations)
-    listing, ids = Listing(images), _ids(annotations.images if annotations else [])
+    listing = Listing(images)
     with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
-        begin = _begin(results.count, len(listing), options.batch_size)
-        batches = batched(islice(_sources(listing, *ids), begin, None), options.batch_size)
+        begin = _first_image(results.count, len(listing), options.batch_size)
+        wanted = islice(sources(listing, annotations.images if annotations else ()), begin, None)
+        batches = batched(wanted, options.batch_size)
         count = -(-(len(listing) - begin) // options.batch_size)
         lines: Iterator[list[str]] = iter(())
         if count and options.ray:
@@ -103,73 +107,45 @@ def run(run: Path | None, images: Sequence[Path], out: Path, options: Options, c
         with Pictures(out / "images", listing, names, options.pictures, options.score) as pictures:
             _write(results, lines, begin, len(listing), pictures, console)
         summary = results.finish()
-    console.print(
+    note(
+        console,
         f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
-        f"results.json and {pictures.count} pictures in {out}", markup=False, highlight=False, soft_wrap=True,
-    )  # fmt: skip
+        f"results.json and {pictures.count} pictures in {out}",
+    )
     return summary.failed
 
 
-def _begin(done: int, total: int, batch_size: int) -> int:
-    """The first image to detect on: batches are cut as if the run had never stopped, so that numbers stay the same."""
-    return total if done == total else done - done % batch_size
-
-
-def _loader(run: Path | None, options: Options) -> ray.Load:
-    """What makes the predictor on a device, here or elsewhere."""
-    if (run is None) == (options.mask_rcnn is None):
-        raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run is None else "both"))
-    if run is not None:
-        return partial(RunPredictor, run.resolve(), options.half)
+def _loader(run_folder: Path | None, options: Options) -> ray.Load:
+    """Return the function that loads the detector on a device, here or on another machine."""
+    if (run_folder is None) == (options.mask_rcnn is None):
+        raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run_folder is None else "both"))
+    if run_folder is not None:
+        return partial(RunPredictor, run_folder.resolve(), options.half)
     assert options.mask_rcnn is not None
     path = Path(options.mask_rcnn)
     return partial(MaskRCNNPredictor, str(path.resolve()) if path.is_file() else options.mask_rcnn, options.half)
 
 
 def _settings(predictor: Predictor, device: torch.device, options: Options) -> dict[str, Any]:
-    """All that decides what the lines say, beside the images."""
+    """Return everything that the lines depend on, beside the images."""
     ids = options.annotations and hashlib.sha256(options.annotations.read_bytes()).hexdigest()
-    return {
-        **predictor.settings, "annotations": ids, "batch_size": options.batch_size, "device": device.type
-    }  # fmt: skip
+    return {**predictor.settings, "annotations": ids, "batch_size": options.batch_size, "device": device.type}
 
 
-Ids = dict[str, int | str | None]
-
-
-def _ids(records: Sequence[coco.ImageRecord]) -> tuple[Ids, int]:
-    """Ids by the ends of paths, None for an end that several images have; and the highest number among them."""
-    ids: Ids = {}
-    for record in records:
-        for ending in _endings(record.file_name):
-            ids[ending] = None if ending in ids else record.id
-    ids.update({Path(record.file_name).as_posix(): record.id for record in records})
-    return ids, max((record.id for record in records if isinstance(record.id, int)), default=0)
-
-
-def _sources(paths: Iterable[str], ids: Ids, highest: int) -> Iterator[Source]:
-    """Images with their ids; those that have none are numbered, behind the highest that there is."""
-    for number, path in enumerate(paths, highest + 1):
-        known = (ids[ending] for ending in _endings(path) if ids.get(ending) is not None)
-        found = next(known, None)
-        yield Source(path, number if found is None else found)
-
-
-def _endings(path: str) -> Iterator[str]:
-    """The path, and what is left without its first folders: "a/b/c", "b/c", "c"."""
-    parts = Path(path).parts
-    return (Path(*parts[start:]).as_posix() for start in range(len(parts)))
+def _first_image(done: int, total: int, batch_size: int) -> int:
+    """Return the first image to detect on: a resumed run makes the same batches, so that the numbers are the same."""
+    return total if done == total else done - done % batch_size
 
 
 def _write(
-    results: ResultsFile, lines: Iterator[list[str]], begin: int, total: int, pictures: "Pictures", console: Console
+    results: ResultsFile, lines: Iterator[list[str]], begin: int, total: int, pictures: Pictures, console: Console
 ) -> None:
-    """Write lines as they come, a batch's when its pictures are done: who goes on after a kill misses none."""
+    """Write lines as they come, but none before its picture, so that a resumed run misses no picture."""
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pending: deque[tuple[list[str], list[Future[None]]]] = deque()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total, completed=results.count)
-        there, row, told = results.count - begin, results.count, 0
+        written, row, failed = results.count - begin, results.count, 0
 
         def settle() -> None:
             batch, drawn = pending.popleft()
@@ -179,16 +155,16 @@ def _write(
             bar.update(task, completed=results.count)
 
         for batch in lines:
-            batch, there = batch[there:], 0  # of the first batch, some lines may be written already
+            batch, written = batch[written:], 0  # some lines of the first batch may have been written before
             for error in filter(None, map(error_of, batch)):
-                told += 1
-                if told <= LINES:
-                    console.print(f"skipped {error}", style="yellow", highlight=False, markup=False, soft_wrap=True)
+                failed += 1
+                if failed <= LINES:
+                    warn(console, f"skipped {error}")
             pending.append((batch, pictures.draw(row, batch)))
             row += len(batch)
             while pending and (len(pending) > PENDING or all(picture.done() for picture in pending[0][1])):
                 settle()
         while pending:
             settle()
-    if told > LINES:
-        console.print(f"and {told - LINES} more, named in results.jsonl", style="yellow", markup=False)
+    if failed > LINES:
+        warn(console, f"and {failed - LINES} more, named in results.jsonl")

@@ -1,27 +1,30 @@
-"""`results.jsonl`: a line an image, in the order of the images, which a killed run goes on from.
+"""`results.jsonl`: a line per image, in the order of the images, from which a killed run resumes.
 
-lines -> results.jsonl (while the run goes on) -> results.json (COCO's form, at its end)
+lines -> results.jsonl (during the run) -> results.json (COCO's results format, at its end)
 
 A line is {"path", "image_id", "width", "height", "detections": [{"category_id", "bbox", "score"}, ...]}, or
-{"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds what the lines
-depend on, so that none of another run's are taken for this one's.
+{"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds everything that
+the lines depend on, so that the lines of another run are not mistaken for those of this one.
 """
 
 import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
+
+from detops.apps.files import write_atomically, written_whole
+from detops.apps.predict.predictor import Row
+from detops.apps.predict.reading import ReadBatch
 
 Line = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many images there are lines of, how many of them failed, and what was found on the others."""
+    """How many images there are lines of, how many of them failed, and how many detections the others have."""
 
     images: int
     failed: int
@@ -29,20 +32,20 @@ class Summary:
 
 
 class ResultsFile:
-    """The file while a run writes it; no other process may meanwhile.
+    """The file while a run writes it, which locks out other processes.
 
     Args:
-        out: Its folder.
-        settings: All that decides what the lines say; must be JSON.
-        paths: Of the images: line i is about image i.
-        resume: Go on behind the lines that are there, if any. Otherwise begin anew; a finished run is replaced.
+        out: Folder of the file.
+        settings: Everything that the lines depend on; must be JSON.
+        paths: Paths of the images: line i is about image i.
+        resume: Continue after the lines that exist, if any. Otherwise start again; a finished run is replaced.
 
     Attributes:
-        count: Lines that are whole and on their way to the disk.
+        count: Number of complete lines that were written.
 
     Raises:
-        ValueError: Another process writes to the folder; what is there did not finish and `resume` is not asked for;
-            or it is asked for, but what is there has other settings or other images, or is damaged.
+        ValueError: Another process writes to the folder; without `resume`, an unfinished run is there; or with it, the
+            run that is there has other settings or images, or is damaged.
     """
 
     def __init__(self, out: Path, settings: dict[str, Any], paths: Iterable[str], resume: bool) -> None:
@@ -53,9 +56,9 @@ class ResultsFile:
             self._lock()
             if resume and self._path.stat().st_size:
                 self._check_settings(out / "predict.json", settings)
-                self._go_on(paths)
+                self._resume(paths)
             else:
-                self._begin(out / "predict.json", settings)
+                self._start_again(out / "predict.json", settings)
             self._coco.unlink(missing_ok=True)
         except BaseException:
             self._file.close()
@@ -70,60 +73,60 @@ class ResultsFile:
         self._file.close()
 
     def append(self, lines: Sequence[str]) -> None:
-        """Add lines, each as `encode` makes it; a process that is killed afterwards has not lost them."""
+        """Append lines made by `encode`. They survive a kill of this process."""
         self._file.write("".join(lines).encode())
         self._file.flush()
         self.count += len(lines)
 
     def finish(self) -> Summary:
-        """Bring the lines to the disk, and write them in COCO's form, of which never more than a line is in memory."""
+        """Flush the lines to the disk and write them in COCO's format, with only one line in memory at a time."""
         os.fsync(self._file.fileno())
         images = failed = detections = 0
-        with _written_whole(self._coco) as file:
-            file.write("[")
+        with written_whole(self._coco) as file:
+            file.write(b"[")
             for line in map(json.loads, self._whole_lines()):
                 images += 1
                 failed += "error" in line
                 for row in line.get("detections", ()):
                     row = {"image_id": line["image_id"], **row, "file_name": Path(line["path"]).name}
-                    file.write((", " if detections else "") + json.dumps(row))
+                    file.write(((", " if detections else "") + json.dumps(row)).encode())
                     detections += 1
-            file.write("]\n")
+            file.write(b"]\n")
         return Summary(images, failed, detections)
 
     def _lock(self) -> None:
-        """Keep other processes out until the file is closed or the process ends."""
+        """Lock the file until it is closed or the process ends."""
         try:
             import fcntl
         except ModuleNotFoundError:  # Windows
             return
-        try:  # of POSIX's kind, which the processes that read images do not inherit: they may outlive a kill a while
+        try:  # a POSIX lock: the processes that read images do not inherit it, and may outlive a kill for a while
             fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise ValueError(f"{self._path}: another process writes to it") from error
+            raise ValueError(f"{self._path}: another process is writing to it") from error
 
-    def _begin(self, settings_path: Path, settings: dict[str, Any]) -> None:
+    def _start_again(self, settings_path: Path, settings: dict[str, Any]) -> None:
         if self._path.stat().st_size and not self._coco.exists():
             raise ValueError(
-                f"{self._path.parent}: holds a run that did not finish; go on with --resume, choose another --out, "
+                f"{self._path.parent}: holds an unfinished run; continue it with --resume, choose another --out, "
                 "or remove its results.jsonl"
             )
-        self._file.truncate(0)  # before the settings: at no time do lines stand beside those of another run
-        with _written_whole(settings_path) as file:
-            file.write(json.dumps(settings, indent=1) + "\n")
+        self._file.truncate(0)  # before the settings, so that lines never stand beside the settings of another run
+        write_atomically(settings_path, (json.dumps(settings, indent=1) + "\n").encode())
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not path.exists():
-            raise ValueError(f"{path}: is missing, so results.jsonl cannot be gone on from")
+            raise ValueError(f"{path}: is missing, so the run cannot be resumed")
         before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
         other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if other:
             raise ValueError(
-                f"{path.parent}: was begun with other {', '.join(other)}; resume with the same, or choose another --out"
+                f"{path.parent}: was started with different {', '.join(other)}; "
+                "resume with the same, or choose another --out"
             )
 
-    def _go_on(self, paths: Iterable[str]) -> None:
-        """Check the lines that are there, and cut a last one that is torn."""
+    def _resume(self, paths: Iterable[str]) -> None:
+        """Check the lines that are there, and cut off an incomplete last one."""
         expected, end = iter(paths), 0
         for number, text in enumerate(self._whole_lines(), 1):
             try:
@@ -133,7 +136,7 @@ class ResultsFile:
             if path != (wanted := next(expected, None)):
                 raise ValueError(
                     f"{self._path}: line {number} is about {path}, expected {wanted or 'no more lines'}: "
-                    "the images are others than before"
+                    "the images have changed"
                 )
             end += len(text)
             self.count = number
@@ -147,25 +150,20 @@ class ResultsFile:
 
 
 def encode(line: Line) -> str:
-    """A line of the file; ASCII, for names of files need not be valid Unicode."""
+    """Encode a line of the file, as ASCII, since file names need not be valid Unicode."""
     return json.dumps(line, allow_nan=False) + "\n"
 
 
 def error_of(text: str) -> str | None:
-    """Why the image of a line could not be decoded, if so; does not parse the others, which may be long."""
+    """Return why a line's image could not be decoded, or None. Other lines, which may be long, are not parsed."""
     return json.loads(text).get("error") if '"error": ' in text else None
 
 
-@contextmanager
-def _written_whole(path: Path) -> Iterator[IO[str]]:
-    """A text file that appears under its name when it is whole and on the disk."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    try:
-        with temporary.open("w") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+def encode_batch(batch: ReadBatch, rows: Sequence[list[Row]]) -> list[str]:
+    """Encode the lines of a batch from the detections on each of its images."""
+    lines = []
+    for source, found, (width, height), error in zip(batch.sources, rows, batch.sides, batch.errors, strict=True):
+        line: Line = {"path": source.path, "image_id": source.image_id}
+        line |= {"error": error} if error else {"width": width, "height": height, "detections": found}
+        lines.append(encode(line))
+    return lines

@@ -1,7 +1,6 @@
-"""A trained run as what `detops predict` detects with."""
+"""The detector of `detops predict --run`: a network that `detops train` trained."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,21 +8,22 @@ from torch import Tensor
 from detops import Detections
 from detops.apps import runs
 from detops.apps.data.dataset import fitted
-from detops.apps.predict.stream import Read, Row
+from detops.apps.predict.predictor import Row
+from detops.apps.predict.reading import Images, ReadBatch
 
-NAMES = ("detector", "model", "width", "size", "classes", "category_ids")  # of the configuration, what decides
+NAMES = ("detector", "model", "width", "size", "classes", "category_ids")  # configuration that detections depend on
 
 
 class RunPredictor:
-    """A network that `detops train` trained; see `Predictor`.
+    """A `Predictor` that uses the network of a run.
 
     Args:
-        run: Its folder.
+        run: Folder of the run.
         half: Compute in bfloat16.
-        device: Where.
+        device: Device to detect on.
 
     Raises:
-        FileNotFoundError: There is no such run, or no checkpoint in it yet.
+        FileNotFoundError: There is no such run, or it has no checkpoint yet.
     """
 
     def __init__(self, run: Path, half: bool, device: torch.device) -> None:
@@ -32,22 +32,19 @@ class RunPredictor:
         self.size: tuple[int, int] = (config["size"][0], config["size"][1])
         self.names = dict(zip(config["category_ids"], config["classes"], strict=True))
         self._category_ids = config["category_ids"]
-        self.settings = {
-            "weights": runs.fingerprint(self._network), **{name: config[name] for name in NAMES}, "half": half
-        }  # fmt: skip
+        chosen = {name: config[name] for name in NAMES}
+        self.settings = {"weights": runs.fingerprint(self._network), **chosen, "half": half}
 
-    def start(self, images: Tensor | list[Tensor]) -> Detections:
-        """Detect on a batch; the copies back are on their way."""
+    def start(self, images: Images) -> Detections:
+        """Begin to detect on a batch and to copy the detections back."""
         assert isinstance(images, Tensor)
         found = runs.forward(self._network, self._kind, images, self._half)
         return Detections(*(t.to("cpu", non_blocking=True) for t in found))
 
-    def rows(self, batch: Read, started: Detections) -> list[list[Row]]:
-        """Detections in pixels of the images, cut to them."""
+    def rows(self, batch: ReadBatch, started: Detections) -> list[list[Row]]:
+        """Return the detections in pixels of the images, clipped to them."""
         scales = []
         for side in batch.sides:
             width, height = fitted(side, self.size)
             scales.append((width / side[0], height / side[1]))
-        found = runs.in_images(started, scales, batch.sides)
-        rows: list[list[dict[str, Any]]] = [runs.as_rows(one, self._category_ids) for one in found]
-        return rows
+        return [runs.as_rows(found, self._category_ids) for found in runs.in_images(started, scales, batch.sides)]

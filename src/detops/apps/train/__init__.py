@@ -1,1 +1,1 @@
-"""`detops train`."""
+"""`detops train`: settings, data augmentation, networks, the training itself and its report."""

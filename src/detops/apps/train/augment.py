@@ -1,7 +1,7 @@
-"""Augmentation of a whole batch at once, on its device: bytes in, the network's input with its boxes out."""
+"""Augmentation of a whole batch at once, on its device: bytes in, normalised images and their boxes out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -9,19 +9,19 @@ from torch.nn import functional as F
 
 from detops.apps.data.dataset import MEAN, MULTIPLE, STD, Batch
 
-VISIBLE = 0.3  # an object of which less remains after cutting is not asked for
+VISIBLE = 0.3  # objects with a smaller visible fraction after cropping get label -1, which means ignored
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What happens to training images, chosen anew for each.
+    """How training images are varied at random.
 
     Attributes:
-        flip: Mirror half of them left-right.
-        flip_vertical: Mirror half of them up-down.
-        multi_scale: The batch's sides are multiplied by up to 1 + this, or divided by it.
-        zoom: Likewise each image within the batch, about a random point.
-        color: Brightness, contrast and saturation vary by this share.
+        flip: Mirror half of the images left to right.
+        flip_vertical: Mirror half of the images top to bottom.
+        multi_scale: Multiply or divide the height and width of a batch by up to 1 + this.
+        zoom: Likewise scale each image within the batch, about a random point.
+        color: Vary brightness, contrast and saturation by up to this fraction.
     """
 
     flip: bool = True
@@ -32,7 +32,7 @@ class Augmentation:
 
 
 def centered(images: Tensor) -> Tensor:
-    """Images (B, 3, H, W) as float32 of about mean 0 and deviation 1."""
+    """Normalise images (B, 3, H, W) to float32 with mean 0 and standard deviation 1 (of ImageNet)."""
     mean, std = (images.new_tensor(v, dtype=torch.float32)[:, None, None] for v in (MEAN, STD))
     return (images - mean) / std
 
@@ -40,14 +40,14 @@ def centered(images: Tensor) -> Tensor:
 def augment(batch: Batch, how: Augmentation) -> Batch:
     """Flip, resize, zoom, shift and recolour a batch: one sampling and one matrix product for all images.
 
-    Draws from torch's default generator on the CPU, whatever the device of the batch.
+    Random numbers come from torch's default CPU generator, whatever the device of the batch.
 
     Args:
-        batch: As it comes from `CocoImages`.
-        how: What to do.
+        batch: Batch of `CocoImages`.
+        how: What to vary.
 
     Returns:
-        The batch, normalised. Boxes are cut to the image, and have label -1 where little is left of them.
+        The batch, normalised. Boxes are cropped to the image; those with little left (`VISIBLE`) get label -1.
     """
     count, (height, width) = len(batch.images), batch.images.shape[2:]
     device = batch.images.device
@@ -70,33 +70,30 @@ def augment(batch: Batch, how: Augmentation) -> Batch:
 
     sides = torch.tensor([width, height], device=device)
     out_sides = torch.tensor([out_width, out_height], device=device)
-    whole, boxes = _moved(batch.boxes.tensor, zoom, shift, sides, out_sides)
+    targets = batch.targets
+    whole, boxes = _moved(targets.boxes, zoom, shift, sides, out_sides)
     remains = _area(boxes) > VISIBLE * _area(whole)
-    labels = batch.labels.tensor.where(remains, -1)
-    _, ignored = _moved(batch.ignore_boxes.tensor, zoom, shift, sides, out_sides)
-    return Batch(
-        images,
-        batch.boxes.create_with_sample_sizes_like_self(boxes),
-        batch.labels.create_with_sample_sizes_like_self(labels),
-        batch.ignore_boxes.create_with_sample_sizes_like_self(ignored),
-        batch.rows,
-    )
+    labels = targets.labels.where(remains, -1)
+    ignored = targets.ignored
+    if ignored is not None:
+        ignored = _moved(ignored, zoom, shift, sides, out_sides)[1]
+    return Batch(images, replace(targets, boxes=boxes, labels=labels, ignored=ignored), batch.rows)
 
 
 def _between(factor: float, count: int) -> Tensor:
-    """Random factors from 1 / factor to factor, as likely below 1 as above."""
+    """Draw factors from 1 / factor to factor, as often below 1 as above."""
     return ((2 * torch.rand(count) - 1) * math.log(factor)).exp()
 
 
 def _recoloring(count: int, share: float) -> Tensor:
-    """(B, 3, 3): contrast of all channels, and of what sets them apart."""
+    """Draw colour matrices (B, 3, 3) that vary contrast and saturation."""
     contrast, saturation = (1 + share * (2 * torch.rand(count, 1, 1) - 1) for _ in range(2))
     gray = torch.full((3, 3), 1 / 3)
     return contrast * (gray + saturation * (torch.eye(3) - gray))
 
 
 def _moved(boxes: Tensor, zoom: Tensor, shift: Tensor, sides: Tensor, out_sides: Tensor) -> tuple[Tensor, Tensor]:
-    """Boxes (B, N, 4) as the images move: whole, and cut to the image."""
+    """Move boxes (B, N, 4) with their images: the whole boxes, and the same cropped to the image."""
     corners = boxes.unflatten(-1, (2, 2)) * 2 / sides - 1  # (B, N, 2 corners, 2 axes)
     corners = corners * zoom[:, None, None] + shift[:, None, None]
     corners = (corners + 1) / 2 * out_sides

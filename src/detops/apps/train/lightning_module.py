@@ -1,13 +1,9 @@
-"""One training step of `detops train` for Lightning: augment, network, loss, optimiser, average, with their times."""
+"""The Lightning module of `detops train`: augmentation, network, loss, optimiser and averaged weights, each timed."""
 
 import copy
-import json
 import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -15,112 +11,66 @@ import lightning
 import torch
 from torch import Tensor, nn
 
+from detops import StageTimer
 from detops.apps import evaluate, runs
 from detops.apps.data.dataset import Batch, CocoImages
-from detops.apps.train.augment import Augmentation, augment
+from detops.apps.train import metrics
+from detops.apps.train.augment import augment
 from detops.apps.train.families import Family
+from detops.apps.train.settings import Settings
+
+FINAL_LR = 0.001  # learning rate of the last step, as a fraction of the highest
 
 
-@dataclass(frozen=True)
-class Distillation:
-    """How to learn from a teacher's boxes: arguments of `LDLoss`, whose distillation is normalised here."""
+def lr_factor(step: int, total: int, warmup: float) -> float:
+    """Return a step's learning rate as a fraction of the highest.
 
-    temperature: float = 10.0
-    ld_weight: float = 4.0
-    ld_region: str = "main"
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How to train; all of it stands in `config.json`."""
-
-    epochs: int = 60
-    batch_size: int = 8
-    lr: float = 5e-3
-    weight_decay: float = 0.05
-    warmup: float = 0.1
-    ema: float = 0.998
-    clip: float = 10.0
-    seed: int = 0
-    augmentation: Augmentation = field(default_factory=Augmentation)
-    l1_epochs: int = 15
-    distillation: Distillation = field(default_factory=Distillation)
-    log_every: int = 20
-    eval_every: int = 10
-    save_every: int = 200
+    It rises linearly over the fraction `warmup` of all steps, then falls along a cosine to `FINAL_LR`.
+    """
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = min(1.0, (step - rising) / max(1, total - rising))
+    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
 
 
-class Stages:
-    """Milliseconds a step of each stage, on the CPU's clock or the GPU's, without waiting for the GPU."""
-
-    def __init__(self, cuda: bool) -> None:
-        self.cuda = cuda
-        self._spans: dict[str, list[tuple[Any, Any]]] = defaultdict(list)
-        self._open: dict[str, Any] = {}
-
-    def _now(self) -> Any:
-        if not self.cuda:
-            return time.perf_counter()
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
-
-    def start(self, name: str) -> None:
-        """Begin a stage."""
-        self._open[name] = self._now()
-
-    def stop(self, name: str) -> None:
-        """End it; nothing where it did not begin."""
-        if name in self._open:
-            self._spans[name].append((self._open.pop(name), self._now()))
-
-    @contextmanager
-    def __call__(self, name: str) -> Iterator[None]:
-        """Time a block."""
-        self.start(name)
-        yield
-        self.stop(name)
-
-    def flush(self, steps: int) -> dict[str, float]:
-        """Mean milliseconds of each stage over the last `steps` steps; waits for the GPU once."""
-        if self.cuda:
-            torch.cuda.synchronize()
-        total = {
-            name: sum(a.elapsed_time(b) if self.cuda else 1e3 * (b - a) for a, b in spans)
-            for name, spans in self._spans.items()
-        }
-        self._spans.clear()
-        return {name: value / max(steps, 1) for name, value in total.items()}
-
-
-class Detector(lightning.LightningModule):
-    """A network with its loss, and the moving average of its weights that is evaluated and kept.
+class DetectorModule(lightning.LightningModule):
+    """A network with its loss, and the moving average of its weights, which is what is evaluated and kept.
 
     Args:
-        network: What `models.build` makes.
+        network: Network that `models.build` made.
         family: Its kind of detector.
         settings: How to train.
-        steps_per_epoch: Steps after which every image was seen.
+        steps_per_epoch: Number of steps in which every image is seen once.
         run: Folder of the run.
         validation: Data to evaluate on.
-        val_annotations: Its annotation file.
+        val_annotations: Annotation file of that data.
     """
 
+    timer: StageTimer  # made when training starts: only then is the device known
+
     def __init__(
-        self, network: nn.Module, family: Family, settings: Settings, steps_per_epoch: int, run: Path,
-        validation: CocoImages, val_annotations: Path,
-    ) -> None:  # fmt: skip
+        self,
+        network: nn.Module,
+        family: Family,
+        settings: Settings,
+        steps_per_epoch: int,
+        run: Path,
+        validation: CocoImages,
+        val_annotations: Path,
+    ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
         self.family, self.criterion = family, family.criterion
         self.settings, self.run, self.steps_per_epoch = settings, run, steps_per_epoch
+        self.total_steps = steps_per_epoch * settings.epochs
         self.validation, self.val_annotations = validation, val_annotations
-        self.stages = Stages(False)
+        self._open_stage = ExitStack()
         self._losses: list[dict[str, Tensor]] = []
 
     def configure_optimizers(self) -> Any:
-        """AdamW, without decay of biases and norms, and one cycle of the learning rate."""
+        """Use AdamW, without decay of biases and norms, and one cycle of the learning rate."""
         decayed = [p for p in self.network.parameters() if p.dim() > 1]
         free = [p for p in self.network.parameters() if p.dim() <= 1]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
@@ -128,81 +78,93 @@ class Detector(lightning.LightningModule):
         # A fused step unscales float16's gradients itself, after they were clipped.
         fused = self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
-        total = self.steps_per_epoch * settings.epochs
-        rising = max(1, round(settings.warmup * total))
-
-        def factor(step: int) -> float:
-            """Up in a straight line, down along a cosine to a thousandth."""
-            if step < rising:
-                return (step + 1) / (rising + 1)
-            done = min(1.0, (step - rising) / max(1, total - rising))
-            return 0.001 + 0.999 * (1 + math.cos(math.pi * done)) / 2
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, self.total_steps, settings.warmup)
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by norm; Lightning's own refuses every fused optimiser."""
+        """Clip by norm; Lightning's own clipping refuses every fused optimiser."""
         nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
 
     def on_train_start(self) -> None:
-        """Choose the clock."""
+        """Begin to time the stages."""
         self.ema.eval()
-        self.stages = Stages(self.device.type == "cuda")
-        self.stages.start("data")
+        limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
+        self.timer = StageTimer(self.device if self.device.type == "cuda" else "cpu", limit)
+        self._begin_stage("data")
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Bytes go to the device, not floats."""
+        """Move the images as bytes, a quarter of what they are as floats."""
         return batch.to(device)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Loss of a batch. All that is random follows from seed, step and rank, so that resuming changes nothing."""
+        """Compute the loss of a batch.
+
+        Everything random follows from seed, step and rank, so that a resumed training takes the same steps.
+        """
         torch.manual_seed(self.settings.seed * 1_000_003 + self.trainer.global_step * 1009 + self.trainer.global_rank)
         with torch.autocast(self.device.type, enabled=False):
             batch = augment(batch, self.settings.augmentation)
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        self.stages.stop("data")
-        with self.stages("network"):
-            outputs = list(self.network(images))
+        self._begin_stage("network")
+        outputs = list(self.network(images))
         if self.family.teacher is not None:
-            with self.stages("teacher"):
-                outputs.append(self.family.teacher(images))
-        shape, step = (images.shape[2], images.shape[3]), self.trainer.global_step + 1
-        self.family.last_epochs(step > (self.settings.epochs - self.settings.l1_epochs) * self.steps_per_epoch)
-        with self.stages("loss"), torch.autocast(self.device.type, enabled=False):
-            total, losses = self.family.losses(outputs, batch, shape)
-        if step % self.settings.log_every == 0 or step == self.steps_per_epoch * self.settings.epochs:
-            # The loss makes its targets on the way; what they take of its time is measured on its own, now and then.
-            with self.stages("targets"):
-                self.family.targets(outputs, batch, shape)
+            self._begin_stage("teacher")
+            outputs.append(self.family.teacher(images))
+        self._end_stage()
+        total, losses = self._compute_loss(outputs, batch, (images.shape[2], images.shape[3]))
         self._losses.append({name: value.detach() for name, value in losses.items()})
         self.log("loss", total.detach(), prog_bar=True)
-        self.log("epoch", step / self.steps_per_epoch, prog_bar=True)
+        self.log("epoch", (self.trainer.global_step + 1) / self.steps_per_epoch, prog_bar=True)
         return total
 
+    def _compute_loss(
+        self, outputs: list[Any], batch: Batch, shape: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what is trained, and its parts by name."""
+        settings, step = self.settings, self.trainer.global_step + 1
+        self.family.last_epochs(step > (settings.epochs - settings.l1_epochs) * self.steps_per_epoch)
+        self._begin_stage("loss")
+        with torch.autocast(self.device.type, enabled=False):
+            result = self.family.losses(outputs, batch, shape)
+        if self._is_logged(step):
+            # The loss computes its targets internally, so their share of its time is measured separately.
+            self._begin_stage("targets")
+            self.family.targets(outputs, batch, shape)
+        self._end_stage()
+        return result
+
     def on_before_backward(self, loss: Tensor) -> None:
-        """The clock of backward."""
-        self.stages.start("backward")
+        """Time the backward pass."""
+        self._begin_stage("backward")
 
     def on_after_backward(self) -> None:
-        """The clocks of backward and of clipping, step and average."""
-        self.stages.stop("backward")
-        self.stages.start("optimizer")
+        """Time the rest of the step: clipping, optimiser and averaging."""
+        self._begin_stage("optimizer")
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Average the weights; log, evaluate and save when it is time."""
         settings, step = self.settings, self.trainer.global_step
         self._average(min(settings.ema, (1 + step) / (10 + step)))
-        self.stages.stop("optimizer")
-        last = step == self.steps_per_epoch * settings.epochs
-        if step % settings.log_every == 0 or last:
+        self._end_stage()
+        if self._is_logged(step):
             self._log_step(step)
         epoch, place = divmod(step, self.steps_per_epoch)
+        last = step == self.total_steps
         if place == 0 and (epoch % settings.eval_every == 0 or last):
             self.evaluate(epoch)
         if place == 0 or step % settings.save_every == 0:
             self.save(last)
-        self.stages.start("data")
+        self._begin_stage("data")
+
+    def _begin_stage(self, name: str) -> None:
+        """End the stage that is being timed and begin the next: stages end in other hooks than they begin in."""
+        self._end_stage()
+        self._open_stage.enter_context(self.timer.stage(name))
+
+    def _end_stage(self) -> None:
+        self._open_stage.close()
 
     @torch.no_grad()
     def _average(self, decay: float) -> None:
@@ -214,29 +176,34 @@ class Detector(lightning.LightningModule):
             if not a.is_floating_point():
                 a.copy_(b)
 
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.total_steps
+
     def _log_step(self, step: int) -> None:
-        milliseconds = self.stages.flush(len(self._losses))
-        if "targets" in milliseconds:
-            milliseconds["targets"] *= len(self._losses)  # measured in one step of these; "loss" holds them too
+        """Write the means since the last line; the one place that waits for a GPU."""
+        steps = len(self._losses)
+        # Targets were timed in one of these steps, every other stage in each.
+        milliseconds = {
+            stats.path[0]: stats.total_ms / (1 if stats.path[0] == "targets" else steps) for stats in self.timer.stats()
+        }
+        self.timer.reset()
         losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
         self._losses.clear()
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._write({"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds})
+        self._record({"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds})
 
-    def _write(self, row: dict[str, Any]) -> None:
+    def _record(self, row: metrics.Row) -> None:
         if self.trainer.is_global_zero:
-            with (self.run / "metrics.jsonl").open("a") as file:
-                file.write(json.dumps(row) + "\n")
+            metrics.append(self.run, row)
 
     def evaluate(self, epoch: int) -> None:
-        """Score the averaged weights on the validation data, each rank its share."""
+        """Score the averaged weights on the validation data, which the ranks share."""
         start = time.perf_counter()
         world, rank = self.trainer.world_size, self.trainer.global_rank
         rows = list(range(rank, len(self.validation), world))
         autocast = str(self.trainer.precision).startswith("bf16")
-        found = dict(
-            zip(rows, runs.detect_all(self.ema, self.family, self.validation, rows, autocast=autocast), strict=True)
-        )
+        detections = runs.detect_all(self.ema, self.family, self.validation, rows, autocast=autocast)
+        found = dict(zip(rows, detections, strict=True))
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, found)
@@ -244,14 +211,14 @@ class Detector(lightning.LightningModule):
         if self.trainer.is_global_zero:
             scores = evaluate.score_rows(self.validation, self.val_annotations, found)
             seconds = time.perf_counter() - start
-            self._write({"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds})
+            self._record({"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds})
             self.print(f"epoch {epoch}: AP {scores['AP'] or 0:.3f}, AP50 {scores['AP50'] or 0:.3f}")
 
     def save(self, last: bool) -> None:
-        """Write the checkpoint; a full disk stops the training only at its end, the older checkpoint stays."""
+        """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""
         try:
             self.trainer.save_checkpoint(self.run / "checkpoints" / "last.ckpt")
         except OSError as error:
             if last:
                 raise
-            self.print(f"checkpoint not written: {error}; the one before is untouched")
+            self.print(f"checkpoint not written: {error}; the previous one is untouched")

@@ -1,30 +1,27 @@
-"""The networks that `detops train` trains where the user brings none: a small ResNet with a feature pyramid.
+"""The networks that `detops train` offers: a small ResNet with a feature pyramid and a head per kind of detector.
 
-    images (B, 3, H, W) -> strides 4, 8, 16, 32 -> added top-down
+    images (B, 3, H, W) -> features at strides 4, 8, 16, 32 -> merged from coarse to fine
         at stride 4 -> heatmap logits, wh, offset        (CenterNet)
-        at strides 8, 16, 32 -> a raw map each           (YOLOX)
+        at strides 8, 16, 32 -> one raw map per level    (YOLOX)
                              -> class logits, distances  (GFL, LD)
 
-Any module with the same inputs and outputs takes their place: `--model module:function`, where the function is
-called with `num_classes` and `width`.
+Any module with the same inputs and outputs can replace them: `--model module:function`, where the function is called
+with `num_classes` and `width`.
 """
 
-import importlib
 import math
-import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from detops.apps import listed
+from detops.apps import import_function, listed
 
-PRIOR = 0.05  # probability of an object that an untrained heatmap says everywhere
-RARE = 0.01  # the same of an untrained YOLOX or GFL, for objectness and each class
-# Sizes in cells are 16 times what the last layer says, plus 8: steps of the usual learning rates reach large boxes in
-# time. On blood cells after 20 epochs this gave AP 0.526, an exponential of the layer 0.510.
+PRIOR = 0.05  # probability of an object that an untrained heatmap predicts everywhere
+RARE = 0.01  # the same for an untrained YOLOX or GFL: objectness and each class
+# The size in cells is 16 times the output of the last layer, plus 8, so that steps at the usual learning rates reach
+# large boxes in time. On blood cells after 20 epochs this gave AP 0.526; an exponential gave 0.510.
 WH_SCALE, WH_START = 16.0, 8.0
 
 
@@ -37,7 +34,7 @@ def _conv(channels: int, out: int, kernel: int = 3, stride: int = 1, activation:
 
 
 class Residual(nn.Module):
-    """Two 3x3 convolutions beside a shortcut, the second starting at zero so that the block starts as the shortcut."""
+    """Two 3x3 convolutions and a shortcut. The second starts at zero, so the block starts as its shortcut."""
 
     def __init__(self, channels: int, out: int, stride: int = 1) -> None:
         super().__init__()
@@ -49,7 +46,7 @@ class Residual(nn.Module):
         self.shortcut = nn.Sequential(pool, _conv(channels, out, 1, activation=False)) if changes else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, out, H / stride, W / stride)."""
+        """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
         return F.relu(self.body(x) + self.shortcut(x), inplace=True)
 
 
@@ -58,7 +55,7 @@ class Backbone(nn.Module):
 
     Args:
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
-        blocks: Residual blocks of each stage.
+        blocks: Residual blocks per stage.
     """
 
     def __init__(self, width: int, blocks: tuple[int, int, int, int]) -> None:
@@ -73,7 +70,7 @@ class Backbone(nn.Module):
         self.stages = nn.ModuleList(stages)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, H, W) -> four maps."""
+        """Map images (B, 3, H, W) to four levels, the finest first."""
         x, levels = self.stem(images), []
         for stage in self.stages:
             x = stage(x)
@@ -82,11 +79,11 @@ class Backbone(nn.Module):
 
 
 class Pyramid(nn.Module):
-    """Levels brought to one width, and added to each other from the top down.
+    """Levels brought to the same width and merged from coarse to fine.
 
     Args:
-        channels: Of each level, the finest first.
-        out: Channels of all levels afterwards.
+        channels: Channels of each level, the finest first.
+        out: Channels of every level of the result.
     """
 
     def __init__(self, channels: list[int], out: int) -> None:
@@ -95,7 +92,7 @@ class Pyramid(nn.Module):
         self.merges = nn.ModuleList([_conv(out, out) for _ in channels[:-1]])
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Maps in, maps of `out` channels out."""
+        """Merge the levels; each comes out with `out` channels."""
         merged = [self.laterals[-1](levels[-1])]
         for index in reversed(range(len(levels) - 1)):
             merged.append(
@@ -105,7 +102,7 @@ class Pyramid(nn.Module):
 
 
 class CompactNet(nn.Module):
-    """A CenterNet of 1.8 million parameters at width 32, to be trained from random weights.
+    """A CenterNet to be trained from random weights, of 1.8 million parameters at width 32.
 
     Args:
         num_classes: Number of classes C.
@@ -125,10 +122,10 @@ class CompactNet(nn.Module):
         )
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Compute the maps of a batch.
+        """Predict the maps of a batch.
 
         Args:
-            images: (B, 3, H, W), normalised; sides that are multiples of 32.
+            images: (B, 3, H, W), normalised; H and W multiples of 32.
 
         Returns:
             Heatmap logits (B, C, H / 4, W / 4), wh (B, 2, H / 4, W / 4) and offset (B, 2, H / 4, W / 4) in cells.
@@ -139,15 +136,15 @@ class CompactNet(nn.Module):
 
 
 class DenseHead(nn.Module):
-    """Two towers of convolutions over one level, for classes and for boxes, each with maps of logits at its end.
+    """Two towers of convolutions over one level, one for classes and one for boxes, that end in maps of logits.
 
-    Levels do not share it: each would be normalised by its own batch in training and by a mixture afterwards, which
-    cost a tenth of AP on blood cells.
+    Levels do not share a head: batch norm would normalise each level by its own statistics in training, but by a
+    mixture of all levels' afterwards, which cost a tenth of AP on blood cells.
 
     Args:
-        channels: Of the level.
-        of_class: Channels of the maps over the tower of classes, with the probability that each starts with.
-        of_box: Likewise over the tower of boxes.
+        channels: Channels of the level.
+        of_class: (channels, initial probability) of each map of the class tower.
+        of_box: (channels, initial probability) of each map of the box tower.
     """
 
     def __init__(
@@ -162,14 +159,14 @@ class DenseHead(nn.Module):
         self.maps, self.split = nn.ModuleList([layer for layer, _ in maps]), len(of_class)
 
     def forward(self, level: Tensor) -> list[list[Tensor]]:
-        """(B, channels, H, W) -> the maps of classes and those of boxes, float32."""
+        """Map (B, channels, H, W) to the float32 maps of the class tower and those of the box tower."""
         of_class, of_box = (tower(level) for tower in self.towers)
         first, last = self.maps[: self.split], self.maps[self.split :]
         return [[m(of_class).float() for m in first], [m(of_box).float() for m in last]]
 
 
 class CompactYoloX(nn.Module):
-    """A YOLOX of 2.1 million parameters at width 32, to be trained from random weights.
+    """A YOLOX to be trained from random weights, of 2.1 million parameters at width 32.
 
     Args:
         num_classes: Number of classes C.
@@ -185,13 +182,13 @@ class CompactYoloX(nn.Module):
         self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """Compute the maps of a batch.
+        """Predict the maps of a batch.
 
         Args:
-            images: (B, 3, H, W), normalised; sides that are multiples of 32.
+            images: (B, 3, H, W), normalised; H and W multiples of 32.
 
         Returns:
-            Raw maps (B, 1, H / s, W / s, 5 + C) for s of 8, 16 and 32: x, y, w, h, objectness and class logits.
+            A raw map (B, 1, H / s, W / s, 5 + C) per stride s of 8, 16 and 32: x, y, w, h, objectness, class logits.
         """
         raw = []
         for head, level in zip(self.heads, self.pyramid(self.backbone(images)[1:]), strict=True):
@@ -201,13 +198,13 @@ class CompactYoloX(nn.Module):
 
 
 class CompactGFL(nn.Module):
-    """A GFL of 2.1 million parameters at width 32, to be trained from random weights.
+    """A GFL to be trained from random weights, of 2.1 million parameters at width 32.
 
     Args:
         num_classes: Number of classes C.
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
         blocks: Residual blocks at strides 4, 8, 16 and 32.
-        reg_max: Distances are distributions over 0 .. reg_max strides.
+        reg_max: Distances are distributions over 0 .. reg_max, in strides.
     """
 
     def __init__(
@@ -220,14 +217,14 @@ class CompactGFL(nn.Module):
         self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Compute the maps of a batch.
+        """Predict the maps of a batch.
 
         Args:
-            images: (B, 3, H, W), normalised; sides that are multiples of 32.
+            images: (B, 3, H, W), normalised; H and W multiples of 32.
 
         Returns:
-            Class logits (B, C, H / s, W / s) for s of 8, 16 and 32, and likewise the logits of the distances'
-            distributions, (B, 4 * (reg_max + 1), H / s, W / s).
+            For the strides s of 8, 16 and 32: class logits (B, C, H / s, W / s), and logits of the distributions of
+            the distances, (B, 4 * (reg_max + 1), H / s, W / s).
         """
         levels = self.pyramid(self.backbone(images)[1:])
         found = [head(level) for head, level in zip(self.heads, levels, strict=True)]
@@ -241,18 +238,18 @@ def _head(channels: int, out: int, bias: float) -> nn.Sequential:
 
 
 def build(model: str, num_classes: int, width: int, detector: str = "centernet") -> nn.Module:
-    """Make the network.
+    """Build the network of a detector.
 
     Args:
-        model: "compact", or "module:function" (or a class), found from the current folder too and called with
-            `num_classes` and `width`; the module takes and returns what `CompactNet.forward` does, at any stride, or
-            for YOLOX what `CompactYoloX.forward` does, for GFL and LD what `CompactGFL.forward` does.
+        model: "compact", or "module:function" (or a class), which may be in the current folder and is called with
+            `num_classes` and `width`. The module that it returns takes and returns the same as `CompactNet.forward`
+            (at any stride), for YOLOX as `CompactYoloX.forward`, for GFL and LD as `CompactGFL.forward`.
         num_classes: Number of classes.
-        width: Of the network; what it means is the network's affair.
+        width: Width of the network, whatever the function takes it to mean.
         detector: "centernet", "yolox", "gfl" or "ld".
 
     Raises:
-        ValueError: The name has no such form, there is no such function or detector, or it gives no module.
+        ValueError: There is no such detector or function, or the function does not return a module.
     """
     compact: dict[str, type[CompactNet] | type[CompactYoloX] | type[CompactGFL]] = {
         "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL
@@ -261,33 +258,11 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
         raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")
     if model == "compact":
         return compact[detector](num_classes, width)
-    make = imported(model, 'model: expected "compact" or')
+    build_model = import_function(model, 'model: expected "compact" or')
     try:
-        network = make(num_classes=num_classes, width=width)
+        network = build_model(num_classes=num_classes, width=width)
     except TypeError as error:
         raise ValueError(f"model: cannot call {model!r} with num_classes and width: {error}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model: expected {model!r} to return a torch.nn.Module, got {type(network).__name__}")
     return network
-
-
-def imported(name: str, expected: str) -> Callable[..., object]:
-    """The function (or class) that "module:function" names; the module is found from the current folder too.
-
-    Args:
-        name: Of the function.
-        expected: How the message about a name of another form begins.
-
-    Raises:
-        ValueError: The name has no such form, or there is no such function.
-    """
-    module, colon, function = name.partition(":")
-    if not (module and colon and function):
-        raise ValueError(f'{expected} "module:function", got {name!r}')
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: Callable[..., object] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected.partition(':')[0]}: cannot import {name!r}: {error}") from error
-    return found

@@ -1,9 +1,8 @@
-"""`RUN/report.html`: one self-contained page about a training: scores, time, losses, targets, detections."""
+"""`report.html`: one self-contained page about a run, with its scores, times, losses, targets and detections."""
 
 import base64
 import html
 import io
-import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,17 +13,24 @@ from rich.console import Console
 from detops.apps import pictures, require, runs
 from detops.apps.data.coco import ImageRecord
 from detops.apps.data.dataset import MEAN, STD, CocoImages, open_annotations
+from detops.apps.train import metrics
 from detops.apps.train.augment import Augmentation, augment
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-STAGES = ("data", "teacher", "targets", "network", "loss", "backward", "optimizer")
-COLORS = {
-    "data": "#9aa0a6", "teacher": "#188038", "targets": "#e8710a", "network": "#4285b4", "loss": "#d93025",
-    "backward": "#7fb2d5", "optimizer": "#c5c9cf",
-}  # fmt: skip
-SCORE = 0.3  # of the detections shown, at least
+COLORS = {  # of the stages, in the order in which they are shown
+    "data": "#9aa0a6",
+    "teacher": "#188038",
+    "targets": "#e8710a",
+    "network": "#4285b4",
+    "loss": "#d93025",
+    "targets and loss": "#d93025",
+    "backward": "#7fb2d5",
+    "optimizer": "#c5c9cf",
+}
+NOISE = 0.95  # targets that take more than this fraction of the loss cannot be told apart from it
+SCORE = 0.3  # lowest score of the detections that are shown
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;max-width:1180px;margin:0 auto;padding:24px}
 h1{font-size:26px;margin:0}h2{font-size:19px;margin:36px 0 8px}p{margin:6px 0;max-width:80ch}
@@ -43,46 +49,53 @@ figure{margin:0}figure img{width:100%;border-radius:3px}figcaption{font-size:12p
 """
 
 
-def write(run: Path, pictures: int = 8) -> Path:
+def write(run: Path, count: int = 8) -> Path:
     """Write the page of a run that has a checkpoint.
 
     Args:
         run: Folder that `detops train` wrote.
-        pictures: How many images each gallery shows.
+        count: Number of images in each gallery.
 
     Returns:
-        The page's path.
+        Path of the page.
 
     Raises:
-        FileNotFoundError: The folder is no run.
+        FileNotFoundError: The folder is not a run.
     """
-    config = runs.read_config(run)
-    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    config, rows = runs.read_config(run), metrics.read(run)
     steps, scores = [row for row in rows if "losses" in row], [row for row in rows if "scores" in row]
     last = scores[-1]["scores"] if scores else {}
-    settings = config["settings"]
+    name = html.escape(run.resolve().name)
     body = [
-        f"<h1>{html.escape(run.resolve().name)}</h1>",
-        f"<p>{html.escape(config['detector'])}, network {html.escape(config['model'])} of width {config['width']},"
-        f" images fitted into {config['size'][1]} x {config['size'][0]}, {settings['epochs']} epochs of batches of"
-        f" {settings['batch_size']}, seed {settings['seed']}."
-        f" Classes: {html.escape(', '.join(config['classes']))}.</p>",
+        f"<h1>{name}</h1>",
+        _introduction(config),
         _numbers(last),
         *_section("Time", _times(steps)),
         *_section("Losses and scores", _curves(steps, scores, config)),
         *_section("AP of each class", _classes(last.get("classes", {}))),
-        *_section("What it was trained on", _targets(run, pictures)),
-        *_section("Detections beside the truth", _detections(run, pictures)),
+        *_section("What it was trained on", _targets(run, count)),
+        *_section("Detections and annotations", _detections(run, count)),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{html.escape(run.resolve().name)}: training report</title><style>{STYLE}</style></head><body>"
+        f"<title>{name}: training report</title><style>{STYLE}</style></head><body>"
         + "\n".join(body)
         + "</body></html>\n"
     )
     path = run / "report.html"
     path.write_text(page)
     return path
+
+
+def _introduction(config: dict[str, Any]) -> str:
+    """What was trained, and how."""
+    settings, (height, width) = config["settings"], config["size"]
+    return (
+        f"<p>{html.escape(config['detector'])}, network {html.escape(config['model'])} of width {config['width']},"
+        f" images resized to fit into {width} x {height}, {settings['epochs']} epochs in batches of"
+        f" {settings['batch_size']}, seed {settings['seed']}."
+        f" Classes: {html.escape(', '.join(config['classes']))}.</p>"
+    )
 
 
 def _section(title: str, content: str) -> tuple[str, str]:
@@ -94,25 +107,18 @@ def _number(value: float | None) -> str:
 
 
 def _numbers(scores: dict[str, Any]) -> str:
-    """COCO's twelve numbers."""
+    """COCO's twelve scores."""
     shown = [(name, value) for name, value in scores.items() if name != "classes"]
     return '<div class="numbers">' + "".join(f"<div><b>{_number(v)}</b>{n}</div>" for n, v in shown) + "</div>"
 
 
-def _times(steps: list[dict[str, Any]]) -> str:
-    """Where a step's time goes: medians of what was logged."""
+def _times(steps: list[metrics.Row]) -> str:
+    """Where the time of a step goes."""
     if not steps:
         return ""
-    times = {
-        stage: float(torch.tensor([row["milliseconds"].get(stage, 0.0) for row in steps]).median())
-        for stage in STAGES
-        if stage in steps[0]["milliseconds"]
-    }
-    # The loss holds its targets, which are measured apart, so noise may put the part above the whole.
-    times["targets"] = min(times["targets"], times["loss"])
-    times["loss"] -= times["targets"]
+    times = _stages(steps)
     total = max(sum(times.values()), 1e-9)
-    share = (times["targets"] + times["loss"]) / total
+    share = sum(times.get(name, 0.0) for name in ("targets", "loss", "targets and loss")) / total
     bar = "".join(f'<i style="width:{100 * t / total:.2f}%;background:{COLORS[s]}"></i>' for s, t in times.items())
     rows = "".join(
         f'<tr><td><span class="dot" style="background:{COLORS[stage]}"></span>{stage}</td>'
@@ -120,14 +126,31 @@ def _times(steps: list[dict[str, Any]]) -> str:
         for stage, time in times.items()
     )
     return (
-        f"<p>A step takes {total:.0f} ms. Targets and loss, forward and gradient, are {100 * share:.1f} % of it; what"
-        f' the network takes is the rest of forward and backward.</p><div class="bar">{bar}</div>'
-        f"<table><tr><th>stage</th><th>ms a step</th><th>share</th></tr>{rows}</table>"
+        f"<p>A step takes {total:.0f} ms. Targets and loss, with their gradient, take {100 * share:.1f} % of it; the"
+        f' rest of forward and backward is the network.</p><div class="bar">{bar}</div>'
+        f"<table><tr><th>stage</th><th>ms per step</th><th>share</th></tr>{rows}</table>"
     )
 
 
-def _curves(steps: list[dict[str, Any]], scores: list[dict[str, Any]], config: dict[str, Any]) -> str:
-    """Loss parts and AP over the steps, as one drawing."""
+def _stages(steps: list[metrics.Row]) -> dict[str, float]:
+    """Compute the median milliseconds of each stage; they add up to a step."""
+    recorded = steps[0]["milliseconds"]
+    times = {
+        stage: float(torch.tensor([row["milliseconds"].get(stage, 0.0) for row in steps]).median())
+        for stage in COLORS
+        if stage in recorded
+    }
+    # The loss includes its targets, which are measured separately: noise may make the part longer than the whole.
+    if times["targets"] < NOISE * times["loss"]:
+        times["loss"] -= times["targets"]
+    else:
+        times["targets and loss"] = times.pop("loss")
+        del times["targets"]
+    return {stage: times[stage] for stage in COLORS if stage in times}
+
+
+def _curves(steps: list[metrics.Row], scores: list[metrics.Row], config: dict[str, Any]) -> str:
+    """The parts of the loss and the AP over the training, as one drawing."""
     if not steps:
         return ""
     figure_module = require("matplotlib.figure", "matplotlib", "train")
@@ -160,7 +183,7 @@ def _classes(classes: dict[str, float | None]) -> str:
 
 
 def _targets(run: Path, count: int) -> str:
-    """Augmented training images with what the network is asked for."""
+    """Augmented training images with the targets of the network."""
     module, console = require("PIL.Image", "Pillow", "train"), Console(quiet=True)
     network, kind, config = runs.load(run, torch.device("cpu"))
     folder = Path(config["train_images"])
@@ -176,8 +199,9 @@ def _targets(run: Path, count: int) -> str:
     shown = []
     for row, image in enumerate(batch.images * std + mean):
         pixels = module.fromarray(image.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-        asked = batch.labels.split()[row] >= 0
-        boxes, labels = batch.boxes.split()[row][asked], batch.labels.split()[row][asked]
+        truth = batch.targets.to_list()[row]
+        trained = truth["labels"] >= 0
+        boxes, labels = truth["boxes"][trained], truth["labels"][trained]
         record = ImageRecord(row, "", height, width)
         view = pictures.overlay(pixels, maps[row], boxes, labels, config["classes"], record, stride)
         shown.append((view, annotations.images[row].file_name))
@@ -185,33 +209,33 @@ def _targets(run: Path, count: int) -> str:
 
 
 def _detections(run: Path, count: int) -> str:
-    """Pairs: what was found at the left, the truth at the right."""
+    """Pairs of pictures: the detections on the left, the annotations on the right."""
     module = require("PIL.Image", "Pillow", "train")
     figures = []
     for sample in runs.samples(run, count, SCORE):
         with module.open(sample["path"]) as file:
             image = file.convert("RGB")
-        truth = runs.Found(sample["boxes"].float(), torch.ones(len(sample["boxes"])), sample["labels"])
+        truth = runs.Found(sample["boxes"].float(), sample["labels"], torch.ones(len(sample["boxes"])))
         names = sample["class_names"]
         views = (runs.draw(image, sample["found"], names), runs.draw(image, truth, names, scores=False))
-        caption = f"{sample['path'].name}: {len(sample['found'].boxes)} found, {len(truth.boxes)} in truth"
+        caption = f"{sample['path'].name}: {len(sample['found'].boxes)} detections, {len(truth.boxes)} annotations"
         pair = "".join(f'<img src="{_inline(view)}" alt="">' for view in views)
         figures.append(
             f'<figure><div class="pair">{pair}</div><figcaption>{html.escape(caption)}</figcaption></figure>'
         )
-    text = f"<p>Left: detections of a score of at least {SCORE}. Right: the annotations.</p>"
+    text = f"<p>Left: detections with a score of at least {SCORE}. Right: the annotations.</p>"
     return text + f'<div class="pictures pairs">{"".join(figures)}</div>'
 
 
-def _figures(pictures: Iterable[tuple["Image", str]]) -> str:
+def _figures(shown: Iterable[tuple["Image", str]]) -> str:
     return "".join(
         f'<figure><img src="{_inline(image)}" alt=""><figcaption>{html.escape(caption)}</figcaption></figure>'
-        for image, caption in pictures
+        for image, caption in shown
     )
 
 
 def _inline(image: "Image", side: int = 560) -> str:
-    """A picture as an address that holds it."""
+    """Encode a picture as a data URL."""
     small = image.copy()
     small.thumbnail((side, side))
     buffer = io.BytesIO()

@@ -160,9 +160,7 @@ def test_sizes_and_formats_that_come_along() -> None:
     for truth in (
         GroundTruth.from_boxes(BOXES, LABELS, image_sizes=SIZES),
         GroundTruth.from_boxes(BOXES, LABELS, image_sizes=sizes),
-        GroundTruth.from_dicts(
-            [t | {"boxes": bounding_boxes(t["boxes"], "XYXY", SIZES[b])} for b, t in enumerate(dicts())]
-        ),
+        from_bounding_boxes("XYXY"),
         GroundTruth.from_transformers(transformers()),
         GroundTruth.from_rows(rows(), 3, image_sizes=SIZES),
         GroundTruth.from_coco(coco(), image_sizes=SIZES),

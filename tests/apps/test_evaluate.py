@@ -168,7 +168,7 @@ def test_rows_of_instance_masks() -> None:
         "segmentation": {"size": [80, 90], "counts": found.to_rle()[0]["counts"].decode()},
     }  # fmt: skip
     assert found.to_coco(1)[0]["category_id"] == 1
-    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one a category, got 1"):
+    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one per category, got 1"):
         found.to_coco(1, [4])
     nothing = detops.InstanceMasks(
         torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 28, 28), (8, 8)

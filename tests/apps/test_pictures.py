@@ -57,7 +57,7 @@ def test_the_best_detection_is_on_top() -> None:
 
 
 def test_scores_can_be_left_out() -> None:
-    found = runs.Found(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0.9]), torch.tensor([0]))
+    found = runs.Found(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0]), torch.tensor([0.9]))
     image = Image.new("RGB", (480, 480))
     widths = [np.asarray(runs.draw(image, found, ["b"], scores))[88:98].any(2).sum() for scores in (True, False)]
     assert widths[0] > widths[1] > 0

@@ -50,7 +50,7 @@ def test_lines_are_what_the_pipeline_finds(images: Path, tmp_path: Path, half: b
         views = [image_module.open(images / f"{row}.png") for row in batch]
         found |= dict(zip(batch, pipeline(views), strict=True))
     for row in good:
-        expected = found[row]["masks"].to_coco(0, mode="torchvision")
+        expected = found[row]["masks"].to_coco(0)
         assert expected
         assert [{"image_id": 0, **one} for one in lines[row]["detections"]] == expected
         assert (lines[row]["height"], lines[row]["width"]) == found[row]["masks"].image_size

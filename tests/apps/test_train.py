@@ -24,7 +24,7 @@ from detops.apps.data.dataset import Batch, CocoImages, Steps, load_image, open_
 from detops.apps.train import families
 from detops.apps.train.augment import Augmentation, augment
 from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
-from detops.ragged import RaggedBatch
+from detops.ground_truth import GroundTruth
 
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
@@ -251,8 +251,8 @@ def test_boxes_and_crowds_follow_the_resized_image(tmp_path: Path) -> None:
     dataset = one_image(tmp_path, [{"bbox": [40, 20, 40, 40]}, {"bbox": [100, 0, 100, 100], "iscrowd": 1}])
     batch = dataset[0]
     assert batch.images.shape == (1, 3, 96, 128)  # 100x50 at the top left of a multiple of 32
-    assert batch.boxes.tensor.tolist() == [[[20, 10, 40, 30]]]
-    assert batch.ignore_boxes.tensor.tolist() == [[[50, 0, 100, 50]]]
+    assert batch.targets.boxes.tolist() == [[[20, 10, 40, 30]]]
+    assert batch.targets.ignored.tolist() == [[[50, 0, 100, 50]]]
     assert batch.images[0, :, 12:28, 22:38].min() > 250
     assert batch.images[0, :, 60, 120].tolist() == [123, 116, 103]
     assert torch.equal(load_image(tmp_path / "a.png", (90, 100))[0], batch.images[0])
@@ -265,7 +265,7 @@ def test_boxes_follow_augmented_pixels(tmp_path: Path, seed: int) -> None:
     result = augment(batch, Augmentation(True, True, 0.3, 0.4, 0.0))
     height, width = result.images.shape[2:]
     assert height % 32 == width % 32 == 0
-    for image, box, label in zip(result.images, result.boxes.tensor[:, 0], result.labels.tensor[:, 0], strict=True):
+    for image, box, label in zip(result.images, result.targets.boxes[:, 0], result.targets.labels[:, 0], strict=True):
         y, x = (image.mean(0) > 1.5).nonzero(as_tuple=True)  # white is 2.3 above the mean, half way is 0.2
         if label == 0 and (box[2:] - box[:2] > 8).all():
             seen = torch.tensor([x.min(), y.min(), x.max() + 1, y.max() + 1])
@@ -275,22 +275,21 @@ def test_boxes_follow_augmented_pixels(tmp_path: Path, seed: int) -> None:
 def test_nothing_happens_without_augmentation(tmp_path: Path) -> None:
     batch = one_image(tmp_path, [{"bbox": [40, 20, 40, 40]}])[0]
     result = augment(batch, STILL)
-    torch.testing.assert_close(result.boxes.tensor, batch.boxes.tensor)
+    torch.testing.assert_close(result.targets.boxes, batch.targets.boxes)
     mean, std = (torch.tensor(v)[:, None, None] for v in ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)))
     torch.testing.assert_close(result.images * std + mean, batch.images.float(), atol=0.05, rtol=0)
 
 
 def test_boxes_that_are_cropped_away_get_label_minus_one() -> None:
-    boxes = RaggedBatch.from_list([torch.tensor([[0.0, 0, 4, 4], [28, 28, 36, 36]])] * 40)
-    labels = RaggedBatch.from_list([torch.tensor([0, 1])] * 40)
-    none = RaggedBatch.from_list([torch.zeros(0, 4)] * 40)
-    batch = Batch(torch.zeros(40, 3, 64, 64, dtype=torch.uint8), boxes, labels, none, torch.arange(40))
+    boxes, labels = [torch.tensor([[0.0, 0, 4, 4], [28, 28, 36, 36]])] * 40, [torch.tensor([0, 1])] * 40
+    targets = GroundTruth.from_boxes(boxes, labels)
+    batch = Batch(torch.zeros(40, 3, 64, 64, dtype=torch.uint8), targets, torch.arange(40))
     torch.manual_seed(0)
     result = augment(batch, Augmentation(zoom=1.0))
-    assert {0, -1} == set(result.labels.tensor[:, 0].tolist())
-    assert result.boxes.tensor.min() >= 0
+    assert {0, -1} == set(result.targets.labels[:, 0].tolist())
+    assert result.targets.boxes.min() >= 0
     height, width = result.images.shape[2:]
-    assert (result.boxes.tensor <= torch.tensor([width, height, width, height])).all()
+    assert (result.targets.boxes <= torch.tensor([width, height, width, height])).all()
 
 
 def test_steps_go_on_where_they_were_and_share_without_overlap() -> None:
@@ -353,7 +352,7 @@ def test_a_yolox_trains_and_is_read_again(tmp_path: Path, folder: Path) -> None:
     again = json.loads((tmp_path / "evaluation.json").read_text())
     assert again["AP50"] == pytest.approx(scores["AP50"], abs=1e-6)
     assert json.loads((tmp_path / "config.json").read_text())["detector"] == "yolox"
-    assert "cells that boxes take" in (tmp_path / "report.html").read_text()
+    assert "cells that are assigned" in (tmp_path / "report.html").read_text()
     # Resuming takes the kind of detector from the run.
     assert train.run(tmp_path, resume=True, console=Console(quiet=True)) == scores
 
@@ -367,7 +366,7 @@ def test_a_gfl_trains_and_teaches_another(tmp_path: Path, folder: Path) -> None:
     assert set(steps[0]["losses"]) == {"loss_cls", "loss_bbox", "loss_dfl"}
     totals = [sum(row["losses"].values()) for row in steps]
     assert sum(totals[-5:]) < 0.9 * sum(totals[:5])
-    assert "cells that boxes take" in (large / "report.html").read_text()
+    assert "cells that are assigned" in (large / "report.html").read_text()
 
     taught: dict[str, Any] = dict(
         detector="ld", teacher=large, epochs=6, distillation=Distillation(4.0, 2.0, "main+vlr"), **options
@@ -420,17 +419,19 @@ def test_l1_of_the_last_epochs_survives_a_kill(tmp_path: Path, folder: Path, mon
     assert [row.get("losses") for row in rows(cut)] == [row.get("losses") for row in rows(whole)]
 
 
-def test_yolox_leaves_out_boxes_that_are_cut_away_and_takes_crowds_as_background() -> None:
+def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
     boxes, none = torch.tensor([[0.0, 0, 30, 30], [32, 32, 60, 60]]), torch.zeros(0, 4)
     g, kind = torch.Generator().manual_seed(0), families.family("yolox", 2)
     outputs = [torch.randn(1, 1, 64 // s, 64 // s, 7, generator=g) for s in (8, 16, 32)]
 
     def parts(boxes: torch.Tensor, labels: list[int], crowd: torch.Tensor) -> list[float]:
-        ragged = [RaggedBatch.from_list([t]) for t in (boxes, torch.tensor(labels), crowd)]
-        batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), *ragged, torch.arange(1))
+        targets = GroundTruth.from_boxes([boxes], [torch.tensor(labels)], ignored=[crowd])
+        batch = Batch(torch.zeros(1, 3, 64, 64, dtype=torch.uint8), targets, torch.arange(1))
         return [value.item() for value in kind.losses(outputs, batch, (64, 64))[1].values()]
 
     alone = parts(boxes[:1], [1], none)
     assert parts(boxes, [1, -1], none) == alone
-    assert parts(boxes[:1], [1], boxes[1:]) == alone
+    (box, objectness, classes), (_, less, _) = alone, parts(boxes[:1], [1], boxes[1:])
+    assert less < objectness
+    assert parts(boxes[:1], [1], boxes[1:]) == [box, less, classes]
     assert parts(boxes, [1, 0], none) != alone

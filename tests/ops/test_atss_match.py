@@ -2,35 +2,19 @@
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 
 import detops
 from detops.portable import atss_match as portable_module
-from detops.portable.atss_match import atss_match as portable
 from detops.reference import atss_match as definition
-from detops.reference.atss_match import atss_match as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("atss_match")
 SHAPES, STRIDES = [(8, 8), (4, 4), (2, 2), (1, 1)], (8, 16, 32, 64)
 SIZES = [64, 16, 4, 1]
 
 
-def op(*args):
-    return torch.ops.detops.atss_match(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.atss_match import atss_match
-
-    return atss_match(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=False, index_dtype=torch.int64, topk=9):
@@ -84,9 +68,9 @@ def decided(args, margin=1e-4):
     return True
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=100 if "triton" in name else 200, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=100 if form.interpreted else 200, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),
@@ -101,8 +85,8 @@ def test_matches_reference(name):
     def check(**options):
         args = scene(**options)
         assume(decided(args))
-        index, iou, threshold = IMPLEMENTATIONS[name](*args)
-        expected, overlap, limit = reference(*args)
+        index, iou, threshold = form(*args)
+        expected, overlap, limit = op.reference(*args)
         assert torch.equal(index, expected)
         assert iou.dtype == torch.float32
         torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
@@ -113,16 +97,16 @@ def test_matches_reference(name):
 
 
 @pytest.mark.parametrize("name", ["portable", "op"])
-def test_hundreds_of_boxes(name):
+def test_hundreds_of_boxes(name: str) -> None:
     args = scene(1, batch=1, boxes=300)
-    index, *_ = IMPLEMENTATIONS[name](*args)
-    expected, *_ = reference(*args)
+    index, *_ = form(*args)
+    expected, *_ = op.reference(*args)
     assert (expected >= 0).sum() > 20
     assert (index != expected).sum() <= 1  # where float32 rounds two IoUs to one
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_grid_gives_what_its_anchors_in_any_order_give(masked):
+def test_a_grid_gives_what_its_anchors_in_any_order_give(masked: bool) -> None:
     """Where anchors form a grid only those around a box are looked at; shuffled, the same are chosen among all."""
     shapes, strides = [(40, 60), (20, 30), (1, 15), (15, 1)], (8, 16, 8, 8)
     sizes, g = [h * w for h, w in shapes], torch.Generator().manual_seed(5)
@@ -141,21 +125,21 @@ def test_a_grid_gives_what_its_anchors_in_any_order_give(masked):
     assert torch.equal(mine[0][:, order], other[0])
     assert torch.equal(mine[2], other[2])
     everything = op(anchors, sizes, gt, labels, None, valid, 1, 9)
-    expected = portable(anchors, sizes, gt, labels, None, valid, 1, 9)
+    expected = op.portable(anchors, sizes, gt, labels, None, valid, 1, 9)
     assert torch.equal(everything[0], expected[0])
     torch.testing.assert_close(everything[2], expected[2])
 
 
 @pytest.mark.gpu
-def test_gpu_matches_reference():
+def test_gpu_matches_reference() -> None:
     for seed in range(8):
         args = scene(seed, boxes=9, odd=seed % 2 == 1, masked=seed > 3)
         if decided(args):
             moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
-            assert torch.equal(op(*moved)[0].cpu(), reference(*args)[0])
+            assert torch.equal(op(*moved)[0].cpu(), op.reference(*args)[0])
 
 
-def test_values_of_mmdetection():
+def test_values_of_mmdetection() -> None:
     """The five grids of a 256 pixel image and two boxes; what its assigner takes, and the IoUs it finds."""
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = detops.grid_anchors(shapes)
@@ -174,7 +158,7 @@ def test_values_of_mmdetection():
     assert found.labels[0, 0] == -1
 
 
-def test_a_single_candidate_is_taken():
+def test_a_single_candidate_is_taken() -> None:
     """The deviation of one number is not a number, and would be no threshold."""
     found = detops.atss_assign(
         torch.tensor([[0.0, 0, 8, 8]]), [1], ([torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])]), 1
@@ -183,7 +167,7 @@ def test_a_single_candidate_is_taken():
 
 
 @pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "reference"])
-def test_candidates_of_one_iou_are_all_taken(name):
+def test_candidates_of_one_iou_are_all_taken(name: str) -> None:
     """A small box within all its candidates: a mean that is rounded up would be above each of them."""
     implementation, g = IMPLEMENTATIONS.get(name, reference), torch.Generator().manual_seed(0)
     anchors = detops.grid_anchors([(8, 10)], [8])
@@ -196,7 +180,7 @@ def test_candidates_of_one_iou_are_all_taken(name):
         assert (index[0] == 0).tolist() == inside.tolist()
 
 
-def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
+def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
     twice = torch.cat([gt, gt], 1)
     index, *_ = op(anchors, sizes, twice, torch.cat([labels, labels], 1), None, None, classes, topk)
@@ -205,18 +189,18 @@ def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors_, gt_, labels_ = strided
     assert torch.equal(op(anchors_, sizes, gt_, labels_, None, None, classes, topk)[0], index)
     monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
-    assert torch.equal(portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
+    assert torch.equal(op.portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     for options in ({}, {"ragged": True, "masked": True, "boxes": 0}):
         args = [t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(3, **options)]
         torch.library.opcheck(torch.ops.detops.atss_match.default, tuple(args))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     anchors, sizes, gt, labels, *_ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(4))
 
     def assign(anchors, gt, labels):
@@ -257,13 +241,13 @@ BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
         ({"topk": 1001}, ValueError, r"topk: expected 1 \.\. 1000, got 1001"),
     ],
 )
-def test_errors_name_the_argument(change, error, message):
+def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
     good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3)
     with pytest.raises(error, match=message):
         detops.atss_assign(**good | change)
 
 
-def test_checked_mode_names_the_box():
+def test_checked_mode_names_the_box() -> None:
     args = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
     boxes, labels = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[3]])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
@@ -287,7 +271,7 @@ def test_checked_mode_names_the_box():
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     types = dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
                  best="*i64", thresholds="*fp32", A="i32", N="i32")  # fmt: skip
     constants = dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32)

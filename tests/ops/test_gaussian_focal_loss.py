@@ -2,31 +2,15 @@
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
 
 import detops
-from detops.portable.gaussian_focal_loss import gaussian_focal_loss as portable
-from detops.reference.gaussian_focal_loss import gaussian_focal_loss as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("gaussian_focal_loss")
 
 
-def op(*args):
-    return torch.ops.detops.gaussian_focal_loss(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.gaussian_focal_loss import gaussian_focal_loss
-
-    return gaussian_focal_loss(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 
 def scene(seed, shape, dtype=torch.float32, spread=4.0, target_dtype=None):
@@ -49,12 +33,12 @@ GRADIENT_ERROR = {
 
 
 def assert_matches(implementation, logits, target, factors, scale=None, device="cpu"):
-    total, gradient = reference(logits, target, scale, *factors, True)
+    total, gradient = op.reference(logits, target, scale, *factors, True)
     arguments = (logits, target, scale)
     arguments = [None if t is None else t.to(device) for t in arguments]
     got, got_gradient = implementation(*arguments, *factors, True)
     # Triton's exponential of float64 is a polynomial of float32's.
-    exact = logits.dtype == torch.float64 and implementation is not interpreted and device == "cpu"
+    exact = logits.dtype == torch.float64 and not form.interpreted and device == "cpu"
     wide = torch.float64 if exact else torch.float32
     torch.testing.assert_close(got.double().cpu(), total, **GRADIENT_ERROR[wide])
     assert got.dtype == (torch.float64 if logits.dtype == torch.float64 else torch.float32)
@@ -68,9 +52,9 @@ factor_sets = st.sampled_from(
 )
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=40 if "triton" in name else 120, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=40 if form.interpreted else 120, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         shape=st.sampled_from([(1,), (0,), (15,), (16,), (17,), (2, 3, 5, 7), (4099,), (1, 2, 40, 60)]),
@@ -86,37 +70,37 @@ def test_matches_reference(name):
     )
     def check(seed, shape, dtypes, spread, factors, scale):
         logits, target = scene(seed, shape, dtypes[0], spread, dtypes[1])
-        assert_matches(IMPLEMENTATIONS[name], logits, target, factors, None if scale is None else torch.tensor(scale))
+        assert_matches(form, logits, target, factors, None if scale is None else torch.tensor(scale))
 
     check()
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_gpu_matches_reference(dtype):
+def test_gpu_matches_reference(dtype: torch.dtype) -> None:
     for seed, factors in enumerate([(2.0, 4.0, 1.0, 1.0), (1.5, 3.0, 0.5, 2.0)]):
         assert_matches(op, *scene(seed, (2, 3, 50, 70), dtype), factors, device="cuda")
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("logit", [9.0, 12.0, 20.0, 80.0, 5000.0])
-def test_exact_where_probabilities_overflow(name, dtype, logit):
+def test_exact_where_probabilities_overflow(form: Form, dtype: torch.dtype, logit: float) -> None:
     """A confident mistake costs its logit and pulls with strength one, in every dtype."""
     for x, t, sign in ((logit, 0.0, 1.0), (-logit, 1.0, -1.0)):
         logits, target = torch.full((4,), x).to(dtype), torch.full((4,), t).to(dtype)
-        total, gradient = IMPLEMENTATIONS[name](logits, target, None, 2.0, 4.0, 1.0, 1.0, True)
+        total, gradient = form(logits, target, None, 2.0, 4.0, 1.0, 1.0, True)
         assert total.item() == pytest.approx(4 * abs(logits[0].item()), rel=1e-3)
         assert gradient.float().tolist() == pytest.approx([sign] * 4, rel=1e-2)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("position", [0, 15, 33])
-def test_a_logit_that_is_not_finite_makes_nan(name, value, position):
+def test_a_logit_that_is_not_finite_makes_nan(form: Form, value: float, position: int) -> None:
     logits, target = scene(1, (40,))
     logits[position] = value
-    total, gradient = IMPLEMENTATIONS[name](logits, target, None, 2.0, 4.0, 1.0, 1.0, True)
+    total, gradient = form(logits, target, None, 2.0, 4.0, 1.0, 1.0, True)
     assert total.isnan()
     assert gradient.isnan().nonzero().tolist() == [[position]]
     with (
@@ -126,7 +110,7 @@ def test_a_logit_that_is_not_finite_makes_nan(name, value, position):
         detops.gaussian_focal_loss(logits, target, from_logits=True)
 
 
-def test_known_values():
+def test_known_values() -> None:
     """The target of the CenterNet tutorial: a Gaussian of radius 2, sigma 1 at [0, 0] and [1, 2] of (2, 4, 8, 8)."""
     target = torch.zeros(2, 4, 8, 8)
     target[0, 0, 1:6, 1:6] = target[1, 2, 1:6, 1:6] = detops.gaussian_kernel(2, 1.0)
@@ -140,9 +124,9 @@ def test_known_values():
     )
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@for_each_device
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_fused_form_is_the_sum_of_the_elements(device, reduction):
+def test_the_fused_form_is_the_sum_of_the_elements(device: str, reduction: str) -> None:
     logits, target = (t.to(device) for t in scene(2, (2, 3, 9, 11)))
     results = []
     for fused in (True, False):
@@ -154,7 +138,7 @@ def test_the_fused_form_is_the_sum_of_the_elements(device, reduction):
     torch.testing.assert_close(results[0], results[1])
 
 
-def test_gradients_of_the_elements():
+def test_gradients_of_the_elements() -> None:
     logits, target = scene(3, (3, 5), torch.float64, spread=1.5)
     for options in ({"from_logits": True}, {"from_logits": True, "reduction": "none"}, {}):
         x = logits if options else logits.sigmoid()
@@ -165,7 +149,7 @@ def test_gradients_of_the_elements():
         assert torch.autograd.gradcheck(loss, x.clone().requires_grad_())
 
 
-def test_weights_and_reductions():
+def test_weights_and_reductions() -> None:
     pred, target = torch.tensor([0.3, 0.6, 0.8]), torch.tensor([0.0, 1.0, 0.5])
     elements = detops.gaussian_focal_loss(pred, target, reduction="none")
     assert elements.tolist() == pytest.approx([0.0321007, 0.0817321, 0.0643775], rel=1e-5)
@@ -179,7 +163,7 @@ def test_weights_and_reductions():
     assert nothing_negative.item() == pytest.approx(elements[1].item())
 
 
-def test_given_positives():
+def test_given_positives() -> None:
     """Positives by row and class, whatever the targets; every cell below 1 is a negative too."""
     logits, target = scene(9, (6, 3), torch.float64, spread=1.0)
     target = target.where(target < 1, 0.5)
@@ -206,7 +190,7 @@ def test_given_positives():
         detops.gaussian_focal_loss(logits, target, pos_inds=rows, pos_labels=labels[:2])
 
 
-def test_backward_again():
+def test_backward_again() -> None:
     """The gradient is handed on, scaled in place; a retained graph still gives it a second time."""
     logits, target = scene(10, (5, 7))
     x = logits.clone().requires_grad_()
@@ -217,7 +201,7 @@ def test_backward_again():
     assert torch.equal(first, third)
 
 
-def test_a_loss_scale_beyond_float16():
+def test_a_loss_scale_beyond_float16() -> None:
     logits, target = scene(11, (5, 7), torch.float16)
     x = logits.clone().requires_grad_()
     (detops.gaussian_focal_loss(x, target, avg_factor=2.0**17, from_logits=True) * 2.0**17).backward()
@@ -230,7 +214,7 @@ def test_a_loss_scale_beyond_float16():
     torch.testing.assert_close(x.grad.double(), expected, rtol=2e-3, atol=2.0**-6)
 
 
-def test_a_loss_scale_saves_the_gradients_of_float16():
+def test_a_loss_scale_saves_the_gradients_of_float16() -> None:
     """Over the number of positives they are below what float16 holds, and a loss scale is there to lift them."""
     logits, target = scene(12, (2, 3, 16, 16), torch.float32)
     narrow, wide = (logits - 4).half().requires_grad_(), (logits - 4).half().float().requires_grad_()
@@ -240,7 +224,7 @@ def test_a_loss_scale_saves_the_gradients_of_float16():
     assert (wide.grad.abs() < 2.0**16 * 6e-8).float().mean() > 0.2
 
 
-def test_weights_beyond_float16():
+def test_weights_beyond_float16() -> None:
     logits = torch.tensor([[-9.0, 9.0, -3.0]]).half().requires_grad_()
     target = torch.tensor([[1.0, 0.0, 0.5]])
     loss = detops.gaussian_focal_loss(logits, target, reduction="sum", from_logits=True, pos_weight=900, neg_weight=50)
@@ -259,7 +243,7 @@ def test_weights_beyond_float16():
     torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-3, atol=1e-4)
 
 
-def test_autocast_and_views():
+def test_autocast_and_views() -> None:
     logits, target = scene(4, (2, 3, 6, 6))
     expected = detops.gaussian_focal_loss(logits, target, from_logits=True)
     channels_last = logits.to(memory_format=torch.channels_last).requires_grad_()
@@ -271,7 +255,7 @@ def test_autocast_and_views():
         assert detops.gaussian_focal_loss(logits.bfloat16(), target, from_logits=True).dtype == torch.float32
 
 
-def test_an_empty_batch_trains():
+def test_an_empty_batch_trains() -> None:
     x = torch.zeros(0, 3, 4, 4, requires_grad=True)
     loss = detops.gaussian_focal_loss(x, torch.zeros(0, 3, 4, 4), from_logits=True)
     loss.backward()
@@ -279,14 +263,14 @@ def test_an_empty_batch_trains():
     assert x.grad.shape == x.shape
 
 
-def test_the_module():
+def test_the_module() -> None:
     logits, target = scene(5, (2, 8))
     module = detops.GaussianFocalLoss(loss_weight=2.0, neg_weight=0.5)
     expected = 2 * detops.gaussian_focal_loss(logits, target, neg_weight=0.5, avg_factor=3, from_logits=True)
     torch.testing.assert_close(module(logits, target, avg_factor=3), expected)
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
+def test_the_number_of_threads_does_not_change_a_bit() -> None:
     logits, target = scene(6, (3, 10_000))
     before, results = torch.get_num_threads(), []
     try:
@@ -298,16 +282,16 @@ def test_the_number_of_threads_does_not_change_a_bit():
     assert len(set(results)) == 1
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     logits, target = (t.to(device) for t in scene(7, (3, 50)))
     for with_gradient in (True, False):
         arguments = (logits, target, None, 2.0, 4.0, 1.0, 1.0, with_gradient)
         torch.library.opcheck(torch.ops.detops.gaussian_focal_loss.default, arguments)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     def step(logits, target, count):
         loss = detops.gaussian_focal_loss(logits, target, avg_factor=count, from_logits=True)
         loss.backward()
@@ -345,7 +329,7 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"reduction": "sum", "avg_factor": 2}, ValueError, "avg_factor: expected None"),
     ],
 )
-def test_errors_name_the_argument(change, error, message):
+def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         detops.gaussian_focal_loss(**{"pred": torch.zeros(3), "target": torch.zeros(3), **change})
     assert message in str(caught.value)
@@ -353,7 +337,7 @@ def test_errors_name_the_argument(change, error, message):
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     cases = []
     for name, standard, scaled in (
         ("fp32", True, True),

@@ -3,33 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from mask_scenes import blobs, scene
-from torch._subclasses import FakeTensorMode
 
 import detops
 from detops.portable import paste_masks as portable_module
-from detops.portable.paste_masks import paste_masks as portable
-from detops.reference.paste_masks import paste_masks as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("paste_masks")
 
 
-def op(*args):
-    return torch.ops.detops.paste_masks(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.paste_masks import paste_masks
-
-    return paste_masks(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
 
 scenes = st.builds(
     scene,
@@ -57,29 +41,29 @@ def grid_sample(masks, boxes, height, width):
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=25 if "triton" in name else 200, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=25 if form.interpreted else 200, deadline=None)
     @given(args=scenes, threshold=thresholds)
     def check(args, threshold):
-        assert torch.equal(IMPLEMENTATIONS[name](*args, threshold), reference(*args, threshold))
+        assert torch.equal(form(*args, threshold), op.reference(*args, threshold))
 
     check()
 
 
 @settings(max_examples=200, deadline=None)
 @given(args=scenes.filter(lambda args: bool(((s := args[1][:, 2:] - args[1][:, :2]) > 0.01).all() & (s < 1e6).all())))
-def test_matches_grid_sample(args):
+def test_matches_grid_sample(args) -> None:
     """In float64; where a value is within 1e-6 of the threshold, rounding may decide."""
     masks, boxes, height, width = args
     masks = masks.float().nan_to_num(0, 1, 0).clamp(0, 1)
     value = grid_sample(masks.double(), boxes.double(), height, width)
-    pasted = reference(masks, boxes, height, width, 0.5)
+    pasted = op.reference(masks, boxes, height, width, 0.5)
     certain = (value - 0.5).abs() > 1e-6
     assert torch.equal(pasted[certain], (value >= 0.5)[certain])
 
 
-def test_matches_grid_sample_in_float32():
+def test_matches_grid_sample_in_float32() -> None:
     """With the numbers of a network in an image of usual size, hardly a pixel is near enough to differ."""
     masks, boxes = blobs(10, (480, 640))
     value = grid_sample(masks, boxes, 480, 640)
@@ -89,20 +73,20 @@ def test_matches_grid_sample_in_float32():
 
 
 @pytest.mark.gpu
-def test_gpu_matches_reference():
+def test_gpu_matches_reference() -> None:
     for seed in range(20):
         args = scene(seed, count=9, mask_size=(28, 28), image_size=(70, 300), ties=seed % 2 == 0, odd=seed % 3 == 0)
         masks, boxes, *rest = args
-        assert torch.equal(op(masks.cuda(), boxes.cuda(), *rest, 0.5).cpu(), reference(*args, 0.5))
+        assert torch.equal(op(masks.cuda(), boxes.cuda(), *rest, 0.5).cpu(), op.reference(*args, 0.5))
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_hundreds_of_masks(name):
-    count = 40 if "triton" in name else 300
+@op.for_each_form
+def test_hundreds_of_masks(form: Form) -> None:
+    count = 40 if form.interpreted else 300
     args = (*blobs(count, (90, 160)), 90, 160, 0.5)
-    pasted = IMPLEMENTATIONS[name](*args)
+    pasted = form(*args)
     assert pasted.flatten(1).any(1).all()
-    assert torch.equal(pasted, reference(*args))
+    assert torch.equal(pasted, op.reference(*args))
 
 
 def one(box, value=1.0, size=(6, 8), threshold=0.5):
@@ -130,32 +114,32 @@ CASES = {  # box -> columns and rows that a mask of ones fills in an image of 6 
 }
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("case", CASES)
-def test_boxes_by_hand(name, case):
+def test_boxes_by_hand(form: Form, case: str) -> None:
     box, columns, rows = CASES[case]
     expected = torch.zeros(1, 6, 8, dtype=torch.bool)
     for y in rows:
         expected[0, y, list(columns)] = True
-    assert torch.equal(IMPLEMENTATIONS[name](*one(box)), expected)
+    assert torch.equal(form(*one(box)), expected)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_value_at_the_threshold_belongs_to_the_mask(name):
+@op.for_each_form
+def test_a_value_at_the_threshold_belongs_to_the_mask(form: Form) -> None:
     box = [-40.0, -40, 48, 46]
-    assert IMPLEMENTATIONS[name](*one(box, 0.5)).all()
-    assert not IMPLEMENTATIONS[name](*one(box, 0.4999)).any()
-    assert not IMPLEMENTATIONS[name](*one(box, float("nan"))).any()
+    assert form(*one(box, 0.5)).all()
+    assert not form(*one(box, 0.4999)).any()
+    assert not form(*one(box, float("nan"))).any()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_a_low_threshold_reaches_half_a_cell_beyond_the_box(name):
+@op.for_each_form
+def test_a_low_threshold_reaches_half_a_cell_beyond_the_box(form: Form) -> None:
     """Cells of 2 pixels; half a pixel outside, the value has fallen to 1/4."""
-    pasted = IMPLEMENTATIONS[name](*one([4.0, 4, 12, 12], size=(16, 16), threshold=0.2))
+    pasted = form(*one([4.0, 4, 12, 12], size=(16, 16), threshold=0.2))
     assert pasted[0, 8].nonzero().flatten().tolist() == list(range(3, 13))
 
 
-def test_number_of_masks_and_threads_change_nothing():
+def test_number_of_masks_and_threads_change_nothing() -> None:
     args = (*blobs(30, (200, 300)), 200, 300, 0.5)
     pasted = op(*args)
     assert torch.equal(torch.cat([op(args[0][n : n + 1], args[1][n : n + 1], *args[2:]) for n in range(30)]), pasted)
@@ -168,33 +152,33 @@ def test_number_of_masks_and_threads_change_nothing():
         torch.set_num_threads(before)
 
 
-def test_portable_in_chunks(monkeypatch):
+def test_portable_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     args = (*scene(3, count=7), 0.5)
-    expected = reference(*args)
+    expected = op.reference(*args)
     for values in (1, 100, 2000):
         monkeypatch.setattr(portable_module, "CHUNK_VALUES", values)
-        assert torch.equal(portable(*args), expected)
+        assert torch.equal(op.portable(*args), expected)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_views(name):
+@op.for_each_form
+def test_views(form: Form) -> None:
     masks, boxes, *rest = scene(4)
     strided = torch.stack([masks.transpose(1, 2), masks.transpose(1, 2)], -1)[..., 1].transpose(1, 2)
     boxes_strided = torch.stack([boxes, boxes], -1)[..., 0]
     assert not strided.is_contiguous()
     assert not boxes_strided.is_contiguous()
-    expected = IMPLEMENTATIONS[name](masks, boxes, *rest, 0.5)
-    assert torch.equal(IMPLEMENTATIONS[name](strided, boxes_strided, *rest, 0.5), expected)
+    expected = form(masks, boxes, *rest, 0.5)
+    assert torch.equal(form(strided, boxes_strided, *rest, 0.5), expected)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
+@for_each_device
+def test_opcheck(device: str) -> None:
     masks, boxes, *rest = scene(5)
     torch.library.opcheck(torch.ops.detops.paste_masks.default, (masks.to(device), boxes.to(device), *rest, 0.5))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
     masks, boxes, *rest = scene(6)
     masks, boxes = masks.to(device), boxes.to(device)
     assert detops.count_syncs(op, masks, boxes, *rest, 0.5) == 0
@@ -222,7 +206,7 @@ def test_no_host_sync_and_compiles_whole(device):
     ],
 )
 @pytest.mark.parametrize("name", ["paste_masks", "masks_to_rle"])
-def test_the_ops_themselves_refuse_what_does_not_fit(name, change):
+def test_the_ops_themselves_refuse_what_does_not_fit(name: str, change: dict[str, object]) -> None:
     """What reaches the C++ kernels without the public class is checked there too."""
     args = dict(masks=torch.zeros(2, 3, 3), boxes=torch.zeros(2, 4), height=4, width=4, threshold=0.5) | change
     more = (True,) if name == "masks_to_rle" else ()
@@ -232,7 +216,7 @@ def test_the_ops_themselves_refuse_what_does_not_fit(name, change):
 
 @needs_triton
 @for_each_target
-def test_compiles_ahead_of_time(target):
+def test_compiles_ahead_of_time(target) -> None:
     types = dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", pasted="*u8")
     types |= dict(H="i32", W="i32", stride="i32", cells="i32", threshold="fp32")
     constants = dict(BLOCK_H=16, BLOCK_W=128)

@@ -26,16 +26,16 @@ FAINT = 0.001  # detections below this score are not written: they cost time and
 
 @dataclass(frozen=True)
 class Found:
-    """Detections on one image, the best first: boxes as xyxy in pixels of the image, scores and labels."""
+    """Detections on one image, the best first: boxes as xyxy in pixels of the image, labels and scores."""
 
     boxes: Tensor
-    scores: Tensor
     labels: Tensor
+    scores: Tensor
 
     def above(self, score: float) -> "Found":
         """Return the detections with at least this score."""
         kept = self.scores >= score
-        return Found(self.boxes[kept], self.scores[kept], self.labels[kept])
+        return Found(self.boxes[kept], self.labels[kept], self.scores[kept])
 
 
 def read_config(run: Path) -> dict[str, Any]:
@@ -106,10 +106,11 @@ def in_images(
         sides: Width and height of each image, to which boxes are clipped.
     """
     found = []
-    for box, score, label, scale, side in zip(*detections, scales, sides, strict=True):
+    columns = (detections.boxes, detections.labels, detections.scores, scales, sides)
+    for box, label, score, scale, side in zip(*columns, strict=True):
         box = torch.minimum((box / torch.tensor(scale * 2)).clamp(min=0), torch.tensor(side * 2))
         good = (label >= 0) & (score >= FAINT) & (box[:, 2:] > box[:, :2]).all(1)
-        found.append(Found(box[good], score[good], label[good]))
+        found.append(Found(box[good], label[good], score[good]))
     return found
 
 

@@ -5,22 +5,21 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from detops.ragged import RaggedBatch
+from detops.ground_truth import GroundTruth
 
 BATCHES = (8, 16)
 CLASSES, CELLS, STRIDE, BOXES = 80, 128, 4, 20
 GRID, IMAGE = (CELLS, CELLS), (CELLS * STRIDE, CELLS * STRIDE)
 
 
-def boxes_of(batch: int, device: str) -> tuple[RaggedBatch, RaggedBatch]:
-    """Twenty seeded boxes per image, mostly small as in COCO: boxes (B, 20, 4) and labels (B, 20)."""
+def truth_of(batch: int, device: str) -> GroundTruth:
+    """Twenty seeded boxes per image, mostly small as in COCO."""
     g = torch.Generator().manual_seed(0)
     sides = 8 + 300 * torch.rand(batch, BOXES, 2, generator=g) ** 2
     low = (IMAGE[0] - sides) * torch.rand(batch, BOXES, 2, generator=g)
     labels = torch.randint(CLASSES, (batch, BOXES), generator=g)
     sizes = torch.full((batch,), BOXES, device=device)
-    boxes = torch.cat([low, low + sides], -1)
-    return RaggedBatch(boxes.to(device), sample_sizes=sizes), RaggedBatch(labels.to(device), sample_sizes=sizes)
+    return GroundTruth(torch.cat([low, low + sides], -1).to(device), labels.to(device), sizes)
 
 
 def maps_of(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -44,9 +44,7 @@ FORMER_NAMES = {
 }
 # And for a while the suite of a criterion had the name of its op.
 FORMER_OPS = {"centernet": "gaussian_focal_loss_from_boxes", "gfl": "positive_losses", "yolox": "yolox_loss"}
-
-
-TURNS = 10  # at least: with fewer than 8, no difference would be beyond the noise
+TURNS = 10  # at least; with fewer than 8, no difference would be beyond the noise
 
 
 @dataclass(frozen=True)
@@ -162,7 +160,7 @@ def compare(
         before = stack.enter_context(Side(source, environment))
         for name, module in modules.items():
             forms = runner.has_forms(module)
-            options = {"device": device, "quick": quick, "kernel": runner.is_op_alone(name, kernel)}
+            options = {"device": device, "quick": quick, "kernel": runner.is_op_alone(name, kernel and forms)}
             title = f"{name}, op alone" if kernel and forms else name
             print(f"{title:44}{commit[:9]:>16}{'working copy':>16}{'ratio':>8}")
             for pair in pairs_of(name, now, before, options):

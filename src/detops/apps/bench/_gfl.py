@@ -22,6 +22,7 @@ class Scene:
         sizes: Anchors per level.
         boxes: (B, N, 4).
         labels: (B, N).
+        truth: Boxes and labels as criteria take them.
         scores: Class logits of each level, (B, C, H, W).
         preds: Box logits of each level, (B, 4 * 17, H, W).
         soft: The box logits of a teacher.
@@ -35,20 +36,20 @@ class Scene:
         low = torch.rand(BATCH, count, 2, generator=g) * (torch.tensor([IMAGE[1], IMAGE[0]]) - wh)
         self.boxes = torch.cat([low, low + wh], -1).to(device)
         self.labels = torch.randint(CLASSES, (BATCH, count), generator=g).to(device)
+        self.truth = GroundTruth(self.boxes, self.labels)
         self.scores = [(torch.randn(BATCH, CLASSES, *s, generator=g) - 4).to(device) for s in shapes]
         self.preds, self.soft = (
             [torch.randn(BATCH, 4 * BINS, *s, generator=g).to(device) for s in shapes] for _ in range(2)
         )
 
     def match(self) -> AnchorMatch:
-        """Assign the anchors."""
-        return match_anchors(self.anchors, self.sizes, GroundTruth(self.boxes, self.labels), CLASSES, 9, None)
+        """Assign the boxes."""
+        return match_anchors(self.anchors, self.sizes, self.truth, CLASSES, 9, None)
 
-    def matched(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Cells (A, 3), boxes, labels, and the box of each anchor (B, A), as the ops take them."""
-        side = (self.anchors[:, 2:3] - self.anchors[:, :1]) / 8
-        cells = torch.cat([(self.anchors[:, :2] + self.anchors[:, 2:]) / 2, side], 1)
-        return cells, self.boxes, self.labels, self.match().index
+    def cells(self) -> Tensor:
+        """Centre and stride of each anchor, (A, 3)."""
+        stride = (self.anchors[:, 2:3] - self.anchors[:, :1]) / 8
+        return torch.cat([(self.anchors[:, :2] + self.anchors[:, 2:]) / 2, stride], 1)
 
 
 def loop_match(anchors: Tensor, sizes: list[int], boxes: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:

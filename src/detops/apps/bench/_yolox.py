@@ -1,13 +1,15 @@
 """What the suites of YOLOX share: its scene, and the assignment and the loss as the original computes them."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.geometry.boxes import boxes_at_points
+from detops.geometry.boxes import boxes_at_points, to_xyxy
 from detops.geometry.points import grid_points
+from detops.ground_truth import GroundTruth
 
 BATCH, CLASSES, SIDE, STRIDES = 8, 80, 640, (8, 16, 32)
 COUNTS = (("at most 20", 1, 20), ("at most 100", 1, 100), ("100", 100, 100), ("500", 500, 500))
@@ -25,6 +27,7 @@ class Scene:
         boxes: The same padded, (B, N, 4) cxcywh.
         labels: (B, N).
         sizes: How many boxes each image has, (B,).
+        truth: Boxes and labels as the criterion takes them.
         cells: x, y and stride of each cell, (A, 3).
     """
 
@@ -33,6 +36,7 @@ class Scene:
     boxes: Tensor
     labels: Tensor
     sizes: Tensor
+    truth: GroundTruth
     cells: Tensor
 
 
@@ -68,8 +72,9 @@ def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int =
     exists = torch.arange(most) < sizes[:, None]
     image = torch.arange(batch)[:, None].expand(-1, most)
     targets = torch.cat([image[exists][:, None], labels[exists][:, None], boxes[exists]], 1)
-    moved = (t.to(device) for t in (targets, boxes, labels, sizes, cells))
-    return Scene(outputs, *moved)
+    targets, boxes, labels, sizes = (t.to(device) for t in (targets, boxes, labels, sizes))
+    truth = GroundTruth(to_xyxy(boxes), labels, sizes)
+    return Scene(outputs, targets, boxes, labels, sizes, truth, cells.to(device))
 
 
 def loop_match(
@@ -152,8 +157,43 @@ def loop_loss(outputs: list[Tensor], targets: Tensor, cells: Tensor, use_l1: boo
     return loss
 
 
-def predictions(data: Scene) -> tuple[list[Tensor], Tensor, Tensor]:
-    """Class logits of each level, objectness (B, A), and boxes (B, A, 4) cxcywh."""
+def match_arguments(data: Scene, own: bool = False) -> dict[str, Any]:
+    """What the op `simota_match` takes; `own` is the rule of super-gradients' fast loss."""
     levels = [output.detach().flatten(1, 3) for output in data.outputs]
     raw = torch.cat([level[..., :5] for level in levels], 1)
-    return [level[..., 5:] for level in levels], raw[..., 4], boxes_at_points(raw, data.cells)
+    return {
+        "class_logits": [level[..., 5:] for level in levels],
+        "objectness": raw[..., 4],
+        "pred_boxes": boxes_at_points(raw, data.cells),
+        "cells": data.cells,
+        "gt_boxes": data.boxes,
+        "gt_labels": data.labels,
+        "sample_sizes": data.sizes,
+        "radius": 2.5,
+        "center_only": False,
+        "own_candidates": own,
+        "topk": 10,
+        "k_scale": 1.1 if own else 1.0,
+        "iou_weight": 3.0,
+        "class_weight": 1.0,
+    }
+
+
+def loss_arguments(data: Scene, index: Tensor, iou: Tensor) -> dict[str, Any]:
+    """What the op `yolox_loss` takes, for the boxes that `simota_match` found."""
+    return {
+        "outputs": [output.detach().flatten(1, 3) for output in data.outputs],
+        "cells": data.cells,
+        "gt_boxes": data.boxes,
+        "gt_labels": data.labels,
+        "index": index,
+        "iou": iou,
+        "scale": 1 / (index >= 0).sum().clamp(min=1).expand(2),
+        "class_pos_weight": None,
+        "kind": 0,
+        "use_l1": False,
+        "iou_weight": 5.0,
+        "obj_weight": 1.0,
+        "cls_weight": 1.0,
+        "with_gradient": True,
+    }

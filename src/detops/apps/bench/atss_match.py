@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -18,16 +19,16 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image; with `kernel`, ours is the op alone."""
     for count in COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
-        given = (scene.anchors, scene.sizes, scene.boxes, scene.labels)
-        arguments = (*given, None, None, CLASSES, 9)
-        ours: Callable[[], object] = partial(
-            atss_assign, scene.anchors, scene.sizes, (scene.boxes, scene.labels), CLASSES
-        )
+        arguments: dict[str, Any] = {
+            "anchors": scene.anchors, "level_sizes": scene.sizes, "gt_boxes": scene.boxes, "gt_labels": scene.labels,
+            "sample_sizes": None, "valid": None, "num_classes": CLASSES, "topk": 9,
+        }  # fmt: skip
+        ours: Callable[[], object] = partial(atss_assign, scene.anchors, scene.sizes, scene.truth, CLASSES)
         if kernel:
-            ours = partial(ops.atss_match, *arguments)
+            ours = partial(ops.atss_match, **arguments)
         baselines: dict[str, Callable[[], object]] = {
-            "batched PyTorch": partial(portable, *arguments),
-            "loop": partial(loop_match, *given),
+            "batched PyTorch": partial(portable, **arguments),
+            "loop": partial(loop_match, scene.anchors, scene.sizes, scene.boxes, scene.labels),
         }
         result = torch.zeros(BATCH, len(scene.anchors), 3, dtype=torch.int64, device=device)
         name = f"{BATCH}x{len(scene.anchors)} anchors, {count} boxes"

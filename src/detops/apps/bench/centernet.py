@@ -16,13 +16,12 @@ from detops.apps.bench._centernet import (
     IMAGE,
     STRIDE,
     backward,
-    boxes_of,
     maps_of,
     plain_loss,
+    truth_of,
 )
 from detops.apps.bench.runner import Case
 from detops.criteria.centernet import CenterNetLoss
-from detops.ground_truth import GroundTruth
 from detops.targets.centernet import CenterNetTargets, centernet_cells, centernet_targets
 from detops.targets.radius import gaussian_radius
 
@@ -66,18 +65,17 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield dense targets, targets as the loss takes them, and the whole loss, for two sizes of batches."""
     criterion = CenterNetLoss(CLASSES)
     for batch in BATCHES[: 1 if quick else None]:
-        boxes, labels = boxes_of(batch, device)
+        truth = truth_of(batch, device)
         maps = maps_of(batch, device)
         data, shape = maps[0].detach(), f"{batch}x{CLASSES}x{CELLS}x{CELLS}"
-        given = GroundTruth.from_boxes(boxes, labels)
-        truth = (given, GRID, IMAGE, CLASSES)
-        loop = partial(loop_targets, boxes.tensor, labels.tensor)
+        arguments = (truth, GRID, IMAGE, CLASSES)
+        loop = partial(loop_targets, truth.boxes, truth.labels)
         fill = partial(torch.zeros_like, data)
 
-        yield Case(f"targets {shape}", partial(centernet_targets, *truth), fill, {"loop": loop}, "zero fill")
-        cells = partial(centernet_cells, *truth)
+        yield Case(f"targets {shape}", partial(centernet_targets, *arguments), fill, {"loop": loop}, "zero fill")
+        cells = partial(centernet_cells, *arguments)
         yield Case(f"targets as the loss takes them {shape}", cells, fill, {"loop": loop}, "zero fill")
-        ours = backward(partial(_summed, partial(criterion, *maps, given, IMAGE)), *maps)
+        ours = backward(partial(_summed, partial(criterion, *maps, truth, IMAGE)), *maps)
         baseline = backward(partial(_by_loop, maps, loop), *maps)
         yield Case(f"targets, losses, backward {shape}", ours, data.clone, {"loop": baseline}, "copy of logits")
 

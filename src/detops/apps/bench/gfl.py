@@ -21,14 +21,13 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         maps = (scene.scores, scene.preds)
         leaves = [level.requires_grad_() for levels in maps for level in levels]
-        truth = (scene.boxes, scene.labels)
         floor = partial(_copy, scene.scores)
         for name, criterion, soft in (
-            ("GFL", partial(gfl, *maps, truth), None),
-            ("LD", partial(ld, *maps, truth, soft_targets=scene.soft), scene.soft),
+            ("GFL", partial(gfl, *maps, scene.truth), None),
+            ("LD", partial(ld, *maps, scene.truth, soft_targets=scene.soft), scene.soft),
         ):
             ours = partial(_gradient, partial(_summed, criterion), leaves)
-            plain = partial(plain_loss, *maps, soft, *truth, scene.anchors, scene.sizes)
+            plain = partial(plain_loss, *maps, soft, scene.boxes, scene.labels, scene.anchors, scene.sizes)
             baselines = {"loop": partial(_gradient, plain, leaves)}
             yield Case(f"{name}, {count} boxes", ours, floor, baselines, "copy of scores")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -19,11 +20,13 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         gradients = [torch.zeros_like(level) for level in scene.scores]
         for name, soft in (("GFL", []), ("LD", scene.soft)):
-            arguments = (
-                gradients, scene.scores, scene.preds, soft, *scene.matched(), None, torch.ones(1, device=device),
-                2.0, 10.0, 45 * count,
-            )  # fmt: skip
-            ours, batched = partial(ops.positive_losses_, *arguments), partial(portable, *arguments)
+            arguments: dict[str, Any] = {
+                "class_gradients": gradients, "cls_scores": scene.scores, "bbox_preds": scene.preds,
+                "soft_targets": soft, "cells": scene.cells(), "gt_boxes": scene.boxes, "gt_labels": scene.labels,
+                "index": scene.match().index, "region": None, "scale": torch.ones(1, device=device),
+                "beta": 2.0, "temperature": 10.0, "most": 45 * count,
+            }  # fmt: skip
+            ours, batched = partial(ops.positive_losses_, **arguments), partial(portable, **arguments)
             floor = partial(_copy, scene.scores)
             yield Case(f"{name}, {count} boxes", ours, floor, {"batched PyTorch": batched}, "copy of scores")
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -17,11 +18,15 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image, without and with a teacher; the floor fills as much with zeros."""
     for count in COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
-        cells, boxes, _, index = scene.matched()
+        index = scene.match().index
         weight, factors = (index >= 0).to(torch.float32), torch.ones(4, len(STRIDES), device=device)
         for name, soft in (("GFL", []), ("LD", scene.soft)):
-            arguments = (scene.preds, soft, cells, boxes, index, weight, None, factors, 10.0, 45 * count)
-            ours, batched = partial(ops.positive_losses_backward, *arguments), partial(portable, *arguments)
+            arguments: dict[str, Any] = {
+                "bbox_preds": scene.preds, "soft_targets": soft, "cells": scene.cells(), "gt_boxes": scene.boxes,
+                "index": index, "weight": weight, "region": None, "factors": factors, "temperature": 10.0,
+                "most": 45 * count,
+            }  # fmt: skip
+            ours, batched = partial(ops.positive_losses_backward, **arguments), partial(portable, **arguments)
             floor = partial(_zeros, scene.preds)
             yield Case(f"{name}, {count} boxes", ours, floor, {"batched PyTorch": batched}, "zero fill")
 

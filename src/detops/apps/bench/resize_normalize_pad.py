@@ -15,7 +15,7 @@ from detops.inference.preprocess import preprocess
 
 TESTS = ("tests/ops/test_resize_normalize_pad.py", "tests/library/test_preprocess.py")
 SCALE, DIVISOR = (1333, 800), 32  # DIVISOR is the default of preprocess
-MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 CONFIGS: dict[str, tuple[list[tuple[int, int]], dict[str, Any]]] = {  # sizes of images, options
     "2304x3840": ([(2304, 3840)], {}),
     "480x640": ([(480, 640)], {}),
@@ -95,8 +95,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             flat = [side for shape in shapes for side in shape]
             there = [image.to(device).permute(2, 0, 1) for image in images]
             height, width = made.images.shape[2:]
-            mean, std = list(MEAN), list(STD)
-            ours = partial(ops.resize_normalize_pad, there, flat, height, width, mean, std, True, antialias, dtype)
+            ours = partial(ops.resize_normalize_pad, there, flat, height, width, MEAN, STD, True, antialias, dtype)
         baselines: dict[str, Callable[..., object]] = {
             "F.interpolate": partial(plain, images, shapes, device, antialias, dtype)
         }

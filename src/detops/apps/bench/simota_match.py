@@ -6,11 +6,10 @@ from functools import partial
 import torch
 
 from detops import ops
-from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, predictions, scene
+from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, match_arguments, scene
 from detops.apps.bench.runner import Case
 from detops.assign.simota import simota_assign
 from detops.geometry.boxes import to_xyxy
-from detops.ground_truth import GroundTruth
 from detops.portable.simota_match import simota_match as portable
 
 TESTS = ("tests/ops/test_simota_match.py",)
@@ -20,14 +19,12 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield the exact rule with few and many boxes per image; with `kernel`, ours is the op alone."""
     for name, least, most in COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
-        levels, objectness, pred = predictions(data)
-        rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-        arguments = (levels, objectness, pred, data.cells, data.boxes, data.labels, data.sizes, *rule)
-        targets = GroundTruth(to_xyxy(data.boxes), data.labels, data.sizes)
-        ours: Callable[[], object] = partial(ops.simota_match, *arguments)
+        arguments = match_arguments(data)
+        ours: Callable[[], object] = partial(ops.simota_match, **arguments)
         if not kernel:
-            ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, targets)
-        baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
+            levels, objectness, pred = (arguments[key] for key in ("class_logits", "objectness", "pred_boxes"))
+            ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, data.truth)
+        baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, **arguments)}
         if most <= LOOP_LIMIT:
             baselines["loop"] = partial(_loop, data)
         yield Case(f"{name} boxes", ours, partial(_copy, data), baselines, "copy of outputs")
@@ -38,9 +35,10 @@ def _copy(data: Scene) -> object:
 
 
 def _loop(data: Scene) -> object:
-    levels, objectness, pred = predictions(data)
-    scores, found = torch.cat(levels, 1), []
+    arguments, found = match_arguments(data), []
+    scores = torch.cat(arguments["class_logits"], 1)
     for b in range(len(scores)):
         own = data.targets[data.targets[:, 0] == b]
-        found.append(loop_match(scores[b], objectness[b], pred[b], data.cells, own[:, 2:], own[:, 1].long()))
+        predicted = (scores[b], arguments["objectness"][b], arguments["pred_boxes"][b])
+        found.append(loop_match(*predicted, data.cells, own[:, 2:], own[:, 1].long()))
     return found

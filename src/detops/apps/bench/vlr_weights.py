@@ -15,8 +15,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image."""
     for count in COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
-        threshold = scene.match().threshold
-        arguments = (scene.anchors, scene.boxes, threshold, None)
+        arguments = (scene.anchors, scene.boxes, scene.match().threshold, None)
         ours, batched = partial(ops.vlr_weights, *arguments), partial(portable, *arguments)
         name = f"{BATCH}x{len(scene.anchors)} anchors, {count} boxes"
         yield Case(name, ours, ours().clone, {"batched PyTorch": batched}, "copy of result")

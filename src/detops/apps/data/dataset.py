@@ -18,7 +18,7 @@ from torch.utils.data import Dataset, Sampler
 
 from detops.apps import note, require, warn
 from detops.apps.data.coco import Annotations, read
-from detops.ragged import RaggedBatch
+from detops.ground_truth import GroundTruth
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -29,31 +29,22 @@ LINES = 50  # mistakes of one kind that are printed; further ones are only count
 
 
 class Batch(NamedTuple):
-    """Some images and what is on them; boxes are xyxy in pixels of `images`.
+    """Some images and what is on them.
 
     Attributes:
         images: (B, 3, H, W) uint8, or float32 after `augment`.
-        boxes: (B, N, 4) float32.
-        labels: (B, N) int64; -1 where a box is not asked for.
-        ignore_boxes: (B, M, 4) float32, regions without negatives.
+        targets: Ground truth in pixels of `images`; a box with label -1 is ignored, crowds are ignored regions.
         rows: (B,) int64, positions in the data set.
     """
 
     images: Tensor
-    boxes: RaggedBatch
-    labels: RaggedBatch
-    ignore_boxes: RaggedBatch
+    targets: GroundTruth
     rows: Tensor
 
     def to(self, device: torch.device) -> "Batch":
         """Copy to a device."""
-        return Batch(
-            self.images.to(device, non_blocking=True),
-            self.boxes.to(device),
-            self.labels.to(device),
-            self.ignore_boxes.to(device),
-            self.rows,
-        )
+        images = self.images.to(device, non_blocking=True)
+        return Batch(images, self.targets.to(device, non_blocking=True), self.rows)
 
 
 def find_split(data: Path, split: str) -> tuple[Path, Path]:
@@ -180,8 +171,7 @@ class CocoImages(Dataset[Batch]):
             boxes.append(box.float() * scale)
             labels.append(label)
             ignored.append(crowds)
-        box_batch, label_batch, ignore_batch = (RaggedBatch.from_list(values) for values in (boxes, labels, ignored))
-        return Batch(images, box_batch, label_batch, ignore_batch, torch.tensor(rows))
+        return Batch(images, GroundTruth.from_boxes(boxes, labels, ignored=ignored), torch.tensor(rows))
 
 
 def padded_shape(size: tuple[int, int]) -> tuple[int, int]:

@@ -84,7 +84,7 @@ class Pictures:
             size = (image.height, image.width)
             view = draw_masks(image, size, crops, boxes, labels, scores, names, OPACITY)
         else:
-            view = runs.draw(image, runs.Found(boxes, scores, labels), names)
+            view = runs.draw(image, runs.Found(boxes, labels, scores), names)
         view.save(target, quality=90)
 
 

@@ -23,10 +23,10 @@ class ReadBatch(NamedTuple):
     """A batch of images that were read.
 
     Attributes:
-        sources: The images that were asked for.
+        sources: The images, as they were to be read.
         images: (B, 3, H, W) uint8, where images that could not be decoded are blank; or, for a detector that takes
             images of any size, a list of those that could, each (3, H, W).
-        sides: Width and height of each image. Of one that could not be decoded: of the input, or (0, 0).
+        sides: Width and height of each image; if it could not be decoded, those of the input, or (0, 0).
         errors: Why an image could not be decoded; empty if it could.
     """
 

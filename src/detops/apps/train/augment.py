@@ -1,7 +1,7 @@
 """Augmentation of a whole batch at once, on its device: bytes in, normalised images and their boxes out."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -70,17 +70,14 @@ def augment(batch: Batch, how: Augmentation) -> Batch:
 
     sides = torch.tensor([width, height], device=device)
     out_sides = torch.tensor([out_width, out_height], device=device)
-    whole, boxes = _moved(batch.boxes.tensor, zoom, shift, sides, out_sides)
+    targets = batch.targets
+    whole, boxes = _moved(targets.boxes, zoom, shift, sides, out_sides)
     remains = _area(boxes) > VISIBLE * _area(whole)
-    labels = batch.labels.tensor.where(remains, -1)
-    _, ignored = _moved(batch.ignore_boxes.tensor, zoom, shift, sides, out_sides)
-    return Batch(
-        images,
-        batch.boxes.create_with_sample_sizes_like_self(boxes),
-        batch.labels.create_with_sample_sizes_like_self(labels),
-        batch.ignore_boxes.create_with_sample_sizes_like_self(ignored),
-        batch.rows,
-    )
+    labels = targets.labels.where(remains, -1)
+    ignored = targets.ignored
+    if ignored is not None:
+        ignored = _moved(ignored, zoom, shift, sides, out_sides)[1]
+    return Batch(images, replace(targets, boxes=boxes, labels=labels, ignored=ignored), batch.rows)
 
 
 def _between(factor: float, count: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""What sets one kind of detector apart from another, for training and prediction: its losses, decoding and pictures."""
+"""The kinds of detector: how the outputs of each are trained, decoded and drawn."""
 
 from typing import Any, Protocol
 
@@ -27,28 +27,33 @@ Shape = tuple[int, int]
 
 
 class Family(Protocol):
-    """One kind of detector; `outputs` are what its networks return, `shape` is the images' height and width.
+    """The interface of a kind of detector.
 
-    Where there is a teacher, its outputs for the same images come last.
+    `outputs` are those of its network; with a teacher, the teacher's outputs for the same images come last. `shape` is
+    the height and width of the images.
+
+    Attributes:
+        criterion: Its whole loss.
+        teacher: Network that it learns from, if any.
     """
 
     criterion: Any
     teacher: Teacher | None
 
     def last_epochs(self, reached: bool) -> None:
-        """Told at each step whether the last epochs have come, which some train otherwise."""
+        """Switch between the first epochs and the last ones, in which YOLOX adds a loss; called at each step."""
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is trained, and its parts by name."""
+        """Compute the loss that is trained, and its parts by name."""
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> object:
-        """What the loss does first, alone, to be timed."""
+        """Compute only the targets of the loss, so that they can be timed."""
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
-        """Boxes of a batch."""
+        """Decode the detections on a batch."""
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
-        """What the network is asked for: maps (B, C, h, w) from 0 to 1, pixels a cell, and a sentence about them."""
+        """Draw the targets: maps (B, C, h, w) from 0 to 1, pixels per cell, and a sentence that explains them."""
 
 
 class CenterNet:
@@ -60,27 +65,27 @@ class CenterNet:
         self.criterion = CenterNetLoss(num_classes)
 
     def last_epochs(self, reached: bool) -> None:
-        """All epochs are alike."""
+        """Do nothing: all epochs are alike."""
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """CenterNet's three; crowd regions carry no negative loss."""
+        """Compute CenterNet's three losses; in crowd regions no cell is a negative."""
         parts = self.criterion(*outputs, batch.targets, shape)
         return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> object:
-        """Boxes on the feature map."""
+        """Find the cell of each box."""
         height, width = outputs[0].shape[2:]
         return centernet_cells(batch.targets, (height, width), shape, self.criterion.num_classes)
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
-        """Peaks of the heatmap."""
+        """Decode the peaks of the heatmap."""
         return decode_centernet(outputs[0], outputs[1], outputs[2], shape)
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
-        """The heatmaps."""
+        """Draw the heatmaps."""
         height, width = outputs[0].shape[2:]
         targets = centernet_targets(batch.targets, (height, width), shape, self.criterion.num_classes)
-        return targets.heatmap, shape[0] // height, "Images as they were augmented, with their heatmaps over them."
+        return targets.heatmap, shape[0] // height, "Augmented images with their heatmaps."
 
 
 class YoloX:
@@ -94,27 +99,29 @@ class YoloX:
         self.num_classes = num_classes
 
     def last_epochs(self, reached: bool) -> None:
-        """These have the L1 loss."""
+        """Add the L1 loss in the last epochs."""
         self.criterion.use_l1 = reached
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """YOLOX's three."""
+        """Compute YOLOX's losses."""
         parts = self.criterion(outputs, batch.targets)
         return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> object:
-        """The assignment."""
+        """Assign the boxes."""
         return self.criterion.assign(outputs, batch.targets)
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
-        """Scored boxes, after suppression."""
+        """Decode the boxes and suppress duplicates."""
         return decode_yolox(outputs, self.strides, score_threshold=0.001)
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
-        """The cells that boxes take now, as bright as the IoU of the box that is found there."""
+        """Draw the cells that are assigned now, as bright as the IoU of the box predicted there."""
         found = self.criterion.assign(outputs, batch.targets)
-        maps = _taken(found, [(output.shape[2], output.shape[3]) for output in outputs], self.num_classes)
-        text = "Images as they were augmented, with the cells that boxes take now, as bright as the IoU there."
+        maps = _assignment_maps(found, [(output.shape[2], output.shape[3]) for output in outputs], self.num_classes)
+        text = (
+            "Augmented images with the cells that are assigned to boxes now, as bright as the IoU of their prediction."
+        )
         return maps, self.strides[0], text
 
 
@@ -129,39 +136,37 @@ class GFL:
         self.criterion = GFLLoss(num_classes, strides=self.strides)
 
     def last_epochs(self, reached: bool) -> None:
-        """All epochs are alike."""
+        """Do nothing: all epochs are alike."""
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """GFL's three."""
+        """Compute GFL's three losses."""
         parts = self.criterion(outputs[0], outputs[1], batch.targets)
         return torch.stack(list(parts.values())).sum(), parts
 
     def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Assignment:
-        """The assignment."""
+        """Assign the boxes."""
         found: Assignment = self.criterion.assign(outputs[0], batch.targets)
         return found
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
-        """Scored boxes, after suppression."""
+        """Decode the boxes and suppress duplicates."""
         return decode_gfl(outputs[0], outputs[1], self.strides, score_threshold=0.001)
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
-        """The anchors that boxes take, as bright as their IoU."""
+        """Draw the anchors that are assigned, as bright as their IoU."""
         shapes = [(level.shape[2], level.shape[3]) for level in outputs[0]]
-        maps = _taken(self.targets(outputs, batch, shape), shapes, self.criterion.num_classes)
-        text = (
-            "Images as they were augmented, with the cells that boxes take, as bright as the IoU of the anchor there."
-        )
+        maps = _assignment_maps(self.targets(outputs, batch, shape), shapes, self.criterion.num_classes)
+        text = "Augmented images with the cells that are assigned to boxes, as bright as the IoU of their anchor."
         return maps, self.strides[0], text
 
 
 class LD(GFL):
-    """GFL, taught the distributions of a larger network.
+    """GFL that also learns the box distributions of a teacher.
 
     Args:
         num_classes: Number of classes.
-        teacher: What is learnt from; None where nothing is trained.
-        options: Of the distillation: keyword arguments of `LDLoss`.
+        teacher: Network to learn from; None if nothing is trained.
+        options: Keyword arguments of `LDLoss` that set the distillation.
     """
 
     def __init__(self, num_classes: int, teacher: Teacher | None = None, **options: Any) -> None:
@@ -169,13 +174,13 @@ class LD(GFL):
         self.teacher = teacher
 
     def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """GFL's three and the distillation."""
+        """Compute GFL's three losses and those of the distillation."""
         parts = self.criterion(outputs[0], outputs[1], batch.targets, soft_targets=outputs[2])
         return torch.stack(list(parts.values())).sum(), parts
 
 
-def _taken(found: Assignment, shapes: list[Shape], num_classes: int) -> Tensor:
-    """Maps (B, C, h, w) of the finest level, as bright as the IoU of what each cell of any level takes."""
+def _assignment_maps(found: Assignment, shapes: list[Shape], num_classes: int) -> Tensor:
+    """Draw an assignment on all levels as maps (B, C, h, w) of the finest level, as bright as its quality."""
     maps = torch.zeros(len(found.labels), num_classes, *shapes[0])
     start = 0
     for height, width in shapes:
@@ -196,10 +201,15 @@ FAMILIES: dict[str, type[CenterNet] | type[YoloX] | type[GFL]] = {
 
 
 def family(detector: str, num_classes: int, **options: Any) -> Family:
-    """The family of this name; options are for LD.
+    """Make the kind of detector of this name.
+
+    Args:
+        detector: "centernet", "yolox", "gfl" or "ld".
+        num_classes: Number of classes.
+        options: Further arguments of `LD`.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such kind.
     """
     if detector not in FAMILIES:
         raise ValueError(f"detector: expected {listed(FAMILIES)}, got {detector}")

@@ -199,8 +199,9 @@ def _targets(run: Path, count: int) -> str:
     shown = []
     for row, image in enumerate(batch.images * std + mean):
         pixels = module.fromarray(image.clamp(0, 255).to(torch.uint8).permute(1, 2, 0).contiguous().numpy())
-        asked = batch.labels.split()[row] >= 0
-        boxes, labels = batch.boxes.split()[row][asked], batch.labels.split()[row][asked]
+        truth = batch.targets.to_list()[row]
+        trained = truth["labels"] >= 0
+        boxes, labels = truth["boxes"][trained], truth["labels"][trained]
         record = ImageRecord(row, "", height, width)
         view = pictures.overlay(pixels, maps[row], boxes, labels, config["classes"], record, stride)
         shown.append((view, annotations.images[row].file_name))
@@ -214,7 +215,7 @@ def _detections(run: Path, count: int) -> str:
     for sample in runs.samples(run, count, SCORE):
         with module.open(sample["path"]) as file:
             image = file.convert("RGB")
-        truth = runs.Found(sample["boxes"].float(), torch.ones(len(sample["boxes"])), sample["labels"])
+        truth = runs.Found(sample["boxes"].float(), sample["labels"], torch.ones(len(sample["boxes"])))
         names = sample["class_names"]
         views = (runs.draw(image, sample["found"], names), runs.draw(image, truth, names, scores=False))
         caption = f"{sample['path'].name}: {len(sample['found'].boxes)} detections, {len(truth.boxes)} annotations"

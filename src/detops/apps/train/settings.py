@@ -1,4 +1,4 @@
-"""What a training is told: its data, network, settings and hardware; and their form in `config.json`."""
+"""The settings of a training: data, network, training and hardware; and their form in `config.json`."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field

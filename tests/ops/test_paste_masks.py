@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_scenes import blobs, scene
+from mask_scenes import blobs
+from mask_scenes import mask_scene as scene
 from torch._subclasses import FakeTensorMode
 
 import detops

@@ -10,6 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels._boxes import overlap
+from detops.ragged.padded import exists
+
 BLOCK_CELLS = 256  # cells of a step of a program that picks
 BLOCK_TILE = 32  # cells of a program that sums over classes, or resolves
 NEVER = tl.constexpr(2**63 - 1)
@@ -55,10 +58,8 @@ def _iou(pred, mask, x1, y1, x2, y2, area):
     cy = tl.load(pred + 1, mask=mask, other=0.0)
     w = tl.load(pred + 2, mask=mask, other=0.0)
     h = tl.load(pred + 3, mask=mask, other=0.0)
-    width = tl.maximum(tl.minimum(x2, cx + 0.5 * w) - tl.maximum(x1, cx - 0.5 * w), 0.0)
-    height = tl.maximum(tl.minimum(y2, cy + 0.5 * h) - tl.maximum(y1, cy - 0.5 * h), 0.0)
-    inter = width * height
-    iou = inter / (area + w * h - inter)
+    inter, union = overlap(x1, y1, x2, y2, area, cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h, w * h)
+    iou = inter / union
     return tl.where((iou >= 0) & (iou <= 3e38), iou, 0.0)
 
 
@@ -370,7 +371,7 @@ def _prepared(gt_boxes: Tensor, gt_labels: Tensor, sample_sizes: Tensor | None, 
     center, size = boxes[..., :2], boxes[..., 2:]
     valid = boxes.isfinite().all(2) & (size >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
     if sample_sizes is not None:
-        valid = valid & (torch.arange(boxes.shape[1], device=boxes.device) < sample_sizes[:, None])
+        valid = valid & exists(sample_sizes, boxes.shape[1])
     label = gt_labels.to(torch.float32).where(valid, -1)
     return torch.cat(
         [center, center - size / 2, center + size / 2, size.prod(-1, keepdim=True), label[..., None]], -1

@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.kernels._iou_loss import iou_loss, share
 from detops.kernels._softplus import softplus
 
@@ -176,4 +177,4 @@ def yolox_loss(
             start += output.shape[1]
             first_part += batch * count
     total = parts.to(torch.float64).sum(0)
-    return total if outputs[0].dtype == torch.float64 else total.to(torch.float32), gradients
+    return total.to(accumulate_dtype(outputs[0])), gradients

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detops.arguments import accumulate_dtype
 from detops.portable._iou_loss import iou_loss
 
 
@@ -27,7 +28,7 @@ def yolox_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Losses and gradients; arguments and meaning as in `detops.reference.yolox_loss`."""
-    wide = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(outputs[0])
     boxes, labels, cells, scale = gt_boxes.to(wide), gt_labels.to(torch.int64), cells.to(wide), scale.to(wide)
     total = torch.zeros(4, dtype=wide, device=index.device)
     gradients, start = [], 0

@@ -147,7 +147,7 @@ class GroundTruthSources:
             num_images: B; rows of another image are dropped.
             image_sizes: Height and width of each image; needed where rows are normalised.
             normalized: Whether boxes are fractions of their image's width and height, not pixels.
-            pad_to: How many boxes an image has room for; rows beyond them are dropped, as on a device nobody may count
+            pad_to: Room for boxes per image; rows beyond them are dropped, as on a device nobody may count
                 (in checked mode an error). None needs no counting either: every image holds all T boxes, those of other
                 images with label -1, so that box n is row n.
 

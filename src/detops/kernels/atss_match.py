@@ -1,4 +1,4 @@
-"""`atss_match` in Triton: a program a box.
+"""`atss_match` in Triton: one program per box.
 
 It goes over each level once for each of its nearest anchors, keeps these in registers, and offers itself to those that
 it takes by an atomic maximum of [IoU | box] as one int64, which is the same in any order.

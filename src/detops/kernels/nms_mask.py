@@ -1,4 +1,4 @@
-"""`nms_mask` in Triton: all pairs as bits, then one program an image that walks through them in order.
+"""`nms_mask` in Triton: all pairs as bits, then one program per image that walks through them in order.
 
 Boxes are brought into the order of visits by PyTorch. The first kernel writes, for each box, which later boxes it
 would drop, 32 a word; the second holds the dropped boxes of an image as words in registers. No atomics.
@@ -13,7 +13,7 @@ from detops.geometry.boxes import in_order
 from detops.kernels._boxes import overlap
 
 BITS = 32  # boxes a word; words are int64, which spares the sign bit
-TILE = 32  # boxes a program of the first kernel
+TILE = 32  # boxes per program of the first kernel
 
 
 @triton.jit

@@ -60,7 +60,7 @@ def region_kernel(
 
 
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
-    """Launch one program a run; arguments and meaning as in `detops.reference.vlr_weights`."""
+    """Launch one program per run; arguments and meaning as in `detops.reference.vlr_weights`."""
     batch, count = len(gt_boxes), len(anchors)
     worth = gt_boxes.new_empty(batch, count, dtype=torch.float32)
     if worth.numel() == 0:

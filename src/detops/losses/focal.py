@@ -29,7 +29,7 @@ def gaussian_focal_loss(
     negative_weight: Tensor | None = None,
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
-    from_logits: bool = False,
+    from_logits: bool = True,
 ) -> Tensor:
     """Focal loss for heatmaps whose targets fall off from 1 around each centre.
 
@@ -46,7 +46,7 @@ def gaussian_focal_loss(
     and every cell is a negative too, if t < 1. The mean is then that of the positives plus that of all cells.
 
     Args:
-        pred: Probabilities, or logits with `from_logits`; any shape, floating point; (N, C) with `pos_inds`.
+        pred: Logits, or probabilities without `from_logits`; any shape, floating point; (N, C) with `pos_inds`.
         target: The same shape, 0 .. 1; not differentiated.
         alpha: Exponent that plays down what is classified well already.
         gamma: Exponent that plays down negatives near a centre.
@@ -60,7 +60,7 @@ def gaussian_focal_loss(
         reduction: "none", "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
-        from_logits: Whether `pred` holds logits.
+        from_logits: Whether `pred` holds logits; False for probabilities, as MMDetection's function takes them.
 
     Returns:
         0-d loss, or elements in the shape of `pred` with "none"; float32, or float64 for float64.
@@ -72,7 +72,7 @@ def gaussian_focal_loss(
 
     Example:
         >>> target = torch.tensor([[0.0, 0.5, 1.0]])
-        >>> gaussian_focal_loss(torch.tensor([[-2.0, 0.0, 1.0]]), target, reduction="sum", from_logits=True)
+        >>> gaussian_focal_loss(torch.tensor([[-2.0, 0.0, 1.0]]), target, reduction="sum")
         tensor(0.0353)
 
     Reference:

@@ -42,7 +42,7 @@ def simota_match(
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
         gt_boxes: (B, N, 4) cxcywh in pixels.
         gt_labels: (B, N) integers.
-        sample_sizes: (B,) how many boxes an image has; None for N.
+        sample_sizes: (B,) number of boxes per image; None for N.
         radius: In cells.
         center_only: Own candidates, and the best of them, are the cells near the centre alone.
         own_candidates: See above.

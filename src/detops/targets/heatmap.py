@@ -24,7 +24,7 @@ def draw_heatmap(
     diameter_to_sigma_factor: float = 6.0,
     k_scale: float = 1.0,
 ) -> Tensor:
-    """Draw a Gaussian for each box into the map that the box names, in place.
+    """Draw a Gaussian for each box into the map of its index, in place.
 
     The value at an offset (dx, dy) from the centre is k_scale * exp(-(dx^2 + dy^2) / (2 sigma^2)), with
     sigma = (2 radius + 1) / diameter_to_sigma_factor, within the radius; values below float32's epsilon times
@@ -83,7 +83,7 @@ def draw_heatmap_batched(
     k_scale: float = 1.0,
     labels: Batch | None = None,
 ) -> Tensor:
-    """Draw the Gaussians of a batch of images, in place: into one map an image, or one map a class.
+    """Draw the Gaussians of a batch of images, in place: into one map per image, or one map per class.
 
     What is drawn, and which boxes are skipped, is as in `draw_heatmap`. Padding is never read.
 
@@ -91,10 +91,10 @@ def draw_heatmap_batched(
         heatmap: (B, H, W), or (B, C, H, W) with `labels`; float32, float16, bfloat16 or float64, of any strides.
         centers: `RaggedBatch` (B, N, 2), or a list of B tensors (n, 2): x and y in pixels of the map; integers,
             or floats for sub-pixel Gaussians. A tensor (B, N, 2) is a batch without padding.
-        radii: Likewise (B, N) in pixels, or (B, N, 2) for a radius along x and one along y.
+        radii: (B, N) in pixels in the same forms, or (B, N, 2) for a radius along x and one along y.
         diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
         k_scale: Value at the centre.
-        labels: Likewise (B, N) integers, the class of each box, 0 .. C - 1; None for one map an image.
+        labels: (B, N) integers in the same forms, the class of each box, 0 .. C - 1; None for one map per image.
 
     Returns:
         `heatmap`.

@@ -9,7 +9,7 @@ from detops.kernels._boxes import overlap
 
 BLOCK = 256
 NUM_WARPS = 4
-LOWEST = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # share of a box's threshold from which an anchor is near
 
 
 @triton.jit
@@ -74,7 +74,7 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
             worth,
             count,
             gt_boxes.shape[1],
-            LOWEST,
+            NEAR,
             HAS_VALID=valid is not None,
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,

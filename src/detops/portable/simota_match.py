@@ -17,7 +17,7 @@ from detops.ragged.padded import exists
 CHUNK_VALUES = 2**21  # pairs of a box and a cell at once
 INDEX_BITS = 29
 NEVER = torch.iinfo(torch.int64).max
-LOG_FLOOR = -100.0
+LOG_FLOOR, LOG_EPS = -100.0, 1e-8
 
 
 def simota_match(
@@ -60,7 +60,7 @@ def simota_match(
         own, best = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
         iou = _iou(boxes[:, part, None], pred[:, None])  # (B, n, A)
         of_class = class_weight * _cost_of_labels(class_logits, objectness, gt_labels[:, part])
-        of_box = of_class - iou_weight * (iou + 1e-8).log()
+        of_box = of_class - iou_weight * (iou + LOG_EPS).log()
         allowed = own if own_candidates else candidate[:, None] & has_own[:, part, None]
         highest = iou.masked_fill(~allowed, 0).topk(min(topk, num_cells), dim=2).values
         k = (k_scale * highest.sum(2)).clamp(1, most).to(torch.int64)  # (B, n)

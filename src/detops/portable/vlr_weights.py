@@ -6,7 +6,7 @@ from torch import Tensor
 from detops.portable._boxes import from_xyxy, iou
 
 CHUNK_VALUES = 2**21  # pairs at once
-LOWEST = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # share of a box's threshold from which an anchor is near
 
 
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
@@ -28,5 +28,5 @@ def _worth(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor:
     around = torch.maximum(anchor.high, box.high) - torch.minimum(anchor.low, box.low)
     apart = (anchor.low + anchor.high - box.low - box.high) / 2
     diou = overlap - apart.square().sum(-1) / around.square().sum(-1)
-    inside = (diou >= LOWEST * limit) & (diou < limit)  # false for a NaN
+    inside = (diou >= NEAR * limit) & (diou < limit)  # false for a NaN
     return overlap.where(inside, 0).amax(1)

@@ -10,6 +10,8 @@ from torch.nn import functional as F
 from detops.arguments import accumulate_dtype
 from detops.portable._iou_loss import iou_loss
 
+LOG_EPS, IGNORED = 1e-8, -2
+
 
 def yolox_loss(
     outputs: list[Tensor],
@@ -54,10 +56,10 @@ def yolox_loss(
         box_gradient = box_gradient * torch.cat([side.expand_as(pred[..., :2]), pred[..., 2:]], -1)
         box_gradient = box_gradient * iou_weight
 
-        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + 1e-8).log()], -1)
+        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + LOG_EPS).log()], -1)
         if use_l1:
             box_gradient = box_gradient + away.sign()
-        counted = chosen != -2
+        counted = chosen != IGNORED
         logit, wanted = rows[..., 4].where(counted, 0), positive.to(wide)
         matched = iou[:, start:end].to(wide)
         known = labels.new_zeros(*label.shape, rows.shape[2] - 5).scatter(2, label[..., None], 1)  # (B, R, C)

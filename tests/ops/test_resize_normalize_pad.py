@@ -254,7 +254,6 @@ def test_what_lies_around_an_image_is_never_read() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        dict(images=[]),
         dict(images=[torch.zeros(3, 4, 4)]),
         dict(images=[torch.zeros(4, 4, dtype=torch.uint8)]),
         dict(images=[torch.zeros(2, 4, 4, dtype=torch.uint8)]),

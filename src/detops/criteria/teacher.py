@@ -24,8 +24,8 @@ class Teacher:
         network: From images to the outputs that `distributions` takes.
         strides: Pixels per cell of each of its levels.
         student_strides: Strides of the student's levels, each one of `strides`; None for the same.
-        distributions: Takes the network's output and returns each level's (B, 4 * (reg_max + 1), H, W) logits; by default
-            the second item, where a GFL head has them.
+        distributions: Takes the network's output and returns the (B, 4 * (reg_max + 1), H, W) logits of each level; by
+            default the second item, where a GFL head has them.
 
     Raises:
         TypeError: The network is not an `nn.Module`.

@@ -1,6 +1,7 @@
 """YOLOX's whole loss as one module: the network's raw maps and boxes in, numbers out."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from detops.geometry.boxes import boxes_at_points
 from detops.geometry.levels import require_strides, require_yolox_maps
 from detops.geometry.points import GridCache, grid_points
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
-from detops.losses._fused import fused_level_losses, kept_scale
+from detops.losses._fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
 
 BoxKind = Literal["iou_squared", "iou", "giou", "diou", "ciou"]
@@ -148,27 +149,30 @@ class YOLOXLoss(nn.Module):
             objectness = divisor
             if self.obj_divisor == "points":
                 objectness = torch.full_like(divisor, max(found.box_index.numel(), 1))
-            heaviest = max(self.box_weight, self.obj_weight, self.cls_weight)
-            scale, rest = kept_scale(outputs[0], 1 / torch.stack([divisor, objectness]), STEEPEST * heaviest)
+            scale = 1 / torch.stack([divisor, objectness])
         levels = [output.flatten(1, 3) for output in outputs]
-        losses, parts = fused_level_losses(
+        op = partial(
             ops.yolox_loss,
+            kind=KINDS[self.box_kind],
+            use_l1=self.use_l1,
+            iou_weight=self.box_weight,
+            obj_weight=self.obj_weight,
+            cls_weight=self.cls_weight,
+        )
+        losses, parts = fused_level_losses(
+            op,
             levels,
-            self._combine,
-            [4, 1, self.num_classes],
-            self._points(outputs),
-            targets.cxcywh().detach().to(torch.float32),
-            targets.labels,
-            found.box_index,
-            found.quality,
-            scale,
-            self.cls_pos_weight,
-            KINDS[self.box_kind],
-            self.use_l1,
-            self.box_weight,
-            self.obj_weight,
-            self.cls_weight,
-            rest=rest,
+            combine=self._combine,
+            columns=[4, 1, self.num_classes],
+            cells=self._points(outputs),
+            gt_boxes=targets.cxcywh().detach().to(torch.float32),
+            gt_labels=targets.labels,
+            index=found.box_index,
+            iou=found.quality,
+            scale=scale,
+            class_pos_weight=self.cls_pos_weight,
+            steepest=STEEPEST * max(self.box_weight, self.obj_weight, self.cls_weight),
+            instead="box_iou_loss, and PyTorch's binary_cross_entropy_with_logits",
         )
         return YOLOXParts(losses, parts, positives)
 

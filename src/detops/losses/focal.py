@@ -1,15 +1,18 @@
 """CenterNet's focal loss over Gaussian heatmaps, as a function and as a module."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
-from detops.losses._fused import fused_loss, inverse, kept_scale
+from detops.losses._fused import fused_loss, inverse
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 EPS = 1e-12  # keeps log(probability) finite, as CornerNet's and MMDetection's losses do
+PLAIN = 'gaussian_focal_loss(..., reduction="none")'  # has second derivatives
 
 
 def gaussian_focal_loss(
@@ -91,14 +94,20 @@ def gaussian_focal_loss(
     if from_logits and weight is None and negative_weight is None and reduction != "none":
         if (target.dtype != pred.dtype and target.dtype != torch.float32) or pred.dtype == torch.float64:
             target = target.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
-        scale, rest = kept_scale(pred, inverse(reduction, avg_factor, pred), max(pos_weight, neg_weight) * (1 + alpha))
-        loss = fused_loss(
+        op = partial(
             ops.gaussian_focal_loss,
+            alpha=float(alpha),
+            gamma=float(gamma),
+            pos_weight=float(pos_weight),
+            neg_weight=float(neg_weight),
+        )
+        loss = fused_loss(
+            op,
             pred.contiguous(),
-            target.contiguous(),
-            scale,
-            *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
-            rest=rest,
+            target=target.contiguous(),
+            scale=inverse(reduction, avg_factor, pred),
+            steepest=max(pos_weight, neg_weight) * (1 + alpha),
+            instead=PLAIN,
         )
     else:
         elements = _elements(pred, target, alpha, gamma, pos_weight, neg_weight, negative_weight, from_logits)

@@ -1,5 +1,7 @@
 """CenterNet's focal loss straight from boxes, without a heatmap of targets."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
@@ -7,8 +9,8 @@ from detops import ops
 from detops.arguments import FLOATS, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.geometry.gaussians import as_gaussians, check_factor
-from detops.losses._fused import fused_loss, inverse, kept_scale
-from detops.losses.focal import check_finite
+from detops.losses._fused import fused_loss, inverse
+from detops.losses.focal import PLAIN, check_finite
 from detops.losses.reduction import Reduction, check_reduction
 from detops.ragged.padded import Batch
 
@@ -82,14 +84,24 @@ def gaussian_focal_loss_from_boxes(
         negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
     if is_checked():
         check_finite("logits", logits if negative_weight is None else logits.where(negative_weight[:, None] != 0, 0))
-    scale, rest = kept_scale(logits, inverse(reduction, avg_factor, logits), max(pos_weight, neg_weight) * (1 + alpha))
-    return fused_loss(
+    gaussians = as_gaussians(centers, radii, labels, logits, "logits")
+    op = partial(
         ops.gaussian_focal_loss_from_boxes,
+        diameter_to_sigma_factor=check_factor(diameter_to_sigma_factor),
+        alpha=float(alpha),
+        gamma=float(gamma),
+        pos_weight=float(pos_weight),
+        neg_weight=float(neg_weight),
+    )
+    return fused_loss(
+        op,
         logits.contiguous(),
-        *as_gaussians(centers, radii, labels, logits, "logits"),
-        negative_weight,
-        scale,
-        check_factor(diameter_to_sigma_factor),
-        *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
-        rest=rest,
+        centers=gaussians.centers,
+        radii=gaussians.radii,
+        labels=gaussians.labels,
+        sample_sizes=gaussians.sample_sizes,
+        negative_weight=negative_weight,
+        scale=inverse(reduction, avg_factor, logits),
+        steepest=max(pos_weight, neg_weight) * (1 + alpha),
+        instead=PLAIN,
     )

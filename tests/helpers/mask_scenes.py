@@ -76,7 +76,9 @@ def one_mask(
     return torch.full((1, 4, 4), value), torch.tensor([box], dtype=torch.float32), *size, threshold
 
 
-CASES: dict[str, tuple[list[float], Sequence[int], Sequence[int]]] = {  # box -> columns and rows that a mask of ones fills in an image of 6 x 8
+CASES: dict[
+    str, tuple[list[float], Sequence[int], Sequence[int]]
+] = {  # box -> columns and rows that a mask of ones fills in an image of 6 x 8
     "whole pixels": ([2.0, 1, 6, 4], range(2, 6), range(1, 4)),
     "centres decide": ([1.5, 0.6, 5.4, 3.4], range(1, 5), range(1, 3)),
     "partly outside": ([-4.0, -9, 3, 2], range(3), range(2)),

@@ -292,7 +292,9 @@ BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
     ],
 )
 def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
-    good: dict[str, Any] = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3)
+    good: dict[str, Any] = dict(
+        anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3
+    )
     with pytest.raises(error, match=message):
         detops.atss_assign(**good | change)
 

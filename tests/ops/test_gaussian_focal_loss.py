@@ -12,7 +12,6 @@ from op import (
     DTYPES,
     Form,
     Op,
-    assert_compiles_whole,
     assert_no_syncs,
     assert_same_bits_for_any_threads,
     changed_argument,
@@ -238,9 +237,7 @@ def test_a_loss_scale_beyond_float16() -> None:
     x = logits.clone().requires_grad_()
     (detops.gaussian_focal_loss(x, target, avg_factor=2.0**17) * 2.0**17).backward()
     (expected,) = torch.autograd.grad(
-        detops.gaussian_focal_loss(
-            y := logits.double().requires_grad_(), target.double(), reduction="sum"
-        ),
+        detops.gaussian_focal_loss(y := logits.double().requires_grad_(), target.double(), reduction="sum"),
         y,
     )
     torch.testing.assert_close(x.grad.double(), expected, rtol=2e-3, atol=2.0**-6)

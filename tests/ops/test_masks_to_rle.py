@@ -115,7 +115,9 @@ def test_long_runs() -> None:
     encoded = [{"size": list(size), "counts": c} for c in strings(*op(*args, True))]
     assert coco.area(encoded).tolist() == [1, 1, 92000]
     starts, ends = torch.tensor([0, total - 1, total - 92000]), torch.tensor([1, total, total])
-    assert_same_bits((counts, offsets), run_lengths.encode(starts, ends, torch.ones(3, dtype=torch.int64), total, False))
+    assert_same_bits(
+        (counts, offsets), run_lengths.encode(starts, ends, torch.ones(3, dtype=torch.int64), total, False)
+    )
     joined = run_lengths.encode(starts, ends, torch.ones(3, dtype=torch.int64), total, True)
     assert strings(*joined) == strings(*op(*args, True))
 

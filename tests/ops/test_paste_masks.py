@@ -60,7 +60,9 @@ def test_matches_grid_sample_in_float32() -> None:
 @pytest.mark.gpu
 def test_gpu_matches_reference() -> None:
     for seed in range(20):
-        args = mask_scene(seed, count=9, mask_size=(28, 28), image_size=(70, 300), ties=seed % 2 == 0, odd=seed % 3 == 0)
+        args = mask_scene(
+            seed, count=9, mask_size=(28, 28), image_size=(70, 300), ties=seed % 2 == 0, odd=seed % 3 == 0
+        )
         assert torch.equal(op(*moved(args, "cuda"), 0.5).cpu(), op.reference(*args, 0.5))
 
 

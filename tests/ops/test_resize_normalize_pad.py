@@ -14,7 +14,6 @@ from op import (
     Op,
     assert_compiles_whole,
     assert_no_syncs,
-    assert_same_bits,
     assert_same_bits_for_any_threads,
     changed_argument,
     for_each_device,
@@ -233,7 +232,9 @@ def test_opcheck(device: str, dtype: torch.dtype) -> None:
 @for_each_device
 @pytest.mark.parametrize("antialias", [False, True])
 def test_no_host_sync_and_compiles_whole(device: str, antialias: bool) -> None:
-    calls = [(*moved(batch_of(12, scene), device), MEAN, STD, True, antialias, torch.float16) for scene in (TWO, TWO[:1])]
+    calls = [
+        (*moved(batch_of(12, scene), device), MEAN, STD, True, antialias, torch.float16) for scene in (TWO, TWO[:1])
+    ]
     for form in (op, op.portable):
         assert assert_no_syncs(form, *calls[0]).shape == (2, 3, 6, 7)
     assert_compiles_whole(op.overload, *calls)

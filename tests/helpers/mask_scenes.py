@@ -10,7 +10,7 @@ from detops.masks.placement import Mode
 Size = tuple[int, int]
 
 
-def scene(
+def mask_scene(
     seed: int,
     count: int = 4,
     mask_size: Size = (5, 7),
@@ -75,8 +75,8 @@ def instances(
     ties: bool = False,
     odd: bool = False,
 ) -> InstanceMasks:
-    """The masks of `scene` as `InstanceMasks`, with random labels of five classes and random scores."""
-    masks, boxes, *_ = scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
+    """The masks of `mask_scene` as `InstanceMasks`, with random labels of five classes and random scores."""
+    masks, boxes, *_ = mask_scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
     g = torch.Generator().manual_seed(seed)
     labels, scores = torch.randint(0, 5, (count,), generator=g), torch.rand(count, generator=g)
     boxes, labels, scores, masks = (t.to(device) for t in (boxes, labels, scores, masks))

@@ -77,11 +77,6 @@ def test_a_library_that_does_not_load_is_not_fatal(tmp_path):
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
 def test_every_op_has_all_its_places(op):
     name = op.rstrip("_")
-    folders = [
-        "src/detops/reference/{}.py",
-        "src/detops/portable/{}.py",
-        "src/detops/kernels/{}.py",
-        "csrc/{}.cpp",
-    ]
-    folders += ["tests/test_{}.py", "benchmarks/bench_{}.py"]
-    assert [p for p in (f.format(name) for f in folders) if not (ROOT / p).exists()] == []
+    places = [f"src/detops/{folder}/{name}.py" for folder in ("reference", "portable", "kernels", "apps/bench")]
+    places += [f"csrc/{name}.cpp", f"tests/ops/test_{name}.py"]
+    assert [place for place in places if not (ROOT / place).exists()] == []

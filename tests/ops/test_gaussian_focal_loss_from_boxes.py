@@ -73,10 +73,18 @@ def test_matches_reference(name):
         ragged=st.booleans(),
         weighted=st.booleans(),
         scale=st.sampled_from([None, 0.2]),
-        factors=st.sampled_from([
-            STANDARD, (6.0, 2.0, 4.0, 0.25, 0.75), (3.0, 1.5, 3.0, 1.0, 2.0), (6.0, 0.0, 4.0, 0.5, 0.75),
-            (6.0, 1.0, 0.0, 1.0, 1.0), (6.0, 0.0, 0.0, 1.0, 1.0), (6.0, 0.3, 2.0, 1.0, 1.0), (6.0, 5.0, 4.0, 1.0, 1.0),
-        ]),
+        factors=st.sampled_from(
+            [
+                STANDARD,
+                (6.0, 2.0, 4.0, 0.25, 0.75),
+                (3.0, 1.5, 3.0, 1.0, 2.0),
+                (6.0, 0.0, 4.0, 0.5, 0.75),
+                (6.0, 1.0, 0.0, 1.0, 1.0),
+                (6.0, 0.0, 0.0, 1.0, 1.0),
+                (6.0, 0.3, 2.0, 1.0, 1.0),
+                (6.0, 5.0, 4.0, 1.0, 1.0),
+            ]
+        ),
     )
     def check(seed, shape, boxes, factors, **options):
         sizes = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))

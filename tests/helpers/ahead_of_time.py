@@ -6,6 +6,7 @@ target, because a process that has chosen the interpreter, as the tests do where
 
 import ast
 import importlib
+import importlib.util
 import json
 import os
 import subprocess
@@ -13,7 +14,9 @@ import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import pytest
 
 Target = tuple[str, int | str, int]  # backend, architecture, threads per warp
 
@@ -35,13 +38,25 @@ def compile_in_one_process(target: Target, kernels: Mapping[str, Sequence[Kernel
     Returns:
         For each op "compiled", or the error that its first failing kernel gave.
     """
-    table = {op: [(k.name, dict(k.types), dict(k.constants), k.num_warps) for k in rows] for op, rows in kernels.items()}
+    table = {
+        op: [(k.name, dict(k.types), dict(k.constants), k.num_warps) for k in rows] for op, rows in kernels.items()
+    }
     process = subprocess.run(
         [sys.executable, __file__, repr(target)], input=repr(table), env={**os.environ, "TRITON_INTERPRET": "0"},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     found: dict[str, str] = dict(json.loads(line) for line in process.stdout.splitlines() if line.startswith("["))
     return {op: found.get(op, f"not reached: exit status {process.returncode}\n{process.stderr}") for op in kernels}
+
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+for_each_target = pytest.mark.parametrize("target", TARGETS, ids=str)
+needs_triton = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+
+
+def assert_compiles(op: str, kernels: Sequence[tuple[Any, ...]], target: Target) -> None:
+    """Compile the kernels of one op for one target, in a process of its own."""
+    assert compile_in_one_process(target, {op: [Kernel(*kernel) for kernel in kernels]}) == {op: "compiled"}
 
 
 def main(target: Target) -> None:
@@ -64,7 +79,9 @@ def _compile(target: Target, op: str, kernel: Kernel) -> None:
     from triton.compiler import ASTSource
 
     function = getattr(importlib.import_module(f"detops.kernels.{op.rstrip('_')}"), kernel.name)
-    constants = {key: getattr(tl, value) if isinstance(value, str) else value for key, value in kernel.constants.items()}
+    constants = {
+        key: getattr(tl, value) if isinstance(value, str) else value for key, value in kernel.constants.items()
+    }
     source = ASTSource(function, {**kernel.types, **dict.fromkeys(constants, "constexpr")}, constexprs=constants)
     compiled = triton.compile(source, target=GPUTarget(*target), options={"num_warps": kernel.num_warps})
     assert compiled.asm["cubin" if target[0] == "cuda" else "hsaco"], f"no machine code for {kernel.name}"

@@ -11,7 +11,10 @@ from op import HAS_TRITON
 
 import detops
 
-OPS = sorted(detops.env()["ops"])
+# The other ops' files compile their kernels by themselves.
+OPS = [
+    op for op in sorted(detops.env()["ops"]) if hasattr(importlib.import_module(f"test_{op.rstrip('_')}"), "KERNELS")
+]
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 

@@ -73,7 +73,18 @@ def test_matches_reference(name):
         ragged=st.booleans(),
         weighted=st.booleans(),
         scale=st.sampled_from([None, 0.2]),
-        factors=st.sampled_from([STANDARD, (6.0, 2.0, 4.0, 0.25, 0.75), (3.0, 1.5, 3.0, 1.0, 2.0)]),
+        factors=st.sampled_from(
+            [
+                STANDARD,
+                (6.0, 2.0, 4.0, 0.25, 0.75),
+                (3.0, 1.5, 3.0, 1.0, 2.0),
+                (6.0, 0.0, 4.0, 0.5, 0.75),
+                (6.0, 1.0, 0.0, 1.0, 1.0),
+                (6.0, 0.0, 0.0, 1.0, 1.0),
+                (6.0, 0.3, 2.0, 1.0, 1.0),
+                (6.0, 5.0, 4.0, 1.0, 1.0),
+            ]
+        ),
     )
     def check(seed, shape, boxes, factors, **options):
         sizes = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))
@@ -131,28 +142,50 @@ def test_a_logit_that_is_not_finite_makes_nan(name, value, cell):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("negative_weight", [1.0, 0.75])
-def test_background_whose_logits_are_all_negative(name, dtype, weighted, negative_weight):
-    """The C++ kernel has a shorter formula for it."""
+@pytest.mark.parametrize("alpha", [2.0, 0.0, 1.5])
+def test_background_whose_logits_are_all_negative(name, dtype, weighted, negative_weight, alpha):
+    """The C++ kernel has shorter formulas for it."""
     *args, weight, _ = arguments(3, dtype, weighted, batch=1, classes=2, height=11, width=37, boxes=0)
     logits = -args[0].abs()
     extremes = torch.tensor([-0.0, -1e-30, -1e-6, -30.0, -86.9, -87.0, -87.1, -100.0, -177.4, -346.0, -1e4])
     logits[0, 1, 5, : len(extremes)] = extremes.to(dtype)
     scale = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
-    factors = (*STANDARD[:-1], negative_weight)
+    factors = (6.0, alpha, 4.0, 1.0, negative_weight)
     assert_matches(IMPLEMENTATIONS[name], (logits, *args[1:], weight, scale), factors)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("weighted", [False, True])
-def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted):
+@pytest.mark.parametrize("alpha", [2.0, 0.0, 1.5])
+@pytest.mark.parametrize("negative_weight", [1.0, 0.75])
+def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted, alpha, negative_weight):
     """Not even where the C++ kernel has another formula for those around it."""
     logits, *args = arguments(4, dtype, weighted, batch=1, classes=1, height=20, width=37, boxes=0)
-    logits = -logits.abs()
-    before = op(logits, *args, *STANDARD, True)[1]
+    logits, factors = -logits.abs(), (6.0, alpha, 4.0, 1.0, negative_weight)
+    logits[0, 0, 10, 3] = -1
+    before = op(logits, *args, *factors, True)[1]
     for value in (3.0, 0.0, -90.0, float("nan"), float("-inf")):
         logits[0, 0, 10, 3] = value
-        after = op(logits, *args, *STANDARD, True)[1]
+        after = op(logits, *args, *factors, True)[1]
         assert (after != before).nonzero().tolist() == [[0, 0, 10, 3]]
+
+
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
+def test_any_exponent_of_any_logit(name, dtype, alpha):
+    """Where probabilities round to 0 (0^0 is 1) or 1; alpha 0 is plain BCE: softplus, whose slope is the sigmoid."""
+    x = torch.tensor([-1e4, -745.0, -200.0, -104.0, -90.0, -87.0, -20.0, -1.0, -0.0, 0.0, 1.0, 20.0, 90.0, 104.0, 1e4])
+    logits, target = torch.stack([x, -x.abs()])[None, None].to(dtype), torch.zeros(1, 0)
+    args = logits, torch.zeros(1, 0, 2), target, target, *[None] * 3, 6.0, alpha, 4.0, 1.0, 1.0, True
+    total, gradient = IMPLEMENTATIONS[name](*args)
+    expected, slope = reference(*args)
+    rtol = 1e-12 if dtype == torch.float64 and "triton" not in name else 2e-6
+    torch.testing.assert_close(total.double(), expected, rtol=rtol, atol=0)
+    torch.testing.assert_close(gradient, slope, rtol=rtol, atol=1e-12)
+    if alpha == 0:
+        torch.testing.assert_close(expected, torch.nn.functional.softplus(logits.double()).sum())
+        torch.testing.assert_close(slope, logits.sigmoid())
 
 
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)

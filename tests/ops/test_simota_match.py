@@ -31,7 +31,12 @@ from detops.reference import simota_match as definition
 op = Op("simota_match")
 
 MASTER: Rule = (1.5, True, False, 10, 1.0, 3.0, 1.0)
-RULES: dict[str, Rule] = {"exact": EXACT, "fast": FAST, "master": MASTER, "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5)}
+RULES: dict[str, Rule] = {
+    "exact": EXACT,
+    "fast": FAST,
+    "master": MASTER,
+    "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5),
+}
 
 
 def check(form: Form, args: YoloxScene, rule: Rule, device: str = "cpu") -> None:

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import detops
 from detops.portable import vlr_weights as portable_module
-from detops.reference.vlr_weights import LOWEST, overlaps
+from detops.reference.vlr_weights import NEAR, overlaps
 
 op = Op("vlr_weights")
 
@@ -59,7 +59,7 @@ def doubtful(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor) -> Tensor:
         for box, limit in zip(boxes, threshold[b].double(), strict=True):
             for a, anchor in enumerate(anchors.double()):
                 diou = overlaps(anchor, box)[1]
-                near[b, a] |= min(abs(diou - limit), abs(diou - LOWEST * limit)) < 1e-5
+                near[b, a] |= min(abs(diou - limit), abs(diou - NEAR * limit)) < 1e-5
     return near
 
 

@@ -20,7 +20,6 @@ from op import (
     for_each_device,
     moved,
 )
-from torch import Tensor
 from yolox_scenes import raw_outputs, yolox_scene
 
 from detops import grid_points
@@ -175,7 +174,9 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 @for_each_device
-@pytest.mark.parametrize("options", [{}, {"boxes": 0, "gradient": False, "pos_weight": True}], ids=["plain", "no boxes"])
+@pytest.mark.parametrize(
+    "options", [{}, {"boxes": 0, "gradient": False, "pos_weight": True}], ids=["plain", "no boxes"]
+)
 def test_opcheck(device: str, options: dict[str, Any]) -> None:
     op.check(*moved(arguments(7, **options), device))
 

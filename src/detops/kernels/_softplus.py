@@ -1,4 +1,4 @@
-"""log(1 + e) and log(1 + e^x), exact at the small end too: what several Triton kernels share."""
+"""log(1 + e) and log(1 + e^x), exact at the small end too, and powers: what several Triton kernels share."""
 
 import triton
 import triton.language as tl
@@ -23,3 +23,14 @@ def softplus(x):
     r = 1 / (1 + e)
     poison = x * 0
     return tl.maximum(x, 0.0) + log1p_of(e) + poison, tl.where(x < 0, e * r, r) + poison
+
+
+@triton.jit
+def power(x, exponent, SQUARE: tl.constexpr):
+    """x^exponent for x >= 0, where 0^0 is 1; with SQUARE the exponent is 2."""
+    if SQUARE:
+        result = x * x
+    else:
+        at_zero = tl.where(exponent == 0, 1.0, 0.0)
+        result = tl.where(x > 0, tl.exp(exponent * tl.log(tl.where(x > 0, x, 1.0))), at_zero)
+    return result

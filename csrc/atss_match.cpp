@@ -43,8 +43,12 @@ struct Taken {
   float iou;
 };
 
+// Squared distances from a point; infinite where there is a NaN, so that such an anchor comes last.
 DETOPS_CLONES void distance_row(const float* x, const float* y, float cx, float cy, int64_t count, float* distance) {
-  for (int64_t i = 0; i < count; ++i) distance[i] = (x[i] - cx) * (x[i] - cx) + (y[i] - cy) * (y[i] - cy);
+  for (int64_t i = 0; i < count; ++i) {
+    const float squared = (x[i] - cx) * (x[i] - cx) + (y[i] - cy) * (y[i] - cy);
+    distance[i] = squared == squared ? squared : std::numeric_limits<float>::infinity();
+  }
 }
 
 float pair_iou(const Box& g, const Anchors& anchors, int64_t a) {

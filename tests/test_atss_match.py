@@ -196,6 +196,22 @@ def test_candidates_of_one_iou_are_all_taken(name):
         assert (index[0] == 0).tolist() == inside.tolist()
 
 
+@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+def test_an_anchor_with_a_nan_is_the_farthest(name):
+    """It is chosen as if it did not exist, on levels with enough others."""
+    anchors, sizes, gt, labels, _, valid, classes, _ = scene(6, boxes=9, masked=True)
+    rows = torch.cat([torch.arange(0, 64, 3), torch.tensor([64, 70, 79])])
+    broken, valid = anchors.clone(), torch.ones_like(valid)
+    broken[rows, rows % 4] = float("nan")
+    valid[:, rows] = False
+    index, iou, threshold = IMPLEMENTATIONS[name](broken, sizes, gt, labels, None, None, classes, 5)
+    expected = IMPLEMENTATIONS[name](anchors, sizes, gt, labels, None, valid, classes, 5)
+    assert (index >= 0).sum() > 20
+    assert torch.equal(index, expected[0])
+    assert torch.equal(iou, expected[1])
+    assert torch.equal(threshold, expected[2])
+
+
 def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
     twice = torch.cat([gt, gt], 1)

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results"
 MARKED = re.compile(r"(<!-- table: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
 STAGES = re.compile(r"(<!-- stages: (\S+) -->\n).*?(<!-- end -->)", re.DOTALL)
+NOTABLE = 0.1  # a spread from here on is shown: half the interquartile range, relative to the median
 
 
 def number(value: float) -> str:
@@ -18,23 +19,43 @@ def number(value: float) -> str:
     return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
+def ratio(value: float) -> str:
+    """One decimal; below 1 two, from 100 on none."""
+    return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
+
+
+def time(timing: dict) -> str:
+    """The median, and the spread where it matters."""
+    spread = (timing["high"] - timing["low"]) / 2 / timing["median"]
+    return number(timing["median"]) + (f" ±{spread:.0%}" if spread >= NOTABLE else "")
+
+
 def table(path: Path) -> str:
-    """A file of results as a Markdown table, with the machine beneath."""
+    """A file of results as a Markdown table, with the machine beneath; older files have no launches."""
     record = json.loads(path.read_text())
-    timed = dict.fromkeys(name for result in record["results"] for name in result["timings"])
+    results = record["results"]
+    timed = dict.fromkeys(name for result in results for name in result["timings"])
     baselines = [name for name in timed if name not in ("floor", "ours")]  # a case may lack one
+    sides = {"ours": "detops", **{name: name for name in baselines}}
     header = ["milliseconds", record["floor"], "detops", "/ floor", *(h for b in baselines for h in (b, "speed-up"))]
-    header += [f"{name} MiB" for name in ("detops", *baselines)]
+    header += [f"{label} MiB" for label in sides.values()]
+    launches = all("launches" in result for result in results)
+    if launches:
+        header += [f"{label} launches" for label in sides.values()]
     rows = [header, ["---", *["--:"] * (len(header) - 1)]]
-    for result in record["results"]:
-        times = {name: number(timing["median"]) for name, timing in result["timings"].items()}
-        row = [result["case"], times["floor"], times["ours"], f"{result['ratios']['ours / floor']:.2f}"]
+    for result in results:
+        times = {name: time(timing) for name, timing in result["timings"].items()}
+        row = [result["case"], times["floor"], times["ours"], ratio(result["ratios"]["ours / floor"])]
         for name in baselines:
-            row += [times[name], f"**{result['ratios'][f'{name} / ours']:.0f}x**"] if name in times else ["", ""]
+            row += [times[name], f"**{ratio(result['ratios'][f'{name} / ours'])}x**"] if name in times else ["", ""]
         peaks = result["peak_extra_bytes"]
-        row += [f"{peaks[name] / 2**20:.1f}" if name in peaks else "" for name in ("ours", *baselines)]
+        row += [f"{peaks[name] / 2**20:.1f}" if name in peaks else "" for name in sides]
+        if launches:
+            row += [str(result["launches"].get(name, "")) for name in sides]
         rows.append(row)
-    return lines(rows) + f"\n\n{machine(record)}\n"
+    text = lines(rows)
+    spread = f"±: half the interquartile range, from {NOTABLE:.0%} on; " if "±" in text else ""
+    return f"{text}\n\n{spread}{machine(record)}\n"
 
 
 def stages(path: Path) -> str:
@@ -58,13 +79,14 @@ def lines(rows: list[list[str]]) -> str:
 
 
 def machine(record: dict) -> str:
-    """Where and when it was measured."""
+    """Where, when and, if it is known, at which commit it was measured."""
     env = record["env"]
     name = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"
     if record["device"] == "cuda":
         driver = f", {record['driver']}" if record.get("driver") else ""
         name = f"{env['gpu'][0]['name']}{driver}, triton {env['triton']}"
-    return f"{name}; torch {env['torch']}; {record['date'][:10]}"
+    commit = f"; {record['commit']['hash'][:9]}" if record.get("commit") else ""
+    return f"{name}; torch {env['torch']}; {record['date'][:10]}{commit}"
 
 
 def filled(text: str) -> str:

@@ -1,4 +1,4 @@
-// Anchors as columns of coordinates: the form in which atss_match and localization_region read them.
+// Anchors as columns of coordinates: the form in which atss_match and vlr_weights read them.
 #pragma once
 
 #include "boxes.h"

@@ -17,13 +17,19 @@ constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
 constexpr int64_t kRunCells = 256;   // cells that share a formula
 constexpr double kLowest = -87;      // exp of it is about the smallest normal float; lower logits count as this
 
+// The exponents alpha and gamma: 2 and 4, as in the paper, need products alone; with 0 and 4 there is no power of p.
+enum class Exponents { kAny, kTwoFour, kZeroFour };
+
 struct FocalFactors {
   double alpha, gamma, positive, negative, scale;
-  bool standard;  // alpha = 2, gamma = 4: powers are products
+  Exponents exponents;
 
   FocalFactors(double alpha, double gamma, double positive, double negative, const std::optional<Tensor>& scale)
       : alpha(alpha), gamma(gamma), positive(positive), negative(negative), scale(1),
-        standard(alpha == 2 && gamma == 4) {
+        exponents(gamma != 4   ? Exponents::kAny
+                  : alpha == 2 ? Exponents::kTwoFour
+                  : alpha == 0 ? Exponents::kZeroFour
+                               : Exponents::kAny) {
     if (!scale) return;
     STD_TORCH_CHECK(scale->numel() == 1 && Reader::reads(scale->scalar_type()), "scale: expected one number");
     this->scale = Reader(*scale).at(0);
@@ -63,8 +69,12 @@ inline FocalTerms<double> focal_terms(double magnitude) {
   return {e, 1 / (1 + e), std::log1p(e)};
 }
 
+// exp(x), which for float stays within exp(-87) .. exp(87).
+inline float exp_bounded(float x) { return exp_negative(x < 87.0f ? x : 87.0f); }
+inline double exp_bounded(double x) { return std::exp(x); }
+
 // Loss and gradient of one cell with logit x, target t, and weight w of its loss as a negative.
-template <class Compute, bool Standard>
+template <class Compute, Exponents E>
 inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, Compute& loss, Compute& gradient) {
   const bool positive = t == Compute(1);
   const Compute y = positive ? -x : x;
@@ -76,25 +86,31 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
   const Compute cost = (y < 0 ? Compute(0) : y) + l + x * Compute(0);
   const Compute away = Compute(1) - t;
   Compute scale;
-  if constexpr (Standard) {
-    const Compute squared = away * away;
-    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * squared * squared) * (p * p);
+  if constexpr (E == Exponents::kAny) {
+    const Compute log_p = (y < 0 ? y : Compute(0)) - l, fall = away == 1 ? Compute(1) : std::pow(away, Compute(f.gamma));
+    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * fall) * exp_bounded(Compute(f.alpha) * log_p);
   } else {
-    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * std::pow(away, Compute(f.gamma))) *
-            std::pow(p, Compute(f.alpha));
+    const Compute squared = away * away, power = E == Exponents::kTwoFour ? p * p : Compute(1);
+    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * squared * squared) * power;
   }
   loss = scale * cost;
   const Compute g = Compute(f.scale) * (scale * r) * (u + Compute(f.alpha) * v * cost);
   gradient = positive ? -g : g;
 }
 
-// The same, bit for bit, for a cell with target 0 and a logit between kLowest and 0, where alpha = 2 and gamma = 4.
-template <bool HasWeight>
+// The same, bit for bit, for a cell with target 0 and a logit between kLowest and 0. Without HasWeight, w is 1.
+template <Exponents E, bool HasWeight>
 inline void bare_cell(float x, float w, float factor, float& loss, float& gradient) {
+  static_assert(E != Exponents::kAny);
   const auto [e, r, l] = focal_terms(x);
-  const float p = e * r, scale = HasWeight ? w * (p * p) : p * p;
-  loss = scale * l;
-  gradient = factor * (scale * r) * (e + 2.0f * l);
+  if constexpr (E == Exponents::kTwoFour) {
+    const float p = e * r, scale = HasWeight ? w * (p * p) : p * p;
+    loss = scale * l;
+    gradient = factor * (scale * r) * (e + 2.0f * l);
+  } else {
+    loss = HasWeight ? w * l : l;
+    gradient = factor * (HasWeight ? w * r : r) * e;
+  }
 }
 
 // Whether all logits are between kLowest and 0, and none is NaN: one comparison of their bits, with the sign flipped.
@@ -113,26 +129,32 @@ inline bool all_bare(const float* x, int64_t count) {
 
 // Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1. The logit of a negative
 // of weight 0 is not read: it may be NaN.
-template <bool Bare, bool Standard, bool HasTarget, bool HasWeight, class U, class Compute>
+template <Exponents E, bool HasTarget, bool HasWeight, class U, class Compute>
 inline void focal_cells(const Compute* __restrict x, const U* __restrict target, const Compute* __restrict weight,
                         int64_t count, const FocalFactors& f, Compute* __restrict loss, Compute* __restrict gradient) {
-  const Compute factor = static_cast<Compute>(f.scale);
   for (int64_t i = 0; i < count; ++i) {
     const Compute t = HasTarget ? static_cast<Compute>(target[i]) : Compute(0), w = HasWeight ? weight[i] : Compute(1);
-    if constexpr (Bare) {
-      bare_cell<HasWeight>(x[i], w, factor, loss[i], gradient[i]);
-    } else {
-      const Compute read = HasWeight && w == 0 && t != 1 ? Compute(0) : x[i];
-      focal_cell<Compute, Standard>(read, t, w, f, loss[i], gradient[i]);
-    }
+    const Compute read = HasWeight && w == 0 && t != 1 ? Compute(0) : x[i];
+    focal_cell<Compute, E>(read, t, w, f, loss[i], gradient[i]);
+  }
+}
+
+// The same by `bare_cell`. Where IsOne, all weights and the negatives' factor are 1.
+template <Exponents E, bool HasWeight, bool IsOne>
+inline void bare_cells(const float* __restrict x, const float* __restrict weight, int64_t count, const FocalFactors& f,
+                       float* __restrict loss, float* __restrict gradient) {
+  const float factor = static_cast<float>(f.scale), negative = static_cast<float>(f.negative);
+  for (int64_t i = 0; i < count; ++i) {
+    const float w = HasWeight ? negative * weight[i] : negative;
+    bare_cell<E, !IsOne>(x[i], w, factor, loss[i], gradient[i]);
   }
 }
 
 // The sum of the cells' losses, and its gradient where one is wanted; targets and weights as in `focal_cells`.
-template <bool Standard, bool HasTarget, bool HasWeight, class T, class U, class Compute>
+template <Exponents E, bool HasTarget, bool HasWeight, class T, class U, class Compute>
 inline double focal_run(const T* logits, const U* target, const Compute* weight, T* gradient, int64_t count,
                         const FocalFactors& f) {
-  constexpr bool kMayBeBare = Standard && !HasTarget && std::is_same_v<Compute, float>;
+  constexpr bool kMayBeBare = E != Exponents::kAny && !HasTarget && std::is_same_v<Compute, float>;
   constexpr bool kInPlace = std::is_same_v<T, Compute>;
   Compute converted[kRunCells], unread[kRunCells], loss[kRunCells], sums[kLanes] = {};
   double total = 0;
@@ -150,10 +172,14 @@ inline double focal_run(const T* logits, const U* target, const Compute* weight,
     const Compute* w = HasWeight ? weight + begin : nullptr;
     bool bare = false;
     if constexpr (kMayBeBare) {
-      bare = f.negative == 1 && all_bare(x, n);
-      if (bare) focal_cells<true, Standard, HasTarget, HasWeight>(x, t, w, n, f, loss, g);
+      bare = all_bare(x, n);
+      if (bare && !HasWeight && f.negative == 1) {
+        bare_cells<E, HasWeight, !HasWeight>(x, w, n, f, loss, g);
+      } else if (bare) {
+        bare_cells<E, HasWeight, false>(x, w, n, f, loss, g);
+      }
     }
-    if (!bare) focal_cells<false, Standard, HasTarget, HasWeight>(x, t, w, n, f, loss, g);
+    if (!bare) focal_cells<E, HasTarget, HasWeight>(x, t, w, n, f, loss, g);
     if constexpr (!kInPlace) {
       for (int64_t i = 0; gradient != nullptr && i < n; ++i) gradient[begin + i] = static_cast<T>(g[i]);
     }

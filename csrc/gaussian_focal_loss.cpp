@@ -10,14 +10,14 @@
 namespace detops {
 namespace {
 
-// General powers call the C library, which wider vectors do not make faster: compiled once.
+// Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not make faster: compiled once.
 #define DETOPS_BLOCK(T, U, Compute)                                                                                \
   DETOPS_CLONES DETOPS_FLATTEN double standard_block(const T* x, const U* t, T* g, int64_t n,                      \
                                                      const FocalFactors& f) {                                      \
-    return focal_run<true, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                                    \
+    return focal_run<Exponents::kTwoFour, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                     \
   }                                                                                                                \
   double general_block(const T* x, const U* t, T* g, int64_t n, const FocalFactors& f) {                           \
-    return focal_run<false, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                                   \
+    return focal_run<Exponents::kAny, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                         \
   }
 DETOPS_BLOCK(float, float, float)
 DETOPS_BLOCK(Half, Half, float)
@@ -37,8 +37,8 @@ std::vector<double> block_sums(const Tensor& logits, const Tensor& target, Tenso
     for (int64_t i = begin; i < end; ++i) {
       const int64_t from = i * kSumCells, n = std::min(kSumCells, count - from);
       T* out = g ? g + from : nullptr;
-      sums[i] = f.standard ? standard_block(x + from, t + from, out, n, f)
-                           : general_block(x + from, t + from, out, n, f);
+      sums[i] = f.exponents == Exponents::kTwoFour ? standard_block(x + from, t + from, out, n, f)
+                                                   : general_block(x + from, t + from, out, n, f);
     }
   });
   return sums;

@@ -67,13 +67,13 @@ inline bool draw_strip(const Grid& grid, const Boxes& boxes, double factor, int6
   return any;
 }
 
-template <bool Standard, bool HasWeight, class T, class Compute>
+template <Exponents E, bool HasWeight, class T, class Compute>
 inline double strip_loss(const T* x, const Compute* w, T* g, const Grid& grid, int64_t rows, bool drawn,
                          const Strip<Compute>& strip, const FocalFactors& f) {
   double sum = 0;
   int64_t done = 0;  // cells from the start of the strip
   const auto bare = [&](int64_t end) {
-    sum += focal_run<Standard, false, HasWeight, T, Compute, Compute>(
+    sum += focal_run<E, false, HasWeight, T, Compute, Compute>(
         x + done, nullptr, HasWeight ? w + done : nullptr, g ? g + done : nullptr, end - done, f);
     done = end;
   };
@@ -81,7 +81,7 @@ inline double strip_loss(const T* x, const Compute* w, T* g, const Grid& grid, i
     const int64_t left = strip.left[row], right = strip.right[row];
     if (left >= right) continue;
     bare(row * grid.width + left);
-    sum += focal_run<Standard, true, HasWeight, T, Compute, Compute>(
+    sum += focal_run<E, true, HasWeight, T, Compute, Compute>(
         x + done, strip.targets.data() + done, HasWeight ? w + done : nullptr, g ? g + done : nullptr, right - left, f);
     done += right - left;
   }
@@ -89,7 +89,7 @@ inline double strip_loss(const T* x, const Compute* w, T* g, const Grid& grid, i
   return sum;
 }
 
-template <bool Standard, class T, class Compute>
+template <Exponents E, class T, class Compute>
 inline void strips_loss(const T* logits, const Compute* weight, T* gradient, const Grid& grid, const Boxes& boxes,
                         double factor, const FocalFactors& f, int64_t begin, int64_t end, double* sums) {
   Strip<Compute> strip(grid);
@@ -103,21 +103,26 @@ inline void strips_loss(const T* logits, const Compute* weight, T* gradient, con
     const Compute* w = weight ? weight + (b * grid.height + top) * grid.width : nullptr;
     T* g = gradient ? gradient + from : nullptr;
     const int64_t rows = bottom - top;
-    sums[i] = w ? strip_loss<Standard, true>(x, w, g, grid, rows, drawn, strip, f)
-                : strip_loss<Standard, false>(x, w, g, grid, rows, drawn, strip, f);
+    sums[i] = w ? strip_loss<E, true>(x, w, g, grid, rows, drawn, strip, f)
+                : strip_loss<E, false>(x, w, g, grid, rows, drawn, strip, f);
   }
 }
 
-// General powers call the C library, which wider vectors do not make faster: compiled once.
-#define DETOPS_STRIPS(T, Compute)                                                                              \
-  DETOPS_CLONES DETOPS_FLATTEN void run_standard(const T* x, const Compute* w, T* g, const Grid& grid,         \
-                                                 const Boxes& boxes, double factor, const FocalFactors& f,     \
-                                                 int64_t begin, int64_t end, double* sums) {                   \
-    strips_loss<true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                          \
-  }                                                                                                            \
-  void run_general(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, double factor,    \
-                   const FocalFactors& f, int64_t begin, int64_t end, double* sums) {                          \
-    strips_loss<false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                         \
+#define DETOPS_STRIPS(T, Compute)                                                                                     \
+  DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,                \
+                                                 const Boxes& boxes, double factor, const FocalFactors& f,            \
+                                                 int64_t begin, int64_t end, double* sums) {                          \
+    strips_loss<Exponents::kTwoFour, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                  \
+  }                                                                                                                   \
+  DETOPS_CLONES DETOPS_FLATTEN void run_zero_four(const T* x, const Compute* w, T* g, const Grid& grid,               \
+                                                  const Boxes& boxes, double factor, const FocalFactors& f,           \
+                                                  int64_t begin, int64_t end, double* sums) {                         \
+    strips_loss<Exponents::kZeroFour, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                 \
+  }                                                                                                                   \
+  DETOPS_CLONES DETOPS_FLATTEN void run_any(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, \
+                                            double factor, const FocalFactors& f, int64_t begin, int64_t end,         \
+                                            double* sums) {                                                           \
+    strips_loss<Exponents::kAny, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                      \
   }
 DETOPS_STRIPS(float, float)
 DETOPS_STRIPS(Half, float)
@@ -133,10 +138,10 @@ std::vector<double> strip_sums(const Tensor& logits, const std::optional<Tensor>
   const Compute* w = weight ? static_cast<const Compute*>(weight->const_data_ptr()) : nullptr;
   T* g = gradient ? static_cast<T*>(gradient->mutable_data_ptr()) : nullptr;
   torch::stable::parallel_for(0, count, 2, [&](int64_t begin, int64_t end) {
-    if (f.standard) {
-      run_standard(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
-    } else {
-      run_general(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+    switch (f.exponents) {
+      case Exponents::kTwoFour: return run_two_four(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+      case Exponents::kZeroFour: return run_zero_four(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+      case Exponents::kAny: return run_any(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
     }
   });
   return sums;

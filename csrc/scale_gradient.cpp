@@ -2,6 +2,9 @@
 // kernel of scale_gradient_.
 #include "common.h"
 
+#include <optional>
+#include <vector>
+
 #include <algorithm>
 
 namespace detops {
@@ -24,16 +27,53 @@ void scale_all(Tensor& gradient, double factor) {
   });
 }
 
-void scale_gradient_(Tensor gradient, const Tensor factor) {
+// Each factor is for as many elements of a row as its group of columns has.
+template <class T, class Compute>
+void scale_columns(Tensor& gradient, const std::vector<double>& factors, const std::vector<int64_t>& columns,
+                   int64_t width) {
+  T* data = static_cast<T*>(gradient.mutable_data_ptr());
+  torch::stable::parallel_for(0, gradient.numel() / width, 32768 / width + 1, [&](int64_t begin, int64_t end) {
+    for (int64_t row = begin; row < end; ++row) {
+      T* group = data + row * width;
+      for (size_t k = 0; k < columns.size(); group += columns[k++]) {
+        if (factors[k] != 1) scale(group, columns[k], static_cast<Compute>(factors[k]));
+      }
+    }
+  });
+}
+
+template <class T, class Compute>
+void run(Tensor& gradient, const std::vector<double>& factors, const std::vector<int64_t>& columns, int64_t width) {
+  if (columns.size() > 1) return scale_columns<T, Compute>(gradient, factors, columns, width);
+  scale_all<T, Compute>(gradient, factors[0]);
+}
+
+void scale_gradient_(Tensor gradient, const Tensor factor, const std::optional<std::vector<int64_t>> columns) {
   STD_TORCH_CHECK(gradient.is_contiguous(), "gradient: expected a contiguous tensor");
-  STD_TORCH_CHECK(factor.numel() == 1 && Reader::reads(factor.scalar_type()), "factor: expected one number");
-  const double value = Reader(factor).at(0);
-  if (value == 1) return;
+  const std::vector<int64_t> groups = columns.value_or(std::vector<int64_t>{});
+  const int64_t count = columns ? static_cast<int64_t>(groups.size()) : 1;
+  STD_TORCH_CHECK(count > 0 && factor.numel() == count && Reader::reads(factor.scalar_type()),
+                  "factor: expected one number, or one per group of columns");
+  const int64_t width = gradient.dim() > 0 ? gradient.size(gradient.dim() - 1) : 1;
+  int64_t total = 0;
+  for (int64_t columns_of_group : groups) {
+    STD_TORCH_CHECK(columns_of_group >= 0, "columns: expected numbers of at least 0");
+    total += columns_of_group;
+  }
+  STD_TORCH_CHECK(!columns || total == width, "columns: expected the sum to be the size of the last dimension");
+  const Reader reader(factor);
+  std::vector<double> factors(count);
+  bool all_one = true;
+  for (int64_t k = 0; k < count; ++k) {
+    factors[k] = columns ? reader.at(k) : reader.at(0);
+    all_one &= factors[k] == 1;
+  }
+  if (all_one || gradient.numel() == 0) return;
   switch (gradient.scalar_type()) {
-    case ScalarType::Float: return scale_all<float, float>(gradient, value);
-    case ScalarType::Half: return scale_all<Half, float>(gradient, value);
-    case ScalarType::BFloat16: return scale_all<BFloat16, float>(gradient, value);
-    case ScalarType::Double: return scale_all<double, double>(gradient, value);
+    case ScalarType::Float: return run<float, float>(gradient, factors, groups, width);
+    case ScalarType::Half: return run<Half, float>(gradient, factors, groups, width);
+    case ScalarType::BFloat16: return run<BFloat16, float>(gradient, factors, groups, width);
+    case ScalarType::Double: return run<double, double>(gradient, factors, groups, width);
     default: STD_TORCH_CHECK(false, "gradient: expected float32, float16, bfloat16 or float64");
   }
 }

@@ -11,6 +11,7 @@ namespace detops {
 namespace {
 
 constexpr int64_t kBlock = 512;  // cells
+constexpr double kIgnored = -2;  // in place of a box's index
 
 struct Options {
   int64_t kind;
@@ -130,22 +131,26 @@ template <class T, class C>
 Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, const C* pos_weight, int64_t b,
            int64_t begin, int64_t end) {
   C logits[kBlock], sigmoid[kBlock];
+  double chosen_box[kBlock];
   std::vector<C> row(targets.classes), row_gradient(targets.classes);
   Sums sums;
   const int64_t width = 5 + targets.classes;
-  for (int64_t r = begin; r < end; ++r) logits[r - begin] = level.at(b, r, 4);
+  for (int64_t r = begin; r < end; ++r) {
+    const double chosen = chosen_box[r - begin] = targets.index.at(b, level.start + r);
+    logits[r - begin] = chosen == kIgnored ? C(-1e4) : level.at(b, r, 4);  // such a logit costs nothing
+  }
   sums.obj = objectness_row(logits, end - begin, sigmoid);
   if (level.gradient != nullptr) {
     T* out = level.gradient + (b * level.rows + begin) * width;
     std::fill(out, out + (end - begin) * width, static_cast<T>(0.0f));
   }
   for (int64_t r = begin; r < end; ++r) {
-    const double chosen = targets.index.at(b, level.start + r);
+    const double chosen = chosen_box[r - begin];
     const bool positive = chosen >= 0 && chosen < static_cast<double>(targets.num_boxes);
     const int64_t n = positive ? static_cast<int64_t>(chosen) : 0;
     if (level.gradient != nullptr) {
-      level.gradient[(b * level.rows + r) * width + 4] =
-          static_cast<T>(C(o.obj_weight * o.obj_scale) * (sigmoid[r - begin] - (positive ? C(1) : C(0))));
+      const C slope = chosen == kIgnored ? C(0) : sigmoid[r - begin] - (positive ? C(1) : C(0));
+      level.gradient[(b * level.rows + r) * width + 4] = static_cast<T>(C(o.obj_weight * o.obj_scale) * slope);
     }
     if (!positive) continue;
     sums.obj -= logits[r - begin];

@@ -53,9 +53,8 @@ def train(network: Network, steps: int, teacher: detops.Teacher | None = None) -
     for step in range(steps):
         images, boxes, labels = scene(16, step)
         images = images.to(device)
-        boxes, labels = [box.to(device) for box in boxes], [label.to(device) for label in labels]
-        arguments = (*network(images), boxes, labels)
-        losses = alone(*arguments) if teacher is None else taught(*arguments, teacher(images))
+        arguments = (*network(images), detops.GroundTruth.from_boxes(boxes, labels).to(device))
+        losses = alone(*arguments) if teacher is None else taught(*arguments, soft_targets=teacher(images))
         sum(losses.values()).backward()
         optimizer.step()
         optimizer.zero_grad()

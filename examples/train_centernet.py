@@ -6,7 +6,7 @@ from torch.utils.data import DataLoader, Dataset
 
 import detops
 
-SIZE, STRIDE, CLASSES = 64, 4, 2  # pixels of an image's side, pixels a cell, tall and wide rectangles
+SIZE, STRIDE, CLASSES = 64, 4, 2  # pixels of an image's side, pixels per cell, tall and wide rectangles
 
 
 class Rectangles(Dataset[tuple[Tensor, Tensor, Tensor]]):
@@ -26,12 +26,6 @@ class Rectangles(Dataset[tuple[Tensor, Tensor, Tensor]]):
         for left, top, right, bottom in boxes.int().tolist():
             image[:, top:bottom, left:right] = 1.0
         return image, boxes, labels
-
-
-def collate(samples: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, detops.RaggedBatch, detops.RaggedBatch]:
-    """Boxes become one padded tensor, so that they travel to the GPU in one copy."""
-    images, boxes, labels = zip(*samples, strict=True)
-    return torch.stack(images), detops.RaggedBatch.from_list(list(boxes)), detops.RaggedBatch.from_list(list(labels))
 
 
 class Network(nn.Module):
@@ -56,24 +50,23 @@ def main(epochs: int = 4) -> float:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, criterion = Network().to(device), detops.CenterNetLoss(num_classes=CLASSES)
     optimizer = torch.optim.AdamW(network.parameters(), 2e-3)
-    loader = DataLoader(Rectangles(), batch_size=16, shuffle=True, collate_fn=collate)
+    loader = DataLoader(Rectangles(), batch_size=16, shuffle=True, collate_fn=detops.collate)
     for epoch in range(epochs):
-        for images, boxes, labels in loader:
+        for images, targets in loader:
             outputs = network(images.to(device))
-            losses = criterion(*outputs, boxes.to_device(device), labels.to_device(device), image_shape=(SIZE, SIZE))
+            losses = criterion(*outputs, targets.to(device), image_size=(SIZE, SIZE))
             sum(losses.values()).backward()
             optimizer.step()
             optimizer.zero_grad()
         print(f"epoch {epoch + 1}: " + ", ".join(f"{name} {loss.item():.3f}" for name, loss in losses.items()))
 
-    images, boxes, _ = collate([Rectangles()[index] for index in range(1000, 1032)])
+    images, targets = detops.collate([Rectangles()[index] for index in range(1000, 1032)])
     with torch.no_grad():
-        found = detops.decode_centernet(*network(images.to(device)), image_shape=(SIZE, SIZE), k=10)
+        found = detops.decode_centernet(*network(images.to(device)), image_size=(SIZE, SIZE), max_detections=10)
     kept = [box[score > 0.3].cpu() for box, score in zip(found.boxes, found.scores, strict=True)]
-    hits = [
-        overlap(box, near).amax(1, keepdim=True) for box, near in zip(boxes.split(), kept, strict=True) if len(near)
-    ]
-    share = float((torch.cat(hits) >= 0.5).sum() / boxes.sample_sizes.sum())
+    truth = [target["boxes"] for target in targets.to_list()]
+    hits = [overlap(box, near).amax(1, keepdim=True) for box, near in zip(truth, kept, strict=True) if len(near)]
+    share = float((torch.cat(hits) >= 0.5).sum() / sum(len(box) for box in truth))
     print(f"{share:.0%} of the boxes found")
     return share
 

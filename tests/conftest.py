@@ -1,9 +1,13 @@
-"""What all tests share: the Triton interpreter where no GPU is, and seeded batches of boxes."""
+"""What all tests share: Triton's interpreter where there is no GPU, examples that do not change, memory that is NaN."""
 
 import os
-import sys
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
+
+# Read when PyTorch is imported, and by the processes that tests start. Workers of pytest-xdist share the cores: with
+# all cores each, they wait for one another, and the tests take three times as long.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    per_worker = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, per_worker)))
 
 import pytest
 import torch
@@ -19,8 +23,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -30,55 +32,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
 
 
-@dataclass
-class Scene:
-    """Arguments of draw_gaussians_, without the factors."""
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """Let `torch.empty` return NaN (the largest integer, True), from C++ too, so that reading unwritten memory shows.
 
-    heatmap: torch.Tensor
-    centers: torch.Tensor
-    radii: torch.Tensor
-    labels: torch.Tensor | None
-    sizes: torch.Tensor | None
-
-    def to(self, device: str) -> "Scene":
-        return Scene(*(None if t is None else t.to(device) for t in vars(self).values()))
-
-    def args(self, factor: float = 6.0, k_scale: float = 1.0) -> tuple:
-        return (self.centers, self.radii, self.labels, self.sizes, factor, k_scale)
-
-
-def random_scene(
-    seed: int,
-    batch: int = 2,
-    classes: int = 3,
-    height: int = 11,
-    width: int = 17,
-    boxes: int = 6,
-    radius: int = 5,
-    dtype: torch.dtype = torch.float32,
-    index_dtype: torch.dtype = torch.int64,
-    subpixel: bool = False,
-    elliptical: bool = False,
-    labelled: bool = True,
-    ragged: bool = True,
-    filled: bool = True,
-) -> Scene:
-    """Boxes in and around the maps, some of them to be skipped, over maps that hold something already."""
-    g = torch.Generator().manual_seed(seed)
-
-    def integers(low: int, high: int, *shape: int) -> torch.Tensor:
-        return torch.randint(low, high + 1, shape, generator=g)
-
-    far = radius + 2
-    centers = torch.stack(
-        [integers(-far, width + far, batch, boxes), integers(-far, height + far, batch, boxes)], -1
-    ).to(index_dtype)
-    radii = integers(-1, radius, *((batch, boxes, 2) if elliptical else (batch, boxes))).to(index_dtype)
-    if subpixel:
-        centers = centers + torch.rand(centers.shape, generator=g)
-        radii = radii + torch.rand(radii.shape, generator=g)
-    labels = integers(-1, classes, batch, boxes).to(index_dtype) if labelled else None
-    sizes = integers(0, boxes, batch) if ragged else None
-    shape = (batch, classes if labelled else 1, height, width)
-    heatmap = torch.rand(shape, generator=g) - 0.5 if filled else torch.zeros(shape)
-    return Scene(heatmap.to(dtype), centers, radii, labels, sizes)
+    PyTorch fills it in its deterministic mode. That mode also replaces GPU kernels whose results depend on the order of
+    their threads, which would hide them from the tests that run twice, so that it is for the CPU alone.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

@@ -7,55 +7,40 @@ Everything public imports from here; the submodules are for reading.
 """
 
 from detops._version import __version__
-from detops.checks import checked, count_syncs, env
+from detops.assign.assignment import Assignment
+from detops.assign.atss import atss_assign
+from detops.assign.simota import simota_assign
 from detops.criteria.centernet import CenterNetLoss
-from detops.criteria.gfl import GFLLoss, LDLoss
+from detops.criteria.gfl import GFLLoss
+from detops.criteria.ld import LDLoss
 from detops.criteria.teacher import Teacher
-from detops.criteria.yolox import YoloXDetectionLoss, YoloXFastDetectionLoss
-from detops.inference.decode import Detections, decode_centernet
-from detops.inference.decode_gfl import decode_gfl
-from detops.inference.decode_yolox import decode_yolox
-from detops.inference.masks import InstanceMasks, MaskCrop
+from detops.criteria.yolox import YOLOXLoss
+from detops.decode.centernet import decode_centernet
+from detops.decode.detections import Detections
+from detops.decode.gfl import decode_gfl
+from detops.decode.yolox import decode_yolox
+from detops.diagnostics.checked import checked
+from detops.diagnostics.environment import env
+from detops.diagnostics.stage_timer import StageStats, StageTimer
+from detops.diagnostics.syncs import count_syncs
+from detops.geometry.distances import boxes_to_distances, distances_to_boxes, distribution_to_distances
+from detops.geometry.points import grid_anchors, grid_points
+from detops.ground_truth import GroundTruth, collate
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.preprocess import PreprocessedImages, preprocess
-from detops.inference.stages import StageStats, StageTimer
-from detops.inference.torchvision import MaskRCNNPipeline
-from detops.losses.distribution import (
-    DistributionFocalLoss,
-    LocalizationDistillationLoss,
-    distribution_focal_loss,
-    distribution_to_distances,
-    localization_distillation_loss,
-)
+from detops.integrations.super_gradients import YoloXDetectionLoss, YoloXFastDetectionLoss
+from detops.integrations.torchvision import MaskRCNNPipeline
+from detops.losses.distribution_focal import DistributionFocalLoss, distribution_focal_loss
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.iou import BoxIoULoss, box_iou_loss
+from detops.losses.localization_distillation import LocalizationDistillationLoss, localization_distillation_loss
 from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
-from detops.ragged import (
-    RaggedBatch,
-    apply_mask_to_tensor,
-    average_over_targets,
-    batched_bool_indexing,
-    batched_bool_indexing_write,
-    batched_index_mapping,
-    batched_indexing_access,
-    batched_indexing_write,
-    batched_inverse_indexing_access,
-    combine_data,
-    get_compact_from_named_tuple,
-    get_compact_lists,
-    get_indices_from_mask,
-    get_mask_from_indices,
-    squeeze_except_batch_and_sample,
-    sum_over_targets,
-)
-from detops.targets.assignment import Assignment, grid_cells
-from detops.targets.atss import atss_assign, grid_anchors
+from detops.masks.instance_masks import InstanceMasks, MaskCrop
+from detops.ragged import RaggedBatch
 from detops.targets.centernet import CenterNetTargets, centernet_targets
-from detops.targets.distances import boxes_to_distances, distances_to_boxes
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
 from detops.targets.radius import gaussian_kernel, gaussian_radius
-from detops.targets.simota import simota_assign
 
 __all__ = [
     "Assignment",
@@ -66,6 +51,7 @@ __all__ = [
     "DistributionFocalLoss",
     "GFLLoss",
     "GaussianFocalLoss",
+    "GroundTruth",
     "InstanceMasks",
     "LDLoss",
     "LocalizationDistillationLoss",
@@ -77,24 +63,17 @@ __all__ = [
     "StageStats",
     "StageTimer",
     "Teacher",
+    "YOLOXLoss",
     "YoloXDetectionLoss",
     "YoloXFastDetectionLoss",
     "__version__",
-    "apply_mask_to_tensor",
     "atss_assign",
-    "average_over_targets",
-    "batched_bool_indexing",
-    "batched_bool_indexing_write",
-    "batched_index_mapping",
-    "batched_indexing_access",
-    "batched_indexing_write",
-    "batched_inverse_indexing_access",
     "batched_nms",
     "box_iou_loss",
     "boxes_to_distances",
     "centernet_targets",
     "checked",
-    "combine_data",
+    "collate",
     "count_syncs",
     "decode_centernet",
     "decode_gfl",
@@ -109,18 +88,28 @@ __all__ = [
     "gaussian_focal_loss_from_boxes",
     "gaussian_kernel",
     "gaussian_radius",
-    "get_compact_from_named_tuple",
-    "get_compact_lists",
-    "get_indices_from_mask",
-    "get_mask_from_indices",
     "grid_anchors",
-    "grid_cells",
+    "grid_points",
     "localization_distillation_loss",
     "nms",
     "nms_mask",
     "preprocess",
     "quality_focal_loss",
     "simota_assign",
-    "squeeze_except_batch_and_sample",
-    "sum_over_targets",
 ]
+
+_MOVED = {"grid_cells": "detops.grid_points"} | {
+    name: f"detops.ragged.{name}"
+    for name in (
+        "apply_mask_to_tensor", "average_over_targets", "batched_bool_indexing", "batched_bool_indexing_write",
+        "batched_index_mapping", "batched_indexing_access", "batched_indexing_write", "batched_inverse_indexing_access",
+        "combine_data", "get_compact_from_named_tuple", "get_compact_lists", "get_indices_from_mask",
+        "get_mask_from_indices", "squeeze_except_batch_and_sample", "sum_over_targets",
+    )
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> object:
+    if name in _MOVED:
+        raise AttributeError(f"detops.{name} is now {_MOVED[name]}", name=name)
+    raise AttributeError(f"module 'detops' has no attribute {name!r}", name=name)

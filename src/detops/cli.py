@@ -1,10 +1,11 @@
-"""The commands: they parse, call `detops.apps`, and turn errors into messages and exit codes."""
+"""The commands: parse the arguments, call `detops.apps`, and turn errors into messages and exit codes."""
 
 import json
 import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -12,26 +13,50 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from detops import __version__
+from detops.apps import note, require
+
 app = typer.Typer(
-    help="Everything around an object detector's network.", no_args_is_help=True, add_completion=False,
-    pretty_exceptions_enable=False,
-)  # fmt: skip
+    help="Everything around an object detector's network.", no_args_is_help=True, pretty_exceptions_enable=False
+)
 console, errors = Console(), Console(stderr=True)
+
+# The options of `detops train`, in the groups in which its help lists them.
+data_option = partial(typer.Option, rich_help_panel="Data")
+network_option = partial(typer.Option, rich_help_panel="Network")
+training_option = partial(typer.Option, rich_help_panel="Training")
+augmentation_option = partial(typer.Option, rich_help_panel="Augmentation")
+hardware_option = partial(typer.Option, rich_help_panel="Hardware")
 
 
 @contextmanager
 def _reported() -> Iterator[None]:
-    """Errors that a user can mend end the command with one line and exit code 2."""
+    """Report errors that the user can fix in one line, and exit with code 2."""
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        errors.print(f"error: {error}", style="red", highlight=False, markup=False, soft_wrap=True)
+        note(errors, f"error: {error}", "red")
         raise typer.Exit(2) from error
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Hold the options that come before a command."""
 
 
 @app.command()
 def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
-    """Show versions, the machine, and which backend runs each op."""
+    """Show the versions, the machine, and which backend runs each op."""
     from detops import env as describe
 
     info = describe()
@@ -45,7 +70,7 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
         for key, value in part.items():
             machine.add_row(f"{name}: {key}", str(value))
     machine.add_row("GPU", ", ".join(f"{gpu['name']} ({gpu['memory_GiB']} GiB)" for gpu in info["gpu"]) or "none")
-    table = Table("op", "CPU", "CUDA and ROCm", "other devices", title="Who runs each op")
+    table = Table("op", "CPU", "CUDA and ROCm", "other devices", title="Backend of each op")
     for op, backends in info["ops"].items():
         table.add_row(op, backends["cpu"], backends["cuda"], backends["other"])
     console.print(machine, table)
@@ -54,15 +79,21 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
 @app.command()
 def targets(
     annotations: Annotated[Path, typer.Argument(help="COCO annotations, .json or .json.gz.")],
-    images: Annotated[Path | None, typer.Option(help="Folder of the images; without it, blank canvases.")] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/targets"),
-    stride: Annotated[int, typer.Option(help="Pixels a cell of the maps.", min=1)] = 4,
-    min_overlap: Annotated[float, typer.Option(help="IoU that boxes within the radius keep.")] = 0.3,
-    image_id: Annotated[list[str] | None, typer.Option(help="Only this image; may be repeated.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Only the first so many images.", min=1)] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with 1 if an annotation is broken.")] = False,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images. Without it, the canvases are blank.")
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/targets"),
+    stride: Annotated[int, typer.Option(help="Image pixels per cell of the heatmaps.", min=1)] = 4,
+    min_overlap: Annotated[
+        float, typer.Option(help="Lowest IoU that a box shifted by the Gaussian radius may have with its original.")
+    ] = 0.3,
+    image_id: Annotated[
+        list[str] | None, typer.Option(help="Draw only the image with this id. May be repeated.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="Draw only the first N images.", min=1, metavar="N")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if an annotation is invalid.")] = False,
 ) -> None:
-    """Draw the training targets of a COCO data set: pictures, a contact sheet and a summary."""
+    """Draw the training targets of a COCO data set: a picture per image, a contact sheet and a summary."""
     with _reported():
         from detops.apps import targets as job
 
@@ -73,107 +104,144 @@ def targets(
 
 @app.command()
 def demo(
-    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/demo"),
-    images: Annotated[int, typer.Option(help="How many images to generate.", min=1)] = 200,
-    seed: Annotated[int, typer.Option(help="Seed of the data and the training.")] = 0,
-    epochs: Annotated[int, typer.Option(help="How often the training sees each image; 0 for none.", min=0)] = 20,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/demo"),
+    images: Annotated[int, typer.Option(help="Number of images to generate.", min=1)] = 200,
+    seed: Annotated[int, typer.Option(help="Random seed of the data and the training.")] = 0,
+    epochs: Annotated[int, typer.Option(help="Epochs to train for. 0 skips the training.", min=0)] = 20,
 ) -> None:
-    """Generate a data set, draw its targets, measure speed, and train a detector on it for about a minute."""
+    """Generate a data set, draw its targets, measure the speed, and train a detector for about a minute."""
     with _reported():
-        from detops.apps import bench as speed
-        from detops.apps import shapes
         from detops.apps import targets as job
+        from detops.apps.bench import runner as speed
+        from detops.apps.data import shapes
 
         start = time.perf_counter()
         with console.status(f"generating {images} images"):
             path = shapes.generate(out / "data", images, seed)
         job.run(path, out / "data" / "images", out, pictures=48, console=console)
-        speed.main("heatmap", quick=True)
+        speed.main("draw_gaussians", quick=True)
         if epochs:
             _train_on_shapes(out, path, max(1, images // 5), seed, epochs)
-    console.print(f"pictures: {out / 'contact_sheet.png'} and {out / 'images'}", soft_wrap=True)
+    note(console, f"pictures: {out / 'contact_sheet.png'} and {out / 'images'}")
     console.print(f"took {time.perf_counter() - start:.0f} s")
 
 
 def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, epochs: int) -> None:
-    """The demo's training; a former one in the same folder is replaced."""
-    from detops.apps import shapes
-    from detops.apps import train as job
-    from detops.apps.augment import Augmentation
-    from detops.apps.detector import Settings
+    """Train the demo's detector; an earlier run in the same folder is replaced."""
+    from detops.apps.data import shapes
+    from detops.apps.train import train as job
+    from detops.apps.train.augment import Augmentation
+    from detops.apps.train.settings import Data, Network, Settings
 
     val, run = shapes.generate(out / "val", val_images, seed + 1), out / "training"
     shutil.rmtree(run, ignore_errors=True)
-    data = job.Data.explicit(annotations, annotations.parent / "images", val, val.parent / "images")
+    data = Data.from_paths(annotations, annotations.parent / "images", val, val.parent / "images")
     short = Augmentation(multi_scale=0, zoom=0)  # in so few steps, more variety costs more than it brings
     settings = Settings(epochs, batch_size=4, lr=3e-3, ema=0.99, seed=seed, augmentation=short, eval_every=5)
-    job.run(run, data, settings, width=24, size=(240, 320), console=console)
+    job.run(run, data=data, network=Network(width=24, size=(240, 320)), settings=settings, console=console)
 
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics.")],
-    data: Annotated[Path | None, typer.Option(help="Folder with train/ and val/: annotations.json, images/.")] = None,
-    detector: Annotated[str, typer.Option(help="What to train: centernet, yolox, gfl or ld.")] = "centernet",
-    teacher: Annotated[Path | None, typer.Option(help="LD: folder of the gfl run that is learnt from.")] = None,
-    train_annotations: Annotated[Path | None, typer.Option(help="COCO file, in place of --data.")] = None,
-    train_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
-    val_annotations: Annotated[Path | None, typer.Option(help="COCO file to evaluate on.")] = None,
-    val_images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
-    model: Annotated[str, typer.Option(help='"compact", or module:function that returns a network.')] = "compact",
-    width: Annotated[int, typer.Option(help="Channels of the network at stride 4.", min=1)] = 32,
-    size: Annotated[str, typer.Option(help="WIDTHxHEIGHT that images are fitted into.")] = "512x512",
-    epochs: Annotated[int, typer.Option(help="How often each image is seen.", min=1)] = 60,
-    batch_size: Annotated[int, typer.Option(help="Images a step and device.", min=1)] = 8,
-    lr: Annotated[float, typer.Option(help="Highest learning rate.")] = 5e-3,
-    seed: Annotated[int, typer.Option(help="Of weights, order and augmentation.")] = 0,
-    flip: Annotated[bool, typer.Option(help="Mirror images left-right.")] = True,
-    flip_vertical: Annotated[bool, typer.Option(help="Mirror images up-down too.")] = False,
-    multi_scale: Annotated[float, typer.Option(help="Share by which sizes of batches vary.", min=0)] = 0.2,
-    zoom: Annotated[float, typer.Option(help="Share by which sizes of images in a batch vary.", min=0)] = 0.25,
-    color: Annotated[float, typer.Option(help="Share by which colours vary.", min=0, max=1)] = 0.2,
-    l1_epochs: Annotated[int, typer.Option(help="YOLOX: last epochs that have the L1 loss.", min=0)] = 15,
-    temperature: Annotated[float, typer.Option(help="LD: that distributions are softened by.", min=1)] = 10.0,
-    ld_weight: Annotated[float, typer.Option(help="LD: factor of the distillation.")] = 4.0,
-    ld_region: Annotated[str, typer.Option(help="LD: where it applies, main or main+vlr.")] = "main",
-    eval_every: Annotated[int, typer.Option(help="Epochs between evaluations.", min=1)] = 10,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints, beside each epoch's.", min=1)] = 200,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint, as it was begun.")] = False,
-    strict: Annotated[bool, typer.Option("--strict", help="Stop at mistakes in the data.")] = False,
-    precision: Annotated[str | None, typer.Option(help="Lightning's: bf16-mixed, 16-mixed, 32-true.")] = None,
-    devices: Annotated[str, typer.Option(help="Lightning's: how many, or which, as 0,1.")] = "1",
-    accelerator: Annotated[str, typer.Option(help="Lightning's: auto, cpu, gpu.")] = "auto",
-    strategy: Annotated[str, typer.Option(help="Lightning's: ddp for several devices or machines.")] = "auto",
-    nodes: Annotated[int, typer.Option(help="Machines.", min=1)] = 1,
-    memory: Annotated[float, typer.Option(help="GiB of decoded images to keep in memory.", min=0)] = 4.0,
-    workers: Annotated[int | None, typer.Option(help="Processes that decode what is not kept.", min=0)] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics, report.")],
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue from the last checkpoint, with the settings of the run.")
+    ] = False,
+    data: Annotated[
+        Path | None, data_option(help="Folder with train/ and val/, each with annotations.json and images/.")
+    ] = None,
+    train_annotations: Annotated[
+        Path | None, data_option(help="COCO annotations to train on. The four paths replace --data.")
+    ] = None,
+    train_images: Annotated[Path | None, data_option(help="Folder of the images to train on.")] = None,
+    val_annotations: Annotated[Path | None, data_option(help="COCO annotations to evaluate on.")] = None,
+    val_images: Annotated[Path | None, data_option(help="Folder of the images to evaluate on.")] = None,
+    strict: Annotated[bool, data_option("--strict", help="Stop if an annotation or image is invalid.")] = False,
+    detector: Annotated[str, network_option(help="Kind of detector: centernet, yolox, gfl or ld.")] = "centernet",
+    model: Annotated[
+        str, network_option(help='"compact", or module:function that returns a torch.nn.Module.')
+    ] = "compact",
+    width: Annotated[int, network_option(help="Channels of the network at stride 4.", min=1)] = 32,
+    size: Annotated[str, network_option(help="WIDTHxHEIGHT that images are resized to fit into.")] = "512x512",
+    teacher: Annotated[Path | None, network_option(help="LD: folder of the gfl or ld run to learn from.")] = None,
+    epochs: Annotated[int, training_option(help="Number of epochs.", min=1)] = 60,
+    batch_size: Annotated[int, training_option(help="Images per step and device.", min=1)] = 8,
+    lr: Annotated[float, training_option(help="Peak learning rate.")] = 5e-3,
+    seed: Annotated[int, training_option(help="Random seed of weights, image order and augmentation.")] = 0,
+    l1_epochs: Annotated[
+        int, training_option(help="YOLOX: number of epochs at the end that add the L1 loss.", min=0)
+    ] = 15,
+    temperature: Annotated[float, training_option(help="LD: softmax temperature of both distributions.", min=1)] = 10.0,
+    ld_weight: Annotated[float, training_option(help="LD: weight of the distillation losses.")] = 4.0,
+    ld_region: Annotated[
+        str, training_option(help="LD: anchors that are distilled: main (the positives) or main+vlr.")
+    ] = "main",
+    eval_every: Annotated[int, training_option(help="Epochs between evaluations.", min=1)] = 10,
+    save_every: Annotated[
+        int, training_option(help="Steps between checkpoints; each epoch ends with one too.", min=1)
+    ] = 200,
+    flip: Annotated[bool, augmentation_option(help="Mirror half of the images left to right.")] = True,
+    flip_vertical: Annotated[bool, augmentation_option(help="Mirror half of the images top to bottom.")] = False,
+    multi_scale: Annotated[
+        float, augmentation_option(help="Fraction by which the input size varies between batches.", min=0)
+    ] = 0.2,
+    zoom: Annotated[
+        float, augmentation_option(help="Fraction by which the scale varies between images of a batch.", min=0)
+    ] = 0.25,
+    color: Annotated[
+        float, augmentation_option(help="Fraction by which brightness, contrast and saturation vary.", min=0, max=1)
+    ] = 0.2,
+    precision: Annotated[
+        str | None, hardware_option(help="Lightning's precision: bf16-mixed, 16-mixed or 32-true.")
+    ] = None,
+    devices: Annotated[str, hardware_option(help="Lightning's devices: how many, or which, such as 0,1.")] = "1",
+    accelerator: Annotated[str, hardware_option(help="Lightning's accelerator: auto, cpu or gpu.")] = "auto",
+    strategy: Annotated[
+        str, hardware_option(help="Lightning's strategy, such as ddp for several devices or machines.")
+    ] = "auto",
+    nodes: Annotated[int, hardware_option(help="Number of machines.", min=1)] = 1,
+    memory: Annotated[float, hardware_option(help="GiB of decoded images to keep in memory.", min=0)] = 4.0,
+    workers: Annotated[
+        int | None, hardware_option(help="Processes that decode images which are not kept in memory.", min=0)
+    ] = None,
 ) -> None:
     """Train a detector on COCO-format data."""
     with _reported():
-        from detops.apps import require
-
         require("lightning", "Lightning", "train")
-        from detops.apps import train as job
-        from detops.apps.augment import Augmentation
-        from detops.apps.detector import Distillation, Settings
+        from detops.apps.train import train as job
+        from detops.apps.train.augment import Augmentation
+        from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
 
-        named = (train_annotations, train_images, val_annotations, val_images)
-        chosen = None if data is None else job.Data.of(data)
-        if any(named):
-            chosen = job.Data.explicit(*named)
-        settings = Settings(
-            epochs=epochs, batch_size=batch_size, lr=lr, seed=seed, eval_every=eval_every, save_every=save_every,
-            l1_epochs=l1_epochs, augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
-            distillation=Distillation(temperature, ld_weight, ld_region),
-        )  # fmt: skip
+        chosen = None if data is None else Data.from_folder(data)
+        paths = (train_annotations, train_images, val_annotations, val_images)
+        if any(paths):
+            chosen = Data.from_paths(*paths)
         job.run(
-            out, chosen, settings, model, width, _sides(size), resume, strict, precision, devices, accelerator,
-            strategy, nodes, int(memory * 2**30), workers, console, detector, teacher,
-        )  # fmt: skip
+            out,
+            data=chosen,
+            network=Network(detector, model, width, _height_and_width(size), teacher),
+            settings=Settings(
+                epochs=epochs,
+                batch_size=batch_size,
+                lr=lr,
+                seed=seed,
+                augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
+                l1_epochs=l1_epochs,
+                distillation=Distillation(temperature, ld_weight, ld_region),
+                eval_every=eval_every,
+                save_every=save_every,
+            ),
+            hardware=Hardware(
+                precision, devices, accelerator, strategy, nodes, memory_limit=int(memory * 2**30), workers=workers
+            ),
+            resume=resume,
+            strict=strict,
+            console=console,
+        )
 
 
-def _sides(size: str) -> tuple[int, int]:
-    """Height and width of "WIDTHxHEIGHT"."""
+def _height_and_width(size: str) -> tuple[int, int]:
+    """Parse "WIDTHxHEIGHT"."""
     parts = size.lower().split("x")
     if len(parts) != 2 or not all(part.isdigit() and int(part) for part in parts):
         raise ValueError(f"size: expected WIDTHxHEIGHT such as 640x480, got {size!r}")
@@ -182,15 +250,17 @@ def _sides(size: str) -> tuple[int, int]:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run; or name --results.")] = None,
-    results: Annotated[Path | None, typer.Option(help="COCO results file, in place of a run.")] = None,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file; by default the run's own.")] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of its images.")] = None,
-    kind: Annotated[str, typer.Option(help="What overlaps: bbox or segm.")] = "bbox",
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the numbers to this file.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
+    run: Annotated[Path | None, typer.Argument(help="Folder of a run. Give this or --results.")] = None,
+    results: Annotated[Path | None, typer.Option(help="COCO results file to evaluate instead of a run.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO annotations. By default those that the run was evaluated on.")
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the images of --annotations.")] = None,
+    kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox or segm.")] = "bbox",
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
 ) -> None:
-    """Show COCO's twelve numbers and each class's AP."""
+    """Show COCO's twelve scores and the AP of each class."""
     with _reported():
         from detops.apps import evaluate as job
 
@@ -199,34 +269,45 @@ def evaluate(
 
 @app.command()
 def predict(
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders of images.")],
-    run: Annotated[Path | None, typer.Option(help="Folder of a trained run; or name --mask-rcnn.")] = None,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of images.")],
+    run: Annotated[Path | None, typer.Option(help="Folder of a trained run. Give this or --mask-rcnn.")] = None,
     mask_rcnn: Annotated[
         str | None,
         typer.Option(
             help="Weights of torchvision's maskrcnn_resnet50_fpn, or module:function that returns a MaskRCNN."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option(help="Folder to write into.")] = Path("out/predict"),
-    score: Annotated[float, typer.Option(help="Lowest score that pictures show; the results have all.")] = 0.3,
-    pictures: Annotated[int, typer.Option(help="Draw the first so many images; -1 for all.", min=-1)] = 200,
-    annotations: Annotated[Path | None, typer.Option(help="COCO file whose image ids the results use.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device; by default a GPU where there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images at a time.", min=1)] = 8,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/predict"),
+    score: Annotated[float, typer.Option(help="Lowest score to draw. The results files hold all detections.")] = 0.3,
+    pictures: Annotated[int, typer.Option(help="Draw the first N images; -1 draws all.", min=-1, metavar="N")] = 200,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO annotations that give the images their ids in the results.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 8,
     half: Annotated[bool, typer.Option("--half", help="Compute in half precision.")] = False,
     workers: Annotated[
-        int | None, typer.Option(help="Processes that read; with --ray, networks at a time.", min=0)
+        int | None, typer.Option(help="Processes that read images; with --ray, copies of the network.", min=0)
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on from the lines of a run that was stopped.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
-    """Detect on images: a JSON line each, pictures, and a COCO results file; with masks, if by a Mask R-CNN."""
+    """Detect objects in images: a JSON line per image, pictures and a COCO results file."""
     with _reported():
-        from detops.apps import predict_folder as job
+        from detops.apps.predict import predict as job
 
         options = job.Options(
-            mask_rcnn, half, score, pictures, annotations, device, batch_size, workers, resume, ray
-        )  # fmt: skip
+            mask_rcnn=mask_rcnn,
+            half=half,
+            score=score,
+            pictures=pictures,
+            annotations=annotations,
+            device=device,
+            batch_size=batch_size,
+            workers=workers,
+            resume=resume,
+            ray=ray,
+        )
         failed = job.run(run, images, out, options, console)
     if failed:
         raise typer.Exit(1)
@@ -234,45 +315,59 @@ def predict(
 
 @app.command()
 def bench(
-    suite: Annotated[
-        str,
+    suites: Annotated[
+        list[str] | None,
         typer.Argument(
-            help="What to measure: heatmap, focal, centernet, gradient, nms, simota, yolox, atss, gfl, gfl_boxes,"
-            " region, preprocess, masks, paste or inference."
+            help="What to measure: the name of an op or a criterion, or inference. By default draw_gaussians, and with"
+            " --compare everything; --list names all.",
+            metavar="[SUITE]...",
         ),
-    ] = "heatmap",
-    more_sizes: Annotated[list[str] | None, typer.Argument(hidden=True)] = None,
-    kernel: Annotated[bool, typer.Option("--kernel", help="The op alone, without the Python wrapper.")] = False,
+    ] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Print the names of all suites.")] = False,
+    kernel: Annotated[
+        bool, typer.Option("--kernel", help="Measure the op alone, without its public function.")
+    ] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the results to this file.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="Fewer cases, shorter.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu or cuda; by default a GPU where there is one.")] = None,
-    sizes: Annotated[list[str] | None, typer.Option(help="inference: WIDTHxHEIGHT ... of the network's input.")] = None,
-    image: Annotated[Path | None, typer.Option(help="inference: what to detect on; else a picture is made.")] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Measure fewer cases, and each for a shorter time.")] = False,
+    device: Annotated[str | None, typer.Option(help="cpu or cuda. By default a GPU if there is one.")] = None,
+    compare: Annotated[
+        str | None,
+        typer.Option(metavar="REV", help="Measure the git working copy against this commit of it, in turns."),
+    ] = None,
+    fail_above: Annotated[
+        float | None,
+        typer.Option(help="--compare: exit with code 1 if a case takes more than this many times as long."),
+    ] = None,
+    sizes: Annotated[list[str] | None, typer.Option(help="inference: input sizes, each WIDTHxHEIGHT.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="inference: picture to detect on. By default one is generated.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="inference: weights of maskrcnn_resnet50_fpn.")] = None,
-    repeats: Annotated[int, typer.Option(help="inference: images a row.", min=1)] = 3,
-    out: Annotated[Path, typer.Option(help="inference: folder of the pictures.")] = Path("out/bench_inference"),
+    repeats: Annotated[int, typer.Option(help="inference: images per row.", min=1)] = 3,
+    out: Annotated[Path, typer.Option(help="inference: folder for the pictures.")] = Path("out/bench_inference"),
 ) -> None:
-    """Measure the speed of a part against its baselines and the physical floor; or of a Mask R-CNN, by its stages."""
+    """Measure an op against its baselines and the physical floor, or a Mask R-CNN stage by stage."""
     with _reported():
-        if more_sizes and not (suite == "inference" and sizes):
-            raise ValueError(f"expected one suite, got also {' '.join(more_sizes)}")
-        if suite == "inference":
-            from detops.apps import bench_inference
+        from detops.apps.bench import _compare, runner
 
-            chosen = [*(sizes or ["1333x800"]), *(more_sizes or [])]
-            bench_inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
-            return
-        if sizes or image or weights:
-            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {suite}")
-        from detops.apps import bench as speed
+        names = suites or []
+        if list_:
+            typer.echo("\n".join([*runner.suites(), "inference"]))
+        elif names[:1] == ["inference"]:
+            from detops.apps.bench import inference
 
-        speed.main(suite, kernel, json_path, quick, device)
-
-
-def main() -> None:
-    """Run the command line."""
-    app()
-
-
-if __name__ == "__main__":
-    main()
+            if names[1:] and not sizes:  # further sizes come as arguments
+                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+            chosen = [*(sizes or ["1333x800"]), *names[1:]]
+            inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
+        elif sizes or image or weights:
+            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {' '.join(names)}")
+        elif compare is not None:
+            if json_path is not None:
+                raise ValueError("--json: a comparison is printed only")
+            if not _compare.compare(names, compare, kernel, quick, device, fail_above):
+                raise typer.Exit(1)
+        else:
+            if names[1:]:
+                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+            runner.main(names[0] if names else "draw_gaussians", kernel, json_path, quick, device)

@@ -1,184 +1,274 @@
-"""Every op of detops: its schema, its meaning in one line, its fake (shape) function, and who implements it.
+"""Every op of detops, each declared once: its name, its meaning, its schema and its shapes.
 
-PyTorch's dispatcher chooses: C++ on the CPU where the library was built, Triton on CUDA and ROCm where Triton
-is installed, and the portable PyTorch form everywhere else. Triton is imported when the first GPU tensor comes.
+A declaration is a function under `@op`. Its docstring says what the op does (`detops.reference` has it in full), its
+signature is the schema, and its body is the fake function: what the results are like, without their values. What the
+name then stands for is the op itself, with that signature, called by position or keyword.
 
-The ops, and what each does:
-
-    atss_match            which box each anchor of a GFL or ATSS is trained on
-    draw_gaussians_       draw Gaussians into maps, in place, by element-wise maximum
-    gaussian_focal_loss   sum of CenterNet's focal loss over a heatmap, with the gradient in the same pass
-    gaussian_focal_loss_from_boxes
-                          the same with the targets drawn on the way, and never stored
-    gfl_box_gradient      the gradient of its box logits
-    gfl_positives_        a GFL's losses at the anchors that have a box, and their part of the class gradient
-    localization_region   which anchors near a box learn from a teacher too, and how much
-    masks_to_rle          COCO's run lengths of masks in boxes, without their pixels
-    nms                   which boxes of a batch are left by greedy non-maximum suppression
-    paste_masks           enlarge masks to their boxes, and cut them at a threshold
-    resize_normalize_pad  uint8 images of any sizes into one resized, normalised, padded batch
-    scale_gradient_       multiply a gradient in place; by 1, nothing is touched
-    simota_match          which box each cell of a YOLOX is trained on
-    yolox_loss            a YOLOX's losses, with the gradient of its outputs in the same pass
+PyTorch's dispatcher chooses who runs it: C++ on the CPU where the library was built, Triton on CUDA and ROCm where
+Triton is installed, and the portable PyTorch form everywhere else. Triton is imported when the first GPU tensor comes.
 """
 
+import functools
 import importlib
 import importlib.util
+import inspect
 import warnings
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch import Tensor
 
-from detops.checks import library_path
+from detops.arguments import accumulate_dtype
+from detops.diagnostics.environment import library_path
 
-SCHEMAS = {
-    "atss_match": "(Tensor anchors, SymInt[] level_sizes, Tensor gt_boxes, Tensor gt_labels, Tensor? sample_sizes,"
-    " Tensor? valid, int num_classes, int topk) -> (Tensor, Tensor, Tensor)",
-    "draw_gaussians_": "(Tensor(a!) heatmap, Tensor centers, Tensor radii, Tensor? labels, Tensor? sample_sizes,"
-    " float diameter_to_sigma_factor, float k_scale) -> ()",
-    "gaussian_focal_loss": "(Tensor logits, Tensor target, Tensor? scale, float alpha, float gamma,"
-    " float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
-    "gaussian_focal_loss_from_boxes": "(Tensor logits, Tensor centers, Tensor radii, Tensor labels,"
-    " Tensor? sample_sizes, Tensor? negative_weight, Tensor? scale, float diameter_to_sigma_factor,"
-    " float alpha, float gamma, float pos_weight, float neg_weight, bool with_gradient) -> (Tensor, Tensor)",
-    "gfl_box_gradient": "(Tensor[] bbox_preds, Tensor[] soft_targets, Tensor cells, Tensor gt_boxes, Tensor index,"
-    " Tensor weight, Tensor? region, Tensor factors, float temperature, SymInt most) -> Tensor[]",
-    "gfl_positives_": "(Tensor(a!)[] class_gradients, Tensor[] cls_scores, Tensor[] bbox_preds, Tensor[] soft_targets,"
-    " Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor? region, Tensor scale, float beta,"
-    " float temperature, SymInt most) -> (Tensor, Tensor)",
-    "localization_region": "(Tensor anchors, Tensor gt_boxes, Tensor threshold, Tensor? valid) -> Tensor",
-    "masks_to_rle": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold, bool compress)"
-    " -> (Tensor, Tensor)",
-    "nms": "(Tensor boxes, Tensor scores, Tensor? labels, Tensor? valid, float iou_threshold) -> Tensor",
-    "paste_masks": "(Tensor masks, Tensor boxes, SymInt height, SymInt width, float threshold) -> Tensor",
-    "resize_normalize_pad": "(Tensor[] images, int[] sizes, int height, int width, float[] mean, float[] std,"
-    " bool reverse_channels, bool antialias, ScalarType dtype) -> Tensor",
-    "scale_gradient_": "(Tensor(a!) gradient, Tensor factor) -> ()",
-    "simota_match": "(Tensor[] class_logits, Tensor objectness, Tensor pred_boxes, Tensor cells, Tensor gt_boxes,"
-    " Tensor gt_labels, Tensor? sample_sizes, float radius, bool center_only, bool own_candidates, int topk,"
-    " float k_scale, float iou_weight, float class_weight) -> (Tensor, Tensor)",
-    "yolox_loss": "(Tensor[] outputs, Tensor cells, Tensor gt_boxes, Tensor gt_labels, Tensor index, Tensor iou,"
-    " Tensor scale, Tensor? class_pos_weight, int kind, bool use_l1, float iou_weight, float obj_weight,"
-    " float cls_weight, bool with_gradient) -> (Tensor, Tensor[])",
-}
+P = ParamSpec("P")
+R = TypeVar("R")
 
 _library = torch.library.Library("detops", "DEF")
+_has_triton = importlib.util.find_spec("triton") is not None
 
 
-def _returns_nothing(*args: Any) -> None:
-    """Fake function of an op that only writes into its first argument."""
+def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Register the op that a function declares, and put the op in the function's place.
+
+    Args:
+        mutates: Names of the arguments that the op writes into.
+    """
+
+    def register(declaration: Callable[P, R]) -> Callable[P, R]:
+        name = declaration.__name__
+        schema = torch.library.infer_schema(declaration, mutates_args=mutates)
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        _library.impl(name, _lazily("portable", name), "CompositeExplicitAutograd")
+        if _has_triton:
+            _library.impl(name, _lazily("kernels", name), "CUDA")
+        torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
+        # The overload looks up keywords one by one (3 us for 13 of them); a Python function has them for nothing.
+        overload = getattr(torch.ops.detops, name).default
+        names = ", ".join(inspect.signature(declaration).parameters)
+        call = eval(f"lambda {names}: overload({names})", {"overload": overload})
+        call.__defaults__ = declaration.__defaults__
+        return functools.update_wrapper(call, declaration)
+
+    return register
 
 
-def _returns_sum_and_gradient(logits: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fake function of a loss whose last argument says whether the gradient is wanted."""
-    total = torch.float64 if logits.dtype == torch.float64 else torch.float32
-    gradient = torch.empty_like(logits) if args[-1] else logits.new_empty(0)
-    return logits.new_empty((), dtype=total), gradient
-
-
-def _returns_mask(boxes: torch.Tensor, *args: Any) -> torch.Tensor:
-    """Fake function of an op that says yes or no for each box (B, N, 4)."""
-    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
-
-
-def _returns_match(class_logits: list[torch.Tensor], objectness: torch.Tensor, *args: Any) -> Any:
-    """Fake function of an assignment: for each cell (B, A) the index of its box, and their IoU."""
-    return objectness.new_empty(objectness.shape, dtype=torch.int64), objectness.new_empty(
-        objectness.shape, dtype=torch.float32
-    )
-
-
-def _returns_losses_and_gradients(outputs: list[torch.Tensor], *args: Any) -> Any:
-    """Fake function of a loss of several levels whose last argument says whether gradients are wanted."""
-    total = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
-    gradients = [output.new_empty(output.shape if args[-1] else 0) for output in outputs]
-    return outputs[0].new_empty(4, dtype=total), gradients
-
-
-def _returns_anchor_match(anchors: torch.Tensor, level_sizes: list[int], gt_boxes: torch.Tensor, *args: Any) -> Any:
-    """Fake function of an assignment: for each image and anchor the index of its box, their IoU, and thresholds."""
-    shape = (gt_boxes.shape[0], anchors.shape[0])
-    return (
-        gt_boxes.new_empty(shape, dtype=torch.int64),
-        gt_boxes.new_empty(shape, dtype=torch.float32),
-        gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32),
-    )
-
-
-def _returns_worth(anchors: torch.Tensor, gt_boxes: torch.Tensor, *args: Any) -> torch.Tensor:
-    """Fake function of an op that returns a number for each image and anchor."""
-    return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)
-
-
-def _returns_gfl_losses(gradients: Any, cls_scores: list[torch.Tensor], *args: Any) -> Any:
-    """Fake function of losses (6, L), and of a weight for each image and anchor."""
-    total = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
-    losses = cls_scores[0].new_empty(6, len(cls_scores), dtype=total)
-    return losses, cls_scores[0].new_empty(args[5].shape, dtype=torch.float32)
-
-
-def _returns_gradients(outputs: list[torch.Tensor], *args: Any) -> list[torch.Tensor]:
-    """Fake function of an op that returns a contiguous gradient of each level."""
-    return [output.new_empty(output.shape) for output in outputs]
-
-
-def _returns_batch(images: list[torch.Tensor], sizes: list[int], height: int, width: int, *args: Any) -> torch.Tensor:
-    """Fake function of an op that makes one batch of images, of the dtype that its last argument names."""
-    return images[0].new_empty((len(images), 3, height, width), dtype=args[-1])
-
-
-def _returns_images(masks: torch.Tensor, boxes: torch.Tensor, height: int, width: int, *args: Any) -> torch.Tensor:
-    """Fake function of an op that makes a picture of each mask."""
-    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)
-
-
-def _returns_joined(masks: torch.Tensor, *args: Any) -> Any:
-    """Fake function of an op whose first result is as long as the data make it, the second where each mask's begins."""
-    dtype = torch.uint8 if args[-1] else torch.int32
-    offsets = masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
-    return masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=dtype), offsets
-
-
-FAKES: dict[str, Any] = {
-    "atss_match": _returns_anchor_match,
-    "draw_gaussians_": _returns_nothing,
-    "gaussian_focal_loss": _returns_sum_and_gradient,
-    "gaussian_focal_loss_from_boxes": _returns_sum_and_gradient,
-    "gfl_box_gradient": _returns_gradients,
-    "gfl_positives_": _returns_gfl_losses,
-    "localization_region": _returns_worth,
-    "masks_to_rle": _returns_joined,
-    "nms": _returns_mask,
-    "paste_masks": _returns_images,
-    "resize_normalize_pad": _returns_batch,
-    "scale_gradient_": _returns_nothing,
-    "simota_match": _returns_match,
-    "yolox_loss": _returns_losses_and_gradients,
-}
-
-
-def _lazily(package: str, op: str) -> Any:
-    """The implementation of `op` in `detops.<package>`, imported at its first call."""
+def _lazily(package: str, name: str) -> Any:
+    """The implementation of an op in `detops.<package>`, imported at its first call."""
     implementation: Any = None
 
     def call(*args: Any) -> Any:
         nonlocal implementation
         if implementation is None:
-            module = importlib.import_module(f"detops.{package}.{op.rstrip('_')}")
-            implementation = getattr(module, op)
+            module = importlib.import_module(f"detops.{package}.{name.rstrip('_')}")
+            implementation = getattr(module, name)
         return implementation(*args)
 
     return call
 
 
-def _register() -> None:
-    triton = importlib.util.find_spec("triton") is not None
-    for op, schema in SCHEMAS.items():
-        _library.define(op + schema, tags=(torch.Tag.pt2_compliant_tag,))
-        _library.impl(op, _lazily("portable", op), "CompositeExplicitAutograd")
-        if triton:
-            _library.impl(op, _lazily("kernels", op), "CUDA")
-        torch.library.register_fake(f"detops::{op}", FAKES[op], lib=_library)
+@op()
+def atss_match(
+    anchors: Tensor,
+    level_sizes: list[int],
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    valid: Tensor | None,
+    num_classes: int,
+    topk: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the box that each anchor is trained on by ATSS, their IoU, and the IoU from which each box takes anchors."""
+    shape = (gt_boxes.shape[0], anchors.shape[0])
+    threshold = gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32)
+    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32), threshold
+
+
+@op(mutates=("heatmap",))
+def draw_gaussians_(
+    heatmap: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor | None,
+    sample_sizes: Tensor | None,
+    diameter_to_sigma_factor: float,
+    k_scale: float,
+) -> None:
+    """Draw the Gaussian of each box into heatmaps, in place, by element-wise maximum."""
+
+
+@op()
+def gaussian_focal_loss(
+    logits: Tensor,
+    target: Tensor,
+    scale: Tensor | None,
+    alpha: float,
+    gamma: float,
+    pos_weight: float,
+    neg_weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum CenterNet's focal loss over a heatmap of targets, and compute its gradient in the same pass."""
+    return _sum_and_gradient(logits, with_gradient)
+
+
+@op()
+def gaussian_focal_loss_from_boxes(
+    logits: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor,
+    sample_sizes: Tensor | None,
+    negative_weight: Tensor | None,
+    scale: Tensor | None,
+    diameter_to_sigma_factor: float,
+    alpha: float,
+    gamma: float,
+    pos_weight: float,
+    neg_weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum CenterNet's focal loss, and compute its gradient, with targets drawn on the way and never stored."""
+    return _sum_and_gradient(logits, with_gradient)
+
+
+@op()
+def masks_to_rle(
+    masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, compress: bool
+) -> tuple[Tensor, Tensor]:
+    """Encode masks that lie in boxes as COCO's run lengths, without making their pixels."""
+    runs = masks.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8 if compress else torch.int32)
+    return runs, masks.new_empty(masks.shape[0] + 1, dtype=torch.int64)
+
+
+@op()
+def nms_mask(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None, iou_threshold: float
+) -> Tensor:
+    """Tell which boxes of a batch greedy non-maximum suppression keeps."""
+    return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
+
+
+@op()
+def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
+    """Enlarge each mask to its box in an empty image, and cut it at a threshold."""
+    return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)
+
+
+@op(mutates=("class_gradients",))
+def positive_losses_(
+    class_gradients: list[Tensor],
+    cls_scores: list[Tensor],
+    bbox_preds: list[Tensor],
+    soft_targets: list[Tensor],
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    index: Tensor,
+    region: Tensor | None,
+    scale: Tensor,
+    beta: float,
+    temperature: float,
+    most: int,
+) -> tuple[Tensor, Tensor]:
+    """Sum GFL's and LD's losses over the anchors that have a box, and set the class gradient at these, in place."""
+    losses = cls_scores[0].new_empty((6, len(cls_scores)), dtype=accumulate_dtype(cls_scores[0]))
+    return losses, cls_scores[0].new_empty(index.shape, dtype=torch.float32)
+
+
+@op()
+def positive_losses_backward(
+    bbox_preds: list[Tensor],
+    soft_targets: list[Tensor],
+    cells: Tensor,
+    gt_boxes: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    region: Tensor | None,
+    factors: Tensor,
+    temperature: float,
+    most: int,
+) -> list[Tensor]:
+    """Compute the gradient of the box losses of `positive_losses_` with respect to the box logits."""
+    return [preds.new_empty(preds.shape) for preds in bbox_preds]
+
+
+@op()
+def resize_normalize_pad(
+    images: list[Tensor],
+    sizes: list[int],
+    height: int,
+    width: int,
+    mean: list[float],
+    std: list[float],
+    reverse_channels: bool,
+    antialias: bool,
+    dtype: torch.dtype,
+) -> Tensor:
+    """Make one resized, normalised, padded batch of uint8 images of any sizes."""
+    return images[0].new_empty((len(images), 3, height, width), dtype=dtype)
+
+
+@op(mutates=("gradient",))
+def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
+    """Multiply a gradient in place, by one factor or one per group of columns; by 1, no memory is touched."""
+
+
+@op()
+def simota_match(
+    class_logits: list[Tensor],
+    objectness: Tensor,
+    pred_boxes: Tensor,
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    radius: float,
+    center_only: bool,
+    own_candidates: bool,
+    topk: int,
+    k_scale: float,
+    iou_weight: float,
+    class_weight: float,
+) -> tuple[Tensor, Tensor]:
+    """Find the box that each cell of a YOLOX network is trained on by SimOTA, and their IoU."""
+    shape = objectness.shape
+    return objectness.new_empty(shape, dtype=torch.int64), objectness.new_empty(shape, dtype=torch.float32)
+
+
+@op()
+def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
+    """Weigh each anchor by the IoU with the box near which it learns from a teacher: LD's localization region."""
+    return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)
+
+
+@op()
+def yolox_loss(
+    outputs: list[Tensor],
+    cells: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    index: Tensor,
+    iou: Tensor,
+    scale: Tensor,
+    class_pos_weight: Tensor | None,
+    kind: int,
+    use_l1: bool,
+    iou_weight: float,
+    obj_weight: float,
+    cls_weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum YOLOX's four losses over a network's outputs, and compute their gradient in the same pass."""
+    gradients = [output.new_empty(output.shape if with_gradient else 0) for output in outputs]
+    return outputs[0].new_empty(4, dtype=accumulate_dtype(outputs[0])), gradients
+
+
+def _sum_and_gradient(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
+    """What a loss of one map returns."""
+    gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
+    return logits.new_empty((), dtype=accumulate_dtype(logits)), gradient
 
 
 def _load_cpu_kernels() -> None:
@@ -197,21 +287,4 @@ def _load_cpu_kernels() -> None:
     )
 
 
-_register()
 _load_cpu_kernels()
-
-# Called as overloads, which spares each call the search for one.
-atss_match = torch.ops.detops.atss_match.default
-draw_gaussians_ = torch.ops.detops.draw_gaussians_.default
-gaussian_focal_loss = torch.ops.detops.gaussian_focal_loss.default
-gaussian_focal_loss_from_boxes = torch.ops.detops.gaussian_focal_loss_from_boxes.default
-gfl_box_gradient = torch.ops.detops.gfl_box_gradient.default
-gfl_positives_ = torch.ops.detops.gfl_positives_.default
-localization_region = torch.ops.detops.localization_region.default
-masks_to_rle = torch.ops.detops.masks_to_rle.default
-nms = torch.ops.detops.nms.default
-paste_masks = torch.ops.detops.paste_masks.default
-resize_normalize_pad = torch.ops.detops.resize_normalize_pad.default
-scale_gradient_ = torch.ops.detops.scale_gradient_.default
-simota_match = torch.ops.detops.simota_match.default
-yolox_loss = torch.ops.detops.yolox_loss.default

@@ -1,4 +1,4 @@
-"""`detops evaluate`: COCO's twelve numbers and each class's AP, from a run or from a results file."""
+"""`detops evaluate`: COCO's twelve scores and the AP of each class, of a run or of a results file."""
 
 import contextlib
 import io
@@ -9,16 +9,28 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from detops.apps import coco, predict, require
-from detops.apps.dataset import CocoImages, open_annotations
+from detops.apps import require, runs
+from detops.apps.data import coco
+from detops.apps.data.dataset import CocoImages, open_annotations
 
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 MEANINGS = (
-    "IoU 0.50:0.95", "IoU 0.50", "IoU 0.75", "area below 32x32", "area to 96x96", "area above",
-    "1 detection an image", "10 detections", "100 detections", "area below 32x32", "area to 96x96", "area above",
-)  # fmt: skip
+    "IoU 0.50:0.95",
+    "IoU 0.50",
+    "IoU 0.75",
+    "area below 32x32",
+    "area up to 96x96",
+    "larger area",
+    "1 detection per image",
+    "10 detections per image",
+    "100 detections per image",
+    "area below 32x32",
+    "area up to 96x96",
+    "larger area",
+)
 
 
 def score(
@@ -26,19 +38,20 @@ def score(
 ) -> dict[str, Any]:
     """Compare detections with annotations.
 
-    Broken annotations are left out. An image or area without a box gives no number there, which is None.
+    Invalid annotations are left out. A score that no annotation counts for, such as that of an area or a class without
+    boxes, is None.
 
     Args:
         annotations: COCO file.
-        results: Detections in COCO's form.
-        kind: Overlap of boxes, or of masks.
-        image_ids: Count only these images.
+        results: Detections in COCO's results format.
+        kind: What the IoU is computed of: "bbox", boxes, or "segm", masks.
+        image_ids: Evaluate only on these images.
 
     Returns:
-        The twelve numbers by name, and "classes": AP by class name.
+        The twelve scores by name, and "classes": the AP by class name.
 
     Raises:
-        ValueError: The results are no COCO results, or are of other images.
+        ValueError: The results are not in COCO's format, or name other images.
     """
     truth = _clean(annotations)
     _check(results, truth, kind)
@@ -48,7 +61,7 @@ def score(
         if results:
             found = truth.loadRes([dict(row) for row in results])
         else:
-            found.createIndex()  # loadRes cannot bear an empty list
+            found.createIndex()  # loadRes fails on an empty list
         evaluation = require("pycocotools.cocoeval", "pycocotools", "evaluate").COCOeval(truth, found, kind)
         if image_ids is not None:
             evaluation.params.imgIds = sorted(image_ids)
@@ -56,7 +69,8 @@ def score(
         evaluation.accumulate()
         evaluation.summarize()
     names = {category["id"]: str(category.get("name", category["id"])) for category in truth.dataset["categories"]}
-    precision = torch.from_numpy(evaluation.eval["precision"])[:, :, :, 0, 2]  # (IoU, recall, class), all areas, 100
+    # Of (IoU, recall, class, area, detections): all areas, 100 detections per image.
+    precision = torch.from_numpy(evaluation.eval["precision"])[:, :, :, 0, 2]  # (IoU, recall, class)
     classes = {}
     for index, category in enumerate(evaluation.params.catIds):
         values = precision[:, :, index]
@@ -67,7 +81,7 @@ def score(
 
 
 def _clean(path: Path) -> Any:
-    """The ground truth for pycocotools, without what it cannot bear; ids from 1, as 0 would mean "unmatched"."""
+    """Load the ground truth into pycocotools, without invalid annotations; ids from 1, as 0 would mean "unmatched"."""
     broken = {skipped.annotation_id for skipped in coco.read(path).broken}
     data = coco.load(path)
     good = [a for a in data.get("annotations") or [] if isinstance(a, dict) and a.get("id") not in broken]
@@ -94,24 +108,24 @@ def _check(results: Any, truth: Any, kind: str) -> None:
         raise ValueError(f"results: image {sorted(unknown, key=str)[0]} is not in the annotations")
 
 
-def score_rows(dataset: CocoImages, path: Path, found: dict[int, predict.Found]) -> dict[str, Any]:
-    """Compare detections on rows of a data set with its annotation file."""
+def score_rows(dataset: CocoImages, path: Path, found: dict[int, runs.Found]) -> dict[str, Any]:
+    """Compare the detections on rows of a data set with its annotation file."""
     annotations = dataset.annotations
     results = [
         row
         for index, detections in found.items()
-        for row in predict.as_results(annotations.images[index].id, detections, annotations.category_ids)
+        for row in runs.as_results(annotations.images[index].id, detections, annotations.category_ids)
     ]
     return score(path, results, image_ids=[annotations.images[index].id for index in found])
 
 
 def table(scores: dict[str, Any]) -> Table:
-    """The numbers for the terminal."""
-    view = Table("", "", "what it counts", title="COCO scores")
+    """Lay the scores out for the terminal."""
+    view = Table("", "", "counted", title="COCO scores")
     for name, meaning in zip(NAMES, MEANINGS, strict=True):
         view.add_row(name, _number(scores[name]), meaning)
     for name, value in scores["classes"].items():
-        view.add_row("AP", _number(value), f"class {name}")
+        view.add_row("AP", _number(value), escape(f"class {name}"))
     return view
 
 
@@ -120,7 +134,7 @@ def _number(value: float | None) -> str:
 
 
 def run(
-    run: Path | None = None,
+    run_folder: Path | None = None,
     results: Path | None = None,
     annotations: Path | None = None,
     images: Path | None = None,
@@ -129,16 +143,16 @@ def run(
     device: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
-    """Evaluate a run on its validation data (or other data), or a results file.
+    """Evaluate a run or a results file, print the scores and write them to a file.
 
     Args:
-        run: Folder of a trained run.
-        results: COCO results in place of a run.
-        annotations: COCO file; needed with `results`, otherwise by default the run's own.
-        images: Folder of the images of `annotations`.
-        kind: What overlaps; "segm" for results with masks.
-        json_path: Write the numbers here too; by default `evaluation.json` in the run.
-        device: Torch device of the run's network.
+        run_folder: Folder of a trained run.
+        results: COCO results file, in place of a run.
+        annotations: COCO file; required with `results`, by default the validation data of the run.
+        images: Folder of the images of `annotations`; by default `images` beside it.
+        kind: What the IoU is computed of: "bbox", or "segm" for results with masks.
+        json_path: File to write the scores to; by default `evaluation.json` in the run.
+        device: Torch device of the run's network; by default a GPU if there is one.
         console: Where to print.
 
     Raises:
@@ -147,30 +161,35 @@ def run(
     console = console or Console()
     if kind not in ("bbox", "segm"):
         raise ValueError(f"kind: expected bbox or segm, got {kind}")
-    if (run is None) == (results is None):
-        raise ValueError("expected either a run or --results, got " + ("neither" if run is None else "both"))
-    if results is not None:
+    if (run_folder is None) == (results is None):
+        raise ValueError("expected either a run or --results, got " + ("neither" if results is None else "both"))
+    if run_folder is not None:
+        scores = _score_run(run_folder, annotations, images, device, console)
+        json_path = json_path or run_folder / "evaluation.json"
+    else:
+        assert results is not None
         if annotations is None:
             raise ValueError("annotations: --results needs the --annotations that they belong to")
         scores = score(annotations, coco.load(results), kind)
-    else:
-        assert run is not None
-        network, decoder, config = predict.load(
-            run, torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        )
-        if annotations is not None and images is None:
-            images = annotations.parent / "images"
-        path, folder = annotations or Path(config["val_annotations"]), images or Path(config["val_images"])
-        size = (config["size"][0], config["size"][1])
-        dataset = CocoImages(open_annotations(path, folder, False, console), folder, size, False, 0, console)
-        if dataset.annotations.class_names != config["classes"]:
-            raise ValueError(f"{path}: expected the run's classes {config['classes']}")
-        rows = range(len(dataset))
-        scores = score_rows(
-            dataset, path, dict(zip(rows, predict.detect_all(network, decoder, dataset, rows), strict=True))
-        )
-        json_path = json_path or run / "evaluation.json"
     if json_path is not None:
         json_path.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n")
     console.print(table(scores))
     return scores
+
+
+def _score_run(
+    run: Path, annotations: Path | None, images: Path | None, device: str | None, console: Console
+) -> dict[str, Any]:
+    """Detect on the run's validation data, or on the data that is given, and score the detections."""
+    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    network, kind, config = runs.load(run, where)
+    if annotations is not None and images is None:
+        images = annotations.parent / "images"
+    path, folder = annotations or Path(config["val_annotations"]), images or Path(config["val_images"])
+    height, width = config["size"]
+    dataset = CocoImages(open_annotations(path, folder, False, console), folder, (height, width), False, 0, console)
+    if dataset.annotations.class_names != config["classes"]:
+        raise ValueError(f"{path}: expected the run's classes {config['classes']}")
+    rows = range(len(dataset))
+    detections = runs.detect_all(network, kind, dataset, rows)
+    return score_rows(dataset, path, dict(zip(rows, detections, strict=True)))

@@ -1,44 +1,46 @@
-"""`detops targets`: annotations in, CenterNet's class-wise heatmaps for the whole set out, as pictures and numbers."""
+"""`detops targets`: annotations in; CenterNet's heatmaps of the whole set out, as pictures and a summary."""
 
 import json
 import statistics
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from detops.apps import report
-from detops.apps.coco import Annotations, read
+from detops.apps import warn
+from detops.apps.data.coco import Annotations, read
+from detops.apps.pictures import Picture, canvas, contact_sheet, overlay, unique_stems
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import gaussian_radius
 
-CHUNK_VALUES = 1 << 24  # values of the maps drawn at once, 64 MiB
+CHUNK_VALUES = 1 << 24  # values of the heatmaps that are drawn at once: 64 MiB
 SHEET = 24  # pictures on the contact sheet
 
 
 @dataclass(frozen=True)
 class Gaussians:
-    """Where each box is drawn: centres (T, 2) and radii (T,), int32, in cells of the feature map."""
+    """The Gaussian of each box: centres (T, 2) and radii (T,), int32, in cells of the heatmap."""
 
     centers: Tensor
     radii: Tensor
 
 
 def gaussians(annotations: Annotations, stride: int, min_overlap: float) -> Gaussians:
-    """Compute the Gaussians of a whole set at once, as CenterNet defines them.
+    """Compute the Gaussians of a whole data set at once, as CenterNet defines them.
 
     Args:
-        annotations: The set.
-        stride: Pixels a cell.
-        min_overlap: IoU that a box keeps when its corners move by the radius.
+        annotations: The data set.
+        stride: Image pixels per cell.
+        min_overlap: Lowest IoU that a box shifted by the radius may have with its original.
     """
     boxes = annotations.boxes / stride
     sides = boxes[:, 2:] - boxes[:, :2]
@@ -48,15 +50,16 @@ def gaussians(annotations: Annotations, stride: int, min_overlap: float) -> Gaus
 
 
 def draw(annotations: Annotations, drawn: Gaussians, stride: int) -> Iterator[tuple[list[int], Tensor]]:
-    """Draw the maps, batched over images whose maps have one size.
+    """Draw the heatmaps, in batches of images whose heatmaps have the same size.
 
     Args:
-        annotations: The set.
+        annotations: The data set.
         drawn: Its Gaussians.
-        stride: Pixels a cell.
+        stride: Image pixels per cell.
 
     Yields:
-        Positions of some images in the set, and their maps (B, C, ceil(height / stride), ceil(width / stride)).
+        Positions of some images in the data set, and their heatmaps (B, C, ceil(height / stride),
+        ceil(width / stride)).
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for position, image in enumerate(annotations.images):
@@ -81,8 +84,8 @@ def draw(annotations: Annotations, drawn: Gaussians, stride: int) -> Iterator[tu
             yield part.tolist(), heatmap
 
 
-def boxes_a_second(annotations: Annotations, stride: int, min_overlap: float, repeats: int = 5) -> float:
-    """Median rate of computing and drawing the targets of the whole set, pictures not counted."""
+def boxes_per_second(annotations: Annotations, stride: int, min_overlap: float, repeats: int = 5) -> float:
+    """Measure the median rate at which the targets of the whole set are computed and drawn, without pictures."""
     seconds = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -94,7 +97,7 @@ def boxes_a_second(annotations: Annotations, stride: int, min_overlap: float, re
 
 @dataclass(frozen=True)
 class Summary:
-    """What `summary.json` holds."""
+    """The content of `summary.json`."""
 
     images: int
     boxes: int
@@ -108,8 +111,8 @@ class Summary:
     boxes_per_second: float
 
     def table(self, out: Path) -> Table:
-        """The summary for the terminal."""
-        view = Table("what", "how many", title="Training targets")
+        """Lay the summary out for the terminal."""
+        view = Table("what", "count", title="Training targets")
         view.columns[1].justify = "right"
         rows: list[tuple[str, object]] = [
             ("images", self.images),
@@ -117,19 +120,22 @@ class Summary:
             ("classes", self.classes),
         ]
         rows += [(f"skipped: {reason}", count) for reason, count in sorted(self.skipped.items())]
-        rows += [("clipped to the image", self.clipped), ("images not found, drawn on blank", self.missing_images)]
-        rows += [("images of another size than recorded", self.resized_images)]
+        rows += [
+            ("clipped to the image", self.clipped),
+            ("images not found, drawn on a blank canvas", self.missing_images),
+        ]
+        rows += [("images whose size differs from the annotations", self.resized_images)]
         rows += [(f"radius in cells: {name}", f"{value:g}") for name, value in self.radius.items()]
-        rows += [("boxes a second", f"{self.boxes_per_second:,.0f}")]
+        rows += [("boxes per second", f"{self.boxes_per_second:,.0f}")]
         for name, value in rows:
             if value not in (0, "0") or name in ("images", "boxes drawn"):
                 view.add_row(name, str(value))
-        view.caption = f"in {out}"
+        view.caption = escape(f"in {out}")
         return view
 
 
 def radius_distribution(radii: Tensor) -> dict[str, float]:
-    """Smallest, tenth, middle, nine tenths and largest radius; nothing for no boxes."""
+    """Compute the smallest and largest radius and the quantiles between; empty if there are no boxes."""
     if len(radii) == 0:
         return {}
     marks = {"smallest": 0.0, "10 %": 0.1, "median": 0.5, "90 %": 0.9, "largest": 1.0}
@@ -150,67 +156,77 @@ def run(
     pictures: int | None = None,
     console: Console | None = None,
 ) -> Summary:
-    """Draw a set's targets and write pictures, contact sheet and summary.
+    """Draw the targets of a data set and write pictures, a contact sheet and a summary.
 
     Args:
         path: COCO annotations, .json or .json.gz.
         images: Folder of the images; None draws on blank canvases.
-        out: Folder to write into.
-        stride: Pixels a cell of the maps.
-        min_overlap: IoU that a box keeps when its corners move by the radius.
+        out: Folder to write to.
+        stride: Image pixels per cell of the heatmaps.
+        min_overlap: Lowest IoU that a box shifted by the radius may have with its original.
         image_ids: Only these images.
-        limit: Only the first so many images.
-        pictures: Write only the first so many pictures; targets are drawn for all.
+        limit: Only the first `limit` images.
+        pictures: Write only the first `pictures` pictures; the targets of all images are drawn.
         console: Where to print.
 
     Returns:
         The numbers that were written to `summary.json`.
 
     Raises:
-        ValueError: An argument or the file is of no use.
+        ValueError: An argument or the file is invalid.
     """
     console = console or Console()
     if stride < 1:
         raise ValueError(f"stride: expected at least 1, got {stride}")
     annotations = read(path).select(image_ids, limit)
     for skipped in annotations.broken:
-        console.print(f"skipped {skipped}", style="yellow", highlight=False, soft_wrap=True)
+        warn(console, f"skipped {skipped}")
     drawn = gaussians(annotations, stride, min_overlap)
-
-    (out / "images").mkdir(parents=True, exist_ok=True)
-    sheet: dict[int, report.Picture] = {}
-    missing = resized = 0
-    names = report.unique_stems([image.file_name for image in annotations.images])
-    wanted = len(annotations.images) if pictures is None else min(pictures, len(annotations.images))
-    chunks = draw(annotations, drawn, stride)
-    maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
-    progress = track(maps, "drawing", len(annotations.images), console=console, transient=True)
-    for position, heatmap in progress:
-        if position >= wanted:
-            continue
-        record = annotations.images[position]
-        canvas, state = report.canvas(None if images is None else images / record.file_name, record)
-        missing += state == "missing"
-        resized += state == "resized"
-        boxes, labels = annotations.of_image(position)
-        picture = report.overlay(canvas, heatmap, boxes, labels, annotations.class_names, record, stride)
-        picture.save(out / "images" / f"{names[position]}.png")
-        if position < SHEET:
-            sheet[position] = report.Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
-    report.contact_sheet([sheet[p] for p in sorted(sheet)]).save(out / "contact_sheet.png")
-
+    states = _write_pictures(annotations, drawn, images, out, stride, pictures, console)
     summary = Summary(
-        len(annotations.images),
-        len(annotations.boxes),
-        len(annotations.class_names),
-        annotations.clipped,
-        annotations.reasons(),
-        len(annotations.broken),
-        missing,
-        resized,
-        radius_distribution(drawn.radii),
-        boxes_a_second(annotations, stride, min_overlap),
+        images=len(annotations.images),
+        boxes=len(annotations.boxes),
+        classes=len(annotations.class_names),
+        clipped=annotations.clipped,
+        skipped=annotations.reasons(),
+        broken=len(annotations.broken),
+        missing_images=states["missing"],
+        resized_images=states["resized"],
+        radius=radius_distribution(drawn.radii),
+        boxes_per_second=boxes_per_second(annotations, stride, min_overlap),
     )
     (out / "summary.json").write_text(json.dumps(vars(summary), indent=1, allow_nan=False) + "\n")
     console.print(summary.table(out))
     return summary
+
+
+def _write_pictures(
+    annotations: Annotations,
+    drawn: Gaussians,
+    images: Path | None,
+    out: Path,
+    stride: int,
+    limit: int | None,
+    console: Console,
+) -> Counter[str]:
+    """Write the pictures and the contact sheet; return how many images were found, missing, resized or blank."""
+    (out / "images").mkdir(parents=True, exist_ok=True)
+    sheet: dict[int, Picture] = {}
+    states: Counter[str] = Counter()
+    names = unique_stems([image.file_name for image in annotations.images])
+    wanted = len(annotations.images) if limit is None else min(limit, len(annotations.images))
+    chunks = draw(annotations, drawn, stride)
+    maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
+    for position, heatmap in track(maps, "drawing", len(annotations.images), console=console, transient=True):
+        if position >= wanted:
+            continue
+        record = annotations.images[position]
+        image, state = canvas(None if images is None else images / record.file_name, record)
+        states[state] += 1
+        boxes, labels = annotations.of_image(position)
+        picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
+        picture.save(out / "images" / f"{names[position]}.png")
+        if position < SHEET:
+            sheet[position] = Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
+    contact_sheet([sheet[p] for p in sorted(sheet)]).save(out / "contact_sheet.png")
+    return states

@@ -2,12 +2,14 @@
 
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor, unchecked
+from detops.arguments import FLOATS, renamed, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked, unchecked
+from detops.geometry.levels import Size
+from detops.ground_truth import Targets, require_ground_truth
 from detops.losses.focal import check_finite
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.reduction import EPS, average_over_ranks
 from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch
 from detops.targets.centernet import CenterNetCells, centernet_cells, count_centers, ignored_cells, last_at_cell
 from detops.targets.radius import Formula
 
@@ -66,15 +68,17 @@ class CenterNetLoss(nn.Module):
         self.formula: Formula = formula
         self.elliptical = elliptical
 
+    @renamed(
+        image_shape="image_size; boxes and labels are one argument, targets=(boxes, labels)",
+        ignore_boxes="`ignored` of GroundTruth, given as targets",
+    )
     def forward(
         self,
         heatmap_logits: Tensor,
         wh: Tensor,
         offset: Tensor,
-        boxes: Batch,
-        labels: Batch,
-        image_shape: tuple[int, int],
-        ignore_boxes: Batch | None = None,
+        targets: Targets,
+        image_size: Size,
     ) -> dict[str, Tensor]:
         """Compute the losses.
 
@@ -82,11 +86,10 @@ class CenterNetLoss(nn.Module):
             heatmap_logits: (B, C, H, W), before the sigmoid.
             wh: (B, 2, H, W), predicted width and height in cells.
             offset: (B, 2, H, W), predicted x and y of a centre minus its cell.
-            boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels of the network's input.
-                A tensor (B, N, 4) is a batch without padding.
-            labels: Likewise (B, N) integers; a negative one means "ignore this box".
-            image_shape: Height and width of the network's input in pixels.
-            ignore_boxes: Likewise (B, M, 4): regions, such as crowds, whose cells carry no negative loss.
+            targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels of the network's
+                input, labels 0 .. C - 1; a negative label means "ignore this box". Cells in ignored regions, such as
+                crowds, carry no negative loss.
+            image_size: Height and width of the network's input in pixels.
 
         Returns:
             "loss_center_heatmap", "loss_wh" and "loss_offset", 0-d; their sum is what is trained.
@@ -98,22 +101,14 @@ class CenterNetLoss(nn.Module):
         """
         self._check(heatmap_logits, wh, offset)
         batch, _, height, width = heatmap_logits.shape
-        cells = centernet_cells(
-            boxes,
-            labels,
-            (height, width),
-            image_shape,
-            self.num_classes,
-            self.min_overlap,
-            min_radius=self.min_radius,
-            formula=self.formula,
-            elliptical=self.elliptical,
+        truth = require_ground_truth(
+            targets, self.num_classes, batch=batch, like=heatmap_logits, like_name="heatmap_logits"
         )
-        require_shape("boxes", cells.wh, (batch, *cells.wh.shape[1:]), "to match heatmap_logits")
-        require_device("boxes", cells.wh, heatmap_logits, "heatmap_logits")
-        negative_weight = None
-        if ignore_boxes is not None:
-            negative_weight = ignored_cells(ignore_boxes, (height, width), image_shape, batch, cells.wh.device)
+        cells = centernet_cells(
+            truth, (height, width), image_size, self.num_classes, self.min_overlap,
+            min_radius=self.min_radius, formula=self.formula, elliptical=self.elliptical,
+        )  # fmt: skip
+        negative_weight = ignored_cells(truth, (height, width), image_size)
         count = average_over_ranks(count_centers(cells, height * width))
         if is_checked():
             check_finite("heatmap_logits", heatmap_logits)

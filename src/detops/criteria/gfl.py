@@ -1,22 +1,19 @@
-"""GFL's and LD's losses, a module each: a dense head's outputs and boxes in, numbers out."""
+"""GFL's losses as one module: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.checks import image_sides, require_maps
-from detops.losses.gfl import gfl_level_losses
+from detops.arguments import renamed
+from detops.assign.assignment import Assignment
+from detops.assign.atss import AnchorMatch, match_anchors, require_topk
+from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require_maps, require_strides
+from detops.geometry.points import GridCache, anchors_at, grid_points, points_in_images
+from detops.ground_truth import GroundTruth, Targets, require_ground_truth
+from detops.losses._dense import gfl_level_losses
 from detops.losses.reduction import EPS, average_over_ranks
-from detops.ragged.padded import Batch
-from detops.targets.assignment import Assignment
-from detops.targets.atss import MOST_CANDIDATES, grid_anchors, match
-
-Losses = dict[str, Tensor] | dict[str, list[Tensor]]
-Shapes = Tensor | Sequence[tuple[int, int]] | None
-KEPT_GRIDS = 32  # anchors of so many shapes of images
 
 
 class GFLLoss(nn.Module):
@@ -30,10 +27,10 @@ class GFLLoss(nn.Module):
 
     Args:
         num_classes: Number of classes C.
-        reg_max: Distances are distributions over 0 .. reg_max strides.
-        strides: Pixels a cell of each level.
-        anchor_scale: Side of an anchor in cells.
-        topk: Candidates a level, 1 .. 1000; see `atss_assign`.
+        reg_max: Last bin of the distributions: distances are 0 .. reg_max strides.
+        strides: Pixels per cell of each level.
+        anchor_scale: Side of an anchor in strides.
+        topk: Candidates per level, 1 .. 1000; see `atss_assign`.
         beta: Exponent of the quality focal loss, above 0.
         cls_weight: Factor of the class loss.
         bbox_weight: Factor of the GIoU loss.
@@ -66,220 +63,144 @@ class GFLLoss(nn.Module):
         for name, number in (("anchor_scale", anchor_scale), ("beta", beta)):
             if not number > 0:
                 raise ValueError(f"{name}: expected a number above 0, got {number!r}")
-        if topk > MOST_CANDIDATES:
-            raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")
-        if not strides or not all(isinstance(stride, int) and stride >= 1 for stride in strides):
-            raise ValueError(f"strides: expected whole numbers of pixels, the same along x and y, got {strides!r}")
-        self.num_classes, self.reg_max, self.strides = num_classes, reg_max, tuple(strides)
+        require_topk(topk)
+        self.num_classes, self.reg_max, self.strides = num_classes, reg_max, require_strides(strides)
         self.anchor_scale, self.topk, self.beta = anchor_scale, topk, beta
         self.cls_weight, self.bbox_weight, self.dfl_weight = cls_weight, bbox_weight, dfl_weight
-        self._grids: dict[tuple[object, torch.device], tuple[Tensor, Tensor]] = {}
+        self._grids = GridCache()
 
+    @renamed(image_shapes="image_sizes", boxes="targets=(boxes, labels)", labels="targets=(boxes, labels)",
+             per_level="the method `level_losses`")  # fmt: skip
     def forward(
         self,
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
-        boxes: Batch,
-        labels: Batch,
-        image_shapes: Shapes = None,
-        *,
-        per_level: bool = False,
-    ) -> Losses:
+        targets: Targets,
+        image_sizes: ImageSizes | None = None,
+    ) -> dict[str, Tensor]:
         """Compute the losses.
 
         Args:
             cls_scores: Each level's (B, C, H, W) logits.
             bbox_preds: Each level's (B, 4 * (reg_max + 1), H, W) logits: left, top, right, bottom.
-            boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels. A tensor (B, N, 4) is a
-                batch without padding.
-            labels: Likewise (B, N) integers; a negative one means "ignore this box".
-            image_shapes: Height and width of each image within the batch's padding, (B, 2) or a list; anchors beyond
-                them take no part, whatever their logits. None where there is no padding.
-            per_level: Return a list with a loss a level, as MMDetection does; their sums are the losses.
+            targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels
+                0 .. C - 1; a negative label means "ignore this box". An anchor more than half of whose area lies in an
+                ignored region takes no part.
+            image_sizes: Height and width of each image within the batch's padding, (B, 2) or a list; anchors beyond
+                them take no part, whatever their logits. None for those of the targets, if they have any.
 
         Returns:
-            "loss_cls", "loss_bbox" and "loss_dfl", 0-d each or lists of such; their sum is what is trained.
+            "loss_cls", "loss_bbox" and "loss_dfl", 0-d each; their sum is what is trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
             ValueError: Numbers of levels or channels, shapes or devices do not match; in checked mode also a box that
                 is skipped for its values.
         """
-        return _result(self._losses(cls_scores, bbox_preds, [], boxes, labels, image_shapes)[0], per_level)
+        return {name: parts.sum() for name, parts in self._losses(cls_scores, bbox_preds, targets, image_sizes).items()}
+
+    def level_losses(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        targets: Targets,
+        image_sizes: ImageSizes | None = None,
+    ) -> dict[str, list[Tensor]]:
+        """Compute each level's part of the losses, as MMDetection returns them; arguments as in `forward`.
+
+        Returns:
+            For each loss a list of 0-d parts, one per level; the loss is their sum.
+        """
+        losses = self._losses(cls_scores, bbox_preds, targets, image_sizes)
+        return {name: list(parts.unbind()) for name, parts in losses.items()}
 
     def assign(
-        self, cls_scores: Sequence[Tensor], boxes: Batch, labels: Batch, image_shapes: Shapes = None
+        self, cls_scores: Sequence[Tensor], targets: Targets, image_sizes: ImageSizes | None = None
     ) -> Assignment:
         """Return what each anchor is trained on; arguments as in `forward`, anchors level by level, row by row."""
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
-        sizes, anchors, _ = self._grid(cls_scores)
-        valid = self._valid(cls_scores, image_shapes)
-        batch = len(cls_scores[0])
-        return match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, batch).assignment()
+        truth = self._ground_truth(cls_scores, targets)
+        points, anchors = self._grids.get(cls_scores, self._grid)
+        return self._match(cls_scores, truth, points, anchors, image_sizes).assignment(truth)
 
     def _losses(
-        self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor], soft_targets: Sequence[Tensor], boxes: Batch,
-        labels: Batch, image_shapes: Shapes, temperature: float = 1.0, with_region: bool = False,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:  # fmt: skip
-        """GFL's losses (L,) by name; the rest of what the ops return, (6, L); what box losses are divided by."""
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        targets: Targets,
+        image_sizes: ImageSizes | None,
+    ) -> dict[str, Tensor]:
+        """Each loss by level, (L,)."""
+        return self._level_losses(cls_scores, bbox_preds, [], targets, image_sizes)[0]
+
+    def _level_losses(
+        self,
+        cls_scores: Sequence[Tensor],
+        bbox_preds: Sequence[Tensor],
+        soft_targets: Sequence[Tensor],
+        targets: Targets,
+        image_sizes: ImageSizes | None,
+        temperature: float = 1.0,
+        with_region: bool = False,
+    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """GFL's losses (L,) by name; all that the ops return, (6, L); what box losses are divided by."""
         self._check(cls_scores, bbox_preds)
-        sizes, anchors, cells = self._grid(cls_scores)
-        valid = self._valid(cls_scores, image_shapes)
-        found = match(anchors, sizes, boxes, labels, self.num_classes, self.topk, valid, len(cls_scores[0]))
-        region = ops.localization_region(anchors, found.boxes, found.threshold, valid) if with_region else None
+        truth = self._ground_truth(cls_scores, targets)
+        points, anchors = self._grids.get(cls_scores, self._grid)
+        found = self._match(cls_scores, truth, points, anchors, image_sizes)
+        region = None
+        if with_region:
+            region = ops.vlr_weights(
+                anchors=anchors, gt_boxes=truth.boxes.detach(), threshold=found.threshold, valid=found.valid
+            )
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
-        # No box takes more than its candidates: so memory follows from shapes where anchors are gathered.
-        most = found.boxes.shape[1] * sum(min(self.topk, size) for size in sizes)
+        # No box takes more than its candidates, so memory follows from shapes where positives are gathered.
+        sizes = _level_sizes(cls_scores)
+        most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)
         parts = gfl_level_losses(
-            cls_scores, bbox_preds, soft_targets, cells, found.boxes, found.labels, found.index, region, valid,
-            self.cls_weight / (count + EPS), self.beta, temperature, most if region is None else sum(sizes),
+            cls_scores, bbox_preds, soft_targets, points, truth.boxes.detach(), truth.labels, found.index, region,
+            found.valid, self.cls_weight / (count + EPS), self.beta, temperature, most,
         )  # fmt: skip
         divisor = self._box_divisor(parts[1].sum())
         bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
         return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Without the kept anchors: they may be megabytes on a device that the reader has not."""
-        return self.__dict__ | {"_grids": {}}
-
     def _box_divisor(self, weights: Tensor) -> Tensor:
-        """What box and distribution losses are divided by."""
         return average_over_ranks(weights)
 
-    def _grid(self, cls_scores: Sequence[Tensor]) -> tuple[list[int], Tensor, Tensor]:
-        """Sizes of the levels, anchors (A, 4), cells (A, 3) as the ops take them; kept for shapes that come again."""
-        shapes, device = [(scores.shape[2], scores.shape[3]) for scores in cls_scores], cls_scores[0].device
-        sizes = [height * width for height, width in shapes]
-        # A traced or captured tensor must not outlive its graph.
-        keep = type(cls_scores[0]) in (Tensor, nn.Parameter) and not torch.compiler.is_compiling()
-        keep = keep and not (device.type == "cuda" and torch.cuda.is_current_stream_capturing())
-        key = (tuple(shapes), device)
-        # Threads may share the module: no step here breaks if another one has changed the dictionary since the last.
-        kept = self._grids.get(key) if keep else None
-        if kept is not None:
-            return sizes, *kept
-        anchors = grid_anchors(shapes, self.strides, self.anchor_scale, device)
-        side = (anchors[:, 2:3] - anchors[:, :1]) / self.anchor_scale
-        cells = torch.cat([(anchors[:, :2] + anchors[:, 2:]) / 2, side], 1)
-        if keep:
-            for old in list(self._grids)[: max(len(self._grids) - KEPT_GRIDS + 1, 0)]:
-                self._grids.pop(old, None)
-            self._grids[key] = (anchors, cells)
-        return sizes, anchors, cells
+    def _ground_truth(self, cls_scores: Sequence[Tensor], targets: Targets) -> GroundTruth:
+        first = cls_scores[0]
+        return require_ground_truth(
+            targets, self.num_classes, batch=len(first), like=first, like_name="cls_scores", needs_area=True
+        )
 
-    def _valid(self, cls_scores: Sequence[Tensor], image_shapes: Shapes) -> Tensor | None:
-        """(B, A) bool: cells whose corner lies in the image."""
-        if image_shapes is None:
-            return None
-        device = cls_scores[0].device
-        sides = image_sides(image_shapes, len(cls_scores[0]), device)
-        valid = []
-        for scores, stride in zip(cls_scores, self.strides, strict=True):
-            y = torch.arange(scores.shape[2], device=device) * stride < sides[:, :1]
-            x = torch.arange(scores.shape[3], device=device) * stride < sides[:, 1:]
-            valid.append((y[:, :, None] & x[:, None]).flatten(1))
-        return torch.cat(valid, 1)
+    def _grid(self, feature_sizes: list[Size], device: torch.device) -> tuple[Tensor, Tensor]:
+        """(A, 3) points, (A, 4) anchors."""
+        points = grid_points(feature_sizes, self.strides, device, offset=0.0)
+        return points, anchors_at(points, self.anchor_scale)
+
+    def _match(
+        self,
+        cls_scores: Sequence[Tensor],
+        targets: GroundTruth,
+        points: Tensor,
+        anchors: Tensor,
+        image_sizes: ImageSizes | None,
+    ) -> AnchorMatch:
+        given = targets.image_sizes if image_sizes is None else image_sizes
+        valid = None
+        if given is not None:
+            valid = points_in_images(points, image_sizes_tensor(given, len(targets), points.device))
+        return match_anchors(anchors, _level_sizes(cls_scores), targets, self.num_classes, self.topk, valid)
 
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
-        for name, levels, channels, like in (
-            ("cls_scores", cls_scores, self.num_classes, None),
-            ("bbox_preds", bbox_preds, 4 * (self.reg_max + 1), cls_scores),
-        ):
-            require_maps(name, levels, channels, len(self.strides), like)
+        require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
+        require_maps("bbox_preds", bbox_preds, 4 * (self.reg_max + 1), len(self.strides), cls_scores, "cls_scores")
+        for name, levels in (("cls_scores", cls_scores), ("bbox_preds", bbox_preds)):
             for level in levels:
                 if level.dtype != levels[0].dtype:
                     raise TypeError(f"{name}: expected levels of one dtype, got {levels[0].dtype} and {level.dtype}")
 
 
-class LDLoss(GFLLoss):
-    """`GFLLoss`, and the distillation of a teacher's box distributions into the student's.
-
-    The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
-    sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1. With `ld_region="main+vlr"` anchors near a box learn from the teacher too, by their IoU with it, as a
-    fifth loss; most are no positives.
-
-    Args:
-        num_classes: As in `GFLLoss`; likewise `reg_max` and `strides`.
-        reg_max: See there.
-        strides: See there.
-        temperature: That both distributions are softened by.
-        ld_weight: Factor of the fourth loss.
-        normalize_ld: Whether it (and the fifth) is divided as the box losses are.
-        ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
-        options: Keyword arguments of `GFLLoss`.
-
-    Raises:
-        ValueError: A number is out of range, or the region is unknown.
-
-    Reference:
-        Zheng et al., "Localization Distillation for Dense Object Detection", 2022; the region is that of
-        "Localization Distillation for Object Detection", 2023.
-    """
-
-    def __init__(
-        self,
-        num_classes: int,
-        reg_max: int = 16,
-        strides: Sequence[int] = (8, 16, 32, 64, 128),
-        temperature: float = 10.0,
-        *,
-        ld_weight: float = 0.25,
-        normalize_ld: bool = False,
-        ld_region: Literal["main", "main+vlr"] = "main",
-        **options: float,
-    ) -> None:
-        super().__init__(num_classes, reg_max, strides, **options)  # type: ignore[arg-type]
-        if not temperature >= 1:
-            raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
-        if ld_region not in ("main", "main+vlr"):
-            raise ValueError(f'ld_region: expected "main" or "main+vlr", got {ld_region!r}')
-        self.ld_region = ld_region
-        self.temperature, self.ld_weight, self.normalize_ld = temperature, ld_weight, normalize_ld
-
-    def forward(  # type: ignore[override]
-        self,
-        cls_scores: Sequence[Tensor],
-        bbox_preds: Sequence[Tensor],
-        boxes: Batch,
-        labels: Batch,
-        soft_targets: Sequence[Tensor],
-        image_shapes: Shapes = None,
-        *,
-        per_level: bool = False,
-    ) -> Losses:
-        """Compute the losses; arguments and results as in `GFLLoss.forward`, and these.
-
-        Args:
-            cls_scores: See there.
-            bbox_preds: See there.
-            boxes: See there.
-            labels: See there.
-            soft_targets: The teacher's `bbox_preds`, of the same shapes.
-            image_shapes: See there.
-            per_level: See there.
-
-        Returns:
-            Those of `GFLLoss`, "loss_ld", and with the region "loss_ld_vlr".
-        """
-        self._check(cls_scores, bbox_preds)
-        require_maps("soft_targets", soft_targets, 4 * (self.reg_max + 1), len(self.strides), cls_scores)
-        losses, parts, divisor = self._losses(
-            cls_scores, bbox_preds, soft_targets, boxes, labels, image_shapes, self.temperature,
-            self.ld_region == "main+vlr",
-        )  # fmt: skip
-        weight = self.ld_weight / divisor if self.normalize_ld else self.ld_weight
-        losses["loss_ld"] = weight / (4 + EPS) * parts[4]
-        if self.ld_region == "main+vlr":
-            losses["loss_ld_vlr"] = weight / (16 + EPS) * parts[5]
-        return _result(losses, per_level)
-
-    def _box_divisor(self, weights: Tensor) -> Tensor:
-        return average_over_ranks(weights, least=0.0) + 1e-6
-
-
-def _result(losses: dict[str, Tensor], per_level: bool) -> Losses:
-    """Lists of 0-d losses, or their sums."""
-    if per_level:
-        return {name: list(parts.unbind()) for name, parts in losses.items()}
-    return {name: parts.sum() for name, parts in losses.items()}
+def _level_sizes(levels: Sequence[Tensor]) -> list[int]:
+    return [level.shape[2] * level.shape[3] for level in levels]

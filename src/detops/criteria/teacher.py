@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from detops.checks import require_maps
+from detops.geometry.levels import require_maps
 
 
 def _second(output: Any) -> Any:
@@ -17,19 +17,19 @@ def _second(output: Any) -> Any:
 class Teacher:
     """Runs a trained network for its box distributions: frozen, in evaluation mode, without gradients.
 
-    It is no module, so that a student which holds it neither trains, saves nor synchronises it, and that the student's
-    `train()` leaves it in evaluation mode. It follows the device of its images by itself.
+    It is not an `nn.Module`, so that a student which holds it neither trains, saves nor synchronises it, and that the
+    student's `train()` leaves it in evaluation mode. It follows the device of its images by itself.
 
     Args:
         network: From images to the outputs that `distributions` takes.
-        strides: Pixels a cell of each of its levels.
-        student_strides: Those of the student, each one of `strides`; None for the same.
-        distributions: From the network's output to each level's (B, 4 * (reg_max + 1), H, W) logits; by default the
-            second item, which is where a GFL head has them.
+        strides: Pixels per cell of each of its levels.
+        student_strides: Strides of the student's levels, each one of `strides`; None for the same.
+        distributions: Takes the network's output and returns the (B, 4 * (reg_max + 1), H, W) logits of each level; by
+            default the second item, where a GFL head has them.
 
     Raises:
-        TypeError: The network is no module.
-        ValueError: The student has a stride that the teacher has not.
+        TypeError: The network is not an `nn.Module`.
+        ValueError: The student has a stride that the teacher does not have.
 
     Example:
         >>> class Network(nn.Module):
@@ -62,11 +62,11 @@ class Teacher:
         """Return the logits of the levels that the student has too.
 
         Args:
-            images: What the network takes.
+            images: Input of the network.
 
         Raises:
-            TypeError: The network gives no list of floating-point tensors.
-            ValueError: It gives another number of levels.
+            TypeError: The network does not return a list of floating-point tensors.
+            ValueError: It returns another number of levels.
         """
         first = next(chain(self.network.parameters(), self.network.buffers()), None)
         if first is not None and first.device != images.device:

@@ -1,91 +1,88 @@
 """YOLOX's whole loss as one module: the network's raw maps and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Literal
+from functools import partial
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.boxes import boxes_at_cells, to_cxcywh
-from detops.checks import (
-    FLOATS,
-    INTEGERS,
-    is_checked,
-    require_device,
-    require_levels,
-    require_shape,
-    require_tensor,
-)  # fmt: skip
-from detops.losses.fused import fused_level_losses, kept_scale
+from detops.assign.assignment import Assignment
+from detops.assign.simota import Candidates, SimOTARule, match_points
+from detops.geometry.boxes import boxes_at_points
+from detops.geometry.levels import require_strides, require_yolox_maps
+from detops.geometry.points import GridCache, grid_points
+from detops.ground_truth import GroundTruth, Targets, require_ground_truth
+from detops.losses._fused import fused_level_losses
 from detops.losses.reduction import average_over_ranks
-from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch, as_padded, boxes_with_labels
-from detops.targets.assignment import Assignment, grid_cells, labels_of
-from detops.targets.simota import check_values
 
-IouType = Literal["iou", "giou", "diou", "ciou", "iou_linear"]
-Targets = Tensor | RaggedBatch | tuple[Batch, Batch]
-KINDS = {"iou": 0, "iou_linear": 1, "giou": 2, "diou": 3, "ciou": 4}  # numbers of the op
+BoxKind = Literal["iou_squared", "iou", "giou", "diou", "ciou"]
+KINDS = {"iou_squared": 0, "iou": 1, "giou": 2, "diou": 3, "ciou": 4}  # numbers of the op
 STEEPEST = 320.0  # an IoU loss by an offset in cells grows as stride over width: a box of a tenth of a pixel, stride 32
 
 
-class YoloXDetectionLoss(nn.Module):
-    """Assignment by SimOTA, and the box, objectness, class and L1 losses, for a whole batch.
+class YOLOXLoss(nn.Module):
+    """Assignment by SimOTA, and the box, objectness and class losses, for a whole batch.
 
-    The raw maps are read where they are; the assignment and the losses are an op each, and the gradient is written by
-    the pass that computes the losses. Nothing of the size boxes x cells x classes exists, nothing waits for the host,
+    The raw maps are read where they are; the assignment and the losses are one op each, and the gradient is written by
+    the pass that computes the losses. Nothing of the size boxes x points x classes exists, nothing waits for the host,
     and any number of boxes fits. A box off the image, of negative size, with a number that is not finite or a label
-    that is no class takes no cell; an image without boxes, or without a match, trains its objectness.
+    that is no class takes no point; an image without boxes, or without a match, trains its objectness. Under
+    `torch.distributed` the number of positives is averaged over the ranks, so that N ranks give the gradient of one
+    rank on the whole batch.
 
     Args:
-        strides: Pixels a cell of each level.
         num_classes: Number of classes C.
-        use_l1: Whether to add an L1 loss on the raw box numbers; may be set between two calls.
-        center_sampling_radius: Candidates lie within so many cells of a box's centre, or in the box.
-        iou_type: "iou" is 1 - IoU^2 as YOLOX has it; "giou", "diou", "ciou"; "iou_linear" is 1 - IoU.
-        iou_weight: Factor of the IoU loss in the sum.
+        strides: Pixels per cell of each level.
+        use_l1: Whether the box loss has an L1 loss on the raw numbers too; may be set between two calls.
+        center_radius: Candidates lie within so many cells of a box's centre, or in the box.
+        candidates: What a box chooses from, see `simota_assign`.
+        dynamic_ks_bias: Factor of the sum of IoUs that decides how many points a box takes; None for 1.
+        box_kind: The IoU loss: "iou_squared" is 1 - IoU^2, as YOLOX has it; the others as in `box_iou_loss`.
+        box_weight: Factor of the IoU loss.
         obj_weight: Factor of the objectness loss.
         cls_weight: Factor of the class loss.
-        cls_pos_weight: Factor of the positive part of each class's cross entropy: a number, or one a class.
-        sync_num_fgs: Under `torch.distributed`, divide by the number of positives averaged over the ranks, so that N
-            ranks give the gradient of one rank on the whole batch.
+        cls_pos_weight: Factor of the positive part of each class's cross entropy: a number, or one per class.
+        obj_divisor: What divides the objectness loss: the number of "positives" (YOLOX), or of all "points".
+
+    Raises:
+        ValueError: A number or name is out of range.
 
     Reference:
-        Ge et al., "YOLOX: Exceeding YOLO Series in 2021"; constructor, arguments and components are those of
-        super-gradients' class of this name.
+        Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
     """
-
-    candidates = "all"
 
     def __init__(
         self,
-        strides: Sequence[int],
         num_classes: int,
+        strides: Sequence[int] = (8, 16, 32),
+        *,
         use_l1: bool = False,
-        center_sampling_radius: float = 2.5,
-        iou_type: IouType = "iou",
-        iou_weight: float = 5.0,
+        center_radius: float = 2.5,
+        candidates: Candidates = "all",
+        dynamic_ks_bias: float | None = None,
+        box_kind: BoxKind = "iou_squared",
+        box_weight: float = 5.0,
         obj_weight: float = 1.0,
         cls_weight: float = 1.0,
         cls_pos_weight: float | Sequence[float] | Tensor | None = None,
-        *,
-        sync_num_fgs: bool = True,
+        obj_divisor: Literal["positives", "points"] = "positives",
     ) -> None:
         super().__init__()
         if num_classes < 1:
             raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
-        if not strides or min(strides) < 1:
-            raise ValueError(f"strides: expected at least one, of at least 1 pixel, got {strides!r}")
-        if iou_type not in KINDS:
-            raise ValueError(f"iou_type: expected one of {', '.join(KINDS)}, got {iou_type!r}")
-        if not center_sampling_radius >= 0:
-            raise ValueError(f"center_sampling_radius: expected at least 0, got {center_sampling_radius!r}")
-        self.strides, self.num_classes = tuple(strides), num_classes
-        self.use_l1, self.center_sampling_radius, self.iou_type = use_l1, center_sampling_radius, iou_type
-        self.iou_weight, self.obj_weight, self.cls_weight = float(iou_weight), float(obj_weight), float(cls_weight)
-        self.sync_num_fgs, self.obj_loss_fix = sync_num_fgs, False
-        self.dynamic_ks_bias: float | None = None
+        if box_kind not in KINDS:
+            raise ValueError(f"box_kind: expected one of {', '.join(KINDS)}, got {box_kind!r}")
+        if obj_divisor not in ("positives", "points"):
+            raise ValueError(f'obj_divisor: expected "positives" or "points", got {obj_divisor!r}')
+        self.num_classes, self.strides = num_classes, require_strides(strides)
+        self.use_l1, self.box_kind, self.obj_divisor = use_l1, box_kind, obj_divisor
+        self.box_weight, self.obj_weight, self.cls_weight = float(box_weight), float(obj_weight), float(cls_weight)
+        self.rule = SimOTARule(center_radius, candidates, dynamic_ks_bias=dynamic_ks_bias)
+        self.rule.check()
+        self.average_positives = True
+        self._grids = GridCache()
         weight = None
         if cls_pos_weight is not None:
             weight = torch.as_tensor(cls_pos_weight, dtype=torch.float32)
@@ -97,210 +94,103 @@ class YoloXDetectionLoss(nn.Module):
         self.register_buffer("cls_pos_weight", weight, persistent=False)
         self.cls_pos_weight: Tensor | None
 
-    @property
-    def component_names(self) -> list[str]:
-        """Names of the components that `forward` returns."""
-        return ["iou", "obj", "cls", "l1", "num_fg", "loss"]
-
     def forward(
         self, model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]], targets: Targets
-    ) -> tuple[Tensor, Tensor]:
-        """Compute the loss.
+    ) -> dict[str, Tensor]:
+        """Compute the losses.
 
         Args:
             model_output: Each level's raw map (B, 1, H, W, 5 + C): x, y, w, h, objectness and class logits; or a tuple
-                whose second item is that list. Channels last in memory are read where they are.
-            targets: (T, 6): image, class, cx, cy, w, h in pixels. Or a `RaggedBatch` (B, N, 5) of class, cx, cy, w, h.
-                Or boxes and labels: two of `RaggedBatch`, list or tensor, (B, N, 4) xyxy in pixels and (B, N)
-                integers, of which a negative one means "ignore this box".
+                whose second item is that list. Maps that are channels last in memory are read where they are.
+            targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels
+                0 .. C - 1; a negative label means "ignore this box". Points in ignored regions that no box takes have
+                no objectness loss.
 
         Returns:
-            0-d loss: the weighted sum; and (6,) detached components, without the weights: IoU, objectness, class and L1
-            loss, positives a box, and the loss.
+            "loss_bbox" (with the L1 loss, if that is used), "loss_obj" and "loss_cls", 0-d each; their sum is what is
+            trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match; in checked mode also a box that takes no cell for its values.
+            ValueError: Shapes or devices do not match; in checked mode also a box that takes no point for its values.
         """
-        outputs = require_levels(model_output, self.strides, self.num_classes)
-        boxes, labels, sizes = self._targets(targets, outputs[0])
-        levels, cells = [output.flatten(1, 3) for output in outputs], self._cells(outputs)
-        with torch.no_grad():
-            index, iou = self._assign(levels, cells, boxes, labels, sizes)
-            divisors, positives = self._normalizers(index)
-            heaviest = max(self.iou_weight, self.obj_weight, self.cls_weight)
-            scale, rest = kept_scale(levels[0], divisors, STEEPEST * heaviest)
-        loss, parts = fused_level_losses(
-            ops.yolox_loss,
-            levels,
-            (self.iou_weight, self.obj_weight, self.cls_weight, 1.0),
-            cells,
-            boxes,
-            labels,
-            index,
-            iou,
-            scale,
-            self.cls_pos_weight,
-            KINDS[self.iou_type],
-            self.use_l1,
-            self.iou_weight,
-            self.obj_weight,
-            self.cls_weight,
-            rest=rest,
-        )
-        given = _count(labels, sizes)
-        ratio = (positives / given.clamp(min=1)).to(parts.dtype)
-        return loss, torch.cat([parts, torch.stack([ratio, loss.detach()])])
+        outputs = require_yolox_maps(model_output, self.strides, self.num_classes)
+        losses = self._compute(outputs, self._ground_truth(outputs, targets)).losses
+        return dict(zip(("loss_bbox", "loss_obj", "loss_cls"), losses.unbind(), strict=True))
 
     @torch.no_grad()
     def assign(self, model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]], targets: Targets) -> Assignment:
-        """Return which box each cell is trained on; arguments as in `forward`.
+        """Return which box each point is trained on; arguments as in `forward`, points level by level, row by row."""
+        outputs = require_yolox_maps(model_output, self.strides, self.num_classes)
+        return self._assign(outputs, self._ground_truth(outputs, targets))
 
-        Boxes have the index of their row where targets are (T, 6), else their index in the image.
-        """
-        outputs = require_levels(model_output, self.strides, self.num_classes)
-        boxes, labels, sizes = self._targets(targets, outputs[0])
-        levels = [output.flatten(1, 3) for output in outputs]
-        index, iou = self._assign(levels, self._cells(outputs), boxes, labels, sizes)
-        return Assignment(index, labels_of(index, labels), iou, (index >= 0).sum())
+    def _ground_truth(self, outputs: list[Tensor], targets: Targets) -> GroundTruth:
+        first = outputs[0]
+        return require_ground_truth(targets, self.num_classes, batch=len(first), like=first, like_name="model_output")
 
-    def _cells(self, outputs: list[Tensor]) -> Tensor:
-        return grid_cells([(o.shape[2], o.shape[3]) for o in outputs], self.strides, outputs[0].device)
+    def _points(self, outputs: list[Tensor]) -> Tensor:
+        maps = [output[:, 0].permute(0, 3, 1, 2) for output in outputs]
+        return self._grids.get(maps, lambda sizes, device: (grid_points(sizes, self.strides, device),))[0]
 
-    def _assign(
-        self, levels: list[Tensor], cells: Tensor, boxes: Tensor, labels: Tensor, sizes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """(B, A) index and IoU of each cell's box."""
+    def _assign(self, outputs: list[Tensor], targets: GroundTruth) -> Assignment:
+        levels = [output.detach().flatten(1, 3) for output in outputs]
         raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
-        return ops.simota_match(  # type: ignore[no-any-return]
-            [level[..., 5:] for level in levels],
-            raw[..., 4],
-            boxes_at_cells(raw, cells),
-            cells,
-            boxes,
-            labels,
-            sizes,
-            float(self.center_sampling_radius),
-            False,
-            self.candidates == "own",
-            10,
-            1.0 if self.dynamic_ks_bias is None else float(self.dynamic_ks_bias),
-            3.0,
-            1.0,
+        points = self._points(outputs)
+        classes = [level[..., 5:] for level in levels]
+        return match_points(classes, raw[..., 4], boxes_at_points(raw, points), points, targets, self.rule)
+
+    def _compute(self, outputs: list[Tensor], targets: GroundTruth) -> "YOLOXParts":
+        found = self._assign(outputs, targets)
+        positives = found.num_positives
+        divisor = positives.to(torch.float32).clamp(min=1)
+        if self.average_positives:
+            divisor = average_over_ranks(positives)
+        with torch.no_grad():
+            objectness = divisor
+            if self.obj_divisor == "points":
+                objectness = torch.full_like(divisor, max(found.box_index.numel(), 1))
+            scale = 1 / torch.stack([divisor, objectness])
+        levels = [output.flatten(1, 3) for output in outputs]
+        op = partial(
+            ops.yolox_loss,
+            kind=KINDS[self.box_kind],
+            use_l1=self.use_l1,
+            iou_weight=self.box_weight,
+            obj_weight=self.obj_weight,
+            cls_weight=self.cls_weight,
         )
+        losses, parts = fused_level_losses(
+            op,
+            levels,
+            combine=self._combine,
+            columns=[4, 1, self.num_classes],
+            cells=self._points(outputs),
+            gt_boxes=targets.cxcywh().detach().to(torch.float32),
+            gt_labels=targets.labels,
+            index=found.box_index,
+            iou=found.quality,
+            scale=scale,
+            class_pos_weight=self.cls_pos_weight,
+            steepest=STEEPEST * max(self.box_weight, self.obj_weight, self.cls_weight),
+            instead="box_iou_loss, and PyTorch's binary_cross_entropy_with_logits",
+        )
+        return YOLOXParts(losses, parts, positives)
 
-    def _normalizers(self, index: Tensor) -> tuple[Tensor, Tensor]:
-        """(2,): one over what the losses of positives, and objectness, are divided by; 0-d number of positives."""
-        positives = (index >= 0).sum()
-        divisor = average_over_ranks(positives) if self.sync_num_fgs else positives.to(torch.float32).clamp(min=1)
-        objectness = divisor
-        if self.obj_loss_fix:
-            objectness = torch.full_like(divisor, max(index.numel(), 1))
-        return 1 / torch.stack([divisor, objectness]), positives
-
-    def _targets(self, targets: object, output: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(B, N, 4) cxcywh float32, (B, N) labels, and (B,) how many boxes an image has."""
-        batch, sizes = len(output), None
-        if isinstance(targets, tuple | list) and len(targets) == 2 and not isinstance(targets, Tensor):
-            xyxy, labels, sizes = boxes_with_labels(*targets)
-            require_tensor("boxes", xyxy, FLOATS + INTEGERS, "numbers")
-            require_tensor("labels", labels, INTEGERS, "integers")
-            require_shape("boxes", xyxy, (batch, *xyxy.shape[1:2], 4), "to match model_output")
-            require_shape("labels", labels, (batch, *xyxy.shape[1:2]), "to match boxes")
-            boxes = to_cxcywh(xyxy.detach().to(torch.float32))
-        elif isinstance(targets, RaggedBatch):
-            rows, sizes = as_padded("targets", targets)
-            require_tensor("targets", rows, FLOATS, "a RaggedBatch of floating-point numbers")
-            require_shape("targets", rows, (batch, *rows.shape[1:2], 5), "to match model_output")
-            boxes, labels = rows[..., 1:].detach().to(torch.float32), _labels(rows[..., 0])
-        else:
-            rows = require_tensor("targets", targets, FLOATS, "a tensor (T, 6), a RaggedBatch, or boxes and labels")
-            if rows.dim() != 2 or rows.shape[1] != 6:
-                raise ValueError(f"targets: expected shape (T, 6), got {tuple(rows.shape)}")
-            if is_checked():
-                _check_images(rows[:, 0], batch)
-            # Each image sees all rows, those of other images as boxes to ignore: so the shape needs no counting.
-            own = rows[:, 0] == torch.arange(batch, device=rows.device)[:, None]
-            boxes = rows[:, 2:].detach().to(torch.float32).expand(batch, -1, -1)
-            labels = _labels(rows[:, 1]).where(own, -1)
-        require_device("targets", boxes, output, "model_output")
-        if is_checked():
-            check_values("boxes", boxes, labels, sizes, self.num_classes)
-        return boxes, labels, sizes
+    def _combine(self, parts: Tensor) -> Tensor:
+        """Weighted box, objectness and class loss (3,) of the op's IoU, objectness, class and L1 losses (4,)."""
+        iou, objectness, classes, l1 = parts.unbind()
+        return torch.stack([self.box_weight * iou + l1, self.obj_weight * objectness, self.cls_weight * classes])
 
 
-class YoloXFastDetectionLoss(YoloXDetectionLoss):
-    """The variant of super-gradients: each box chooses among its own candidates alone.
+class YOLOXParts(NamedTuple):
+    """What `YOLOXLoss` computes.
 
-    It is as fast as `YoloXDetectionLoss` here, where the original's is not; it stays for models trained with it.
-
-    Args:
-        strides: As in `YoloXDetectionLoss`; likewise all up to `cls_pos_weight`.
-        num_classes: See there.
-        use_l1: See there.
-        center_sampling_radius: See there; used, while the original computes with 2.5 whatever is given.
-        iou_type: See there.
-        iou_weight: See there.
-        obj_weight: See there.
-        cls_weight: See there.
-        cls_pos_weight: See there.
-        dynamic_ks_bias: Factor of the sum of IoUs that says how many cells a box takes; None for 1.
-        sync_num_fgs: See there; off by default, as in the original.
-        obj_loss_fix: Whether the objectness loss is divided by the number of all cells, not of positives.
+    Attributes:
+        losses: (3,) weighted box, objectness and class loss, differentiable.
+        parts: (4,) IoU, objectness, class and L1 loss without their weights, not differentiable.
+        positives: 0-d number of points that have a box.
     """
 
-    candidates = "own"
-
-    def __init__(
-        self,
-        strides: Sequence[int],
-        num_classes: int,
-        use_l1: bool = False,
-        center_sampling_radius: float = 2.5,
-        iou_type: IouType = "iou",
-        iou_weight: float = 5.0,
-        obj_weight: float = 1.0,
-        cls_weight: float = 1.0,
-        cls_pos_weight: float | Sequence[float] | Tensor | None = None,
-        dynamic_ks_bias: float | None = 1.1,
-        sync_num_fgs: bool = False,
-        obj_loss_fix: bool = False,
-    ) -> None:
-        super().__init__(
-            strides,
-            num_classes,
-            use_l1,
-            center_sampling_radius,
-            iou_type,
-            iou_weight,
-            obj_weight,
-            cls_weight,
-            cls_pos_weight,
-            sync_num_fgs=sync_num_fgs,
-        )
-        if dynamic_ks_bias is not None and not 0 <= dynamic_ks_bias <= 1000:
-            raise ValueError(f"dynamic_ks_bias: expected 0 .. 1000, got {dynamic_ks_bias!r}")
-        self.dynamic_ks_bias, self.obj_loss_fix = dynamic_ks_bias, obj_loss_fix
-
-
-def _labels(column: Tensor) -> Tensor:
-    """Labels from a column of floats; what is no whole number is no class."""
-    whole = column.isfinite() & (column == column.floor()) & (column.abs() < 2**31)
-    return column.detach().where(whole, -1).to(torch.int64)
-
-
-def _count(labels: Tensor, sizes: Tensor | None) -> Tensor:
-    """0-d number of boxes that are not to be ignored."""
-    given = labels >= 0
-    if sizes is not None:
-        given = given & (torch.arange(labels.shape[1], device=labels.device) < sizes[:, None])
-    return given.sum()
-
-
-def _check_images(column: Tensor, batch: int) -> None:
-    """Raise for the first row of another image than the batch has; reads values."""
-    wrong = ~((column >= 0) & (column < batch) & (column == column.floor()))
-    found = wrong.nonzero()
-    if len(found):
-        t = int(found[0])
-        raise ValueError(f"targets: row {t} has image {column[t].item():g}, expected 0 .. {batch - 1}")
+    losses: Tensor
+    parts: Tensor
+    positives: Tensor

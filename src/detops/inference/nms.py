@@ -1,10 +1,17 @@
-"""Non-maximum suppression: torchvision's two functions, and a batched form of fixed shape."""
+"""Non-maximum suppression: torchvision's two functions, and a batched form of fixed shape.
+
+All forms of the op compute the IoU in float32 (float64 for float64 boxes) and round the threshold to the same dtype, so
+that every device keeps the same boxes.
+"""
+
+import math
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 
 
 def nms_mask(
@@ -14,17 +21,18 @@ def nms_mask(
     labels: Tensor | None = None,
     valid: Tensor | None = None,
 ) -> Tensor:
-    """Say which boxes greedy non-maximum suppression keeps, for a whole batch and without host synchronisation.
+    """Mark the boxes that greedy non-maximum suppression keeps, for a whole batch and without host synchronisation.
 
-    Boxes are visited by descending score, ties by the lower index, a NaN as the lowest; a box is dropped if its
-    IoU with a kept one of its label is above the threshold. Empty boxes and boxes with a NaN suppress nothing.
+    Boxes are visited by descending score, ties by the lower index, a NaN as the lowest score. A box is dropped if its
+    IoU with a kept box of the same label is above the threshold. Boxes without area and boxes with a NaN suppress
+    nothing.
 
     Args:
         boxes: (B, N, 4) or (N, 4), xyxy, floating point; computed in float32, or float64 for float64.
         scores: (B, N) or (N,).
-        iou_threshold: IoU above which the lower box is dropped.
-        labels: Likewise integers; boxes of different labels do not meet. None where all are of one.
-        valid: Likewise bool; others are neither kept nor suppress. None for all.
+        iou_threshold: IoU above which the box of the lower score is dropped; rounded to the dtype of the IoU.
+        labels: (B, N) or (N,) integers; only boxes of the same label suppress each other. None for one label.
+        valid: (B, N) or (N,) bool; other boxes are neither kept nor suppress any. None for all.
 
     Returns:
         (B, N) or (N,) bool, in the order of the boxes.
@@ -38,73 +46,108 @@ def nms_mask(
         >>> nms_mask(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
         tensor([False,  True,  True])
     """
-    require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
-    if boxes.dim() not in (2, 3) or boxes.shape[-1] != 4:
-        raise ValueError(f"boxes: expected shape (B, N, 4) or (N, 4), got {tuple(boxes.shape)}")
-    given: list[Tensor | None] = []
-    for name, value, dtypes, form in (
-        ("scores", scores, FLOATS, "a floating-point tensor"),
-        ("labels", labels, INTEGERS, "integers"),
-        ("valid", valid, (torch.bool,), "a bool tensor"),
-    ):
-        if value is not None:
-            require_tensor(name, value, dtypes, form)
-            require_shape(name, value, tuple(boxes.shape[:-1]), "to match boxes")
-            require_device(name, value, boxes, "boxes")
-            value = value.detach() if boxes.dim() == 3 else value.detach()[None]
-        given.append(value)
-    if iou_threshold != iou_threshold:
-        raise ValueError("iou_threshold: expected a number, got nan")
-    batched = boxes.detach() if boxes.dim() == 3 else boxes.detach()[None]
-    keep: Tensor = ops.nms(batched, *given, float(iou_threshold))
-    return keep if boxes.dim() == 3 else keep[0]
+    return _mask(boxes, scores, iou_threshold, labels, valid, "labels")
 
 
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
-    """Greedy non-maximum suppression, with the signature and the result of torchvision's `nms`.
+    """Suppress boxes that overlap one of a higher score, with the signature and the result of torchvision's `nms`.
 
-    How many boxes are kept depends on their values, so the result's shape is read back: one host synchronisation.
-    `nms_mask` has none.
+    The number of kept boxes depends on their values, so the host reads it back: one synchronisation. `nms_mask` has
+    none.
+
+    torchvision has two rules for an IoU that equals the threshold up to rounding. Its CUDA kernel compares both in
+    float32, and so does this function on every device. Its CPU kernel compares the float32 IoU with the threshold in
+    double precision: of [0, 0, 10, 10] and [0, 0, 2, 10] at a threshold of 0.2 it keeps one, because 0.2 in float32 is
+    above 0.2; here and on CUDA both are kept, because an IoU of 0.2 is not above 0.2. (For float64 boxes both sides are
+    float64 here, while torchvision's CUDA kernel rounds the threshold to float32.)
 
     Args:
-        boxes: (N, 4), xyxy.
+        boxes: (N, 4), xyxy, floating point; computed in float32, or float64 for float64.
         scores: (N,).
-        iou_threshold: IoU above which the lower box is dropped.
+        iou_threshold: IoU above which the box of the lower score is dropped.
 
     Returns:
-        int64 indices of the kept boxes, by descending score.
+        int64 indices of the kept boxes, by descending score, ties by the lower index.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not match.
+        ValueError: Shapes or devices do not match, or the threshold is NaN.
+
+    Example:
+        >>> nms(torch.tensor([[0.0, 0, 10, 10], [0, 0, 2, 10]]), torch.tensor([0.9, 0.8]), 0.2)
+        tensor([0, 1])
     """
     return _kept(boxes, scores, None, iou_threshold)
 
 
 def batched_nms(boxes: Tensor, scores: Tensor, idxs: Tensor, iou_threshold: float) -> Tensor:
-    """`nms` among the boxes of each label alone, with the signature and the result of torchvision's `batched_nms`.
+    """Apply `nms` within each label, with the signature and the result of torchvision's `batched_nms`.
 
-    Labels are compared, where torchvision may shift boxes apart instead, which rounds their coordinates.
+    Labels are compared. torchvision may instead shift the boxes of different labels apart, which rounds their
+    coordinates.
 
     Args:
-        boxes: (N, 4), xyxy.
+        boxes: (N, 4), xyxy, floating point; computed in float32, or float64 for float64.
         scores: (N,).
         idxs: (N,) integers, the label of each box.
-        iou_threshold: IoU above which the lower box is dropped.
+        iou_threshold: IoU above which the box of the lower score is dropped.
 
     Returns:
-        int64 indices of the kept boxes of all labels, by descending score.
+        int64 indices of the kept boxes of all labels, by descending score, ties by the lower index.
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not match.
+        ValueError: Shapes or devices do not match, or the threshold is NaN.
     """
     return _kept(boxes, scores, idxs, iou_threshold)
 
 
-def _kept(boxes: Tensor, scores: Tensor, labels: Tensor | None, iou_threshold: float) -> Tensor:
+def _kept(boxes: Tensor, scores: Tensor, idxs: Tensor | None, iou_threshold: float) -> Tensor:
+    require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
     if boxes.dim() != 2:
         raise ValueError(f"boxes: expected shape (N, 4), got {tuple(boxes.shape)}")
-    keep = nms_mask(boxes, scores, iou_threshold, labels=labels)
+    keep = _mask(boxes, scores, iou_threshold, idxs, None, "idxs")
     order = scores.where(~scores.isnan(), -torch.inf).sort(descending=True, stable=True).indices
     return order[keep[order]]
+
+
+def _mask(
+    boxes: Tensor,
+    scores: Tensor,
+    iou_threshold: float,
+    labels: Tensor | None,
+    valid: Tensor | None,
+    labels_name: str,
+) -> Tensor:
+    """Check the arguments and call the op; `labels_name` is what the caller's own argument is called."""
+    require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
+    if boxes.dim() not in (2, 3) or boxes.shape[-1] != 4:
+        raise ValueError(f"boxes: expected shape (B, N, 4) or (N, 4), got {tuple(boxes.shape)}")
+    for name, value, dtypes, form in (
+        ("scores", scores, FLOATS, "a floating-point tensor"),
+        (labels_name, labels, INTEGERS, "integers"),
+        ("valid", valid, (torch.bool,), "a bool tensor"),
+    ):
+        if value is not None or name == "scores":
+            value = require_tensor(name, value, dtypes, form)
+            require_shape(name, value, tuple(boxes.shape[:-1]), "to match boxes")
+            require_device(name, value, boxes, "boxes")
+    threshold = _number("iou_threshold", iou_threshold)
+    is_batch = boxes.dim() == 3
+    if not is_batch:
+        boxes, scores = boxes[None], scores[None]
+        labels, valid = (None if value is None else value[None] for value in (labels, valid))
+    keep = ops.nms_mask(
+        boxes=boxes.detach(), scores=scores.detach(), labels=labels, valid=valid, iou_threshold=threshold
+    )
+    return keep if is_batch else keep[0]
+
+
+def _number(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        raise TypeError(f"{name}: expected a number, got {value!r}") from None
+    if math.isnan(number):
+        raise ValueError(f"{name}: expected a number, got nan")
+    return number

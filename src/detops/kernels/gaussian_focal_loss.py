@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels.softplus import log1p_of
+from detops.arguments import accumulate_dtype
+from detops.kernels._softplus import log1p_of, power
 
 BLOCK = 2048
 NUM_WARPS = 8
@@ -40,9 +41,8 @@ def cells(
     if STANDARD:
         scale = tl.where(positive, pos_weight, neg_weight * w * (away * away) * (away * away)) * (p * p)
     else:
-        # Powers as exponentials; 0 to the power 0 is 1.
-        fall = tl.where(away > 0, tl.exp(gamma * tl.log(tl.where(away > 0, away, 1.0))), tl.where(gamma == 0, 1.0, 0.0))
-        scale = tl.where(positive, pos_weight, neg_weight * w * fall) * tl.exp(alpha * tl.log(p))
+        fall = power(away, gamma, False)
+        scale = tl.where(positive, pos_weight, neg_weight * w * fall) * power(p, alpha, False)
     poison = x * 0.0  # a logit that is not finite makes all of it NaN
     g = factor * (scale * (p + alpha * q * cost)) + poison
     return scale * cost + poison, tl.where(positive, -g, g)
@@ -92,7 +92,7 @@ def gaussian_focal_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launch one program a block; arguments and meaning as in `detops.reference.gaussian_focal_loss`."""
-    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    compute = accumulate_dtype(logits)
     logits, target = logits.contiguous(), target.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     programs = triton.cdiv(logits.numel(), BLOCK)

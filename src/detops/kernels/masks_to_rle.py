@@ -11,9 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.geometry.mask_sampling import bordered, samples
+from detops.geometry.run_lengths import encode
 from detops.kernels.paste_masks import value_at
-from detops.mask_sampling import bordered, samples
-from detops.run_lengths import encode
 
 BLOCK = 256  # rows at once
 NUM_WARPS = 2

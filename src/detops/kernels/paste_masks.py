@@ -9,7 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.mask_sampling import bordered, samples
+from detops.geometry.mask_sampling import bordered, samples
 
 TILE = {"BLOCK_H": 16, "BLOCK_W": 128}
 NUM_WARPS = 4

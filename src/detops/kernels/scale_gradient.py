@@ -3,6 +3,8 @@
 So the usual backward pass costs one launch and no memory traffic, without the host ever reading the factor.
 """
 
+from itertools import accumulate
+
 import torch
 import triton
 import triton.language as tl
@@ -22,16 +24,42 @@ def scale_kernel(gradient, factor, count, COMPUTE: tl.constexpr, BLOCK: tl.const
         tl.store(gradient + index, (g * f).to(gradient.dtype.element_ty), mask=index < count)
 
 
-def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
-    """Launch one program a block; meaning as in `detops.reference.scale_gradient`."""
+@triton.jit
+def scale_columns_kernel(
+    gradient, factors, count, width, end_0, end_1, end_2, K: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr
+):
+    """Scale one block by a factor for each of up to four groups of columns."""
+    f_0 = tl.load(factors).to(COMPUTE)
+    f_1 = tl.load(factors + 1).to(COMPUTE) if K > 1 else f_0
+    f_2 = tl.load(factors + 2).to(COMPUTE) if K > 2 else f_1
+    f_3 = tl.load(factors + 3).to(COMPUTE) if K > 3 else f_2
+    if (f_0 != 1.0) | (f_1 != 1.0) | (f_2 != 1.0) | (f_3 != 1.0):
+        index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+        column = index % width
+        f = tl.where(column < end_0, f_0, tl.where(column < end_1, f_1, tl.where(column < end_2, f_2, f_3)))
+        g = tl.load(gradient + index, mask=index < count, other=0).to(COMPUTE)
+        tl.store(gradient + index, (g * f).to(gradient.dtype.element_ty), mask=index < count)
+
+
+def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
+    """Launch one program per block; meaning as in `detops.reference.scale_gradient`.
+
+    Raises:
+        ValueError: There are more than four groups of columns.
+    """
     if gradient.numel() == 0:
         return
+    grid = (triton.cdiv(gradient.numel(), BLOCK),)
+    compute = tl.float64 if gradient.dtype == torch.float64 else tl.float32
     with torch.cuda.device_of(gradient):
-        scale_kernel[(triton.cdiv(gradient.numel(), BLOCK),)](
-            gradient,
-            factor,
-            gradient.numel(),
-            COMPUTE=tl.float64 if gradient.dtype == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
+        if columns is None:
+            scale_kernel[grid](gradient, factor, gradient.numel(), COMPUTE=compute, BLOCK=BLOCK, num_warps=NUM_WARPS)
+            return
+        if len(columns) > 4:
+            raise ValueError(f"columns: expected at most 4 groups, got {len(columns)}")
+        ends = [*accumulate(columns)][:-1]
+        ends += [gradient.shape[-1]] * (3 - len(ends))
+        scale_columns_kernel[grid](
+            gradient, factor.contiguous(), gradient.numel(), gradient.shape[-1], *ends, K=len(columns),
+            COMPUTE=compute, BLOCK=BLOCK, num_warps=NUM_WARPS,
+        )  # fmt: skip

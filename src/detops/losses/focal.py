@@ -1,14 +1,18 @@
 """CenterNet's focal loss over Gaussian heatmaps, as a function and as a module."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor
-from detops.losses.fused import fused_loss, inverse, kept_scale
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
+from detops.losses._fused import fused_loss, inverse
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 EPS = 1e-12  # keeps log(probability) finite, as CornerNet's and MMDetection's losses do
+PLAIN = 'gaussian_focal_loss(..., reduction="none")'  # has second derivatives
 
 
 def gaussian_focal_loss(
@@ -25,7 +29,7 @@ def gaussian_focal_loss(
     negative_weight: Tensor | None = None,
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
-    from_logits: bool = False,
+    from_logits: bool = True,
 ) -> Tensor:
     """Focal loss for heatmaps whose targets fall off from 1 around each centre.
 
@@ -42,7 +46,7 @@ def gaussian_focal_loss(
     and every cell is a negative too, if t < 1. The mean is then that of the positives plus that of all cells.
 
     Args:
-        pred: Probabilities, or logits with `from_logits`; any shape, floating point; (N, C) with `pos_inds`.
+        pred: Logits, or probabilities without `from_logits`; any shape, floating point; (N, C) with `pos_inds`.
         target: The same shape, 0 .. 1; not differentiated.
         alpha: Exponent that plays down what is classified well already.
         gamma: Exponent that plays down negatives near a centre.
@@ -56,7 +60,7 @@ def gaussian_focal_loss(
         reduction: "none", "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
-        from_logits: Whether `pred` holds logits.
+        from_logits: Whether `pred` holds logits; False for probabilities, as MMDetection's function takes them.
 
     Returns:
         0-d loss, or elements in the shape of `pred` with "none"; float32, or float64 for float64.
@@ -68,7 +72,7 @@ def gaussian_focal_loss(
 
     Example:
         >>> target = torch.tensor([[0.0, 0.5, 1.0]])
-        >>> gaussian_focal_loss(torch.tensor([[-2.0, 0.0, 1.0]]), target, reduction="sum", from_logits=True)
+        >>> gaussian_focal_loss(torch.tensor([[-2.0, 0.0, 1.0]]), target, reduction="sum")
         tensor(0.0353)
 
     Reference:
@@ -89,15 +93,21 @@ def gaussian_focal_loss(
         pos_weight = 0.0
     if from_logits and weight is None and negative_weight is None and reduction != "none":
         if (target.dtype != pred.dtype and target.dtype != torch.float32) or pred.dtype == torch.float64:
-            target = target.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
-        scale, rest = kept_scale(pred, inverse(reduction, avg_factor, pred), max(pos_weight, neg_weight) * (1 + alpha))
-        loss = fused_loss(
+            target = target.to(accumulate_dtype(pred))
+        op = partial(
             ops.gaussian_focal_loss,
+            alpha=float(alpha),
+            gamma=float(gamma),
+            pos_weight=float(pos_weight),
+            neg_weight=float(neg_weight),
+        )
+        loss = fused_loss(
+            op,
             pred.contiguous(),
-            target.contiguous(),
-            scale,
-            *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
-            rest=rest,
+            target=target.contiguous(),
+            scale=inverse(reduction, avg_factor, pred),
+            steepest=max(pos_weight, neg_weight) * (1 + alpha),
+            instead=PLAIN,
         )
     else:
         elements = _elements(pred, target, alpha, gamma, pos_weight, neg_weight, negative_weight, from_logits)
@@ -139,7 +149,7 @@ def _elements(
     from_logits: bool,
 ) -> Tensor:
     """The loss of each cell, as PyTorch expressions under autograd."""
-    pred = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    pred = pred.to(accumulate_dtype(pred))
     target = target.to(pred.dtype)
     positive = target == 1
     fall = neg_weight * (1 - target).pow(gamma)

@@ -1,15 +1,17 @@
 """CenterNet's focal loss straight from boxes, without a heatmap of targets."""
 
-import torch
+from functools import partial
+
 from torch import Tensor
 
 from detops import ops
-from detops.checks import FLOATS, is_checked, require_device, require_shape, require_tensor
-from detops.losses.focal import check_finite
-from detops.losses.fused import fused_loss, inverse, kept_scale
+from detops.arguments import FLOATS, accumulate_dtype, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
+from detops.geometry.gaussians import as_gaussians, check_factor
+from detops.losses._fused import fused_loss, inverse
+from detops.losses.focal import PLAIN, check_finite
 from detops.losses.reduction import Reduction, check_reduction
 from detops.ragged.padded import Batch
-from detops.targets.heatmap import as_gaussians, check_factor
 
 
 def gaussian_focal_loss_from_boxes(
@@ -77,18 +79,28 @@ def gaussian_focal_loss_from_boxes(
         require_tensor("negative_weight", negative_weight, FLOATS, "a floating-point tensor")
         require_shape("negative_weight", negative_weight, (batch, *(1,) * (negative_weight.dim() == 4), height, width))
         require_device("negative_weight", negative_weight, logits, "logits")
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        wide = accumulate_dtype(logits)
         negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
     if is_checked():
         check_finite("logits", logits if negative_weight is None else logits.where(negative_weight[:, None] != 0, 0))
-    scale, rest = kept_scale(logits, inverse(reduction, avg_factor, logits), max(pos_weight, neg_weight) * (1 + alpha))
-    return fused_loss(
+    gaussians = as_gaussians(centers, radii, labels, logits, "logits")
+    op = partial(
         ops.gaussian_focal_loss_from_boxes,
+        diameter_to_sigma_factor=check_factor(diameter_to_sigma_factor),
+        alpha=float(alpha),
+        gamma=float(gamma),
+        pos_weight=float(pos_weight),
+        neg_weight=float(neg_weight),
+    )
+    return fused_loss(
+        op,
         logits.contiguous(),
-        *as_gaussians(centers, radii, labels, logits, "logits"),
-        negative_weight,
-        scale,
-        check_factor(diameter_to_sigma_factor),
-        *(float(factor) for factor in (alpha, gamma, pos_weight, neg_weight)),
-        rest=rest,
+        centers=gaussians.centers,
+        radii=gaussians.radii,
+        labels=gaussians.labels,
+        sample_sizes=gaussians.sample_sizes,
+        negative_weight=negative_weight,
+        scale=inverse(reduction, avg_factor, logits),
+        steepest=max(pos_weight, neg_weight) * (1 + alpha),
+        instead=PLAIN,
     )

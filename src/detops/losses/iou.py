@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 Kind = Literal["iou", "giou", "diou", "ciou", "iou_squared"]
@@ -25,7 +25,7 @@ def box_iou_loss(
     box_format: BoxFormat = "xyxy",
     eps: float = 1e-7,
 ) -> Tensor:
-    """Loss of predicted boxes that are to match their targets, pair by pair.
+    """IoU loss of predicted boxes and their targets, pair by pair.
 
         iou          1 - IoU
         iou_squared  1 - IoU^2 (YOLOX)
@@ -33,14 +33,15 @@ def box_iou_loss(
         diou         1 - IoU + (distance of the centres / diagonal of the enclosing box)^2
         ciou         diou + alpha * v, v = 4 / pi^2 (atan(w*/h*) - atan(w/h))^2, alpha = v / (1 - IoU + v)
 
-    alpha is a constant to the gradient, as its authors have it. A box with a negative side is an empty one at its
+    alpha is a constant to the gradient, as its authors have it, and torchvision; MMDetection sets it to 0 where the IoU
+    is at most 0.5. A box with a negative side is an empty one at its
     centre. Value and gradient are finite for all boxes, empty, equal and distant ones too, the squares of whose lengths
     are finite.
 
     Args:
         pred: (..., 4) boxes, floating point.
         target: The same shape; not differentiated.
-        kind: Which loss.
+        kind: Name of the loss, one of those above.
         weight: (...) factors of the pairs.
         reduction: "none", "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of pairs (plus float32's epsilon): a number or a
@@ -74,7 +75,7 @@ def box_iou_loss(
         raise ValueError(f"pred: expected shape (..., 4), got {tuple(pred.shape)}")
     require_shape("target", target, tuple(pred.shape), "to match pred")
     require_device("target", target, pred, "pred")
-    wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(pred)
     pred, target = pred.to(wide), target.detach().to(wide)
     moved = pred - target
     if box_format == "xyxy":
@@ -117,13 +118,13 @@ def _area(sides: Tensor) -> Tensor:
 
 
 def _ratio(part: Tensor, whole: Tensor, eps: float) -> Tensor:
-    """Of numbers that vanish together: where they do, 0, and no gradient that no dtype could hold."""
+    """Divide part by whole; where that is at most eps, 0 with a gradient of 0."""
     divides = whole > eps
     return (part / whole.where(divides, 1)).where(divides, 0)
 
 
 def _angle(size: Tensor, eps: float) -> Tensor:
-    """Of a box's diagonal; that of an empty box is that of a square."""
+    """Angle of a box's diagonal; an empty box has that of a square."""
     exists = size.square().sum(-1, keepdim=True) > eps
     size = size.where(exists, 1)
     return torch.atan2(size[..., 0], size[..., 1])
@@ -137,7 +138,7 @@ class BoxIoULoss(nn.Module):
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
         box_format: "xyxy" or "cxcywh".
-        eps: See `box_iou_loss`.
+        eps: Areas, and squares of lengths, up to this are not divided by.
     """
 
     def __init__(

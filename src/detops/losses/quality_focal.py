@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.checks import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 
@@ -18,7 +18,7 @@ def quality_focal_loss(
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Focal loss towards a quality: the class of a box is to say the IoU of the box that is found there.
+    """Focal loss whose target for the true class is the IoU of the predicted box.
 
     With the logit x of a class, p = sigmoid(x), and the target y, which is the score at the label and 0 elsewhere:
 
@@ -31,7 +31,7 @@ def quality_focal_loss(
         labels: (...) integers; one that is no class (negative, or C and above) is background.
         scores: (...) targets at the labels, 0 .. 1; not differentiated.
         beta: Exponent that plays down what is close to its target.
-        weight: (...) factors.
+        weight: (...) factors of the rows.
         reduction: "none", "mean" or "sum".
         avg_factor: What a mean divides by in place of the number of rows (plus float32's epsilon): a number or a
             0-d tensor.
@@ -59,7 +59,7 @@ def quality_focal_loss(
     for name, value in (("labels", labels), ("scores", scores)):
         require_shape(name, value, tuple(pred.shape[:-1]), "to match pred")
         require_device(name, value, pred, "pred")
-    x = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    x = pred.to(accumulate_dtype(pred))
     known = labels[..., None] == torch.arange(x.shape[-1], device=x.device)
     target = torch.where(known, scores.detach().to(x.dtype)[..., None], 0)
     loss = (target - x.sigmoid()).abs().pow(beta) * F.binary_cross_entropy_with_logits(x, target, reduction="none")
@@ -70,7 +70,7 @@ class QualityFocalLoss(nn.Module):
     """`quality_focal_loss` as a module, multiplied by `loss_weight`.
 
     Args:
-        beta: See `quality_focal_loss`.
+        beta: Exponent that plays down what is close to its target.
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
     """

@@ -54,20 +54,21 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_f
 
 
 def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
-    """The normaliser of a loss that N ranks share: the sum of their counts, at least `least`, over N.
+    """Return the normaliser of a loss that N ranks share: the sum of their counts, at least `least`, over N.
 
     Where each rank divides by it and gradients are averaged over ranks, as DDP does, the gradient is that of one
-    rank with the whole batch.
+    rank with the whole batch. Where no gradients are computed, each rank divides by its own count, so that one rank
+    may validate alone without waiting for the others.
 
     Args:
         count: 0-d count of this rank.
-        least: See above.
+        least: Lowest sum to divide by.
 
     Returns:
-        0-d float; `max(count, least)` where there is no process group.
+        0-d float; `max(count, least)` where there is no process group, or no gradient.
     """
     total, ranks = count.detach().to(torch.float32), 1
-    if dist.is_available() and dist.is_initialized():
+    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
         total, ranks = total.clone(), dist.get_world_size()
         dist.all_reduce(total)
     return total.clamp(min=least) / ranks

@@ -3,6 +3,10 @@
 import torch
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
+from detops.geometry.positions import position_dtype
+from detops.ragged.padded import exists
+
 EPS = torch.finfo(torch.float32).eps
 # Drawn Gaussians held at once, in map values: memory does not grow with the boxes. On 2 CPU cores 1 << 20 was
 # up to three times as fast as 1 << 24, whose pages are new each time.
@@ -47,9 +51,8 @@ def draw_gaussians_(
     if heatmap.numel() == 0 or count == 0:
         return
     device = heatmap.device
-    # Positions in float64 give every backend the same pixels; MPS has no float64.
-    position = torch.float32 if device.type == "mps" else torch.float64
-    compute = torch.float64 if heatmap.dtype == torch.float64 else torch.float32
+    position = position_dtype(device)
+    compute = accumulate_dtype(heatmap)
 
     xy = centers.to(position)  # (B, N, 2)
     r = (radii if radii.dim() == 3 else radii[..., None]).to(position).expand(batch, count, 2)
@@ -61,7 +64,7 @@ def draw_gaussians_(
         valid = valid & (label >= 0) & (label < classes)
         target = target + label
     if sample_sizes is not None:
-        valid = valid & (torch.arange(count, device=device) < sample_sizes[:, None])
+        valid = valid & exists(sample_sizes, count)
     xy, r = xy.where(valid[..., None], 0), r.where(valid[..., None], 0)
     target = target.where(valid, sample * classes)
 

@@ -8,8 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.mask_sampling import between, bordered, samples
-from detops.run_lengths import encode
+from detops.geometry.mask_sampling import between, bordered, samples
+from detops.geometry.run_lengths import encode
 
 CHUNK_VALUES = 1 << 20  # pixels at once
 

@@ -7,7 +7,7 @@ some masks at a time.
 import torch
 from torch import Tensor
 
-from detops.mask_sampling import between, bordered, samples
+from detops.geometry.mask_sampling import between, bordered, samples
 
 CHUNK_VALUES = 1 << 20  # pixels at once, so that memory beside the result is bounded
 

@@ -3,9 +3,16 @@
 import torch
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 
-def scale_gradient_(gradient: Tensor, factor: Tensor) -> None:
+
+def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
     """Multiply in place; meaning as in `detops.reference.scale_gradient`."""
     # In float32 for short types: the factor may be a loss scale of 65536, which float16 does not hold.
-    wide = torch.float64 if gradient.dtype == torch.float64 else torch.float32
-    gradient.copy_(gradient.to(wide) * factor.to(wide))
+    wide = accumulate_dtype(gradient)
+    factor = factor.to(wide)
+    if columns is None:
+        gradient.copy_(gradient.to(wide) * factor)
+        return
+    parts = [number.expand(count) for number, count in zip(factor.unbind(), columns, strict=True)]
+    gradient.copy_(gradient.to(wide) * torch.cat(parts))

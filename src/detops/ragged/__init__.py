@@ -1,22 +1,24 @@
 """Batches of samples of different sizes, and indexing over whole batches of them.
 
-Same semantics as ACCV-Lab's `batching_helpers`, on CPU and GPU: `import detops.ragged as batching_helpers`.
+Names and semantics are those of ACCV-Lab's `batching_helpers`, on the CPU and on GPUs; in code written for it, use
+`import detops.ragged as batching_helpers`.
 """
 
-from .batch import RaggedBatch
-from .indexing import (
+from detops._version import __version__
+from detops.ragged.batch import RaggedBatch
+from detops.ragged.indexing import (
     batched_index_mapping,
     batched_indexing_access,
     batched_indexing_write,
     batched_inverse_indexing_access,
 )
-from .masks import (
+from detops.ragged.masks import (
     batched_bool_indexing,
     batched_bool_indexing_write,
     get_indices_from_mask,
     get_mask_from_indices,
 )
-from .processing import (
+from detops.ragged.processing import (
     apply_mask_to_tensor,
     average_over_targets,
     combine_data,
@@ -28,6 +30,7 @@ from .processing import (
 
 __all__ = [
     "RaggedBatch",
+    "__version__",
     "apply_mask_to_tensor",
     "average_over_targets",
     "batched_bool_indexing",

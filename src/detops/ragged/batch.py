@@ -1,11 +1,12 @@
 """`RaggedBatch`: a batch of samples that differ in size along one dimension, as one padded tensor.
 
-The class is put together from layers: what the tensors say (`core`), conversions (`conversions`), batch
-dimensions (`batch_dims`), other storage formats (`layouts`), and here constructors and `apply`.
+The class is built in layers: the tensors (`core`), conversions (`conversions`), batch dimensions (`batch_dims`), other
+storage formats (`layouts`), and, in this module, constructors and `apply`.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Sequence
 from types import FunctionType, MethodType
@@ -15,36 +16,35 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from .conversions import RaggedConversions
-from .core import RaggedError, positive_dims, shape_of
-from .layouts import RaggedLayouts, max_of
+from detops.ragged.conversions import RaggedConversions
+from detops.ragged.core import RaggedError, positive_dims, shape_of
+from detops.ragged.layouts import RaggedLayouts, max_of
 
 __all__ = ["RaggedBatch", "RaggedError"]
 
 
 class RaggedBatch(RaggedLayouts, RaggedConversions):
-    """A batch of samples of different sizes, padded to the largest; same semantics as ACCV-Lab's.
+    """A batch of samples of different sizes, padded to the size of the largest; semantics as in ACCV-Lab.
 
-    The first dimensions of `tensor` are batch dimensions, one or more. One of those after them, the
-    non-uniform dimension, has the size of the largest sample; smaller samples fill its beginning and the rest
-    is padding, whose content means nothing. `mask` and `sample_sizes` say the same thing in two forms, and
-    the one that is missing is made when it is first asked for. Both may be shared between batches, so neither
-    may be changed in place.
+    The first dimensions of `tensor`, one or more, are batch dimensions. One of the dimensions after them, the
+    non-uniform dimension, has the size of the largest sample. The entries of a smaller sample come first; the rest is
+    padding, whose values have no meaning. `mask` and `sample_sizes` hold the same information in two forms; if only one
+    is given, the other is computed at its first use. Both may be shared between batches, so never change them in place.
 
-    Attributes `tensor`, `mask` and `sample_sizes` are tensors; `non_uniform_dim`, `num_batch_dims`,
-    `batch_shape`, `max_sample_size`, `shape`, `dtype` and `device` follow from them. Indexing a batch indexes
-    its `tensor`.
+    `tensor`, `mask` and `sample_sizes` are tensors; `non_uniform_dim`, `num_batch_dims`, `batch_shape`,
+    `max_sample_size`, `shape`, `dtype` and `device` follow from them. Indexing a batch indexes its `tensor`; its length
+    is the size of the first batch dimension.
 
     Args:
-        tensor: Padded data, `(*batch_shape, ..., max_sample_size, ...)`.
-        mask: Bool `(*batch_shape, max_sample_size)`, True at the beginning of every row.
-        sample_sizes: Integers `(*batch_shape,)`. At least one of the two is needed; if both are given they
-            have to agree, which is not checked.
-        non_uniform_dim: Dimension of `tensor` along which the sizes differ, default: the first after the
-            batch dimensions.
+        tensor: Padded data (*batch_shape, ..., max_sample_size, ...).
+        mask: Bool (*batch_shape, max_sample_size), True for the first entries of every sample.
+        sample_sizes: Integers (*batch_shape,). At least one of `mask` and `sample_sizes` is needed; if both are given
+            they have to agree, which is not checked.
+        non_uniform_dim: Dimension of `tensor` along which the sizes differ; by default the first after the batch
+            dimensions.
 
     Raises:
-        RaggedError: If shapes, devices or dimensions do not fit together.
+        RaggedError: Shapes, devices or dimensions do not match.
 
     Example:
         >>> import torch
@@ -63,22 +63,27 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
         sample_sizes: Tensor | None = None,
         non_uniform_dim: int | None = None,
     ) -> Self:
-        """Makes a batch from data that is padded more than necessary, cutting the surplus.
+        """Return a batch from data with more padding than necessary, which is cut off.
 
-        Synchronises with the device once, for the size of the largest sample.
+        The name is ACCV-Lab's. Synchronises with the device once, to read the size of the largest sample.
 
         Args:
-            tensor: Padded data.
-            mask: Bool mask of the same padded size, or `None`.
-            sample_sizes: Sizes, or `None`; at least one of the two is needed.
-            non_uniform_dim: As in `RaggedBatch`.
+            tensor: Padded data (*batch_shape, ..., padded_size, ...).
+            mask: Bool (*batch_shape, M), with M from the size of the largest sample to the padded size.
+            sample_sizes: Integers (*batch_shape,); at least one of `mask` and `sample_sizes` is needed.
+            non_uniform_dim: Dimension of `tensor` along which the sizes differ; by default the first after the batch
+                dimensions.
 
         Returns:
             The batch; its data is a view of `tensor`.
 
         Raises:
-            RaggedError: If shapes do not fit together.
+            RaggedError: Shapes, devices or dimensions do not match.
         """
+        if mask is not None and mask.dim() > 1:
+            dim = mask.dim() - 1 if non_uniform_dim is None else non_uniform_dim
+            if 0 <= dim < tensor.dim() and mask.shape[-1] < tensor.shape[dim]:
+                tensor = tensor.narrow(dim, 0, mask.shape[-1])
         full = cls(tensor, mask, sample_sizes, non_uniform_dim)
         sizes, dim = full.sample_sizes, full.non_uniform_dim
         largest = min(max_of(sizes), full.max_sample_size)
@@ -94,21 +99,23 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
         num_batch_dims: int | None = None,
         batch_shape: Sequence[int] | int | None = None,
     ) -> Self:
-        """Makes a float32 batch without any entry.
+        """Return a float32 batch without entries.
+
+        The name is ACCV-Lab's.
 
         Args:
             num_dims: Number of dimensions of the data.
             non_uniform_dim: The non-uniform dimension.
             device: Device of the batch.
-            num_batch_dims: Number of batch dimensions, each of size 0; excludes `batch_shape`.
-            batch_shape: Sizes of the batch dimensions; one number is one dimension. Without both there is
-                one batch dimension of size 0.
+            num_batch_dims: Number of batch dimensions, each of size 0; not together with `batch_shape`.
+            batch_shape: Sizes of the batch dimensions; a number means one dimension. If neither this nor
+                `num_batch_dims` is given, there is one batch dimension of size 0.
 
         Returns:
             The batch; all dimensions after the batch dimensions have size 0.
 
         Raises:
-            RaggedError: If both are given, or the dimensions do not fit.
+            RaggedError: Both `num_batch_dims` and `batch_shape` are given, or the dimensions do not match.
         """
         if num_batch_dims is not None and batch_shape is not None:
             raise RaggedError("num_batch_dims, batch_shape: expected at most one of the two, got both")
@@ -130,18 +137,20 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
     def FromFullTensor(  # noqa: N802
         cls, full_tensor: Tensor, non_uniform_dim: int = 1, num_batch_dims: int = 1
     ) -> Self:
-        """Makes a batch in which every sample has the full size.
+        """Return a batch whose samples all have the full size.
+
+        The name is ACCV-Lab's.
 
         Args:
-            full_tensor: Data without padding.
-            non_uniform_dim: Dimension that plays the non-uniform one.
+            full_tensor: Data without padding (*batch_shape, ...).
+            non_uniform_dim: Dimension to use as the non-uniform dimension.
             num_batch_dims: Number of batch dimensions.
 
         Returns:
-            The batch.
+            The batch; its data is `full_tensor`.
 
         Raises:
-            RaggedError: If the dimensions do not fit.
+            RaggedError: The dimensions do not match.
         """
         if not 0 < num_batch_dims <= non_uniform_dim < full_tensor.dim():
             raise RaggedError(
@@ -157,19 +166,24 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
         return cls(full_tensor, sample_sizes=sizes, non_uniform_dim=non_uniform_dim)
 
     def apply(self, proc_step: Callable[..., Any]) -> Any:
-        """Applies a function to the data.
+        """Apply a function to the data.
+
+        The function is called with `tensor`, `tensor, mask` or `tensor, mask, sample_sizes`, according to the number of
+        its required positional parameters (with `tensor` if that is unknown). If it has optional or keyword-only
+        parameters named `mask` or `sample_sizes`, they are passed by keyword.
+
+        Inside `torch.compile`, wrap functions of `torch.nn.functional` in a lambda, and define functions with optional
+        parameters outside of the compiled function.
 
         Args:
-            proc_step: Takes `tensor`, or `tensor, mask`, or `tensor, mask, sample_sizes`, as many as it has
-                required positional parameters (one where that is unknown), and returns a tensor or a tuple of
-                tensors whose batch dimensions and non-uniform dimension are as in this batch. Inside
-                `torch.compile` a function of `torch.nn.functional` has to be wrapped in a lambda.
+            proc_step: The function. It returns a tensor or a tuple of tensors whose batch dimensions and non-uniform
+                dimension are those of this batch.
 
         Returns:
             A batch, or a tuple of batches.
 
         Raises:
-            RaggedError: If the function requires more than three arguments, or a result does not fit.
+            RaggedError: The function requires more than three arguments, or the shape of a result does not match.
 
         Example:
             >>> import torch
@@ -178,7 +192,7 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
             >>> batch.apply(torch.sqrt).tensor
             tensor([[1., 2.]])
         """
-        num_args = count_arguments(proc_step)
+        num_args, names = parameters_of(proc_step)
         if num_args > 3:
             raise RaggedError(f"proc_step: expected a function of 1 to 3 arguments, got one of {num_args}")
         args = [self._tensor]
@@ -186,34 +200,49 @@ class RaggedBatch(RaggedLayouts, RaggedConversions):
             args.append(self.mask)
         if num_args > 2:
             args.append(self.sample_sizes)
-        result = proc_step(*args)
+        named = {}
+        if "mask" in names:
+            named["mask"] = self.mask
+        if "sample_sizes" in names:
+            named["sample_sizes"] = self.sample_sizes
+        result = proc_step(*args, **named)
         if isinstance(result, tuple):
             return tuple(self._with_tensor(part) for part in result)
         return self._with_tensor(result)
 
 
-def count_arguments(function: Callable[..., Any]) -> int:
-    """Counts the required positional parameters of a function, at least one; one where it does not tell."""
+def parameters_of(function: Callable[..., Any]) -> tuple[int, tuple[str, ...]]:
+    """Return the number of positional arguments to call a function with, and the names of its other parameters.
+
+    The number is that of its required positional parameters, and at least 1. If the function cannot be inspected, it is
+    1, without names.
+    """
     if isinstance(function, torch.nn.Module):
         function = function.forward
     if torch.compiler.is_compiling():
-        return _count_while_compiling(function)
+        return _parameters_while_compiling(function)
     try:
-        parameters = inspect.signature(function).parameters.values()
+        parameters = list(inspect.signature(function).parameters.values())
     except (TypeError, ValueError):  # builtins such as torch.sin
-        return 1
+        return 1, ()
     positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = [p for p in parameters if p.kind in positional and p.default is inspect.Parameter.empty]
-    return max(len(required), 1)
+    count = max(len(required), 1)
+    fixed = function.keywords if isinstance(function, functools.partial) else {}
+    return count, tuple(p.name for p in parameters[count:] if p.kind in by_name and p.name not in fixed)
 
 
-def _count_while_compiling(function: Callable[..., Any]) -> int:
-    # The compiler cannot trace inspect.signature, but it knows the parts of functions and methods.
+def _parameters_while_compiling(function: Callable[..., Any]) -> tuple[int, tuple[str, ...]]:
+    # The compiler cannot trace inspect.signature, but it can trace the attributes of functions and methods.
     bound = isinstance(function, MethodType)
     plain = function.__func__ if isinstance(function, MethodType) else function
     if not isinstance(plain, FunctionType):
-        return 1
-    return max(plain.__code__.co_argcount - len(plain.__defaults__ or ()) - bound, 1)
+        return 1, ()
+    code = plain.__code__
+    count = max(code.co_argcount - len(plain.__defaults__ or ()) - bound, 1)
+    first = max(count + bound, code.co_posonlyargcount)
+    return count, code.co_varnames[first : code.co_argcount + code.co_kwonlyargcount]
 
 
 def _flatten(batch: RaggedBatch) -> tuple[list[Any], tuple[int, int]]:
@@ -222,7 +251,7 @@ def _flatten(batch: RaggedBatch) -> tuple[list[Any], tuple[int, int]]:
 
 
 def _unflatten(parts: Any, context: tuple[int, int]) -> RaggedBatch:
-    # Without checks: a tree_map may put anything in the place of the tensors.
+    # Without checks: a tree_map may replace the tensors by anything.
     batch = object.__new__(RaggedBatch)
     batch._tensor, batch._mask, batch._sample_sizes = parts
     batch._non_uniform_dim, batch._num_batch_dims = context

@@ -1,6 +1,6 @@
 """A ragged batch with other batch dimensions, or with its non-uniform dimension elsewhere.
 
-Everything here works on plain shapes: no value on the device is read.
+Everything here follows from shapes alone: the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Self, TypeVar
 
 from torch import Tensor
 
-from .core import RaggedCore, RaggedError, positive_dims
+from detops.ragged.core import RaggedCore, RaggedError, positive_dims
 
 Ragged = TypeVar("Ragged", bound="RaggedBatchDims")
 
@@ -20,22 +20,22 @@ class RaggedBatchDims(RaggedCore):
     """Methods that rearrange dimensions."""
 
     def _map_parts(self, change: Callable[[Tensor], Tensor], dims_added: int = 0) -> Self:
-        """Applies one change of the batch dimensions to tensor, mask and sizes alike."""
+        """Apply one change of the batch dimensions to tensor, mask and sizes alike."""
         mask = None if self._mask is None else change(self._mask)
         sizes = None if self._sample_sizes is None else change(self._sample_sizes)
         return type(self)(change(self._tensor), mask, sizes, self._non_uniform_dim + dims_added)
 
     def get_non_uniform_dimension_transposed_to(self, dim: int) -> Self:
-        """Swaps the non-uniform dimension with another one.
+        """Swap the non-uniform dimension with another one.
 
         Args:
-            dim: Where the non-uniform dimension shall be, after the batch dimensions.
+            dim: New place of the non-uniform dimension, after the batch dimensions.
 
         Returns:
             The new batch, or this one if nothing changes.
 
         Raises:
-            RaggedError: If `dim` is a batch dimension or does not exist.
+            RaggedError: `dim` is a batch dimension or out of range.
         """
         if not self._num_batch_dims <= dim < self._tensor.dim():
             raise RaggedError(f"dim: expected a dimension in [{self._num_batch_dims}, {self._tensor.dim()}), got {dim}")
@@ -44,16 +44,16 @@ class RaggedBatchDims(RaggedCore):
         return self._with_tensor(self._tensor.transpose(self._non_uniform_dim, dim), dim)
 
     def unsqueeze_data_dim(self, dim: int) -> Self:
-        """Adds a dimension of size one after the batch dimensions.
+        """Add a dimension of size 1 after the batch dimensions.
 
         Args:
-            dim: Its place in the result, negative counts from the end.
+            dim: Place of the new dimension in the result; negative numbers count from the end.
 
         Returns:
-            The new batch; the non-uniform dimension moves back where the new one stands before it.
+            The new batch; `non_uniform_dim` is larger by 1 if the new dimension comes before it.
 
         Raises:
-            RaggedError: If `dim` would be a batch dimension or is out of range.
+            RaggedError: `dim` is a batch dimension or out of range.
         """
         place = dim + self._tensor.dim() + 1 if dim < 0 else dim
         if not self._num_batch_dims <= place <= self._tensor.dim():
@@ -62,32 +62,32 @@ class RaggedBatchDims(RaggedCore):
         return self._with_tensor(self._tensor.unsqueeze(place), self._non_uniform_dim + shift)
 
     def unsqueeze_batch_dim(self, dim: int) -> Self:
-        """Adds a batch dimension of size one.
+        """Add a batch dimension of size 1.
 
         Args:
-            dim: Its place, in `[0, num_batch_dims]`.
+            dim: Place of the new dimension, 0 .. num_batch_dims.
 
         Returns:
-            The new batch; the non-uniform dimension moves back by one.
+            The new batch; `non_uniform_dim` is larger by 1.
 
         Raises:
-            RaggedError: If `dim` is out of range.
+            RaggedError: `dim` is out of range.
         """
         if not 0 <= dim <= self._num_batch_dims:
             raise RaggedError(f"dim: expected a place in [0, {self._num_batch_dims}], got {dim}")
         return self._map_parts(lambda part: part.unsqueeze(dim), 1)
 
     def squeeze_batch_dim(self, batch_dim: int) -> Self:
-        """Removes a batch dimension of size one.
+        """Remove a batch dimension of size 1.
 
         Args:
-            batch_dim: The dimension, in `[0, num_batch_dims)`.
+            batch_dim: The dimension, 0 .. num_batch_dims - 1.
 
         Returns:
-            The new batch; the non-uniform dimension moves forward by one.
+            The new batch; `non_uniform_dim` is smaller by 1.
 
         Raises:
-            RaggedError: If the dimension has another size, is out of range, or is the only one.
+            RaggedError: The dimension has another size, is out of range, or is the only batch dimension.
         """
         self._check_batch_dim(batch_dim)
         if self.batch_shape[batch_dim] != 1:
@@ -100,16 +100,16 @@ class RaggedBatchDims(RaggedCore):
         return self._map_parts(lambda part: part.squeeze(batch_dim), -1)
 
     def reshape_batch_dims(self, new_batch_shape: int | Sequence[int]) -> Self:
-        """Reshapes the batch dimensions.
+        """Reshape the batch dimensions.
 
         Args:
-            new_batch_shape: The new sizes, or one; one of them may be -1.
+            new_batch_shape: The new batch shape, or a single size; one size may be -1, which is then inferred.
 
         Returns:
-            The new batch; the non-uniform dimension moves along.
+            The new batch; `non_uniform_dim` changes with the number of batch dimensions.
 
         Raises:
-            RaggedError: If the number of samples differs.
+            RaggedError: The number of samples differs.
 
         Example:
             >>> import torch
@@ -124,7 +124,7 @@ class RaggedBatchDims(RaggedCore):
         return self._map_parts(lambda part: part.reshape(*shape, *part.shape[old:]), len(shape) - old)
 
     def _infer_batch_shape(self, wanted: tuple[int, ...]) -> tuple[int, ...]:
-        # Not left to Tensor.reshape, which cannot resolve -1 where another dimension is empty.
+        # Tensor.reshape cannot infer -1 if another dimension is empty.
         total = self.total_num_samples_in_batch
         known = math.prod([size for size in wanted if size != -1])
         shape = wanted
@@ -138,7 +138,7 @@ class RaggedBatchDims(RaggedCore):
         return shape
 
     def flatten_batch_dims(self) -> Self:
-        """Makes one batch dimension of all."""
+        """Merge all batch dimensions into one."""
         return self.reshape_batch_dims(self.total_num_samples_in_batch)
 
     def _check_batch_dim(self, batch_dim: int) -> None:
@@ -146,17 +146,17 @@ class RaggedBatchDims(RaggedCore):
             raise RaggedError(f"batch_dim: expected a dimension in [0, {self._num_batch_dims}), got {batch_dim}")
 
     def repeat_samples(self, num_repeats: int | Sequence[int], batch_dim: int | None = None) -> Self:
-        """Repeats the samples along one batch dimension, or along all.
+        """Repeat the samples along one batch dimension or along all.
 
         Args:
-            num_repeats: How often; one number, or one for each batch dimension.
-            batch_dim: The dimension for a single number, default 0; must be `None` for a sequence.
+            num_repeats: Number of repetitions, or one number per batch dimension.
+            batch_dim: Dimension that a single number applies to, default 0; must be None for a sequence.
 
         Returns:
             The new batch.
 
         Raises:
-            RaggedError: If the arguments do not fit the batch dimensions.
+            RaggedError: The arguments do not match the batch dimensions.
 
         Example:
             >>> import torch
@@ -177,7 +177,7 @@ class RaggedBatchDims(RaggedCore):
         return self._map_parts(lambda part: part.repeat(*repeats, *(1,) * (part.dim() - len(repeats))))
 
     def broadcast_batch_dims_to_shape(self, new_batch_shape: Sequence[int]) -> Self:
-        """Repeats the samples until the batch shape is `new_batch_shape`.
+        """Repeat the samples until the batch shape is `new_batch_shape`.
 
         Args:
             new_batch_shape: A multiple of the batch shape in every dimension.
@@ -186,7 +186,7 @@ class RaggedBatchDims(RaggedCore):
             The new batch.
 
         Raises:
-            RaggedError: If a size is no multiple, or their number differs.
+            RaggedError: A size is not a multiple, or the number of dimensions differs.
         """
         wanted = positive_dims("new_batch_shape", new_batch_shape, self._num_batch_dims)
         sizes = tuple(self.batch_shape)
@@ -197,16 +197,16 @@ class RaggedBatchDims(RaggedCore):
 
     @staticmethod
     def broadcast_batch_dims(data: Sequence[Ragged]) -> list[Ragged]:
-        """Repeats the samples of several batches until their batch shapes agree.
+        """Repeat the samples of several batches until their batch shapes agree.
 
         Args:
-            data: The batches; all with the same number of batch dimensions.
+            data: Batches with the same number of batch dimensions.
 
         Returns:
-            A list of batches whose batch shape is the maximum in every dimension.
+            One batch per input; in every dimension the batch shape is the largest of the inputs'.
 
         Raises:
-            RaggedError: If a batch shape does not divide the common one.
+            RaggedError: The numbers of batch dimensions differ, or a batch shape does not divide the common one.
         """
         shapes = [tuple(batch.batch_shape) for batch in data]
         if len({len(shape) for shape in shapes}) > 1:

@@ -1,4 +1,4 @@
-"""A ragged batch on another device, in another type, or cut from the graph."""
+"""A ragged batch on another device, in pinned memory, in another dtype, or detached."""
 
 from __future__ import annotations
 
@@ -6,71 +6,86 @@ from typing import Any, Self
 
 import torch
 
-from .core import RaggedCore
+from detops.ragged.core import RaggedCore
 
-# The names `int`, `float` and `bool` are methods here, so this class stands alone: annotations in the other
-# classes mean the builtins.
+# A class of its own, because its methods `int`, `float` and `bool` would hide the builtins from the annotations of the
+# other classes.
 
 
 class RaggedConversions(RaggedCore):
-    """Conversions of the data; samples and sizes stay."""
+    """Methods that convert or move the data; mask and sample sizes keep their values."""
 
     def to_device(self, device: torch.device | str) -> Self:
-        """Moves data, mask and sizes, the latter two as far as they exist already."""
-        mask = None if self._mask is None else self._mask.to(device)
-        sizes = None if self._sample_sizes is None else self._sample_sizes.to(device)
-        made = type(self)(self._tensor.to(device), mask, sizes, self._non_uniform_dim)
-        made._total_num_entries = self._total_num_entries
-        return made
+        """Move the data, and mask and sample sizes as far as they exist."""
+        return self.to(device)
 
     def cpu(self) -> Self:
-        """Moves the batch to the CPU."""
-        return self.to_device("cpu")
+        """Move the batch to the CPU."""
+        return self.to("cpu")
 
     def to(self, *args: Any, **kwargs: Any) -> Self:
-        """Converts `tensor` by `torch.Tensor.to`; mask and sizes follow to another device."""
-        return self.create_with_sample_sizes_like_self(self._tensor.to(*args, **kwargs))
+        """Convert the data by `torch.Tensor.to`; to another device, mask and sample sizes move along.
+
+        Args:
+            *args: Positional arguments of `torch.Tensor.to`: a dtype, a device, or a tensor to be like.
+            **kwargs: Keyword arguments of `torch.Tensor.to`; `non_blocking` holds for mask and sample sizes too.
+
+        Returns:
+            The new batch.
+        """
+        # In every overload of Tensor.to the first bool is non_blocking.
+        flags = [arg for arg in args if isinstance(arg, bool)]
+        non_blocking = flags[0] if flags else kwargs.get("non_blocking", False)
+        tensor = self._tensor.to(*args, **kwargs)
+        return self._with_changed(tensor, lambda part: part.to(tensor.device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Self:
+        """Copy every tensor of the batch to pinned memory, from where `to(device, non_blocking=True)` does not wait.
+
+        `torch.utils.data.DataLoader` calls this with `pin_memory=True`.
+        """
+        return self._with_changed(self._tensor.pin_memory(), lambda part: part.pin_memory())
 
     def to_dtype(self, dtype: torch.dtype) -> Self:
-        """Converts the data to `dtype`."""
+        """Convert the data to `dtype`."""
         return self._with_tensor(self._tensor.to(dtype))
 
     def detach(self) -> Self:
-        """Cuts the data from the autograd graph."""
+        """Detach the data from the autograd graph."""
         return self._with_tensor(self._tensor.detach())
 
     def int(self) -> Self:
-        """Converts the data to int32."""
+        """Convert the data to int32."""
         return self.to_dtype(torch.int32)
 
     def long(self) -> Self:
-        """Converts the data to int64."""
+        """Convert the data to int64."""
         return self.to_dtype(torch.int64)
 
     def bool(self) -> Self:
-        """Converts the data to bool."""
+        """Convert the data to bool."""
         return self.to_dtype(torch.bool)
 
     def half(self) -> Self:
-        """Converts the data to float16."""
+        """Convert the data to float16."""
         return self.to_dtype(torch.float16)
 
     def bfloat16(self) -> Self:
-        """Converts the data to bfloat16."""
+        """Convert the data to bfloat16."""
         return self.to_dtype(torch.bfloat16)
 
     def float(self) -> Self:
-        """Converts the data to float32."""
+        """Convert the data to float32."""
         return self.to_dtype(torch.float32)
 
     def double(self) -> Self:
-        """Converts the data to float64."""
+        """Convert the data to float64."""
         return self.to_dtype(torch.float64)
 
     def cfloat(self) -> Self:
-        """Converts the data to complex64."""
+        """Convert the data to complex64."""
         return self.to_dtype(torch.complex64)
 
     def cdouble(self) -> Self:
-        """Converts the data to complex128."""
+        """Convert the data to complex128."""
         return self.to_dtype(torch.complex128)

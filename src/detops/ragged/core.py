@@ -1,14 +1,14 @@
-"""The data of a ragged batch: a padded tensor and how much of each sample is real.
+"""The data of a ragged batch: a padded tensor, and how many entries of each sample are valid.
 
-`RaggedCore` holds the three tensors and what follows from them alone: sizes, mask, padding. The layers above
-it (`conversions`, `batch_dims`, `batch`) only build new batches out of old ones. Nothing in this module reads
-device memory, except `total_num_entries`.
+`RaggedCore` holds the three tensors and what follows from them alone: sizes, mask, padding. The layers above it
+(`conversions`, `batch_dims`, `layouts`, `batch`) only build new batches. In this module only `total_num_entries` waits
+for the device.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import torch
@@ -16,20 +16,20 @@ from torch import Tensor
 
 
 class RaggedError(ValueError, AssertionError, RuntimeError):
-    """Arguments do not fit together: the message names the argument, what came and what is expected.
+    """Arguments do not match: the message names the argument, what was expected and what was passed.
 
-    It is a `ValueError`, and the other two because ACCV-Lab's `batching_helpers` asserts in Python and
-    raises `RuntimeError` from C++, so that its callers may expect either.
+    A `ValueError`, and also an `AssertionError` and a `RuntimeError`, because ACCV-Lab's `batching_helpers` asserts in
+    Python and raises `RuntimeError` from C++, and code written for it may catch either.
     """
 
 
 def shape_of(tensor: Tensor) -> tuple[int, ...]:
-    """Gives the shape as a plain tuple, the form that error messages show."""
+    """Return the shape as a plain tuple, as error messages show it."""
     return tuple(tensor.shape)
 
 
 def as_fill_value(value: float, dtype: torch.dtype) -> complex:
-    """Converts a number as a cast to `dtype` would: integers truncate, floats overflow to infinity."""
+    """Convert a number as a cast to `dtype` would: integers truncate, floats overflow to infinity."""
     if dtype == torch.bool:
         return bool(value)
     if dtype.is_complex:
@@ -42,8 +42,13 @@ def as_fill_value(value: float, dtype: torch.dtype) -> complex:
     return int(value)
 
 
+def zero_entry(data: Tensor, dim: int) -> Tensor:
+    """Return one zero entry along a dimension that has none: a sum over nothing, which autograd can follow."""
+    return data.sum(dim, keepdim=True, dtype=data.dtype)
+
+
 class RaggedCore:
-    """Padded tensor, mask and sample sizes; see `RaggedBatch`, the class that users see."""
+    """Padded tensor, mask and sample sizes: the base of `RaggedBatch`, which documents the arguments."""
 
     def __init__(
         self,
@@ -95,12 +100,12 @@ class RaggedCore:
 
     @property
     def tensor(self) -> Tensor:
-        """The padded data, `(*batch_shape, ..., max_sample_size, ...)`; replace it with `set_tensor`."""
+        """Padded data (*batch_shape, ..., max_sample_size, ...); use `set_tensor` to replace it."""
         return self._tensor
 
     @property
     def mask(self) -> Tensor:
-        """Which entries are data, bool `(*batch_shape, max_sample_size)`."""
+        """Which entries are valid, bool (*batch_shape, max_sample_size)."""
         if self._mask is not None:
             return self._mask
         sizes = self.sample_sizes
@@ -111,7 +116,7 @@ class RaggedCore:
 
     @property
     def sample_sizes(self) -> Tensor:
-        """How many entries of each sample are data, integer `(*batch_shape,)`."""
+        """Number of valid entries per sample, integers (*batch_shape,)."""
         if self._sample_sizes is not None:
             return self._sample_sizes
         mask = self.mask
@@ -123,19 +128,19 @@ class RaggedCore:
     @staticmethod
     def _may_keep(source: Tensor) -> bool:
         # Under compilation a kept tensor would be a side effect (and the compiler shares equal work anyway);
-        # under inference_mode it would be unusable for autograd in a batch that outlives the block.
+        # under inference_mode autograd could not use it in a batch that outlives the block.
         if torch.compiler.is_compiling():
             return False
         return source.is_inference() or not torch.is_inference_mode_enabled()
 
     @property
     def non_uniform_dim(self) -> int:
-        """The dimension of `tensor` along which the samples differ in size."""
+        """Dimension of `tensor` along which the samples differ in size."""
         return self._non_uniform_dim
 
     @property
     def num_batch_dims(self) -> int:
-        """How many of the first dimensions of `tensor` are batch dimensions."""
+        """Number of batch dimensions; they are the first dimensions of `tensor`."""
         return self._num_batch_dims
 
     @property
@@ -150,14 +155,14 @@ class RaggedCore:
 
     @property
     def total_num_entries(self) -> int:
-        """Number of valid entries of all samples together; the first call synchronises with the device."""
+        """Number of valid entries in all samples together; the first call synchronises with the device."""
         if self._total_num_entries is None:
             self._total_num_entries = int(self.sample_sizes.sum())
         return self._total_num_entries
 
     @property
     def max_sample_size(self) -> int:
-        """Padded size: that of `tensor` along the non-uniform dimension."""
+        """Padded size: the size of `tensor` along the non-uniform dimension."""
         return self._tensor.shape[self._non_uniform_dim]
 
     @property
@@ -172,12 +177,12 @@ class RaggedCore:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Type of the data."""
+        """Dtype of the data."""
         return self._tensor.dtype
 
     @property
     def requires_grad(self) -> bool:
-        """Whether `tensor` requires gradients; may be set."""
+        """Whether `tensor` requires gradients; can be set."""
         return self._tensor.requires_grad
 
     @requires_grad.setter
@@ -190,16 +195,20 @@ class RaggedCore:
         return self._tensor.retains_grad
 
     def retain_grad(self) -> None:
-        """Retains the gradient of `tensor` where that is not a leaf."""
+        """Retain the gradient of `tensor` if it is not a leaf."""
         self._tensor.retain_grad()
 
     def size(self, *args: Any, **kwargs: Any) -> Any:
-        """Calls `tensor.size` with the same arguments."""
+        """Return `tensor.size(*args, **kwargs)`."""
         return self._tensor.size(*args, **kwargs)
 
     def dim(self) -> int:
         """Number of dimensions of `tensor`."""
         return self._tensor.dim()
+
+    def __len__(self) -> int:
+        """Number of samples in the first batch dimension."""
+        return self._tensor.shape[0]
 
     def __getitem__(self, item: Any) -> Tensor:
         return self._tensor[item]
@@ -215,9 +224,17 @@ class RaggedCore:
         )
 
     def _with_tensor(self, tensor: Tensor, non_uniform_dim: int | None = None) -> Self:
-        """Same samples, other data: mask and sizes are shared as far as they exist."""
+        """Return the same samples with other data: mask and sizes are shared as far as they exist."""
+        return self._with_changed(tensor, lambda part: part, non_uniform_dim)
+
+    def _with_changed(
+        self, tensor: Tensor, change: Callable[[Tensor], Tensor], non_uniform_dim: int | None = None
+    ) -> Self:
+        """Return the same samples with other data, and with mask and sizes changed as far as they exist."""
+        mask = None if self._mask is None else change(self._mask)
+        sizes = None if self._sample_sizes is None else change(self._sample_sizes)
         dim = self._non_uniform_dim if non_uniform_dim is None else non_uniform_dim
-        made = type(self)(tensor, self._mask, self._sample_sizes, dim)
+        made = type(self)(tensor, mask, sizes, dim)
         made._total_num_entries = self._total_num_entries
         return made
 
@@ -227,19 +244,19 @@ class RaggedCore:
         non_uniform_dim: int | None = None,
         device: torch.device | str | None = None,
     ) -> Self:
-        """Makes a batch with other data for the same samples.
+        """Return a batch with other data and the sample sizes of this batch.
 
         Args:
-            tensor: Padded data; same batch shape and same padded size as this batch, any other dimensions.
-            non_uniform_dim: Non-uniform dimension of `tensor`, negative counts from the end; `None` is that
-                of this batch.
-            device: Device of the result; `None` is that of `tensor`.
+            tensor: Padded data with the batch shape and the padded size of this batch; any other dimensions.
+            non_uniform_dim: Non-uniform dimension of `tensor`; negative numbers count from the end. None means that of
+                this batch.
+            device: Device of the result; None means that of `tensor`.
 
         Returns:
-            The new batch; mask and sample sizes are shared, or copied where the device differs.
+            The new batch; mask and sample sizes are shared, or copied if the device differs.
 
         Raises:
-            RaggedError: If `tensor` does not fit.
+            RaggedError: The batch shape, the padded size or a dimension does not match.
         """
         dim = self._non_uniform_dim if non_uniform_dim is None else non_uniform_dim
         if dim < 0:
@@ -257,25 +274,20 @@ class RaggedCore:
             )
         if device is not None:
             tensor = tensor.to(device)
-        # Not _with_tensor: both parts may have to move, and each keeps its identity where it need not.
-        mask = None if self._mask is None else self._mask.to(tensor.device)
-        sizes = None if self._sample_sizes is None else self._sample_sizes.to(tensor.device)
-        made = type(self)(tensor, mask, sizes, dim)
-        made._total_num_entries = self._total_num_entries
-        return made
+        return self._with_changed(tensor, lambda part: part.to(tensor.device), dim)
 
     def as_self_with_cloned_data(self) -> Self:
-        """Copies the batch with a clone of `tensor`; mask and sample sizes are shared."""
+        """Return a copy with a clone of `tensor`; mask and sample sizes are shared."""
         return self._with_tensor(self._tensor.clone())
 
     def set_tensor(self, tensor: Tensor) -> None:
-        """Replaces `tensor`; batch shape, padded size, non-uniform dimension and device must stay.
+        """Replace `tensor`. Batch shape, padded size, non-uniform dimension and device stay the same.
 
         Args:
-            tensor: The new padded data, valid entries first in every sample.
+            tensor: New padded data; in every sample the valid entries come first.
 
         Raises:
-            RaggedError: If it does not fit.
+            RaggedError: The shape or device does not match.
         """
         dim, nb = self._non_uniform_dim, self._num_batch_dims
         fits = tensor.dim() > dim and tensor.shape[:nb] == self.batch_shape
@@ -289,22 +301,22 @@ class RaggedCore:
         self._tensor = tensor
 
     def _mask_like_tensor(self) -> Tensor:
-        """The mask with dimensions of size one added, so that it broadcasts against `tensor`."""
+        """Return the mask with dimensions of size 1 added, so that it broadcasts against `tensor`."""
         shape = [1] * self._tensor.dim()
         shape[: self._num_batch_dims] = self.batch_shape
         shape[self._non_uniform_dim] = self.max_sample_size
         return self.mask.reshape(shape)
 
     def get_existence_weights(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """Gives one where `tensor` holds data and zero where it holds padding.
+        """Return 1 where `tensor` is valid and 0 where it is padding.
 
-        Multiplying by it does not remove a NaN from the padding; `with_padded_set_to` does.
+        Multiplying by these weights does not remove a NaN from the padding; `with_padded_set_to` does.
 
         Args:
-            dtype: Type of the result.
+            dtype: Dtype of the result.
 
         Returns:
-            Tensor of the shape of `tensor`.
+            Weights with the shape of `tensor`.
 
         Example:
             >>> import torch
@@ -316,28 +328,49 @@ class RaggedCore:
         return self._mask_like_tensor().expand(self._tensor.shape).to(dtype, copy=True)
 
     def with_padded_set_to(self, value_to_set: float) -> Self:
-        """Copies the batch with the padding set to one value; the padding's gradient is zero.
+        """Return a copy with the padding set to a value; the gradient of the padding is zero.
 
         Args:
             value_to_set: The value; truncated for integer data.
 
         Returns:
             The new batch.
+
+        Raises:
+            RaggedError: The dtype cannot hold the value.
         """
         value = as_fill_value(value_to_set, self.dtype)
         return self._with_tensor(self._tensor.masked_fill(~self._mask_like_tensor(), value))
 
     def set_padded_to(self, value_to_set: float) -> None:
-        """Sets the padding of `tensor` to one value, in place.
+        """Set the padding of `tensor` to a value, in place; the gradient of the padding is zero.
+
+        Autograd does not allow writing to a leaf that requires gradients. Its padding is set outside of the graph, and
+        `tensor` becomes a copy of it that passes gradients on to the leaf.
 
         Args:
             value_to_set: The value; truncated for integer data.
+
+        Raises:
+            RaggedError: The dtype cannot hold the value.
         """
-        self._tensor.masked_fill_(~self._mask_like_tensor(), as_fill_value(value_to_set, self.dtype))
+        tensor, padding = self._tensor, ~self._mask_like_tensor()
+        value = as_fill_value(value_to_set, self.dtype)
+        owner = tensor if tensor._base is None else tensor._base
+        if not (torch.is_grad_enabled() and tensor.requires_grad and owner.is_leaf):
+            tensor.masked_fill_(padding, value)
+            return
+        with torch.no_grad():
+            tensor.masked_fill_(padding, value)
+        self._tensor = tensor.masked_fill(padding, value)
 
 
 def positive_dims(name: str, values: Sequence[int], length: int) -> tuple[int, ...]:
-    """Checks a sequence of `length` non-negative numbers and gives it as a tuple."""
+    """Return a sequence of `length` non-negative numbers as a tuple.
+
+    Raises:
+        RaggedError: There are more or fewer, or one is negative.
+    """
     numbers = tuple(values)
     if len(numbers) != length or any(number < 0 for number in numbers):
         raise RaggedError(f"{name}: expected {length} non-negative numbers, got {numbers}")

@@ -1,8 +1,8 @@
 """Indexing over whole batches: sample `i` of the data with row `i` of the indices, all samples at once.
 
-Reading fetches rows. Writing does as well: first each slot of the target learns which entry writes to it
-(`_writer_of_each_slot`), then it fetches the value from there. So results do not depend on the order in which
-threads run, duplicates included, and autograd needs no code of its own. No value on the device is read.
+Reading fetches rows, and so does writing: `_writer_of_each_slot` finds the entry that writes to each slot of the
+target, and the slot fetches its value from there. Thus results do not depend on the order in which threads run, even
+with duplicates, and autograd needs no code of its own. The host never waits for the device.
 """
 
 from __future__ import annotations
@@ -12,33 +12,33 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from .batch import RaggedBatch
-from .core import RaggedError, as_fill_value, shape_of
+from detops.ragged.batch import RaggedBatch
+from detops.ragged.core import RaggedError, as_fill_value, shape_of, zero_entry
 
 
 def tensor_of(data: RaggedBatch | Tensor) -> Tensor:
-    """Gives the padded data of a batch, or the tensor itself."""
+    """Return the padded data of a batch, or the tensor itself."""
     return data.tensor if isinstance(data, RaggedBatch) else data
 
 
 def expand_like(flags: Tensor, data: Tensor) -> Tensor:
-    """Adds dimensions of size one behind, so that `(*batch, N)` broadcasts against `(*batch, N, *rest)`."""
+    """Append dimensions of size 1, so that (*batch, N) flags broadcast against (*batch, N, *rest) data."""
     return flags.reshape(flags.shape + (1,) * (data.dim() - flags.dim()))
 
 
 def take_rows(data: Tensor, rows: Tensor) -> Tensor:
-    """Fetches `out[b, j] = data[b, rows[b, j]]`.
+    """Fetch `out[b, j] = data[b, rows[b, j]]`.
 
     Args:
-        data: `(*batch, N, *rest)`.
-        rows: int64 `(*batch, M)`, all in range unless `N` is 0.
+        data: (*batch, N, *rest).
+        rows: int64 (*batch, M), all in range unless N is 0.
 
     Returns:
-        `(*batch, M, *rest)`.
+        (*batch, M, *rest); zeros if N is 0.
     """
     nb = rows.dim() - 1
-    if data.shape[nb] == 0:  # nothing to fetch, and the caller discards what comes
-        return data.new_zeros(rows.shape + data.shape[nb + 1 :])
+    if data.shape[nb] == 0:
+        return zero_entry(data, nb).expand(rows.shape + data.shape[nb + 1 :])
     # Advanced indexing, not gather: on a GPU too, its backward adds up in a fixed order.
     samples = [
         torch.arange(size, device=rows.device).reshape(-1, *[1] * (nb - d)) for d, size in enumerate(rows.shape[:nb])
@@ -47,7 +47,7 @@ def take_rows(data: Tensor, rows: Tensor) -> Tensor:
 
 
 def check_fits(name: str, data: Tensor, batch: RaggedBatch, batch_name: str) -> None:
-    """Raises unless `data` has the batch dimensions of `batch`, one more, and its device."""
+    """Raise unless `data` has the batch dimensions of `batch`, at least one more, and its device."""
     nb = batch.num_batch_dims
     if data.dim() <= nb or data.shape[:nb] != batch.batch_shape:
         raise RaggedError(
@@ -59,7 +59,7 @@ def check_fits(name: str, data: Tensor, batch: RaggedBatch, batch_name: str) -> 
 
 
 def check_same_entries(name: str, data: Tensor, other_name: str, other: Tensor, dim: int) -> None:
-    """Raises unless the two have the same dtype and, apart from dimension `dim`, the same shape."""
+    """Raise unless the two have the same dtype and, except in dimension `dim`, the same shape."""
     if data.dtype != other.dtype:
         raise RaggedError(f"{name}: expected {other.dtype} as in {other_name}, got {data.dtype}")
     if data.dim() != other.dim():
@@ -92,7 +92,7 @@ def _indexed_dim(name: str, indices: RaggedBatch, dim_to_index_in: int | None, *
 
 
 def _resolve(indices: RaggedBatch, size: int) -> tuple[Tensor, Tensor]:
-    """Gives int64 indices in `[0, size)`, zero where there is none, and where there is one."""
+    """Return the indices as int64, counted from the start, and which are valid; invalid ones become 0."""
     wrapped = indices.tensor.long()
     wrapped = torch.where(wrapped < 0, wrapped + size, wrapped)
     valid = indices.mask & (wrapped >= 0) & (wrapped < size)
@@ -100,16 +100,16 @@ def _resolve(indices: RaggedBatch, size: int) -> tuple[Tensor, Tensor]:
 
 
 def _writer_of_each_slot(slots: Tensor, valid: Tensor, size: int) -> Tensor:
-    """Inverts an index: which position last names each of `size` slots, -1 for none."""
+    """Invert an index: return the last position that points to each of `size` slots, -1 for none."""
     positions = torch.arange(slots.shape[-1], device=slots.device).expand_as(slots)
-    # Invalid entries go to one slot more, which is cut off.
+    # Invalid entries go to an extra slot, which is cut off.
     targets = torch.where(valid, slots, size)
     writer = slots.new_full((*slots.shape[:-1], size + 1), -1)
     return writer.scatter_reduce(-1, targets, positions, "amax")[..., :size]
 
 
 def _fetch_for_slots(data: Tensor, indices: RaggedBatch, size: int) -> tuple[Tensor, Tensor]:
-    """Gives the value that is written to each slot, and whether there is one, broadcastable to it."""
+    """Return the value that is written to each slot, and a mask that broadcasts against it: whether there is one."""
     slots, valid = _resolve(indices, size)
     here = torch.arange(slots.shape[-1], device=slots.device) < data.shape[indices.num_batch_dims]
     writer = _writer_of_each_slot(slots, valid & here, size)
@@ -123,23 +123,23 @@ def batched_indexing_access(
     filler_value: float = 0.0,
     dim_to_index_in: int | None = None,
 ) -> RaggedBatch:
-    """Reads `output[i, j] = input_data[i, input_indices[i, j]]` for every valid index.
+    """Read `output[i, j] = input_data[i, input_indices[i, j]]` for every index.
 
-    Negative indices count from the end. A valid index out of range yields the filler. Gradients of entries
-    that are read more than once add up.
+    Negative indices count from the end. An index out of range gives the filler. Gradients of entries that are read more
+    than once add up.
 
     Args:
-        input_data: Data `(*batch_shape, ...)`; the padding of a batch is not treated apart.
-        input_indices: Integers `(*batch_shape, max_num_indices)`; what stands in the padding is not used.
+        input_data: Data (*batch_shape, ...); the padding of a batch is read like any entry.
+        input_indices: Integers (*batch_shape, max_num_indices); the padding is not used.
         filler_value: Value of the padding of the result; truncated for integer data.
-        dim_to_index_in: Dimension of the data that is indexed, default: the first after the batch dimensions.
+        dim_to_index_in: Dimension of the data to index; by default the first after the batch dimensions.
 
     Returns:
-        Batch with the sample sizes of `input_indices` and the shape of the data, except that
-        `dim_to_index_in`, its non-uniform dimension, has `max_num_indices` entries.
+        Batch with the sample sizes of `input_indices` and the shape of the data, except that `dim_to_index_in`, its
+        non-uniform dimension, has size `max_num_indices`.
 
     Raises:
-        RaggedError: If shapes, dimensions or devices do not fit.
+        RaggedError: Shapes, dimensions, dtypes or devices do not match.
 
     Example:
         >>> import torch
@@ -152,10 +152,8 @@ def batched_indexing_access(
     """
     data = tensor_of(input_data)
     check_fits("input_data", data, input_indices, "input_indices")
-    dim, nb = (
-        _indexed_dim("input_indices", input_indices, dim_to_index_in, data),
-        input_indices.num_batch_dims,
-    )
+    nb = input_indices.num_batch_dims
+    dim = _indexed_dim("input_indices", input_indices, dim_to_index_in, data)
     data = data.transpose(nb, dim)
     rows, valid = _resolve(input_indices, data.shape[nb])
     taken = take_rows(data, rows)
@@ -170,23 +168,23 @@ def batched_inverse_indexing_access(
     filler_value: float = 0.0,
     dim_to_index_in: int | None = None,
 ) -> Tensor:
-    """Writes `output[i, output_indices[i, j]] = input_data[i, j]` for every valid index into a new tensor.
+    """Write `output[i, output_indices[i, j]] = input_data[i, j]` for every index, into a new tensor.
 
-    Negative indices count from the end. A valid index out of range is ignored. Of several entries with the
-    same index the last wins, and it alone gets the gradient.
+    Negative indices count from the end. An index out of range is ignored. If several entries have the same index, the
+    last one is written and alone gets the gradient.
 
     Args:
-        input_data: Data `(*batch_shape, ...)`.
-        output_indices: Integers `(*batch_shape, max_num_indices)`; what stands in the padding is not used.
-        output_num_targets: Size of the indexed dimension of the result.
-        filler_value: Value of what is not written to; truncated for integer data.
-        dim_to_index_in: Dimension of the data that is indexed, default: the first after the batch dimensions.
+        input_data: Data (*batch_shape, ...).
+        output_indices: Integers (*batch_shape, max_num_indices); the padding is not used.
+        output_num_targets: Size of the result in `dim_to_index_in`.
+        filler_value: Value of the entries that are not written to; truncated for integer data.
+        dim_to_index_in: Dimension to index; by default the first after the batch dimensions.
 
     Returns:
-        Tensor with the shape of the data, except for `output_num_targets` entries in `dim_to_index_in`.
+        Tensor with the shape of the data, except that `dim_to_index_in` has size `output_num_targets`.
 
     Raises:
-        RaggedError: If shapes, dimensions or devices do not fit.
+        RaggedError: Shapes, dimensions, dtypes or devices do not match, or the size is negative.
 
     Example:
         >>> import torch
@@ -199,10 +197,8 @@ def batched_inverse_indexing_access(
     """
     data = tensor_of(input_data)
     check_fits("input_data", data, output_indices, "output_indices")
-    dim, nb = (
-        _indexed_dim("output_indices", output_indices, dim_to_index_in, data),
-        output_indices.num_batch_dims,
-    )
+    nb = output_indices.num_batch_dims
+    dim = _indexed_dim("output_indices", output_indices, dim_to_index_in, data)
     if output_num_targets < 0:
         raise RaggedError(f"output_num_targets: expected a non-negative number, got {output_num_targets}")
     taken, written = _fetch_for_slots(data.transpose(nb, dim), output_indices, output_num_targets)
@@ -229,22 +225,23 @@ def batched_indexing_write(
     to_write_into: RaggedBatch | Tensor,
     dim_to_index_in: int | None = None,
 ) -> RaggedBatch | Tensor:
-    """Writes `output[i, output_indices[i, j]] = to_write[i, j]` for every valid index into a copy.
+    """Write `output[i, output_indices[i, j]] = to_write[i, j]` for every index, into a copy of `to_write_into`.
 
-    Negative indices, indices out of range and duplicates are treated as in `batched_inverse_indexing_access`.
+    Negative indices count from the end. An index out of range is ignored. If several entries have the same index, the
+    last one is written and alone gets the gradient.
 
     Args:
-        to_write: Data `(*batch_shape, ...)`.
-        output_indices: Integers `(*batch_shape, max_num_indices)`; what stands in the padding is not used.
-        to_write_into: What the result holds elsewhere; not changed. Shape and dtype of `to_write`, any size
-            in the indexed dimension.
-        dim_to_index_in: Dimension that is indexed, default: the first after the batch dimensions.
+        to_write: Data (*batch_shape, ...).
+        output_indices: Integers (*batch_shape, max_num_indices); the padding is not used.
+        to_write_into: Values of the result where nothing is written; not changed. Dtype and shape are those of
+            `to_write`, except for the size of the indexed dimension.
+        dim_to_index_in: Dimension to index; by default the first after the batch dimensions.
 
     Returns:
-        Like `to_write_into`.
+        Tensor or batch like `to_write_into`.
 
     Raises:
-        RaggedError: If shapes, dimensions, types or devices do not fit.
+        RaggedError: Shapes, dimensions, dtypes or devices do not match.
 
     Example:
         >>> import torch
@@ -287,25 +284,24 @@ def batched_index_mapping(
     target_indices: RaggedBatch,
     target_data: RaggedBatch | Tensor,
 ) -> RaggedBatch | Tensor:
-    """Copies `target[i, target_indices[i, j]] = source_data[i, source_indices[i, j]]` for every valid pair.
+    """Copy `output[i, target_indices[i, j]] = source_data[i, source_indices[i, j]]` for every pair of indices.
 
-    Negative indices count from the end; a pair is ignored where either index is padding or out of range. Of
-    several pairs with the same target the last wins. Gradients of source entries that are used more than once
-    add up.
+    Negative indices count from the end. A pair is ignored if either index is padding or out of range. If several pairs
+    have the same target, the last one is copied. Gradients of source entries that are used more than once add up.
 
     Args:
-        source_data: Where values come from: `(*batch_shape, N, *rest)`, or a batch, indexed along its
-            non-uniform dimension wherever that is.
-        source_indices: Integers `(*batch_shape, max_num_matches)`.
-        target_indices: Integers of the same shape and sample sizes.
-        target_data: Where values go, in a copy: dtype and, apart from the indexed dimension, shape of
-            `source_data`.
+        source_data: Values to copy (*batch_shape, N, *rest); a batch is indexed along its non-uniform dimension,
+            wherever that is.
+        source_indices: Integers (*batch_shape, max_num_matches).
+        target_indices: Integers with the same shape and sample sizes.
+        target_data: Values of the result where nothing is copied; not changed. Dtype and shape are those of
+            `source_data`, except for the size of the indexed dimension.
 
     Returns:
-        Like `target_data`.
+        Tensor or batch like `target_data`.
 
     Raises:
-        RaggedError: If shapes, dimensions, types or devices do not fit.
+        RaggedError: Shapes, dimensions, dtypes or devices do not match.
 
     Example:
         >>> import torch
@@ -340,7 +336,7 @@ def batched_index_mapping(
 
 
 def _front(name: str, data: RaggedBatch | Tensor, num_batch_dims: int) -> Tensor:
-    """Gives the data with the non-uniform dimension first after the batch dimensions."""
+    """Return the data with the non-uniform dimension first after the batch dimensions."""
     if not isinstance(data, RaggedBatch):
         return data
     if data.num_batch_dims != num_batch_dims:

@@ -1,7 +1,7 @@
-"""A ragged batch from and to other formats: lists of tensors, concatenated rows, torch's nested tensors.
+"""Conversions between ragged batches and other formats: lists of tensors, concatenated rows, nested tensors.
 
-What has a shape that depends on the data (`split`, `to_concatenated`, `to_nested`, and the padded size where
-the caller does not give it) synchronises with the device once; the rest does not.
+Where a shape depends on the data (`split`, `to_concatenated`, `to_nested`, and a padded size that the caller does not
+give), the device is synchronised once; nothing else synchronises.
 """
 
 from __future__ import annotations
@@ -12,26 +12,26 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from .batch_dims import RaggedBatchDims
-from .core import RaggedError, shape_of
+from detops.ragged.batch_dims import RaggedBatchDims
+from detops.ragged.core import RaggedError, shape_of, zero_entry
 
 
 class RaggedLayouts(RaggedBatchDims):
-    """Methods that make a batch out of another format, or the reverse."""
+    """Methods that convert from another format or to one."""
 
     @classmethod
     def from_list(cls, tensors: Sequence[Tensor]) -> Self:
-        """Pads a list of samples, one tensor each.
+        """Pad a list of tensors, one per sample.
 
         Args:
-            tensors: Tensors `(n_i, *rest)` of one dtype and device; an empty sample may have any shape
-                without elements, such as `(0,)`, and any dtype.
+            tensors: Tensors (n_i, *rest) of the same dtype and device. An empty sample may have any shape without
+                elements, such as (0,), and any dtype.
 
         Returns:
-            Batch `(len(tensors), max(n_i), *rest)`, padded with zeros.
+            Batch (len(tensors), max(n_i), *rest), padded with zeros.
 
         Raises:
-            RaggedError: If the list is empty or a tensor does not fit the others.
+            RaggedError: The list is empty, or shapes, dtypes or devices do not match.
 
         Example:
             >>> import torch
@@ -39,8 +39,13 @@ class RaggedLayouts(RaggedBatchDims):
             >>> RaggedBatch.from_list([torch.ones(2, 4), torch.empty(0)]).sample_sizes
             tensor([2, 0])
         """
-        data, counts = pad_samples("tensors", tensors)
-        # Non-blocking, since a plain copy of host memory to the device waits for the stream.
+        return cls._from_samples("tensors", tensors)
+
+    @classmethod
+    def _from_samples(cls, name: str, tensors: Sequence[Tensor]) -> Self:
+        """`from_list` of what the caller calls `name`, for messages."""
+        data, counts = pad_samples(name, tensors)
+        # Non-blocking, since a blocking copy from host memory waits for the stream.
         sizes = torch.tensor(counts, dtype=torch.int64).to(data.device, non_blocking=True)
         made = cls(data, sample_sizes=sizes)
         made._total_num_entries = sum(counts)
@@ -50,21 +55,21 @@ class RaggedLayouts(RaggedBatchDims):
     def from_concatenated(
         cls, values: Tensor, batch_index: Tensor, batch_size: int, max_size: int | None = None
     ) -> Self:
-        """Sorts rows into their samples; rows of one sample keep their order.
+        """Sort rows into their samples; the rows of a sample keep their order.
 
         Args:
-            values: Rows `(T, *rest)` of all samples.
-            batch_index: Sample of each row, integer `(T,)`, in any order; rows whose index is negative or
-                `batch_size` and more are dropped.
+            values: Rows (T, *rest) of all samples.
+            batch_index: Sample of each row, integers (T,) in any order. A row whose index is negative, or `batch_size`
+                or more, is dropped.
             batch_size: Number of samples.
-            max_size: Padded size; later rows of a larger sample are dropped. `None` is the size of the
-                largest sample, which costs one synchronisation.
+            max_size: Padded size; the last rows of a larger sample are dropped. None means the size of the largest
+                sample, which costs one synchronisation.
 
         Returns:
-            Batch `(batch_size, max_size, *rest)`, padded with zeros.
+            Batch (batch_size, max_size, *rest), padded with zeros.
 
         Raises:
-            RaggedError: If shapes or types do not fit.
+            RaggedError: Shapes or dtypes do not match, or a number is negative.
 
         Example:
             >>> import torch
@@ -92,33 +97,35 @@ class RaggedLayouts(RaggedBatchDims):
     def _from_rows(
         cls, values: Tensor, starts: Tensor, counts: Tensor, max_size: int | None, order: Tensor | None = None
     ) -> Self:
-        """Pads runs of rows: sample `i` is `values[order][starts[i] : starts[i] + counts[i]]`."""
+        """Pad runs of rows: sample `i` is `values[order][starts[i] : starts[i] + counts[i]]`."""
         size = max_of(counts) if max_size is None else max_size
         if size < 0:
             raise RaggedError(f"max_size: expected a non-negative number, got {size}")
-        made = cls(values.new_zeros(counts.shape[0], size, *values.shape[1:]), sample_sizes=counts.clamp(max=size))
-        if values.shape[0] == 0 or made._tensor.numel() == 0:
-            return made
-        rows = starts.unsqueeze(1) + torch.arange(size, device=starts.device)
-        rows = rows.masked_fill(~made.mask, 0).flatten()
-        if order is not None:
-            rows = order[rows]
-        padded = values.index_select(0, rows).unflatten(0, (counts.shape[0], size))
-        return made._with_tensor(padded).with_padded_set_to(0)
+        sizes = counts.clamp(max=size)
+        if values.shape[0] == 0:
+            padded = zero_entry(values, 0).expand(counts.shape[0], size, *values.shape[1:])
+        else:
+            places = torch.arange(size, device=starts.device)
+            rows = torch.where(places < sizes.unsqueeze(1), starts.unsqueeze(1) + places, 0).flatten()
+            if order is not None:
+                rows = order[rows]
+            padded = values.index_select(0, rows).unflatten(0, (counts.shape[0], size))
+        return cls(padded, sample_sizes=sizes).with_padded_set_to(0)
 
     @classmethod
     def from_nested(cls, nested: Tensor, max_size: int | None = None) -> Self:
-        """Pads a nested tensor of torch's jagged layout; gradients flow back into it.
+        """Pad a nested tensor of layout `torch.jagged`; differentiable.
 
         Args:
-            nested: Nested tensor `(B, n_i, *rest)`.
-            max_size: Padded size, as in `from_concatenated`.
+            nested: Nested tensor (B, n_i, *rest).
+            max_size: Padded size; the last entries of a larger sample are dropped. None means the size of the largest
+                sample, which costs one synchronisation.
 
         Returns:
-            Batch `(B, max_size, *rest)`, padded with zeros.
+            Batch (B, max_size, *rest), padded with zeros.
 
         Raises:
-            RaggedError: If it is not a nested tensor with the jagged layout, ragged in dimension 1.
+            RaggedError: `nested` is not a nested tensor of that layout, or is ragged in another dimension than 1.
         """
         if not nested.is_nested or nested.layout != torch.jagged or getattr(nested, "_ragged_idx", 1) != 1:
             raise RaggedError(
@@ -131,13 +138,13 @@ class RaggedLayouts(RaggedBatchDims):
         return cls._from_rows(jagged.values(), offsets[:-1], counts, max_size)
 
     def to_concatenated(self) -> tuple[Tensor, Tensor]:
-        """Joins the valid entries of all samples, the inverse of `from_concatenated`.
+        """Concatenate the valid entries of all samples: the inverse of `from_concatenated`.
 
-        Synchronises once. Several batch dimensions count as one, flattened.
+        Synchronises once. Several batch dimensions are flattened into one.
 
         Returns:
-            `(values, batch_index)`: `(T, *rest)` and int64 `(T,)`, where the non-uniform dimension comes
-            first in `values` and swaps places with whatever was first among the data dimensions.
+            `values` (T, *rest) and `batch_index` int64 (T,). In `values` the non-uniform dimension comes first; it has
+            swapped places with the first dimension after the batch dimensions.
         """
         flat = self.flatten_batch_dims().get_non_uniform_dimension_transposed_to(1)
         rows = flat.mask.flatten().nonzero().squeeze(1)
@@ -145,12 +152,15 @@ class RaggedLayouts(RaggedBatchDims):
         return values, rows // max(flat.max_sample_size, 1)
 
     def to_nested(self) -> Tensor:
-        """Converts to a nested tensor `(B, n_i, *rest)` of torch's jagged layout; gradients flow.
+        """Convert to a nested tensor (B, n_i, *rest) of layout `torch.jagged`; differentiable.
 
         Synchronises once.
 
+        Returns:
+            The nested tensor; `rest` is as in `to_concatenated`.
+
         Raises:
-            RaggedError: If there is more than one batch dimension.
+            RaggedError: There is more than one batch dimension.
         """
         if self._num_batch_dims != 1:
             raise RaggedError(
@@ -162,10 +172,10 @@ class RaggedLayouts(RaggedBatchDims):
         return torch.nested.nested_tensor_from_jagged(values, offsets)
 
     def split(self) -> list[Any]:
-        """Cuts the batch into its samples, without padding; synchronises once.
+        """Split the batch into its samples, without padding; synchronises once.
 
         Returns:
-            A list of tensors, or nested lists of them for several batch dimensions. They are views.
+            A list of tensors, or nested lists for several batch dimensions. The tensors are views.
 
         Example:
             >>> import torch
@@ -185,32 +195,33 @@ class RaggedLayouts(RaggedBatchDims):
 
 
 def max_of(sizes: Tensor) -> int:
-    """Reads the largest size, 0 for an empty batch; synchronises."""
+    """Return the largest size, 0 for an empty batch; synchronises."""
     return max(int(sizes.max()), 0) if sizes.numel() > 0 else 0
 
 
 def pad_samples(
     name: str, tensors: Sequence[Tensor], size: int | None = None, cast: bool = False
 ) -> tuple[Tensor, list[int]]:
-    """Stacks samples `(n_i, *rest)` to `(len(tensors), max(n_i), *rest)` with zeros behind each.
+    """Stack samples (n_i, *rest), padded with zeros.
 
     Args:
-        name: What the caller calls the list, for messages.
-        tensors: The samples; those without elements may have any shape.
-        size: Padded size, or `None` for that of the largest sample.
-        cast: Whether to convert samples to the dtype and device of the first one that has elements.
+        name: The caller's name for the list, for messages.
+        tensors: Samples; those without elements may have any shape.
+        size: Padded size, or None for that of the largest sample.
+        cast: Whether to convert all samples to the dtype and device of the first one that has elements.
 
     Returns:
-        The padded data and the sizes.
+        Data (len(tensors), max(n_i), *rest), and the sizes.
+
+    Raises:
+        RaggedError: The list is empty, or shapes, dtypes, devices or sizes do not match.
     """
     if len(tensors) == 0:
         raise RaggedError(f"{name}: expected at least one tensor, got none")
     for i, sample in enumerate(tensors):
         if sample.dim() == 0:
             raise RaggedError(f"{name}[{i}]: expected a tensor with at least one dimension, got a scalar")
-    filled = [sample for sample in tensors if sample.numel() > 0]
-    # Without any entry the sample with most dimensions tells most about the shape.
-    model = filled[0] if filled else max(tensors, key=lambda sample: sample.dim())
+    model = _model_of(tensors)
     rest = model.shape[1:]
     samples = []
     for i, sample in enumerate(tensors):
@@ -220,8 +231,8 @@ def pad_samples(
                     f"{name}[{i}]: expected shape (n, {', '.join(map(str, rest))}) as in the other samples, "
                     f"got {shape_of(sample)}"
                 )
-            sample = model.new_empty(0, *rest)
-        elif cast or sample.numel() == 0:
+            sample = sample.reshape(0, *rest)
+        if cast or sample.numel() == 0:
             sample = sample.to(model.device, model.dtype)
         if (sample.dtype, sample.device) != (model.dtype, model.device):
             raise RaggedError(
@@ -237,3 +248,17 @@ def pad_samples(
             raise RaggedError(f"{name}: expected samples of at most {size} entries, got {largest}")
         data = torch.cat([data, data.new_zeros(len(samples), size - largest, *rest)], 1)
     return data, counts
+
+
+def _model_of(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the sample that defines shape, dtype and device of the others: the first one with elements.
+
+    If there is none, it is the first of those with the most dimensions.
+    """
+    model = tensors[0]
+    for sample in tensors:
+        if sample.numel() > 0:
+            return sample
+        if sample.dim() > model.dim():  # not max(key=...), which torch.compile does not trace
+            model = sample
+    return model

@@ -1,7 +1,7 @@
-"""Selecting by masks over whole batches, and going from masks to indices and back.
+"""Selection by masks over whole batches, and conversion between masks and indices.
 
-The place of a selected entry in the result is the number of selected entries before it, a cumulative sum, so
-nothing needs boolean indexing, which would wait for the device.
+The place of a selected entry in the result is the number of selected entries before it, which a cumulative sum gives.
+PyTorch's boolean indexing, which waits for the device, is not needed.
 """
 
 from __future__ import annotations
@@ -11,28 +11,32 @@ from typing import overload
 import torch
 from torch import Tensor
 
-from .batch import RaggedBatch
-from .core import RaggedError, shape_of
-from .indexing import _indexed_dim, _resolve, check_same_entries, expand_like, take_rows, tensor_of
-from .layouts import max_of
+from detops.ragged.batch import RaggedBatch
+from detops.ragged.core import RaggedError, shape_of
+from detops.ragged.indexing import _indexed_dim, _resolve, check_same_entries, expand_like, take_rows, tensor_of
+from detops.ragged.layouts import max_of
 
 
 def select_rows(mask: Tensor, max_size: int | None) -> RaggedBatch:
-    """Gives where a mask is True, in order.
+    """Return the positions where a mask is True, in order.
 
     Args:
-        mask: Bool `(*batch, N)`.
-        max_size: Padded size of the result; `None` is what the fullest row needs, for one synchronisation.
+        mask: Bool (*batch, N).
+        max_size: Padded size of the result; None means the largest number of True values in a row, which costs one
+            synchronisation.
 
     Returns:
-        int64 batch `(*batch, max_size)`, zero in the padding.
+        int64 batch (*batch, max_size), with zeros in the padding.
+
+    Raises:
+        RaggedError: `max_size` is negative.
     """
     counts = mask.sum(-1)
     size = max_of(counts) if max_size is None else max_size
     if size < 0:
         raise RaggedError(f"max_size: expected a non-negative number, got {size}")
     places = mask.cumsum(-1) - 1
-    # What is not selected, or does not fit, goes to one place more, which is cut off.
+    # Entries that are not selected, or that exceed the size, go to an extra place, which is cut off.
     places = torch.where(mask & (places < size), places, size)
     positions = torch.arange(mask.shape[-1], device=mask.device).expand_as(mask)
     rows = positions.new_zeros((*mask.shape[:-1], size + 1)).scatter(-1, places, positions)
@@ -40,7 +44,7 @@ def select_rows(mask: Tensor, max_size: int | None) -> RaggedBatch:
 
 
 def take_selected(data: Tensor, rows: RaggedBatch) -> Tensor:
-    """Fetches the entries that `select_rows` found, with zeros in the padding."""
+    """Fetch the entries that `select_rows` found, with zeros in the padding."""
     taken = take_rows(data, rows.tensor)
     return taken.masked_fill(expand_like(~rows.mask, taken), 0)
 
@@ -48,7 +52,7 @@ def take_selected(data: Tensor, rows: RaggedBatch) -> Tensor:
 def _match_mask(
     name: str, data: RaggedBatch | Tensor, mask_name: str, mask: RaggedBatch | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Gives `(*batch, N, *rest)` data and the mask `(*batch, N)` without what is padding in either."""
+    """Return data (*batch, N, *rest) and its mask (*batch, N), which is False in the padding of either argument."""
     flags = tensor_of(mask)
     if flags.dtype != torch.bool:
         raise RaggedError(f"{mask_name}: expected a bool mask, got {flags.dtype}")
@@ -76,22 +80,22 @@ def _match_mask(
 def batched_bool_indexing(
     input_data: RaggedBatch | Tensor, input_mask: RaggedBatch | Tensor, *, max_size: int | None = None
 ) -> RaggedBatch:
-    """Keeps the entries of each sample where the mask is True, in order.
+    """Select the entries of each sample where the mask is True, in order.
 
-    What is padding in the data or in the mask is never selected.
+    Padding of the data or of the mask is never selected.
 
     Args:
-        input_data: `(*batch_shape, N, *rest)`, or a batch, selected from along its non-uniform dimension
+        input_data: Data (*batch_shape, N, *rest); from a batch, entries are selected along its non-uniform dimension,
             wherever that is.
-        input_mask: Bool `(*batch_shape, N)`; a tensor, or a batch with the sample sizes of the data.
-        max_size: Padded size of the result; entries beyond it are dropped. `None` is the largest number of
-            selected entries, which costs one synchronisation.
+        input_mask: Bool (*batch_shape, N); a tensor, or a batch with the sample sizes of the data.
+        max_size: Padded size of the result; entries beyond it are dropped. None means the largest number of selected
+            entries in a sample, which costs one synchronisation.
 
     Returns:
-        The selected entries, with zeros in the padding; the non-uniform dimension is that of the data.
+        Batch of the selected entries, with zeros in the padding; the non-uniform dimension is that of the data.
 
     Raises:
-        RaggedError: If shapes do not fit or the mask is not bool.
+        RaggedError: Shapes do not match, the mask is not bool, or `max_size` is negative.
 
     Example:
         >>> import torch
@@ -121,23 +125,22 @@ def batched_bool_indexing_write(
 def batched_bool_indexing_write(
     to_write: RaggedBatch, output_mask: RaggedBatch | Tensor, to_write_into: RaggedBatch | Tensor
 ) -> RaggedBatch | Tensor:
-    """Writes the entries of each sample where the mask is True, in order; undoes `batched_bool_indexing`.
+    """Write the entries of each sample where the mask is True, in order: the inverse of `batched_bool_indexing`.
 
-    Each sample should have as many entries as its mask has True values. Where it has fewer, the last of
-    these keep what was there; where it has more, the surplus is ignored. What is padding in the mask or in
-    `to_write_into` is never written to.
+    Each sample should have as many entries as its mask has True values. If it has fewer, the last places keep their
+    values; if it has more, the surplus is ignored. Padding of the mask or of `to_write_into` is never written to.
 
     Args:
-        to_write: Batch of entries, `(*batch_shape, M, *rest)` or with another non-uniform dimension.
-        output_mask: Bool `(*batch_shape, N)`; a tensor, or a batch with the sample sizes of `to_write_into`.
-        to_write_into: What the result holds elsewhere, `(*batch_shape, N, *rest)`, or a batch, written to
-            along its non-uniform dimension; not changed.
+        to_write: Batch of entries (*batch_shape, M, *rest); its non-uniform dimension may be another one.
+        output_mask: Bool (*batch_shape, N); a tensor, or a batch with the sample sizes of `to_write_into`.
+        to_write_into: Values of the result (*batch_shape, N, *rest) where nothing is written; not changed. A batch is
+            written to along its non-uniform dimension.
 
     Returns:
-        Like `to_write_into`.
+        Tensor or batch like `to_write_into`.
 
     Raises:
-        RaggedError: If shapes or types do not fit.
+        RaggedError: Shapes or dtypes do not match, or `to_write` is not a batch.
 
     Example:
         >>> import torch
@@ -167,18 +170,18 @@ def batched_bool_indexing_write(
 
 
 def get_mask_from_indices(mask_num_targets: int, indices: RaggedBatch) -> Tensor:
-    """Makes a mask that is True at the valid indices of each sample.
+    """Return a mask that is True at the indices of each sample.
 
     Args:
-        mask_num_targets: Number of entries of each row of the mask.
-        indices: Integers `(*batch_shape, max_num_indices)`; negative ones count from the end, those out of
-            range are ignored.
+        mask_num_targets: Number of entries in each row of the mask.
+        indices: Integers (*batch_shape, max_num_indices); negative ones count from the end, those out of range are
+            ignored.
 
     Returns:
-        Bool tensor `(*batch_shape, mask_num_targets)`.
+        Bool tensor (*batch_shape, mask_num_targets).
 
     Raises:
-        RaggedError: If the number is negative or `indices` is not a batch of single integers.
+        RaggedError: The shape or dtype of the indices does not match, or the number is negative.
 
     Example:
         >>> import torch
@@ -198,21 +201,21 @@ def get_mask_from_indices(mask_num_targets: int, indices: RaggedBatch) -> Tensor
 
 
 def get_indices_from_mask(mask: RaggedBatch | Tensor, *, max_size: int | None = None) -> RaggedBatch:
-    """Lists where the mask of each sample is True, in rising order.
+    """Return the indices where the mask of each sample is True, in ascending order.
 
-    Where the same mask selects from several tensors, this and `batched_indexing_access` are cheaper than
-    repeated `batched_bool_indexing`.
+    To select from several tensors by the same mask, this and `batched_indexing_access` are cheaper than repeated calls
+    of `batched_bool_indexing`.
 
     Args:
-        mask: Bool `(batch_size, N)`; the padding of a batch counts as False.
-        max_size: Padded size of the result; indices beyond it are dropped. `None` is the largest number of
-            True values, which costs one synchronisation.
+        mask: Bool (batch_size, N); the padding of a batch counts as False.
+        max_size: Padded size of the result; indices beyond it are dropped. None means the largest number of True values
+            in a sample, which costs one synchronisation.
 
     Returns:
-        int64 batch `(batch_size, max_size)`, with zeros in the padding.
+        int64 batch (batch_size, max_size), with zeros in the padding.
 
     Raises:
-        RaggedError: If the mask is not bool with two dimensions.
+        RaggedError: The mask is not bool with two dimensions, or `max_size` is negative.
 
     Example:
         >>> import torch

@@ -1,6 +1,6 @@
 """Reductions over the valid entries, masking, squeezing, and packing many tensors into ragged batches.
 
-Padding never reaches a result or a gradient, NaN included: it is replaced, never multiplied by zero.
+Padding is replaced, never multiplied by zero, so not even a NaN in it reaches a result or a gradient.
 """
 
 from __future__ import annotations
@@ -11,23 +11,23 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
-from .batch import RaggedBatch
-from .core import RaggedError, as_fill_value, shape_of
-from .indexing import expand_like
-from .layouts import pad_samples
-from .masks import select_rows, take_selected
+from detops.ragged.batch import RaggedBatch
+from detops.ragged.core import RaggedError, as_fill_value, shape_of
+from detops.ragged.indexing import expand_like
+from detops.ragged.layouts import pad_samples
+from detops.ragged.masks import select_rows, take_selected
 
 NamedTupleT = TypeVar("NamedTupleT", bound=tuple[Any, ...])
 
 
 def average_over_targets(data: RaggedBatch, nans_to_zero: bool = True) -> Tensor:
-    """Averages the valid entries of each sample.
+    """Average the valid entries of each sample.
 
-    float16 and bfloat16 are computed in float32; integers give float32.
+    float16 and bfloat16 are accumulated in float32; integers give float32.
 
     Args:
         data: Batch with any non-uniform dimension.
-        nans_to_zero: Whether NaN and infinities in the result become zero, empty samples in particular.
+        nans_to_zero: Whether to replace NaN and infinities in the result by zero, as those of empty samples.
 
     Returns:
         Tensor with the shape of `data` without the non-uniform dimension.
@@ -49,7 +49,7 @@ def average_over_targets(data: RaggedBatch, nans_to_zero: bool = True) -> Tensor
 
 
 def sum_over_targets(data: RaggedBatch) -> Tensor:
-    """Sums the valid entries of each sample.
+    """Sum the valid entries of each sample.
 
     Args:
         data: Batch with any non-uniform dimension.
@@ -71,18 +71,18 @@ def _sum(data: RaggedBatch, dtype: torch.dtype) -> Tensor:
 
 
 def apply_mask_to_tensor(data: Tensor, mask: Tensor, value_to_set: float = 0.0) -> Tensor:
-    """Replaces the entries of a tensor where a mask is False, in a copy.
+    """Return a copy of a tensor with the entries replaced where a mask is False.
 
     Args:
         data: Any tensor.
-        mask: Bool; its dimensions are the first ones of `data`, each of the same size or one.
+        mask: Bool; its dimensions are the first ones of `data`, each of the same size or of size 1.
         value_to_set: The new value; truncated for integer data.
 
     Returns:
-        Like `data`.
+        Tensor like `data`.
 
     Raises:
-        RaggedError: If the mask does not broadcast to `data`.
+        RaggedError: The shape of the mask does not match, or the dtype cannot hold the value.
 
     Example:
         >>> import torch
@@ -104,13 +104,13 @@ def squeeze_except_batch_and_sample(data: RaggedBatch) -> RaggedBatch: ...
 @overload
 def squeeze_except_batch_and_sample(data: Tensor) -> Tensor: ...
 def squeeze_except_batch_and_sample(data: RaggedBatch | Tensor) -> RaggedBatch | Tensor:
-    """Removes dimensions of size one, but neither a batch dimension nor the non-uniform one.
+    """Remove dimensions of size 1, except batch dimensions and the non-uniform dimension.
 
     Args:
         data: A batch; or a tensor, whose first two dimensions are kept.
 
     Returns:
-        The same kind; the non-uniform dimension moves forward by the dimensions removed before it.
+        Batch or tensor, as `data`; `non_uniform_dim` is smaller by the number of dimensions removed before it.
 
     Example:
         >>> import torch
@@ -130,19 +130,19 @@ def squeeze_except_batch_and_sample(data: RaggedBatch | Tensor) -> RaggedBatch |
 def get_compact_lists(
     mask: Tensor, data: Sequence[Tensor | Any], *, max_size: int | None = None
 ) -> list[RaggedBatch | Any]:
-    """Keeps the entries where a mask is True, of several tensors at once.
+    """Select the entries of several tensors where a mask is True.
 
     Args:
-        mask: Bool `(B, N)`.
-        data: Tensors `(B, N, ...)`; elements that are no tensors stay as they are.
-        max_size: Padded size of the results; entries beyond it are dropped. `None` is the largest number of
-            True values, which costs one synchronisation, however many tensors there are.
+        mask: Bool (B, N).
+        data: Tensors (B, N, ...); elements that are not tensors are returned unchanged.
+        max_size: Padded size of the results; entries beyond it are dropped. None means the largest number of True
+            values in a sample, which costs one synchronisation in all.
 
     Returns:
-        A list with a batch for each tensor, `(B, max_size, ...)` with zeros in the padding.
+        List with one batch (B, max_size, ...) per tensor, with zeros in the padding.
 
     Raises:
-        RaggedError: If a shape does not fit the mask.
+        RaggedError: A shape does not match the mask, or `max_size` is negative.
 
     Example:
         >>> import torch
@@ -166,15 +166,19 @@ def get_compact_lists(
 
 
 def get_compact_from_named_tuple(mask: Tensor, data: NamedTupleT, *, max_size: int | None = None) -> NamedTupleT:
-    """Does what `get_compact_lists` does for the fields of a named tuple.
+    """Apply `get_compact_lists` to the fields of a named tuple.
 
     Args:
-        mask: Bool `(B, N)`.
-        data: Named tuple; its tensors are `(B, N, ...)`.
-        max_size: As in `get_compact_lists`.
+        mask: Bool (B, N).
+        data: Named tuple; fields that are tensors have shape (B, N, ...).
+        max_size: Padded size of the results; None means the largest number of True values in a sample, which costs one
+            synchronisation in all.
 
     Returns:
-        A tuple of the same type, with batches in the place of tensors.
+        Tuple of the same type, with batches in place of tensors.
+
+    Raises:
+        RaggedError: A shape does not match the mask, or `max_size` is negative.
 
     Example:
         >>> import torch
@@ -195,23 +199,22 @@ def combine_data(
     device: torch.device | str | None = None,
     flatten_batch_dims: bool = True,
 ) -> RaggedBatch:
-    """Packs a list of samples, or nested lists of them, into one batch.
+    """Pack a list of samples, or nested lists of them, into one batch.
 
     Args:
-        data_list: Tensors `(n_i, *rest)`, in lists nested to any depth. An empty sample may have any shape
-            without elements.
-        other_with_same_sample_sizes: A batch with the same batch shape and sample sizes, which is not
-            checked beyond shapes; its mask and sizes are shared.
-        device: Device of the result; `None` is that of the first sample with elements.
-        flatten_batch_dims: Whether all samples form one batch dimension, in the order of reading. Otherwise
-            each level of nesting becomes a batch dimension, and lists of one level have to be equally long.
+        data_list: Tensors (n_i, *rest), in lists nested to any depth. An empty sample may have any shape without
+            elements.
+        other_with_same_sample_sizes: Batch with the same batch shape and sample sizes, whose mask and sizes are shared;
+            only shapes are checked.
+        device: Device of the result; None means that of the first sample with elements.
+        flatten_batch_dims: Whether all samples form one batch dimension, in the order of the lists. Otherwise each
+            level of nesting becomes a batch dimension, and the lists of a level must have the same length.
 
     Returns:
-        Batch `(*batch_shape, max(n_i), *rest)`, padded with zeros, with the dtype of the first sample that
-        has elements.
+        Batch (*batch_shape, max(n_i), *rest), padded with zeros, with the dtype of the first sample with elements.
 
     Raises:
-        RaggedError: If the list is empty or contains anything else, or shapes do not fit.
+        RaggedError: The list is empty or holds something other than tensors and lists, or shapes do not match.
 
     Example:
         >>> import torch
@@ -254,7 +257,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _collect(name: str, data: Any, samples: list[Tensor], uniform: bool) -> tuple[int, ...]:
-    """Appends all tensors in `data` to `samples`; gives the lengths of the levels where they are uniform."""
+    """Append all tensors in `data` to `samples`; return the length of each level of lists, if these are `uniform`."""
     if isinstance(data, Tensor):
         samples.append(data)
         return ()

@@ -29,7 +29,7 @@ def atss_match(
         level_sizes: How many anchors each level has.
         gt_boxes: (B, N, 4) xyxy in pixels.
         gt_labels: (B, N) integers.
-        sample_sizes: (B,) how many boxes an image has; None for N.
+        sample_sizes: (B,) number of boxes per image; None for N.
         valid: (B, A) bool, anchors that exist for an image; None for all.
         num_classes: Labels are 0 .. num_classes - 1.
         topk: See above.

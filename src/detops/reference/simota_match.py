@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 LOG_FLOOR = -100.0  # no logarithm of a probability is lower
+LOG_EPS = 1e-8  # added to an IoU before its logarithm
 
 
 def simota_match(
@@ -42,7 +43,7 @@ def simota_match(
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
         gt_boxes: (B, N, 4) cxcywh in pixels.
         gt_labels: (B, N) integers.
-        sample_sizes: (B,) how many boxes an image has; None for N.
+        sample_sizes: (B,) number of boxes per image; None for N.
         radius: In cells.
         center_only: Own candidates, and the best of them, are the cells near the centre alone.
         own_candidates: See above.
@@ -118,5 +119,5 @@ def costs(
     log_p, log_q = log_p.clamp(min=LOG_FLOOR), log_q.clamp(min=LOG_FLOOR)
     label = labels.long().clamp(0, a.shape[1] - 1)
     own = (log_q - log_p)[:, label].T  # (n, A)
-    cost = class_weight * (own - log_q.sum(1)) - iou_weight * (iou + 1e-8).log()
+    cost = class_weight * (own - log_q.sum(1)) - iou_weight * (iou + LOG_EPS).log()
     return cost.nan_to_num(torch.inf, torch.inf)

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-16  # added to the union, and the least of other divisors
+LOG_EPS = 1e-8  # added to a size in cells before its logarithm
+IGNORED = -2  # in place of a box's index
 KINDS = ("iou_squared", "iou", "giou", "diou", "ciou")
 
 
@@ -30,10 +32,11 @@ def yolox_loss(
 
     A row of an output is t = (x, y, w, h, objectness, classes); with the cell's place g in its level and side s it says
     the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s). Cells with a box (positives) are trained towards it, and
-    in each class towards the IoU of the match (the box's label) or 0; all are trained in objectness.
+    in each class towards the IoU of the match (the box's label) or 0; all cells but the ignored are trained in
+    objectness.
 
         iou = scale_0 * sum over positives of the IoU loss
-        obj = scale_1 * sum over cells of BCE(objectness, positive)
+        obj = scale_1 * sum over cells that are not ignored of BCE(objectness, positive)
         cls = scale_0 * sum over positives and classes of BCE(class, IoU where it is the label)
         l1  = scale_0 * sum over positives of |t - what t would say the box exactly|, if `use_l1`
 
@@ -42,7 +45,7 @@ def yolox_loss(
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
         gt_boxes: (B, N, 4) cxcywh in pixels.
         gt_labels: (B, N) integers.
-        index: (B, A) int64, the box of each cell, or -1.
+        index: (B, A) int64, the box of each cell, -1 for background, or -2 for an ignored cell.
         iou: (B, A), of the match.
         scale: (2,), see above.
         class_pos_weight: (C,) factors of the positive part of each class's BCE, or None.
@@ -65,17 +68,18 @@ def yolox_loss(
         rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
         total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable without an image too
         for b in range(len(rows)):
-            positive = index[b] >= 0
+            positive, counted = index[b] >= 0, index[b] != IGNORED
             t, side = rows[b][positive], cell[positive, 2:]
             grid = cell[positive, :2] / side - 0.5
             target, label = gt_boxes[b].double()[index[b][positive]], gt_labels[b].long()[index[b][positive]]
             pred = torch.cat([(t[:, :2] + grid) * side, t[:, 2:4].exp() * side], 1)
             wanted = F.one_hot(label, rows.shape[2] - 5) * iou[b][positive].double()[:, None]
-            exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + 1e-8).log()], 1)
+            exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + LOG_EPS).log()], 1)
             pos_weight = None if class_pos_weight is None else class_pos_weight.double()
             total = total + torch.stack([
                 iou_loss(pred, target, KINDS[kind]).sum() * scale[0],
-                F.binary_cross_entropy_with_logits(rows[b, :, 4], positive.double(), reduction="sum") * scale[1],
+                F.binary_cross_entropy_with_logits(rows[b, counted, 4], positive[counted].double(), reduction="sum")
+                * scale[1],
                 F.binary_cross_entropy_with_logits(t[:, 5:], wanted, pos_weight=pos_weight, reduction="sum") * scale[0],
                 (t[:, :4] - exact).abs().sum() * scale[0] * use_l1,
             ])  # fmt: skip

@@ -5,9 +5,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detops.checks import FLOATS, INTEGERS, is_checked, require_device, require_shape, require_tensor, unchecked
+from detops.arguments import accumulate_dtype, renamed
+from detops.diagnostics.checked import unchecked
+from detops.geometry.levels import Size, require_fitting_sizes, require_size
+from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.ragged import RaggedBatch
-from detops.ragged.padded import Batch, as_padded, boxes_with_labels
+from detops.ragged.padded import exists
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import Formula, gaussian_radius
 
@@ -32,11 +35,14 @@ class CenterNetTargets(NamedTuple):
     negative_weight: Tensor | None = None
 
 
+@renamed(
+    image_shape="image_size", feature_shape="feature_size", ignore_boxes="`ignored` of GroundTruth, given as targets",
+    boxes="targets=(boxes, labels)", labels="targets=(boxes, labels)",
+)  # fmt: skip
 def centernet_targets(
-    boxes: Batch,
-    labels: Batch,
-    feature_shape: tuple[int, int],
-    image_shape: tuple[int, int],
+    targets: Targets,
+    feature_size: Size,
+    image_size: Size,
     num_classes: int,
     min_overlap: float = 0.3,
     *,
@@ -44,32 +50,29 @@ def centernet_targets(
     formula: Formula = "fixed",
     elliptical: float | None = None,
     k_scale: float = 1.0,
-    ignore_boxes: Batch | None = None,
     dtype: torch.dtype = torch.float32,
 ) -> CenterNetTargets:
     """Compute a batch's targets, without a loop over images or boxes and without host synchronisation.
 
     A box is scaled to the feature map; its cell is its centre, truncated, and moved onto the map where it lies
-    beyond the edge (the offset still leads to the true centre). Of several boxes at one cell the last gives
-    size and offset. A box is skipped that does not touch the image, has a negative side or a number that is
+    beyond the edge (the offset still leads to the true centre). Where several boxes share a cell, the last one sets
+    size and offset. A box is skipped if it does not touch the image, has a negative side or a number that is
     not finite, or a label that is no class; a negative label means "ignore this box". `detops.checked()` names
     labels that are too large, negative sides and numbers that are not finite.
 
     Args:
-        boxes: `RaggedBatch` (B, N, 4), or a list of B tensors (n, 4): xyxy in pixels of the image. A tensor
-            (B, N, 4) is a batch without padding.
-        labels: Likewise (B, N) integers, 0 .. num_classes - 1.
-        feature_shape: Height and width of the maps in cells.
-        image_shape: Height and width of the batch's (padded) images in pixels.
+        targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels of the image, labels
+            0 .. num_classes - 1. Cells in ignored regions, such as crowds, carry no negative loss.
+        feature_size: Height and width of the maps in cells.
+        image_size: Height and width of the batch's (padded) images in pixels.
         num_classes: Number of classes C.
         min_overlap: IoU that a box keeps when its corners move by the radius.
         min_radius: Smallest radius in cells (CenterPoint: 2).
         formula: Of the radius; "legacy" for models of the CornerNet family, see `gaussian_radius`.
         elliptical: If given, radii along x and y are this fraction of half the box's width and height, and
-            `min_overlap` has no say (TTFNet: 0.54).
+            `min_overlap` is not used (TTFNet: 0.54).
         k_scale: Value of the heatmap at a centre.
-        ignore_boxes: Likewise (B, M, 4): regions, such as crowds, whose cells carry no negative loss.
-        dtype: Of the maps.
+        dtype: Dtype of the maps.
 
     Returns:
         The targets, on the device of the boxes.
@@ -79,27 +82,20 @@ def centernet_targets(
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:
-        >>> targets = centernet_targets(
-        ...     [torch.tensor([[20.0, 20, 36, 36]])], [torch.tensor([0])], (8, 8), (64, 64), num_classes=2
-        ... )
+        >>> boxes, labels = [torch.tensor([[20.0, 20, 36, 36]])], [torch.tensor([0])]
+        >>> targets = centernet_targets((boxes, labels), (8, 8), (64, 64), num_classes=2)
         >>> targets.offset[0, :, 3, 3], targets.wh[0, :, 3, 3], targets.num_objects
         (tensor([0.5000, 0.5000]), tensor([2., 2.]), tensor(1))
 
     Reference:
         Zhou et al., "Objects as Points", 2019; the numbers of MMDetection's `CenterNetHead.get_targets`.
     """
+    truth = require_ground_truth(targets, num_classes)
     cells = centernet_cells(
-        boxes,
-        labels,
-        feature_shape,
-        image_shape,
-        num_classes,
-        min_overlap,
-        min_radius=min_radius,
-        formula=formula,
-        elliptical=elliptical,
-    )
-    height, width = feature_shape
+        truth, feature_size, image_size, num_classes, min_overlap,
+        min_radius=min_radius, formula=formula, elliptical=elliptical,
+    )  # fmt: skip
+    height, width = feature_size
     batch, device = len(cells.labels), cells.labels.device
     heatmap = torch.zeros(batch, num_classes, height, width, dtype=dtype, device=device)
     with unchecked():  # what is to be skipped has label -1 now
@@ -117,7 +113,7 @@ def centernet_targets(
         maps[:, 2:4],
         maps[:, 4:].expand(-1, 2, -1, -1),
         count_centers(cells, height * width).clamp(min=1),
-        None if ignore_boxes is None else ignored_cells(ignore_boxes, feature_shape, image_shape, batch, device, dtype),
+        ignored_cells(truth, feature_size, image_size, dtype),
     )
 
 
@@ -144,10 +140,9 @@ class CenterNetCells(NamedTuple):
 
 
 def centernet_cells(
-    boxes: Batch,
-    labels: Batch,
-    feature_shape: tuple[int, int],
-    image_shape: tuple[int, int],
+    targets: GroundTruth,
+    feature_size: Size,
+    image_size: Size,
     num_classes: int,
     min_overlap: float = 0.3,
     *,
@@ -155,29 +150,35 @@ def centernet_cells(
     formula: Formula = "fixed",
     elliptical: float | None = None,
 ) -> CenterNetCells:
-    """Bring boxes onto the feature map; arguments and what is skipped as in `centernet_targets`."""
-    xyxy, label, sizes = boxes_with_labels(boxes, labels)
-    _check(xyxy, label, num_classes, min_radius, elliptical, feature=feature_shape, image=image_shape)
-    (height, width), count = feature_shape, xyxy.shape[1]
+    """Bring boxes onto the feature map; arguments and what is skipped as in `centernet_targets`.
+
+    Raises:
+        ValueError: A size or number is out of range.
+    """
+    height, width = require_size("feature_size", feature_size)
+    image_size = require_size("image_size", image_size)
+    require_fitting_sizes((height, width), image_size)
+    if min_radius < 0:
+        raise ValueError(f"min_radius: expected at least 0, got {min_radius!r}")
+    if elliptical is not None and not 0 < elliptical <= 2:
+        raise ValueError(f"elliptical: expected a number above 0 and at most 2, got {elliptical!r}")
+    label, sizes, count = targets.labels, targets.sample_sizes, targets.labels.shape[1]
     if sizes is None:
-        sizes = torch.full((xyxy.shape[0],), count, device=xyxy.device)
-    xyxy = xyxy.detach().to(torch.float64 if xyxy.dtype == torch.float64 else torch.float32)
-    if is_checked():
-        _check_values(xyxy, label, sizes, num_classes)
+        sizes = torch.full((len(targets),), count, device=targets.device)
+    xyxy = targets.boxes.detach().to(accumulate_dtype(targets.boxes))
 
     low, high = xyxy[..., :2], xyxy[..., 2:]  # (B, N, 2)
-    image = _pair(image_shape, xyxy)
+    image = _pair(image_size, xyxy)
     touches = ((high > 0) & (low < image)).all(-1)
     known = (label >= 0) & (label < num_classes)
-    exists = torch.arange(count, device=xyxy.device) < sizes[:, None]
-    valid = exists & known & touches & ((high >= low) & low.isfinite() & high.isfinite()).all(-1)
+    valid = exists(sizes, count) & known & touches & ((high >= low) & low.isfinite() & high.isfinite()).all(-1)
     # What is not valid may hold anything; zeros in its place keep every number below finite.
     low, high = low.where(valid[..., None], 0), high.where(valid[..., None], 0)
 
-    ratio = _pair(feature_shape, xyxy) / image
+    ratio = _pair((height, width), xyxy) / image
     center, wh = (low + high) * ratio / 2, (high - low) * ratio
     # As floats first: a centre far beyond the map would not fit an integer.
-    cell = torch.minimum(center.trunc().clamp(min=0), _pair(feature_shape, xyxy) - 1)
+    cell = torch.minimum(center.trunc().clamp(min=0), _pair((height, width), xyxy) - 1)
     if elliptical is None:
         radius = gaussian_radius(wh[..., 1], wh[..., 0], min_overlap, formula)
     else:
@@ -217,75 +218,20 @@ def last_at_cell(cells: CenterNetCells) -> Tensor:
 
 
 def ignored_cells(
-    ignore_boxes: Batch,
-    feature_shape: tuple[int, int],
-    image_shape: tuple[int, int],
-    batch: int,
-    device: torch.device,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """(B, 1, H, W): 0 where the centre of a cell lies in an ignored box, else 1."""
-    regions, sizes = as_padded("ignore_boxes", ignore_boxes)
-    require_tensor("ignore_boxes", regions, FLOATS + INTEGERS, "numbers")
-    require_shape("ignore_boxes", regions, (batch, *regions.shape[1:2], 4), "to match boxes")
-    if regions.device != device:
-        raise ValueError(f"ignore_boxes: expected a tensor on {device} like boxes, got one on {regions.device}")
-    regions = regions.to(torch.float64 if regions.dtype == torch.float64 else torch.float32)
-    scaled = regions * (_pair(feature_shape, regions) / _pair(image_shape, regions)).repeat(2)  # (B, M, 4), cells
+    targets: GroundTruth, feature_size: Size, image_size: Size, dtype: torch.dtype = torch.float32
+) -> Tensor | None:
+    """(B, 1, H, W): 0 where the centre of a cell lies in an ignored region, else 1; None without such regions."""
+    if targets.ignored is None:
+        return None
+    regions = targets.ignored.detach()
+    regions = regions.to(accumulate_dtype(regions))
+    scaled = regions * (_pair(feature_size, regions) / _pair(image_size, regions)).repeat(2)  # (B, M, 4), cells
     within = []
-    for axis, size in ((1, feature_shape[0]), (0, feature_shape[1])):
-        middle = torch.arange(size, device=device) + 0.5
+    for axis, size in ((1, feature_size[0]), (0, feature_size[1])):
+        middle = torch.arange(size, device=regions.device) + 0.5
         within.append((middle >= scaled[..., axis, None]) & (middle < scaled[..., axis + 2, None]))
     rows, columns = within  # (B, M, H), (B, M, W)
-    if sizes is not None:
-        exists = torch.arange(regions.shape[1], device=device) < sizes[:, None]
-        rows = rows & exists[..., None]
+    rows = rows & targets.ignored_exists()[..., None]
     # A product over regions, as a matrix product over M: how many regions cover each cell.
     covering = rows.to(torch.float32).transpose(1, 2) @ columns.to(torch.float32)  # (B, H, W)
     return (covering == 0).to(dtype).unsqueeze(1)
-
-
-def _check(
-    boxes: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    min_radius: int,
-    elliptical: float | None,
-    **shapes: tuple[int, int],
-) -> None:
-    """Check what can be checked without reading the device's memory."""
-    require_tensor("boxes", boxes, FLOATS + INTEGERS, "an integer or floating-point tensor")
-    if boxes.dim() != 3 or boxes.shape[2] != 4:
-        raise ValueError(f"boxes: expected shape (B, N, 4), got {tuple(boxes.shape)}")
-    require_tensor("labels", labels, INTEGERS, "integers")
-    require_shape("labels", labels, tuple(boxes.shape[:2]), "to match boxes")
-    require_device("labels", labels, boxes, "boxes")
-    for name, shape in shapes.items():
-        if len(shape) != 2 or min(shape) < 1:
-            raise ValueError(f"{name}_shape: expected a height and a width of at least 1, got {shape!r}")
-    if num_classes < 1:
-        raise ValueError(f"num_classes: expected at least 1, got {num_classes!r}")
-    if min_radius < 0:
-        raise ValueError(f"min_radius: expected at least 0, got {min_radius!r}")
-    if elliptical is not None and not 0 < elliptical <= 2:
-        raise ValueError(f"elliptical: expected a number above 0 and at most 2, got {elliptical!r}")
-
-
-def _check_values(boxes: Tensor, labels: Tensor, sizes: Tensor, num_classes: int) -> None:
-    """Raise for the first box with a label or a number that would make it skipped; reads values."""
-    count = boxes.shape[1]
-    wrong = ((sizes < 0) | (sizes > count)).nonzero()
-    if len(wrong):
-        b = int(wrong[0])
-        raise ValueError(f"boxes: sample {b} has {int(sizes[b])} entries, expected 0 .. {count}")
-    exists = torch.arange(count, device=boxes.device) < sizes[:, None]
-    negative = (boxes[..., 2:] < boxes[..., :2]).any(-1)
-    for name, value, wrong, expected in (
-        ("labels", labels, labels >= num_classes, f"a value below {num_classes}"),
-        ("boxes", boxes, ~boxes.isfinite().all(-1), "finite numbers"),
-        ("boxes", boxes, negative, "x2 >= x1 and y2 >= y1"),
-    ):
-        found = (wrong & exists).nonzero()
-        if len(found):
-            b, n = found[0].tolist()
-            raise ValueError(f"{name}: sample {b}, box {n} has {value[b, n].tolist()}, expected {expected}")

@@ -5,22 +5,15 @@ Both functions check shapes, dtypes and devices, bring their arguments into the 
 """
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from detops import ops
-from detops.checks import (
-    FLOATS,
-    INTEGERS,
-    describe,
-    is_checked,
-    require_device,
-    require_shape,
-    require_tensor,
-)
-from detops.ragged.padded import Batch, as_padded
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
+from detops.geometry.gaussians import as_gaussians, check_factor, check_gaussians, check_numbers
+from detops.ragged.padded import Batch
 
 
 def draw_heatmap(
@@ -31,7 +24,7 @@ def draw_heatmap(
     diameter_to_sigma_factor: float = 6.0,
     k_scale: float = 1.0,
 ) -> Tensor:
-    """Draw a Gaussian for each box into the map that the box names, in place.
+    """Draw a Gaussian for each box into the map of its index, in place.
 
     The value at an offset (dx, dy) from the centre is k_scale * exp(-(dx^2 + dy^2) / (2 sigma^2)), with
     sigma = (2 radius + 1) / diameter_to_sigma_factor, within the radius; values below float32's epsilon times
@@ -66,10 +59,10 @@ def draw_heatmap(
         Law and Deng, "CornerNet", 2018. Arguments as in ACCV-Lab's `draw_heatmap`.
     """
     _check_maps("heatmaps", heatmaps, 3, "(M, H, W)")
-    _check_numbers("centers", centers, 2)
+    check_numbers("centers", centers, 2)
     count = centers.shape[0]
     require_shape("centers", centers, (count, 2))
-    _check_numbers("radii", radii, 1)
+    check_numbers("radii", radii, 1)
     require_shape("radii", radii, (count, 2)[: max(radii.dim(), 1)], "to match centers")
     require_tensor("heatmap_idxes", heatmap_idxes, INTEGERS, "an integer tensor of shape (T,)")
     require_shape("heatmap_idxes", heatmap_idxes, (count,), "to match centers")
@@ -90,7 +83,7 @@ def draw_heatmap_batched(
     k_scale: float = 1.0,
     labels: Batch | None = None,
 ) -> Tensor:
-    """Draw the Gaussians of a batch of images, in place: into one map an image, or one map a class.
+    """Draw the Gaussians of a batch of images, in place: into one map per image, or one map per class.
 
     What is drawn, and which boxes are skipped, is as in `draw_heatmap`. Padding is never read.
 
@@ -98,10 +91,10 @@ def draw_heatmap_batched(
         heatmap: (B, H, W), or (B, C, H, W) with `labels`; float32, float16, bfloat16 or float64, of any strides.
         centers: `RaggedBatch` (B, N, 2), or a list of B tensors (n, 2): x and y in pixels of the map; integers,
             or floats for sub-pixel Gaussians. A tensor (B, N, 2) is a batch without padding.
-        radii: Likewise (B, N) in pixels, or (B, N, 2) for a radius along x and one along y.
+        radii: (B, N) in pixels in the same forms, or (B, N, 2) for a radius along x and one along y.
         diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
         k_scale: Value at the centre.
-        labels: Likewise (B, N) integers, the class of each box, 0 .. C - 1; None for one map an image.
+        labels: (B, N) integers in the same forms, the class of each box, 0 .. C - 1; None for one map per image.
 
     Returns:
         `heatmap`.
@@ -133,50 +126,6 @@ def draw_heatmap_batched(
     return heatmap
 
 
-class Gaussians(NamedTuple):
-    """Gaussians of a batch as the ops take them: see `detops.reference.draw_gaussians`."""
-
-    centers: Tensor
-    radii: Tensor
-    labels: Tensor | None
-    sample_sizes: Tensor | None
-
-
-def as_gaussians(centers: Batch, radii: Batch, labels: Batch | None, maps: Tensor, maps_name: str) -> Gaussians:
-    """Check a batch's Gaussians against the maps (B, C, H, W) that they belong to; see `draw_heatmap_batched`."""
-    batch = maps.shape[0]
-    xy, sizes = as_padded("centers", centers)
-    r, radii_sizes = as_padded("radii", radii)
-    _check_numbers("centers", xy, 3)
-    count = xy.shape[1]
-    require_shape("centers", xy, (batch, count, 2), f"to match {maps_name}")
-    _check_numbers("radii", r, 2)
-    require_shape("radii", r, (batch, count, 2)[: max(r.dim(), 2)], "to match centers")
-    given = [("centers", xy), ("radii", r)]
-    label, label_sizes = (None, None) if labels is None else as_padded("labels", labels)
-    if label is not None:
-        require_tensor("labels", label, INTEGERS, "integers")
-        require_shape("labels", label, (batch, count), "to match centers")
-        given.append(("labels", label))
-    if sizes is not None:
-        given.append(("sample_sizes", sizes))
-    for name, value in given:
-        require_device(name, value, maps, maps_name)
-    if is_checked():
-        _check_same_sizes(sizes, radii=radii_sizes, labels=label_sizes)
-        check_gaussians(maps, xy, r, label, sizes, "labels")
-    xy, r = (t.detach() if t.requires_grad else t for t in (xy, r))
-    return Gaussians(xy, r, label, sizes)
-
-
-def check_factor(factor: float) -> float:
-    """Return a factor of diameter over sigma that the ops can take, or raise."""
-    if not (isinstance(factor, int | float) and 0 < factor < math.inf):
-        raise ValueError(f"diameter_to_sigma_factor: expected a finite number above 0, got {factor!r}")
-    # Beyond 1e18 the square of the exponent overflows; the Gaussian is a single pixel long before that.
-    return min(float(factor), 1e18)
-
-
 def _draw(
     maps: Tensor,
     centers: Tensor,
@@ -190,7 +139,15 @@ def _draw(
     factor = check_factor(factor)
     if not (isinstance(k_scale, int | float) and 0 <= k_scale < math.inf):
         raise ValueError(f"k_scale: expected a finite number of at least 0, got {k_scale!r}")
-    ops.draw_gaussians_(maps, centers, radii, labels, sizes, factor, float(k_scale))
+    ops.draw_gaussians_(
+        heatmap=maps,
+        centers=centers,
+        radii=radii,
+        labels=labels,
+        sample_sizes=sizes,
+        diameter_to_sigma_factor=factor,
+        k_scale=float(k_scale),
+    )
 
 
 def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
@@ -205,55 +162,3 @@ def _check_maps(name: str, maps: object, dims: int, form: str) -> None:
 
 def _overlaps_itself(tensor: Tensor) -> bool:
     return any(s == 0 and n > 1 for s, n in zip(tensor.stride(), tensor.shape, strict=True))
-
-
-def _check_numbers(name: str, value: object, dims: int) -> None:
-    tensor = require_tensor(name, value, FLOATS + INTEGERS, "an integer or floating-point tensor")
-    if tensor.dim() not in (dims, dims + (name == "radii")):
-        raise ValueError(
-            f"{name}: expected {dims} dimensions{' or one more' * (name == 'radii')}, got {describe(tensor)}"
-        )
-
-
-def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
-    """Raise where another argument has other sample sizes than the centres; reads values."""
-    for name, other in others.items():
-        if sizes is not None and other is not None and not torch.equal(sizes.cpu(), other.cpu()):
-            raise ValueError(f"{name}: expected the sample sizes of centers {sizes.tolist()}, got {other.tolist()}")
-
-
-def check_gaussians(
-    maps: Tensor,
-    centers: Tensor,
-    radii: Tensor,
-    labels: Tensor | None,
-    sizes: Tensor | None,
-    labels_name: str,
-) -> None:
-    """Raise for the first box that the op would skip; reads values, so only in checked mode."""
-    batch, count = centers.shape[:2]
-    exists = torch.ones(batch, count, dtype=torch.bool, device=maps.device)
-    if sizes is not None:
-        wrong = ((sizes < 0) | (sizes > count)).nonzero()
-        if len(wrong):
-            b = int(wrong[0])
-            raise ValueError(f"sample_sizes: sample {b} has {int(sizes[b])}, expected a value in 0 .. {count}")
-        exists = torch.arange(count, device=maps.device) < sizes[:, None]
-    problems = [
-        ("centers", centers, ~centers.isfinite().all(-1), "finite numbers"),
-        (
-            "radii",
-            radii,
-            ~(radii.isfinite() & (radii >= 0)).view(batch, count, *radii.shape[2:] or (1,)).all(-1),
-            "finite, not negative",
-        ),
-    ]
-    if labels is not None:
-        outside = (labels < 0) | (labels >= maps.shape[1])
-        problems.append((labels_name, labels, outside, f"a value in 0 .. {maps.shape[1] - 1}"))
-    for name, value, wrong, expected in problems:
-        found = (wrong & exists).nonzero()
-        if len(found):
-            b, n = found[0].tolist()
-            where = f"box {n}" if labels_name == "heatmap_idxes" else f"sample {b}, box {n}"
-            raise ValueError(f"{name}: {where} has {value[b, n].tolist()}, expected {expected}")

@@ -6,7 +6,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
-from detops.checks import FLOATS, describe
+from detops.arguments import FLOATS, describe
 
 Formula = Literal["fixed", "legacy"]
 

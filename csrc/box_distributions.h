@@ -1,0 +1,251 @@
+// Boxes as distributions of distances: the losses of a few anchors and their gradients, which positive_losses_ and
+// positive_losses_backward share. Anchors are taken in groups, whose sides lie next to each other: so a vector holds a bin of
+// all of them, and no sum goes across one. Boxes are in units of the anchor's stride, from its centre.
+#pragma once
+
+#include "common.h"
+#include "iou_loss.h"
+
+#include <algorithm>
+#include <vector>
+
+namespace detops {
+
+constexpr double kTargetMargin = 0.1;  // by which targets stay below the last bin
+constexpr int64_t kAnchors = 1024;     // of a task
+
+constexpr int kGroup = 4;           // anchors of a group
+constexpr int kSides = 4 * kGroup;  // side s of anchor k is number s * kGroup + k
+
+// For each of kSides columns of x, exp(factor * x) over its sum goes to `p`, and the log of the sum to `log_sum`. A
+// logit that is not finite makes all of its column NaN.
+#define DETOPS_SOFTMAX(C)                                                                      \
+  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
+    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
+    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                   \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) {                                                       \
+        const C z = x[j + i] * factor;                                                         \
+        poison[i] += z * C(0);                                                                 \
+        top[i] = z > top[i] ? z : top[i];                                                      \
+      }                                                                                        \
+    }                                                                                          \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
+      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                     \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                   \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
+  }
+DETOPS_SOFTMAX(float)
+DETOPS_SOFTMAX(double)
+
+// One level's map (B, C, H, W) in any layout.
+class Map {
+ public:
+  explicit Map(const Tensor& t)
+      : data_(t.const_data_ptr()), type_(t.scalar_type()), b_(t.stride(0)), c_(t.stride(1)), y_(t.stride(2)),
+        x_(t.stride(3)) {}
+
+  // Channel c of cell k goes to to[place(c) + k]; `cells` are row-major numbers.
+  template <class C, class Place>
+  void read(int64_t b, const int64_t* cells, int64_t width, int64_t channels, C* to, const Place& place) const {
+    int64_t first[kGroup];
+    for (int k = 0; k < kGroup; ++k) first[k] = b * b_ + cells[k] / width * y_ + cells[k] % width * x_;
+    switch (type_) {
+      case ScalarType::Float: return copy<float>(first, channels, to, place);
+      case ScalarType::Double: return copy<double>(first, channels, to, place);
+      case ScalarType::Half: return copy<Half>(first, channels, to, place);
+      default: return copy<BFloat16>(first, channels, to, place);
+    }
+  }
+
+  static bool holds(ScalarType type) {
+    return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
+           type == ScalarType::BFloat16;
+  }
+
+ private:
+  template <class T, class C, class Place>
+  void copy(const int64_t* first, int64_t channels, C* to, const Place& place) const {
+    const T* from = static_cast<const T*>(data_);
+    for (int64_t c = 0; c < channels; ++c, from += c_) {
+      C* here = to + place(c);
+      for (int k = 0; k < kGroup; ++k) here[k] = static_cast<C>(from[first[k]]);
+    }
+  }
+
+  const void* data_;
+  ScalarType type_;
+  int64_t b_, c_, y_, x_;
+};
+
+// What the two ops read, level by level.
+struct GflInputs {
+  std::vector<Map> preds, soft;  // `soft` is empty without a teacher
+  std::vector<int64_t> heights, widths, starts;
+  Reader cells, boxes;
+  const int64_t* index;
+  const float* region;  // null without one
+  int64_t batch, anchors, num_boxes, bins;
+  double temperature;
+
+  GflInputs(const std::vector<Tensor>& bbox_preds, const std::vector<Tensor>& soft_targets, const Tensor& cells,
+            const Tensor& gt_boxes, const Tensor& index, const std::optional<Tensor>& region, double temperature)
+      : cells(cells), boxes(gt_boxes), index(nullptr), region(nullptr), batch(0), anchors(0), num_boxes(0), bins(0),
+        temperature(temperature) {
+    STD_TORCH_CHECK(!bbox_preds.empty() && bbox_preds[0].dim() == 4, "bbox_preds: expected levels (B, 4 * bins, H, W)");
+    STD_TORCH_CHECK(soft_targets.empty() || soft_targets.size() == bbox_preds.size(),
+                    "soft_targets: expected as many levels as bbox_preds has, or none");
+    const int64_t channels = bbox_preds[0].size(1);
+    batch = bbox_preds[0].size(0), bins = channels / 4;
+    STD_TORCH_CHECK(channels % 4 == 0 && bins >= 2, "bbox_preds: expected 4 * bins channels, at least 8");
+    for (size_t i = 0; i < bbox_preds.size(); ++i) {
+      const Tensor& level = bbox_preds[i];
+      STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == batch && level.size(1) == channels &&
+                          level.scalar_type() == bbox_preds[0].scalar_type() && Map::holds(level.scalar_type()),
+                      "bbox_preds: expected levels (B, 4 * bins, H, W) of one dtype");
+      preds.emplace_back(level);
+      heights.push_back(level.size(2)), widths.push_back(level.size(3)), starts.push_back(anchors);
+      anchors += level.size(2) * level.size(3);
+      if (soft_targets.empty()) continue;
+      const Tensor& other = soft_targets[i];
+      bool same = other.dim() == 4 && Map::holds(other.scalar_type());
+      for (int64_t d = 0; same && d < 4; ++d) same = other.size(d) == level.size(d);
+      STD_TORCH_CHECK(same, "soft_targets: expected the shapes of bbox_preds");
+      soft.emplace_back(other);
+    }
+    STD_TORCH_CHECK(cells.dim() == 2 && cells.size(0) == anchors && cells.size(1) == 3 &&
+                        Reader::reads(cells.scalar_type()),
+                    "cells: expected shape (A, 3)");
+    STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(0) == batch && gt_boxes.size(2) == 4 &&
+                        Reader::reads(gt_boxes.scalar_type()),
+                    "gt_boxes: expected shape (B, N, 4)");
+    num_boxes = gt_boxes.size(1);
+    check_anchors(index, ScalarType::Long, "index: expected a contiguous int64 tensor (B, A)");
+    this->index = static_cast<const int64_t*>(index.const_data_ptr());
+    if (!region) return;
+    check_anchors(*region, ScalarType::Float, "region: expected a contiguous float32 tensor (B, A)");
+    this->region = static_cast<const float*>(region->const_data_ptr());
+  }
+
+  void check_anchors(const Tensor& t, ScalarType type, const char* message) const {
+    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == batch && t.size(1) == anchors && t.scalar_type() == type &&
+                        t.is_contiguous(),
+                    message);
+  }
+
+  // The box of an anchor, or -1.
+  int64_t box_of(int64_t b, int64_t a) const {
+    const int64_t n = index[b * anchors + a];
+    return n >= 0 && n < num_boxes ? n : -1;
+  }
+
+  double region_of(int64_t b, int64_t a) const { return region == nullptr ? 0 : region[b * anchors + a]; }
+};
+
+// A run of anchors of one image and level.
+struct GflTask {
+  int64_t level, b, begin, end;
+};
+
+inline std::vector<GflTask> gfl_tasks(const GflInputs& in) {
+  std::vector<GflTask> tasks;
+  for (int64_t b = 0; b < in.batch; ++b) {
+    for (size_t level = 0; level < in.starts.size(); ++level) {
+      const int64_t size = in.heights[level] * in.widths[level];
+      for (int64_t begin = 0; begin < size; begin += kAnchors) {
+        tasks.push_back({static_cast<int64_t>(level), b, begin, std::min(size, begin + kAnchors)});
+      }
+    }
+  }
+  return tasks;
+}
+
+// Calls visit(cells, count) for groups of up to kGroup of the anchors of a task that have a box or are in the region,
+// in order; a group that is not full repeats its last one.
+template <class Visit>
+inline void for_each_group(const GflTask& task, const GflInputs& in, const Visit& visit) {
+  int64_t cells[kGroup];
+  int count = 0;
+  for (int64_t r = task.begin; r < task.end; ++r) {
+    const int64_t a = in.starts[task.level] + r;
+    if (in.box_of(task.b, a) >= 0 || in.region_of(task.b, a) > 0) cells[count++] = r;
+    if (count == 0 || (count < kGroup && r + 1 < task.end)) continue;
+    std::fill(cells + count, cells + kGroup, cells[count - 1]);
+    visit(cells, count);
+    count = 0;
+  }
+}
+
+// A group's distributions, and what they say of its boxes.
+template <class C>
+struct GflGroup {
+  int64_t bins;
+  std::vector<C> raw, p, soft, student, teacher;  // (bins, kSides) each
+  C log_sum[kSides], distance[kSides], exact[kSides], by[kSides];
+  C iou[kGroup], giou[kGroup], dfl[kGroup], ld[kGroup];
+
+  explicit GflGroup(int64_t bins)
+      : bins(bins), raw(bins * kSides), p(raw), soft(raw), student(raw), teacher(raw), log_sum{}, distance{}, exact{},
+        by{}, iou{}, giou{}, dfl{}, ld{} {}
+
+  void read(const Map& map, int64_t b, const int64_t* cells, int64_t width, std::vector<C>& to) const {
+    map.read(b, cells, width, 4 * bins, to.data(),
+             [bins = bins](int64_t c) { return c % bins * kSides + c / bins * kGroup; });
+  }
+
+  // What the distributions are, and the distances that are their means.
+  void distributions() {
+    softmax(raw.data(), C(1), bins, p.data(), log_sum);
+    std::fill(distance, distance + kSides, C(0));
+    for (int64_t j = 0; j < bins; ++j) {
+      for (int i = 0; i < kSides; ++i) distance[i] += static_cast<C>(j) * p[j * kSides + i];
+    }
+  }
+
+  // IoU, losses, and how the GIoU loss grows with the distances, of anchor `a` in place k, whose box is n.
+  void box_losses(const GflInputs& in, int64_t b, int64_t a, int64_t n, int k) {
+    const double stride = in.cells.at(a, 2);
+    C box[4], d[4], g[4];
+    for (int i = 0; i < 4; ++i) box[i] = static_cast<C>((in.boxes.at(b, n, i) - in.cells.at(a, i % 2)) / stride);
+    dfl[k] = 0;
+    for (int s = 0; s < 4; ++s) {
+      const int i = s * kGroup + k;
+      d[s] = distance[i];
+      exact[i] = std::clamp(s < 2 ? -box[s] : box[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(kTargetMargin));
+      const int64_t low = static_cast<int64_t>(exact[i]);
+      const C upper = exact[i] - static_cast<C>(low);
+      const C* at_low = &raw[low * kSides + i];
+      dfl[k] += log_sum[i] - (C(1) - upper) * at_low[0] - upper * at_low[kSides];
+    }
+    const C pred[4] = {(d[2] - d[0]) / 2, (d[3] - d[1]) / 2, d[0] + d[2], d[1] + d[3]};
+    const C target[4] = {(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]};
+    iou[k] = 1 - iou_loss(pred, target, kPlain, g);
+    giou[k] = iou_loss(pred, target, kGiou, g);
+    C* to = by + k;
+    to[0] = g[2] - g[0] / 2, to[kGroup] = g[3] - g[1] / 2;
+    to[2 * kGroup] = g[2] + g[0] / 2, to[3 * kGroup] = g[3] + g[1] / 2;
+  }
+
+  // The distillation losses; both softened distributions stay.
+  void distillation(double temperature) {
+    const C t = static_cast<C>(temperature);
+    C of_student[kSides], of_teacher[kSides], sums[kSides] = {};
+    softmax(raw.data(), C(1) / t, bins, student.data(), of_student);
+    softmax(soft.data(), C(1) / t, bins, teacher.data(), of_teacher);
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {
+      for (int i = 0; i < kSides; ++i) {
+        sums[i] += teacher[j + i] * ((soft[j + i] - raw[j + i]) / t + (of_student[i] - of_teacher[i]));
+      }
+    }
+    for (int k = 0; k < kGroup; ++k) {
+      ld[k] = t * t * (sums[k] + sums[kGroup + k] + sums[2 * kGroup + k] + sums[3 * kGroup + k]) / static_cast<C>(bins);
+    }
+  }
+};
+
+}  // namespace detops

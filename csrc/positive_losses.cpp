@@ -1,0 +1,175 @@
+// GFL's and LD's losses at the anchors that have a box: the CPU kernel of positive_losses_.
+//
+// Runs of anchors are shared out among torch's threads. Each leaves its own sums, which are added in order, and writes
+// only elements of its own anchors: the number of threads changes nothing.
+#include "box_distributions.h"
+
+#include <array>
+#include <tuple>
+
+namespace detops {
+namespace {
+
+using Sums = std::array<double, 6>;
+
+struct Scores {
+  std::vector<Map> levels;
+  std::vector<void*> gradients;  // contiguous, or empty
+  ScalarType type;
+  Reader labels;
+  int64_t classes;
+  double scale, beta;
+};
+
+void store(void* data, ScalarType type, int64_t n, double value) {
+  switch (type) {
+    case ScalarType::Float: static_cast<float*>(data)[n] = static_cast<float>(value); return;
+    case ScalarType::Double: static_cast<double*>(data)[n] = value; return;
+    case ScalarType::Half: static_cast<Half*>(data)[n] = static_cast<Half>(static_cast<float>(value)); return;
+    default: static_cast<BFloat16*>(data)[n] = static_cast<BFloat16>(static_cast<float>(value));
+  }
+}
+
+// Quality focal loss of one logit, less that as background; its gradient without the latter.
+double correction(double x, double quality, double beta, double& gradient) {
+  const auto raise = [beta](double value) { return beta == 2 ? value * value : std::pow(value, beta); };
+  const double e = std::exp(-std::abs(x)), p = x < 0 ? e / (1 + e) : 1 / (1 + e);
+  const double soft = std::max(x, 0.0) + std::log1p(e), cost = soft - quality * x;
+  const double away = p - quality, distance = std::abs(away), power = raise(distance);
+  const double slope = distance > 0 ? beta * power / away * p * (1 - p) : 0;
+  gradient = away * power + cost * slope;
+  return power * cost - raise(p) * soft + x * 0;
+}
+
+// What a thread keeps.
+template <class C>
+struct Work {
+  GflGroup<C> group;
+  std::vector<C> logits;  // (classes, kGroup)
+
+  Work(int64_t bins, int64_t classes) : group(bins), logits(classes * kGroup) {}
+};
+
+template <class C>
+Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, Work<C>& work, float* weights) {
+  Sums sums{};
+  GflGroup<C>& group = work.group;
+  const int64_t width = in.widths[task.level], size = in.heights[task.level] * width;
+  for_each_group(task, in, [&](const int64_t* cells, int count) {
+    group.read(in.preds[task.level], task.b, cells, width, group.raw);
+    if (!in.soft.empty()) {
+      group.read(in.soft[task.level], task.b, cells, width, group.soft);
+      group.distillation(in.temperature);
+    }
+    double labels[kGroup];
+    bool any = false;
+    for (int k = 0; k < count; ++k) {
+      const int64_t n = in.box_of(task.b, in.starts[task.level] + cells[k]);
+      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n);
+      any |= labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes);
+    }
+    C highest[kGroup], poison[kGroup] = {};
+    if (any) {
+      group.distributions();
+      const C* logits = work.logits.data();
+      scores.levels[task.level].read(task.b, cells, width, scores.classes, work.logits.data(),
+                                     [](int64_t c) { return c * kGroup; });
+      std::copy(logits, logits + kGroup, highest);
+      for (int64_t c = 0; c < scores.classes * kGroup; c += kGroup) {
+        for (int k = 0; k < kGroup; ++k) {
+          highest[k] = std::max(highest[k], logits[c + k]);
+          poison[k] += logits[c + k] * C(0);
+        }
+      }
+    }
+    for (int k = 0; k < count; ++k) {
+      const int64_t a = in.starts[task.level] + cells[k];
+      const double of_region = in.region_of(task.b, a), ld = group.ld[k];
+      if (of_region > 0) sums[5] += of_region * ld;
+      if (!(labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes))) continue;
+      group.box_losses(in, task.b, a, in.box_of(task.b, a), k);
+      const double w = 1 / (1 + std::exp(-static_cast<double>(highest[k]))) + static_cast<double>(poison[k]);
+      weights[task.b * in.anchors + a] = static_cast<float>(w);
+      double gradient;
+      const int64_t known = static_cast<int64_t>(labels[k]);
+      const double x = static_cast<double>(work.logits[known * kGroup + k]);
+      sums[0] += scores.scale * correction(x, group.iou[k], scores.beta, gradient);
+      sums[1] += w, sums[2] += w * group.giou[k], sums[3] += w * group.dfl[k], sums[4] += w * ld;
+      if (scores.gradients.empty()) continue;
+      const int64_t place = (task.b * scores.classes + known) * size + cells[k];
+      store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
+    }
+  });
+  return sums;
+}
+
+Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tensor>& maps, const Tensor& labels,
+                    const Tensor& scale, double beta, const GflInputs& in) {
+  STD_TORCH_CHECK(maps.size() == in.starts.size(), "cls_scores: expected as many levels as bbox_preds has");
+  STD_TORCH_CHECK(gradients.empty() || gradients.size() == maps.size(),
+                  "class_gradients: expected as many levels as cls_scores has, or none");
+  STD_TORCH_CHECK(scale.numel() == 1 && Reader::reads(scale.scalar_type()), "scale: expected one number");
+  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == in.batch && labels.size(1) == in.num_boxes &&
+                      Reader::reads(labels.scalar_type()),
+                  "gt_labels: expected shape (B, N)");
+  Scores scores{{}, {}, maps[0].scalar_type(), Reader(labels), maps[0].dim() == 4 ? maps[0].size(1) : 0,
+                Reader(scale).at(0), beta};
+  for (size_t i = 0; i < maps.size(); ++i) {
+    const Tensor& level = maps[i];
+    STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == in.batch && level.size(1) == scores.classes &&
+                        level.size(2) == in.heights[i] && level.size(3) == in.widths[i] &&
+                        level.scalar_type() == scores.type && Map::holds(scores.type),
+                    "cls_scores: expected levels (B, C, H, W) of one floating-point dtype, to match bbox_preds");
+    scores.levels.emplace_back(level);
+    if (gradients.empty()) continue;
+    bool same = gradients[i].dim() == 4 && gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type;
+    for (int64_t d = 0; same && d < 4; ++d) same = gradients[i].size(d) == level.size(d);
+    STD_TORCH_CHECK(same, "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
+    scores.gradients.push_back(const_cast<Tensor&>(gradients[i]).mutable_data_ptr());
+  }
+  return scores;
+}
+
+template <class C>
+std::vector<Sums> run_all(const GflInputs& in, const Scores& scores, const std::vector<GflTask>& tasks, float* weights) {
+  std::vector<Sums> parts(tasks.size());
+  torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    Work<C> work(in.bins, scores.classes);
+    for (int64_t i = begin; i < end; ++i) {
+      const GflTask& task = tasks[i];
+      float* row = weights + task.b * in.anchors + in.starts[task.level];
+      std::fill(row + task.begin, row + task.end, 0.0f);
+      parts[i] = run(task, in, scores, work, weights);
+    }
+  });
+  return parts;
+}
+
+std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores,
+                                          const std::vector<Tensor> bbox_preds, const std::vector<Tensor> soft_targets,
+                                          const Tensor cells, const Tensor gt_boxes, const Tensor gt_labels,
+                                          const Tensor index, const std::optional<Tensor> region, const Tensor scale,
+                                          double beta, double temperature, int64_t) {
+  const GflInputs in(bbox_preds, soft_targets, cells, gt_boxes, index, region, temperature);
+  const Scores scores = check_scores(class_gradients, cls_scores, gt_labels, scale, beta, in);
+  const std::vector<GflTask> tasks = gfl_tasks(in);
+  const bool wide = scores.type == ScalarType::Double;
+  Tensor weights = torch::stable::new_empty(cls_scores[0], {in.batch, in.anchors}, ScalarType::Float);
+  float* data = static_cast<float*>(weights.mutable_data_ptr());
+  const std::vector<Sums> parts =
+      wide ? run_all<double>(in, scores, tasks, data) : run_all<float>(in, scores, tasks, data);
+  const int64_t levels = static_cast<int64_t>(in.starts.size());
+  std::vector<double> total(6 * levels);
+  for (size_t i = 0; i < tasks.size(); ++i) {
+    for (int64_t k = 0; k < 6; ++k) total[k * levels + tasks[i].level] += parts[i][k];
+  }
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  Tensor losses = torch::stable::new_empty(cls_scores[0], {6, levels}, type);
+  for (int64_t i = 0; i < 6 * levels; ++i) store(losses.mutable_data_ptr(), type, i, total[i]);
+  return {losses, weights};
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("positive_losses_", TORCH_BOX(&detops::positive_losses_)); }

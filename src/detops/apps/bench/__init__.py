@@ -1,0 +1,1 @@
+"""`detops bench`: a module for each suite."""

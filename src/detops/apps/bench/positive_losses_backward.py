@@ -1,0 +1,35 @@
+"""`detops bench positive_losses_backward`: the gradient of GFL's and LD's box logits, against batched PyTorch."""
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+
+from detops import ops
+from detops.apps.bench._gfl import COUNTS, STRIDES, Scene
+from detops.apps.bench.runner import Case
+from detops.portable.positive_losses_backward import positive_losses_backward as portable
+
+TESTS = ("tests/ops/test_positive_losses_backward.py",)
+
+
+def cases(device: str, quick: bool) -> Iterator[Case]:
+    """Yield few and many boxes per image, without and with a teacher; the floor fills as much with zeros."""
+    for count in COUNTS[: 1 if quick else None]:
+        scene = Scene(count, device)
+        index = scene.match().index
+        weight, factors = (index >= 0).to(torch.float32), torch.ones(4, len(STRIDES), device=device)
+        for name, soft in (("GFL", []), ("LD", scene.soft)):
+            arguments: dict[str, Any] = {
+                "bbox_preds": scene.preds, "soft_targets": soft, "cells": scene.cells(), "gt_boxes": scene.boxes,
+                "index": index, "weight": weight, "region": None, "factors": factors, "temperature": 10.0,
+                "most": 45 * count,
+            }  # fmt: skip
+            ours, batched = partial(ops.positive_losses_backward, **arguments), partial(portable, **arguments)
+            floor = partial(_zeros, scene.preds)
+            yield Case(f"{name}, {count} boxes", ours, floor, {"batched PyTorch": batched}, "zero fill")
+
+
+def _zeros(levels: list[torch.Tensor]) -> object:
+    return [torch.zeros_like(level) for level in levels]

@@ -1,0 +1,44 @@
+"""`detops bench simota_match`: YOLOX's assignment, against a loop over images and against batched PyTorch."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from detops import ops
+from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, match_arguments, scene
+from detops.apps.bench.runner import Case
+from detops.assign.simota import simota_assign
+from detops.geometry.boxes import to_xyxy
+from detops.portable.simota_match import simota_match as portable
+
+TESTS = ("tests/ops/test_simota_match.py",)
+
+
+def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
+    """Yield the exact rule with few and many boxes per image; with `kernel`, ours is the op alone."""
+    for name, least, most in COUNTS[: 1 if quick else None]:
+        data = scene(least, most, device)
+        arguments = match_arguments(data)
+        ours: Callable[[], object] = partial(ops.simota_match, **arguments)
+        if not kernel:
+            levels, objectness, pred = (arguments[key] for key in ("class_logits", "objectness", "pred_boxes"))
+            ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, data.truth)
+        baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, **arguments)}
+        if most <= LOOP_LIMIT:
+            baselines["loop"] = partial(_loop, data)
+        yield Case(f"{name} boxes", ours, partial(_copy, data), baselines, "copy of outputs")
+
+
+def _copy(data: Scene) -> object:
+    return [output.clone() for output in data.outputs]
+
+
+def _loop(data: Scene) -> object:
+    arguments, found = match_arguments(data), []
+    scores = torch.cat(arguments["class_logits"], 1)
+    for b in range(len(scores)):
+        own = data.targets[data.targets[:, 0] == b]
+        predicted = (scores[b], arguments["objectness"][b], arguments["pred_boxes"][b])
+        found.append(loop_match(*predicted, data.cells, own[:, 2:], own[:, 1].long()))
+    return found

@@ -1,5 +1,0 @@
-"""`detops bench gfl_boxes`: the gradient of a GFL's box logits alone."""
-
-from detops.apps.bench_gfl import box_cases as cases
-
-__all__ = ["cases"]

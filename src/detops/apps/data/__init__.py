@@ -1,0 +1,1 @@
+"""Data sets: COCO annotations, images in batches, and the demo's generated data."""

@@ -1,0 +1,1 @@
+"""`detops predict`: listing and reading images, detectors, results files and pictures."""

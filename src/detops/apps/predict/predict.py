@@ -1,0 +1,170 @@
+"""`detops predict`: a detector and images in; a line per image, pictures and a COCO results file out.
+
+Listing -> batches of sources -> stream or ray -> lines -> pictures (threads), then results.jsonl
+"""
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from detops.apps import note, require, warn
+from detops.apps.data import coco
+from detops.apps.data.dataset import LINES
+from detops.apps.predict import ray, stream
+from detops.apps.predict.listing import Listing, batched
+from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
+from detops.apps.predict.pictures import Pictures
+from detops.apps.predict.predictor import Predictor
+from detops.apps.predict.results import ResultsFile, error_of
+from detops.apps.predict.run_predictor import RunPredictor
+from detops.apps.predict.sources import sources
+
+PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to predict.
+
+    Attributes:
+        mask_rcnn: Weights of torchvision's Mask R-CNN, or "module:function" that returns one, in place of a run.
+        half: Compute in half precision: bfloat16, or float16 for a Mask R-CNN on a GPU.
+        score: Lowest score that is drawn; the results hold all detections.
+        pictures: Number of images that are drawn, the first ones; all if negative.
+        annotations: COCO file with the image ids for the results; without it, the first image has id 1.
+        device: Torch device; by default a GPU if there is one.
+        batch_size: Images per batch.
+        workers: Processes that read images; with Ray, copies of the network. By default chosen for the machine.
+        resume: Continue after the lines that a killed run left.
+        ray: Detect by Ray Data.
+    """
+
+    mask_rcnn: str | None = None
+    half: bool = False
+    score: float = 0.3
+    pictures: int = 200
+    annotations: Path | None = None
+    device: str | None = None
+    batch_size: int = 8
+    workers: int | None = None
+    resume: bool = False
+    ray: bool = False
+
+
+def run(
+    run_folder: Path | None, images: Sequence[Path], out: Path, options: Options, console: Console | None = None
+) -> int:
+    """Detect on images; write `results.jsonl` and `images/*.jpg` on the way, and `results.json` at the end.
+
+    Args:
+        run_folder: Folder of a trained run; None for `options.mask_rcnn`.
+        images: Files and folders.
+        out: Folder to write to.
+        options: How to predict.
+        console: Where to print.
+
+    Returns:
+        How many images could not be decoded. They are named, and their lines say why.
+
+    Raises:
+        ValueError: `out` holds an unfinished run, or one that cannot be resumed; or not exactly one detector is named.
+        FileNotFoundError: There is no such run or image.
+        ModuleNotFoundError: An extra is missing.
+    """
+    console = console or Console()
+    require("PIL.Image", "Pillow", "predict")
+    load = _loader(run_folder, options)
+    gpu = ray.connect() if options.ray else torch.cuda.is_available()
+    device = torch.device(options.device or ("cuda" if gpu else "cpu"))
+    predictor = load(torch.device("cpu") if options.ray else device)
+    annotations = None if options.annotations is None else coco.read(options.annotations)
+    listing = Listing(images)
+    with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
+        begin = _first_image(results.count, len(listing), options.batch_size)
+        wanted = islice(sources(listing, annotations.images if annotations else ()), begin, None)
+        batches = batched(wanted, options.batch_size)
+        count = -(-(len(listing) - begin) // options.batch_size)
+        lines: Iterator[list[str]] = iter(())
+        if count and options.ray:
+            lines = ray.lines(load, predictor, device, batches, count, options.workers)
+        elif count:
+            workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+            lines = stream.lines(predictor, batches, min(workers, count - 1))
+        names = dict(predictor.names)
+        if annotations is not None:
+            names |= dict(zip(annotations.category_ids, annotations.class_names, strict=True))
+        with Pictures(out / "images", listing, names, options.pictures, options.score) as pictures:
+            _write(results, lines, begin, len(listing), pictures, console)
+        summary = results.finish()
+    note(
+        console,
+        f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
+        f"results.json and {pictures.count} pictures in {out}",
+    )
+    return summary.failed
+
+
+def _loader(run_folder: Path | None, options: Options) -> ray.Load:
+    """Return the function that loads the detector on a device, here or on another machine."""
+    if (run_folder is None) == (options.mask_rcnn is None):
+        raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run_folder is None else "both"))
+    if run_folder is not None:
+        return partial(RunPredictor, run_folder.resolve(), options.half)
+    assert options.mask_rcnn is not None
+    path = Path(options.mask_rcnn)
+    return partial(MaskRCNNPredictor, str(path.resolve()) if path.is_file() else options.mask_rcnn, options.half)
+
+
+def _settings(predictor: Predictor, device: torch.device, options: Options) -> dict[str, Any]:
+    """Return everything that the lines depend on, beside the images."""
+    ids = options.annotations and hashlib.sha256(options.annotations.read_bytes()).hexdigest()
+    return {**predictor.settings, "annotations": ids, "batch_size": options.batch_size, "device": device.type}
+
+
+def _first_image(done: int, total: int, batch_size: int) -> int:
+    """Return the first image to detect on: a resumed run makes the same batches, so that the numbers are the same."""
+    return total if done == total else done - done % batch_size
+
+
+def _write(
+    results: ResultsFile, lines: Iterator[list[str]], begin: int, total: int, pictures: Pictures, console: Console
+) -> None:
+    """Write lines as they come, but none before its picture, so that a resumed run misses no picture."""
+    columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    pending: deque[tuple[list[str], list[Future[None]]]] = deque()
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, completed=results.count)
+        written, row, failed = results.count - begin, results.count, 0
+
+        def settle() -> None:
+            batch, drawn = pending.popleft()
+            for picture in drawn:
+                picture.result()
+            results.append(batch)
+            bar.update(task, completed=results.count)
+
+        for batch in lines:
+            batch, written = batch[written:], 0  # some lines of the first batch may have been written before
+            for error in filter(None, map(error_of, batch)):
+                failed += 1
+                if failed <= LINES:
+                    warn(console, f"skipped {error}")
+            pending.append((batch, pictures.draw(row, batch)))
+            row += len(batch)
+            while pending and (len(pending) > PENDING or all(picture.done() for picture in pending[0][1])):
+                settle()
+        while pending:
+            settle()
+    if failed > LINES:
+        warn(console, f"and {failed - LINES} more, named in results.jsonl")

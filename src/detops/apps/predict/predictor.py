@@ -1,0 +1,38 @@
+"""The interface of a detector that `detops predict` runs.
+
+ReadBatch.images -> start -> rows -> lines of results.jsonl
+"""
+
+from typing import Any, Protocol
+
+import torch
+
+from detops.apps.predict.reading import Images, ReadBatch
+
+Row = dict[str, Any]
+
+
+class Predictor(Protocol):
+    """A detector that works on batches of images. There are two: `RunPredictor` and `MaskRCNNPredictor`."""
+
+    @property
+    def device(self) -> torch.device:
+        """Device that it detects on."""
+
+    @property
+    def size(self) -> tuple[int, int] | None:
+        """Height and width that images are fitted into when they are read; None keeps them as they are."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Everything that its detections depend on, as JSON. Equal "weights" mean equal weights, bit for bit."""
+
+    @property
+    def names(self) -> dict[int, str]:
+        """Names of the categories by their ids in the results, in the order of labels, as far as they are known."""
+
+    def start(self, images: Images) -> Any:
+        """Begin to detect on images that are on the device; on a GPU this need not wait."""
+
+    def rows(self, batch: ReadBatch, started: Any) -> list[list[Row]]:
+        """Return COCO's results for each image of a batch that has finished, without the image's id."""

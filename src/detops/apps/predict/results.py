@@ -1,0 +1,169 @@
+"""`results.jsonl`: a line per image, in the order of the images, from which a killed run resumes.
+
+lines -> results.jsonl (during the run) -> results.json (COCO's results format, at its end)
+
+A line is {"path", "image_id", "width", "height", "detections": [{"category_id", "bbox", "score"}, ...]}, or
+{"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds everything that
+the lines depend on, so that the lines of another run are not mistaken for those of this one.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from detops.apps.files import write_atomically, written_whole
+from detops.apps.predict.predictor import Row
+from detops.apps.predict.reading import ReadBatch
+
+Line = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How many images there are lines of, how many of them failed, and how many detections the others have."""
+
+    images: int
+    failed: int
+    detections: int
+
+
+class ResultsFile:
+    """The file while a run writes it, which locks out other processes.
+
+    Args:
+        out: Folder of the file.
+        settings: Everything that the lines depend on; must be JSON.
+        paths: Paths of the images: line i is about image i.
+        resume: Continue after the lines that exist, if any. Otherwise start again; a finished run is replaced.
+
+    Attributes:
+        count: Number of complete lines that were written.
+
+    Raises:
+        ValueError: Another process writes to the folder; without `resume`, an unfinished run is there; or with it, the
+            run that is there has other settings or images, or is damaged.
+    """
+
+    def __init__(self, out: Path, settings: dict[str, Any], paths: Iterable[str], resume: bool) -> None:
+        self.count, self._path, self._coco = 0, out / "results.jsonl", out / "results.json"
+        out.mkdir(parents=True, exist_ok=True)
+        self._file = self._path.open("a+b")
+        try:
+            self._lock()
+            if resume and self._path.stat().st_size:
+                self._check_settings(out / "predict.json", settings)
+                self._resume(paths)
+            else:
+                self._start_again(out / "predict.json", settings)
+            self._coco.unlink(missing_ok=True)
+        except BaseException:
+            self._file.close()
+            raise
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
+
+    def append(self, lines: Sequence[str]) -> None:
+        """Append lines made by `encode`. They survive a kill of this process."""
+        self._file.write("".join(lines).encode())
+        self._file.flush()
+        self.count += len(lines)
+
+    def finish(self) -> Summary:
+        """Flush the lines to the disk and write them in COCO's format, with only one line in memory at a time."""
+        os.fsync(self._file.fileno())
+        images = failed = detections = 0
+        with written_whole(self._coco) as file:
+            file.write(b"[")
+            for line in map(json.loads, self._whole_lines()):
+                images += 1
+                failed += "error" in line
+                for row in line.get("detections", ()):
+                    row = {"image_id": line["image_id"], **row, "file_name": Path(line["path"]).name}
+                    file.write(((", " if detections else "") + json.dumps(row)).encode())
+                    detections += 1
+            file.write(b"]\n")
+        return Summary(images, failed, detections)
+
+    def _lock(self) -> None:
+        """Lock the file until it is closed or the process ends."""
+        try:
+            import fcntl
+        except ModuleNotFoundError:  # Windows
+            return
+        try:  # a POSIX lock: the processes that read images do not inherit it, and may outlive a kill for a while
+            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise ValueError(f"{self._path}: another process is writing to it") from error
+
+    def _start_again(self, settings_path: Path, settings: dict[str, Any]) -> None:
+        if self._path.stat().st_size and not self._coco.exists():
+            raise ValueError(
+                f"{self._path.parent}: holds an unfinished run; continue it with --resume, choose another --out, "
+                "or remove its results.jsonl"
+            )
+        self._file.truncate(0)  # before the settings, so that lines never stand beside the settings of another run
+        write_atomically(settings_path, (json.dumps(settings, indent=1) + "\n").encode())
+
+    def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
+        if not path.exists():
+            raise ValueError(f"{path}: is missing, so the run cannot be resumed")
+        before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+        other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if other:
+            raise ValueError(
+                f"{path.parent}: was started with different {', '.join(other)}; "
+                "resume with the same, or choose another --out"
+            )
+
+    def _resume(self, paths: Iterable[str]) -> None:
+        """Check the lines that are there, and cut off an incomplete last one."""
+        expected, end = iter(paths), 0
+        for number, text in enumerate(self._whole_lines(), 1):
+            try:
+                path = json.loads(text)["path"]
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self._path}: line {number} is damaged") from error
+            if path != (wanted := next(expected, None)):
+                raise ValueError(
+                    f"{self._path}: line {number} is about {path}, expected {wanted or 'no more lines'}: "
+                    "the images have changed"
+                )
+            end += len(text)
+            self.count = number
+        self._file.truncate(end)
+
+    def _whole_lines(self) -> Iterator[bytes]:
+        self._file.seek(0)
+        for line in self._file:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def encode(line: Line) -> str:
+    """Encode a line of the file, as ASCII, since file names need not be valid Unicode."""
+    return json.dumps(line, allow_nan=False) + "\n"
+
+
+def error_of(text: str) -> str | None:
+    """Return why a line's image could not be decoded, or None. Other lines, which may be long, are not parsed."""
+    return json.loads(text).get("error") if '"error": ' in text else None
+
+
+def encode_batch(batch: ReadBatch, rows: Sequence[list[Row]]) -> list[str]:
+    """Encode the lines of a batch from the detections on each of its images."""
+    lines = []
+    for source, found, (width, height), error in zip(batch.sources, rows, batch.sides, batch.errors, strict=True):
+        line: Line = {"path": source.path, "image_id": source.image_id}
+        line |= {"error": error} if error else {"width": width, "height": height, "detections": found}
+        lines.append(encode(line))
+    return lines

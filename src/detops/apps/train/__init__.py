@@ -1,0 +1,1 @@
+"""`detops train`: settings, data augmentation, networks, the training itself and its report."""

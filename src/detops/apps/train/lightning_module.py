@@ -1,0 +1,224 @@
+"""The Lightning module of `detops train`: augmentation, network, loss, optimiser and averaged weights, each timed."""
+
+import copy
+import math
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from torch import Tensor, nn
+
+from detops import StageTimer
+from detops.apps import evaluate, runs
+from detops.apps.data.dataset import Batch, CocoImages
+from detops.apps.train import metrics
+from detops.apps.train.augment import augment
+from detops.apps.train.families import Family
+from detops.apps.train.settings import Settings
+
+FINAL_LR = 0.001  # learning rate of the last step, as a fraction of the highest
+
+
+def lr_factor(step: int, total: int, warmup: float) -> float:
+    """Return a step's learning rate as a fraction of the highest.
+
+    It rises linearly over the fraction `warmup` of all steps, then falls along a cosine to `FINAL_LR`.
+    """
+    rising = max(1, round(warmup * total))
+    if step < rising:
+        return (step + 1) / (rising + 1)
+    done = min(1.0, (step - rising) / max(1, total - rising))
+    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
+
+
+class DetectorModule(lightning.LightningModule):
+    """A network with its loss, and the moving average of its weights, which is what is evaluated and kept.
+
+    Args:
+        network: Network that `models.build` made.
+        family: Its kind of detector.
+        settings: How to train.
+        steps_per_epoch: Number of steps in which every image is seen once.
+        run: Folder of the run.
+        validation: Data to evaluate on.
+        val_annotations: Annotation file of that data.
+    """
+
+    timer: StageTimer  # made when training starts: only then is the device known
+
+    def __init__(
+        self,
+        network: nn.Module,
+        family: Family,
+        settings: Settings,
+        steps_per_epoch: int,
+        run: Path,
+        validation: CocoImages,
+        val_annotations: Path,
+    ) -> None:
+        super().__init__()
+        self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.ema = copy.deepcopy(self.network).requires_grad_(False).eval()
+        self.family, self.criterion = family, family.criterion
+        self.settings, self.run, self.steps_per_epoch = settings, run, steps_per_epoch
+        self.total_steps = steps_per_epoch * settings.epochs
+        self.validation, self.val_annotations = validation, val_annotations
+        self._open_stage = ExitStack()
+        self._losses: list[dict[str, Tensor]] = []
+
+    def configure_optimizers(self) -> Any:
+        """Use AdamW, without decay of biases and norms, and one cycle of the learning rate."""
+        decayed = [p for p in self.network.parameters() if p.dim() > 1]
+        free = [p for p in self.network.parameters() if p.dim() <= 1]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
+        settings = self.settings
+        # A fused step unscales float16's gradients itself, after they were clipped.
+        fused = self.trainer.precision != "16-mixed"
+        optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: lr_factor(step, self.total_steps, settings.warmup)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+        """Clip by norm; Lightning's own clipping refuses every fused optimiser."""
+        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+
+    def on_train_start(self) -> None:
+        """Begin to time the stages."""
+        self.ema.eval()
+        limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
+        self.timer = StageTimer(self.device if self.device.type == "cuda" else "cpu", limit)
+        self._begin_stage("data")
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move the images as bytes, a quarter of what they are as floats."""
+        return batch.to(device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Compute the loss of a batch.
+
+        Everything random follows from seed, step and rank, so that a resumed training takes the same steps.
+        """
+        torch.manual_seed(self.settings.seed * 1_000_003 + self.trainer.global_step * 1009 + self.trainer.global_rank)
+        with torch.autocast(self.device.type, enabled=False):
+            batch = augment(batch, self.settings.augmentation)
+        images = batch.images.contiguous(memory_format=torch.channels_last)
+        self._begin_stage("network")
+        outputs = list(self.network(images))
+        if self.family.teacher is not None:
+            self._begin_stage("teacher")
+            outputs.append(self.family.teacher(images))
+        self._end_stage()
+        total, losses = self._compute_loss(outputs, batch, (images.shape[2], images.shape[3]))
+        self._losses.append({name: value.detach() for name, value in losses.items()})
+        self.log("loss", total.detach(), prog_bar=True)
+        self.log("epoch", (self.trainer.global_step + 1) / self.steps_per_epoch, prog_bar=True)
+        return total
+
+    def _compute_loss(
+        self, outputs: list[Any], batch: Batch, shape: tuple[int, int]
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute what is trained, and its parts by name."""
+        settings, step = self.settings, self.trainer.global_step + 1
+        self.family.last_epochs(step > (settings.epochs - settings.l1_epochs) * self.steps_per_epoch)
+        self._begin_stage("loss")
+        with torch.autocast(self.device.type, enabled=False):
+            result = self.family.losses(outputs, batch, shape)
+        if self._is_logged(step):
+            # The loss computes its targets internally, so their share of its time is measured separately.
+            self._begin_stage("targets")
+            self.family.targets(outputs, batch, shape)
+        self._end_stage()
+        return result
+
+    def on_before_backward(self, loss: Tensor) -> None:
+        """Time the backward pass."""
+        self._begin_stage("backward")
+
+    def on_after_backward(self) -> None:
+        """Time the rest of the step: clipping, optimiser and averaging."""
+        self._begin_stage("optimizer")
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Average the weights; log, evaluate and save when it is time."""
+        settings, step = self.settings, self.trainer.global_step
+        self._average(min(settings.ema, (1 + step) / (10 + step)))
+        self._end_stage()
+        if self._is_logged(step):
+            self._log_step(step)
+        epoch, place = divmod(step, self.steps_per_epoch)
+        last = step == self.total_steps
+        if place == 0 and (epoch % settings.eval_every == 0 or last):
+            self.evaluate(epoch)
+        if place == 0 or step % settings.save_every == 0:
+            self.save(last)
+        self._begin_stage("data")
+
+    def _begin_stage(self, name: str) -> None:
+        """End the stage that is being timed and begin the next: stages end in other hooks than they begin in."""
+        self._end_stage()
+        self._open_stage.enter_context(self.timer.stage(name))
+
+    def _end_stage(self) -> None:
+        self._open_stage.close()
+
+    @torch.no_grad()
+    def _average(self, decay: float) -> None:
+        mine, theirs = self.ema.state_dict().values(), self.network.state_dict().values()
+        pairs = list(zip(mine, theirs, strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        torch._foreach_lerp_([a for a, _ in floats], [b for _, b in floats], 1 - decay)
+        for a, b in pairs:
+            if not a.is_floating_point():
+                a.copy_(b)
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self.settings.log_every == 0 or step == self.total_steps
+
+    def _log_step(self, step: int) -> None:
+        """Write the means since the last line; the one place that waits for a GPU."""
+        steps = len(self._losses)
+        # Targets were timed in one of these steps, every other stage in each.
+        milliseconds = {
+            stats.path[0]: stats.total_ms / (1 if stats.path[0] == "targets" else steps) for stats in self.timer.stats()
+        }
+        self.timer.reset()
+        losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
+        self._losses.clear()
+        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self._record({"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds})
+
+    def _record(self, row: metrics.Row) -> None:
+        if self.trainer.is_global_zero:
+            metrics.append(self.run, row)
+
+    def evaluate(self, epoch: int) -> None:
+        """Score the averaged weights on the validation data, which the ranks share."""
+        start = time.perf_counter()
+        world, rank = self.trainer.world_size, self.trainer.global_rank
+        rows = list(range(rank, len(self.validation), world))
+        autocast = str(self.trainer.precision).startswith("bf16")
+        detections = runs.detect_all(self.ema, self.family, self.validation, rows, autocast=autocast)
+        found = dict(zip(rows, detections, strict=True))
+        if world > 1:
+            shares: list[Any] = [None] * world
+            torch.distributed.all_gather_object(shares, found)
+            found = {row: value for share in shares for row, value in share.items()}
+        if self.trainer.is_global_zero:
+            scores = evaluate.score_rows(self.validation, self.val_annotations, found)
+            seconds = time.perf_counter() - start
+            self._record({"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds})
+            self.print(f"epoch {epoch}: AP {scores['AP'] or 0:.3f}, AP50 {scores['AP50'] or 0:.3f}")
+
+    def save(self, last: bool) -> None:
+        """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""
+        try:
+            self.trainer.save_checkpoint(self.run / "checkpoints" / "last.ckpt")
+        except OSError as error:
+            if last:
+                raise
+            self.print(f"checkpoint not written: {error}; the previous one is untouched")

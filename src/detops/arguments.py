@@ -1,0 +1,103 @@
+"""Dtypes that are accepted and computed in, and checks of arguments that need no device memory.
+
+Each error names the argument, what came and what is expected.
+"""
+
+import functools
+import importlib
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
+
+
+def accumulate_dtype(value: Tensor) -> torch.dtype:
+    """Return the dtype that a tensor is computed in: float64 stays, all else is float32."""
+    return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def describe(value: object) -> str:
+    """Say what came, for an error message: dtype, shape and device of a tensor, else the type and value."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')} {tuple(value.shape)} on {value.device}"
+    return f"{type(value).__name__} {value!r}"
+
+
+def require_module(module: str, package: str, who: str, install: str) -> ModuleType:
+    """Import a module that detops does not depend on.
+
+    Args:
+        module: Its name.
+        package: What it is known as.
+        who: What needs it, for the message.
+        install: What pip installs.
+
+    Raises:
+        ModuleNotFoundError: It is not installed; the message says how to install it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        message = f'{who} needs {package}: pip install "{install}"'
+        raise ModuleNotFoundError(message, name=error.name) from error
+
+
+def require_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:
+    """Return `value` as a tensor of one of `dtypes`.
+
+    Raises:
+        TypeError: It is no tensor, or of another dtype.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
+    if value.dtype not in dtypes:
+        raise TypeError(f"{name}: expected {expected}, got {describe(value)}")
+    return value
+
+
+def require_shape(name: str, value: Tensor, shape: tuple[int, ...], why: str = "") -> None:
+    """Check a tensor's shape.
+
+    Raises:
+        ValueError: The shape differs.
+    """
+    if value.shape != shape:
+        raise ValueError(f"{name}: expected shape {tuple(shape)}{why and ' ' + why}, got {tuple(value.shape)}")
+
+
+def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> None:
+    """Check that two tensors share a device.
+
+    Raises:
+        ValueError: They do not.
+    """
+    if value.device != like.device:
+        raise ValueError(f"{name}: expected a tensor on {like.device}, as {like_name} is, got {value.device}")
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def renamed(**names: str) -> Callable[[Function], Function]:
+    """Make a function name the new argument where a former one is given.
+
+    Args:
+        names: For each former name, what to write instead.
+    """
+
+    def decorate(function: Function) -> Function:
+        @functools.wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            for name, new in names.items():
+                if name in kwargs:
+                    raise TypeError(f"{name}: this argument is now {new}")
+            return function(*args, **kwargs)
+
+        return cast(Function, call)
+
+    return decorate

@@ -1,0 +1,1 @@
+"""Which box each point of a dense head is trained on."""

@@ -1,0 +1,47 @@
+"""What every assigner returns."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+BACKGROUND, IGNORED = -1, -2  # in `Assignment.box_index`
+
+
+class Assignment(NamedTuple):
+    """Which box each point (or anchor) is trained on.
+
+    Attributes:
+        box_index: (B, A) int64, index of the box in its image; -1 for background, -2 for points that are ignored, as
+            they lie in an ignored region and have no box.
+        labels: (B, A) int64, label of the box, or -1.
+        quality: (B, A), what the assignment holds of the match: the IoU of the box with the prediction (SimOTA) or the
+            anchor (ATSS), or the family's score target; 0 where there is no box.
+        num_positives: 0-d int64, number of points of the batch that have a box.
+    """
+
+    box_index: Tensor
+    labels: Tensor
+    quality: Tensor
+    num_positives: Tensor
+
+    @classmethod
+    def of(cls, index: Tensor, quality: Tensor, labels: Tensor, ignored: Tensor | None = None) -> "Assignment":
+        """Complete what an op returns.
+
+        Args:
+            index: (B, A) int64, the box of each point, or -1.
+            quality: (B, A).
+            labels: (B, N) integers, labels of the boxes.
+            ignored: (B, A) bool, points that are ignored where they have no box; None for none.
+        """
+        taken = index >= 0
+        box_index = index if ignored is None else index.where(taken | ~ignored, IGNORED)
+        return cls(box_index, _labels_of(index, labels), quality, taken.sum())
+
+
+def _labels_of(index: Tensor, labels: Tensor) -> Tensor:
+    """Labels (B, A) int64 of the boxes with these indices, -1 where there is none."""
+    if labels.shape[1] == 0:
+        return torch.full_like(index, -1)
+    return labels.to(torch.int64).gather(1, index.clamp(min=0)).where(index >= 0, -1)

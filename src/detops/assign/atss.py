@@ -1,0 +1,141 @@
+"""Adaptive training sample selection (ATSS), the assignment of GFL and its kin, for a whole batch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.assign.assignment import Assignment
+from detops.geometry.boxes import overlap_of_first
+from detops.ground_truth import GroundTruth, Targets, require_ground_truth
+
+MOST_CANDIDATES = 1000  # per level
+
+
+def atss_assign(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    targets: Targets,
+    num_classes: int,
+    *,
+    topk: int = 9,
+    valid: Tensor | None = None,
+    ignore_overlap: float = 0.5,
+) -> Assignment:
+    """Assign each box the anchors that suit it, by a threshold of its own.
+
+    On each level the `topk` anchors nearest to the box's centre are candidates. The threshold is the mean of their IoUs
+    with the box plus their standard deviation; candidates of at least this IoU whose centre lies in the box, by more
+    than 0.01 pixels, are the box's. An anchor that several boxes took goes to the one of the highest IoU, ties to the
+    lower index. Whole batch, all levels; memory grows with images times anchors; the host waits for nothing.
+
+    A box takes nothing if it has a negative side, an area that is not finite in float32, or a label that is no class; a
+    negative label means "ignore this box".
+
+    Args:
+        anchors: (A, 4) xyxy in pixels, level after level; `grid_anchors` makes them.
+        level_sizes: How many anchors each level has.
+        targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels.
+        num_classes: Number of classes; labels are 0 .. num_classes - 1.
+        topk: Candidates per level, 1 .. 1000.
+        valid: (B, A) bool, anchors that exist for an image, as those over its padding may not; None for all.
+        ignore_overlap: An anchor of whose area more than this share lies in an ignored region of the targets takes
+            no part: it is no candidate, and its `box_index` is -2. MMDetection's `ignore_iof_thr`.
+
+    Returns:
+        The assignment; `quality` is the IoU of anchor and box.
+
+    Raises:
+        TypeError: An argument has the wrong type or dtype.
+        ValueError: Shapes or devices do not match, or a number is out of range; in checked mode also a box that would
+            be skipped for its values.
+
+    Example:
+        >>> import detops
+        >>> anchors = detops.grid_anchors([(4, 4), (2, 2)], [8, 16], scale=2)
+        >>> box, label = torch.tensor([[4.0, 4, 21, 20]]), torch.tensor([3])
+        >>> found = atss_assign(anchors, [16, 4], ([box], [label]), num_classes=5)
+        >>> (found.box_index[0] >= 0).nonzero().flatten().tolist(), found.num_positives
+        ([5, 6, 9, 10], tensor(4))
+
+    Reference:
+        Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
+        Selection", 2020.
+    """
+    require_tensor("anchors", anchors, FLOATS + INTEGERS, "numbers")
+    if anchors.dim() != 2 or anchors.shape[1] != 4:
+        raise ValueError(f"anchors: expected shape (A, 4), got {tuple(anchors.shape)}")
+    if any(size < 0 for size in level_sizes) or sum(level_sizes) != len(anchors):
+        raise ValueError(f"level_sizes: expected numbers with the sum {len(anchors)}, got {list(level_sizes)}")
+    truth = require_ground_truth(targets, num_classes, like=anchors, like_name="anchors", needs_area=True)
+    if valid is not None:
+        require_tensor("valid", valid, (torch.bool,), "a bool tensor")
+        require_shape("valid", valid, (len(truth), len(anchors)), "to match targets and anchors")
+        require_device("valid", valid, anchors, "anchors")
+    require_topk(topk)
+    if not 0 <= ignore_overlap <= 1:
+        raise ValueError(f"ignore_overlap: expected 0 .. 1, got {ignore_overlap!r}")
+    return match_anchors(anchors, level_sizes, truth, num_classes, topk, valid, ignore_overlap).assignment(truth)
+
+
+class AnchorMatch(NamedTuple):
+    """What the op `atss_match` returns, and the anchors that it was given.
+
+    Attributes:
+        index: (B, A) int64, the box of each anchor, or -1.
+        iou: (B, A) float32, IoU of anchor and box, 0 where there is no box.
+        threshold: (B, N) float32, IoU from which a box takes an anchor; infinite for one without candidates.
+        valid: (B, A) bool, anchors that take part; None for all.
+        ignored: (B, A) bool, anchors in ignored regions, which are not valid; None for none.
+    """
+
+    index: Tensor  # type: ignore[assignment]
+    iou: Tensor
+    threshold: Tensor
+    valid: Tensor | None
+    ignored: Tensor | None
+
+    def assignment(self, targets: GroundTruth) -> Assignment:
+        """Return the public form."""
+        return Assignment.of(self.index, self.iou, targets.labels, self.ignored)
+
+
+def match_anchors(
+    anchors: Tensor,
+    level_sizes: Sequence[int],
+    targets: GroundTruth,
+    num_classes: int,
+    topk: int,
+    valid: Tensor | None,
+    ignore_overlap: float = 0.5,
+) -> AnchorMatch:
+    """Call the op; arguments as in `atss_assign`, checked already."""
+    ignored = None
+    if targets.ignored is not None:
+        share = overlap_of_first(anchors.to(torch.float32), targets.ignored.to(torch.float32))  # (B, A, M)
+        ignored = ((share > ignore_overlap) & targets.ignored_exists()[:, None]).any(-1)
+        valid = ~ignored if valid is None else valid & ~ignored
+    index, iou, threshold = ops.atss_match(
+        anchors=anchors,
+        level_sizes=list(level_sizes),
+        gt_boxes=targets.boxes.detach(),
+        gt_labels=targets.labels,
+        sample_sizes=targets.sample_sizes,
+        valid=valid,
+        num_classes=num_classes,
+        topk=topk,
+    )
+    return AnchorMatch(index, iou, threshold, valid, ignored)
+
+
+def require_topk(topk: int) -> None:
+    """Check the number of candidates per level.
+
+    Raises:
+        ValueError: It is out of range.
+    """
+    if not 1 <= topk <= MOST_CANDIDATES:
+        raise ValueError(f"topk: expected 1 .. {MOST_CANDIDATES}, got {topk!r}")

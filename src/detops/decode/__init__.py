@@ -1,0 +1,1 @@
+"""Network outputs to boxes."""

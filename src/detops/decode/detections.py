@@ -1,0 +1,112 @@
+"""What every decoder returns, and the steps they share: the best, clipping, suppression, padding."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detops.geometry.levels import ImageSizes, image_sizes_tensor
+from detops.inference.nms import nms_mask
+
+
+class Detections(NamedTuple):
+    """Detections of a batch, the best first; K is the same for every image.
+
+    Attributes:
+        boxes: (B, K, 4) float32, xyxy in pixels of the network's input.
+        labels: (B, K) int64, -1 where there is no detection.
+        scores: (B, K) float32, 0 where there is no detection.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor
+
+    def to_list(self) -> list[dict[str, Tensor]]:
+        """Return torchvision's results: a dict of "boxes", "labels" and "scores" per image, without padding.
+
+        Waits for the device, as the number of detections decides the shapes.
+        """
+        counts = (self.labels >= 0).sum(1).tolist()
+        return [
+            {"boxes": boxes[:count], "labels": labels[:count], "scores": scores[:count]}
+            for boxes, labels, scores, count in zip(*self, counts, strict=True)
+        ]
+
+
+def select(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    exists: Tensor,
+    max_detections: int,
+    iou_threshold: float | None,
+    image_sizes: ImageSizes | None = None,
+) -> Detections:
+    """Make detections of candidates, the best first: clip, drop boxes without area, suppress, pad.
+
+    Args:
+        boxes: (B, M, 4) xyxy.
+        labels: (B, M) integers.
+        scores: (B, M), descending among those that exist.
+        exists: (B, M) bool, which candidates count.
+        max_detections: K.
+        iou_threshold: For suppression within classes; None for none.
+        image_sizes: Sizes that boxes are clipped to; None for no clipping.
+    """
+    if image_sizes is not None:
+        sides = image_sizes_tensor(image_sizes, len(boxes), boxes.device).to(boxes.dtype)
+        boxes = torch.minimum(boxes.clamp(min=0), sides.flip(1).repeat(1, 2)[:, None])
+    # False for a NaN too.
+    exists = exists & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & boxes.isfinite().all(-1)
+    boxes = boxes.where(exists[..., None], 0)
+    kept = exists
+    if iou_threshold is not None:
+        kept = nms_mask(boxes, scores, iou_threshold, labels=labels, valid=exists)
+    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+    gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    return padded(kept.gather(1, order), gathered, labels.gather(1, order), scores.gather(1, order), max_detections)
+
+
+def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """The k highest of each row (B, M) of float32 without NaN, and where they are; ties to the lower index.
+
+    `torch.topk` leaves open which of equal values it takes. So it is given integers that are all different: the
+    value's bits in an order that integers have too, then the index.
+    """
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes one zero of the two
+    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    index = torch.arange(values.shape[1], device=values.device)
+    keys = (bits.to(torch.int64) << 32) | (2**32 - 1 - index)
+    best = 2**32 - 1 - (keys.topk(k, 1).values & (2**32 - 1))
+    return values.gather(1, best), best
+
+
+def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_detections: int) -> Detections:
+    """Take the first so many of each image; what does not exist is 0, with label -1."""
+    count = min(max_detections, scores.shape[1])
+    exists, boxes, labels, scores = (t[:, :count] for t in (exists, boxes, labels, scores))
+    missing = max_detections - count
+    return Detections(
+        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, missing)),
+        F.pad(labels.where(exists, -1), (0, missing), value=-1),
+        F.pad(scores.where(exists, 0), (0, missing)),
+    )
+
+
+def require_options(
+    max_detections: int, score_threshold: float = 0.0, iou_threshold: float | None = None, candidates: int = 1
+) -> None:
+    """Check the options that decoders share.
+
+    Raises:
+        ValueError: One is out of range.
+    """
+    for name, value in (("max_detections", max_detections), ("candidates", candidates)):
+        if value < 1:
+            raise ValueError(f"{name}: expected at least 1, got {value!r}")
+    if not 0 <= score_threshold <= 1:
+        raise ValueError(f"score_threshold: expected 0 .. 1, got {score_threshold!r}")
+    if iou_threshold is not None and not 0 <= iou_threshold <= 1:
+        raise ValueError(f"iou_threshold: expected 0 .. 1 or None, got {iou_threshold!r}")

@@ -1,0 +1,67 @@
+"""YOLOX's raw maps to boxes: fixed shapes, whole batches, no host synchronisation."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from detops.decode.detections import Detections, require_options, select, top
+from detops.geometry.boxes import boxes_at_points, to_xyxy
+from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
+from detops.geometry.points import grid_points
+
+
+def decode_yolox(
+    model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]],
+    strides: Sequence[int] = (8, 16, 32),
+    image_sizes: ImageSizes | None = None,
+    *,
+    score_threshold: float = 0.01,
+    iou_threshold: float | None = 0.65,
+    max_detections: int = 100,
+    candidates: int = 1000,
+) -> Detections:
+    """Decode YOLOX's maps: each cell's best class, non-maximum suppression within classes, the best of an image.
+
+    The score is sigmoid(objectness) * sigmoid(class). Ties go to the lower index: level, row, column, and class. A cell
+    with a score or box that is not finite is no detection.
+
+    Args:
+        model_output: Each level's raw map (B, 1, H, W, 5 + C), or a tuple whose second item is that list.
+        strides: Pixels per cell of each level.
+        image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
+        score_threshold: Lowest score of a detection.
+        iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
+        max_detections: Number of detections per image; where there are fewer, the rest has score 0 and label -1.
+        candidates: Number of cells per image, the best by score, that suppression considers.
+
+    Returns:
+        The detections. A box without area, before or after clipping, is none.
+
+    Raises:
+        TypeError: The output is no list of floating-point tensors.
+        ValueError: Shapes or devices do not match, or a number is out of range.
+
+    Example:
+        >>> raw = torch.full((1, 1, 2, 2, 7), -9.0)
+        >>> raw[0, 0, 1, 0] = torch.tensor([0.5, 0.5, 0, 0, 3, -2, 3])
+        >>> found = decode_yolox([raw], strides=[8], max_detections=1)
+        >>> found.boxes, found.labels
+        (tensor([[[ 0.,  8.,  8., 16.]]]), tensor([[1]]))
+
+    Reference:
+        Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
+    """
+    strides = require_strides(strides)
+    outputs = require_yolox_maps(model_output, strides)
+    require_options(max_detections, score_threshold, iou_threshold, candidates)
+    rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
+    points = grid_points([(output.shape[2], output.shape[3]) for output in outputs], strides, rows.device)
+    scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
+    boxes = to_xyxy(boxes_at_points(rows, points))
+    exists = (scores >= score_threshold) & boxes.isfinite().all(-1)  # false for a NaN
+    scores, chosen = top(scores.where(exists, -torch.inf), min(candidates, rows.shape[1]))
+    boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
+    return select(
+        boxes, labels.gather(1, chosen), scores, scores > -torch.inf, max_detections, iou_threshold, image_sizes
+    )

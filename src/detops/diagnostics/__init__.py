@@ -1,0 +1,1 @@
+"""For users to check: values, synchronisations, the machine, time."""

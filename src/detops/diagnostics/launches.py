@@ -1,0 +1,152 @@
+"""Counting the kernels that a call launches, on any device."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C._autograd import DeviceType
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# Operators that are no views by their schema and yet launch nothing. Reading a number is a copy to the host.
+_FREE = {
+    "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift",
+    "resize_", "set_", "is_same_size", "is_pinned", "_pin_memory", "record_stream", "_local_scalar_dense",
+}  # fmt: skip
+_EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
+_KERNELS = torch._C.DispatchKey.CUDA  # of detops: Triton's launchers, run here with tensors on any device
+_has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
+
+
+class _LaunchDispatch(TorchDispatchMode):
+    """Counts the operators that launch a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs, before = kwargs or {}, self.count
+        if func.namespace == "detops":
+            with self._counting_triton():
+                self._count_within(_KERNELS if _has_kernel(func.name(), "CUDA") else _EXPLICIT, func, args, kwargs)
+            return func(*args, **kwargs)
+        key = _composition(func)
+        if key is not None:
+            # Some cannot be run this way: constants inside come as numbers where a tensor is due. They count as one.
+            with suppress(RuntimeError, TypeError):
+                self._count_within(key, func, args, kwargs)
+        result = func(*args, **kwargs)
+        if self.count == before and not _is_free(func):
+            made = [leaf for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]
+            self.count += not made or any(tensor.numel() for tensor in made)
+        return result
+
+    def _count_within(self, key: Any, func: Any, args: Any, kwargs: Any) -> None:
+        """Count what an operator's implementation under a dispatch key launches; its result is dropped."""
+        known = func._schema.arguments
+        names = [argument.name for argument in known]
+        written = {argument.name for argument in known if argument.alias_info and argument.alias_info.is_write}
+        given = [_copied(value) if name in written else value for name, value in zip(names, args, strict=False)]
+        named = {name: _copied(value) if name in written else value for name, value in kwargs.items()}
+        before = self.count
+        try:
+            with self:
+                func._op_dk(key, *given, **named)
+        except BaseException:
+            self.count = before
+            raise
+
+    @contextmanager
+    def _counting_triton(self) -> Iterator[None]:
+        """Within it, launching a Triton kernel adds one and does nothing else."""
+        if importlib.util.find_spec("triton") is None:
+            yield
+            return
+        interface = importlib.import_module("triton.runtime.jit").KernelInterface
+        original = interface.__getitem__
+
+        def launch(*args: Any, **kwargs: Any) -> None:
+            self.count += 1
+
+        interface.__getitem__ = lambda kernel, grid: launch
+        try:
+            yield
+        finally:
+            interface.__getitem__ = original
+
+
+def _is_free(func: Any) -> bool:
+    return _is_view(func) or func.namespace == "prim" or func._schema.name.partition("::")[2] in _FREE
+
+
+def _is_view(func: Any) -> bool:
+    return any(value.alias_info is not None and not value.alias_info.is_write for value in func._schema.returns)
+
+
+def _composition(func: Any) -> Any:
+    """The dispatch key of an operator that PyTorch composes of others; None if it is a kernel or a view itself."""
+    implicit = torch._C.DispatchKey.CompositeImplicitAutograd
+    if _has_kernel(func.name(), implicit.name):
+        return implicit  # such as `contiguous`, which may copy; seen whole within another operator alone
+    explicit = not _has_kernel(func.name(), "CPU") and _has_kernel(func.name(), _EXPLICIT.name)
+    return _EXPLICIT if explicit and not _is_free(func) else None
+
+
+def _copied(value: Any) -> Any:
+    return [tensor.clone() for tensor in value] if isinstance(value, (list, tuple)) else value.clone()
+
+
+def count_launches(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
+    """Count the kernels that a call launches, or would launch on a GPU.
+
+    Counted on any device, by watching which operators run, forward and backward: an operator of PyTorch that computes,
+    fills or copies is one kernel; views and allocations are none. An operator that PyTorch composes of others counts as
+    these. For an op of detops the GPU's launcher runs with kernels that do nothing, so that all it launches is counted;
+    where Triton is not installed, the portable form, which a GPU would then run. Copies between the host and the
+    device are left out.
+
+    The number is close, not exact: a sort, a `topk` or a large reduction is one here and a few on a GPU, and work that
+    depends on values is counted with the values at hand. `count_kernels` counts on a GPU.
+
+    Args:
+        fn: The function to call, once.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The number of kernels.
+
+    Example:
+        >>> x = torch.arange(4.0)
+        >>> count_launches(lambda: (x.view(2, 2).T * 2 + 1).sum())
+        3
+    """
+    dispatch = _LaunchDispatch()
+    with dispatch:
+        fn(*args, **kwargs)
+    return dispatch.count
+
+
+def count_kernels(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
+    """Count the kernels, fills and copies within the device that a call starts on a CUDA or ROCm device.
+
+    Args:
+        fn: The function to call, once.
+        *args: Its arguments.
+        **kwargs: Its keyword arguments.
+
+    Returns:
+        The number that PyTorch's profiler saw.
+    """
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA], acc_events=True) as profiler:
+        fn(*args, **kwargs)
+        torch.cuda.synchronize()
+    events = profiler.profiler.kineto_results.events()  # type: ignore[union-attr]
+    on_device = [e for e in events if e.device_type() == DeviceType.CUDA and not e.is_user_annotation()]
+    return sum("HtoD" not in event.name() and "DtoH" not in event.name() for event in on_device)

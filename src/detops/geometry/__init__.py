@@ -1,0 +1,1 @@
+"""Boxes, points and grids: what training and inference both stand on."""

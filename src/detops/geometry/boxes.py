@@ -1,0 +1,63 @@
+"""Boxes as tensors: what several parts of the package do with them."""
+
+import torch
+from torch import Tensor
+
+from detops.arguments import accumulate_dtype
+
+
+def in_order(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """Bring boxes (B, N, 4) into descending order of their scores, ties by the lower index, a NaN as the lowest.
+
+    Returns:
+        (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box counts.
+    """
+    wide = accumulate_dtype(boxes)
+    score = scores.where(~scores.isnan(), -torch.inf)
+    order = score.sort(dim=1, descending=True, stable=True).indices
+    box = boxes.to(wide).gather(1, order[..., None].expand(-1, -1, 4))
+    alive = torch.ones_like(order, dtype=torch.bool) if valid is None else valid.gather(1, order)
+    return order, box, None if labels is None else labels.gather(1, order), alive
+
+
+def to_cxcywh(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) xyxy as centre and size."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return torch.cat([(low + high) / 2, high - low], -1)
+
+
+def to_xyxy(boxes: Tensor) -> Tensor:
+    """Boxes (..., 4) of centre and size as xyxy."""
+    center, half = boxes[..., :2], boxes[..., 2:] / 2
+    return torch.cat([center - half, center + half], -1)
+
+
+def boxes_at_points(raw: Tensor, points: Tensor) -> Tensor:
+    """Decode YOLOX's raw numbers.
+
+    Args:
+        raw: (B, A, 4 or more): x and y of the centre in cells from the cell's corner, logarithms of width and height
+            in cells.
+        points: (A, 3): x and y of the cell's centre, and its stride, in pixels.
+
+    Returns:
+        (B, A, 4) boxes, cxcywh in pixels.
+    """
+    stride = points[:, 2:]
+    center = raw[..., :2] * stride + (points[:, :2] - stride / 2)
+    return torch.cat([center, raw[..., 2:4].exp() * stride], -1)
+
+
+def overlap_of_first(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return (..., N, M) the share of each box's own area that lies in another box; 0 for a box without area.
+
+    Args:
+        boxes: (..., N, 4) xyxy.
+        others: (..., M, 4) xyxy.
+    """
+    low = torch.maximum(boxes[..., :, None, :2], others[..., None, :, :2])
+    high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
+    area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)[..., None]
+    return ((high - low).clamp(min=0).prod(-1) / area).where(area > 0, 0)

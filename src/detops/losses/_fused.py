@@ -1,0 +1,226 @@
+"""How ops that compute a loss and its gradient in one pass meet autograd."""
+
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.arguments import accumulate_dtype
+from detops.losses.reduction import EPS
+
+Op = Callable[..., tuple[Tensor, Any]]
+HALF_RANGE = 2.0**14  # what gradients of float16 may be multiplied by and stay in range, if they are little above 1
+
+
+def fused_loss(
+    op: Op,
+    logits: Tensor,
+    *,
+    scale: Tensor | None,
+    steepest: float,
+    instead: str,
+    **tensors: Tensor | None,
+) -> Tensor:
+    """Call an op that returns a loss and, `with_gradient`, its gradient with respect to the logits.
+
+    Args:
+        op: The op, with its arguments that are numbers already given.
+        logits: Its first argument: contiguous; what the loss is differentiated by.
+        scale: 0-d factor of the loss; None for 1. `split_scale` divides it between the op and what follows.
+        steepest: As in `split_scale`.
+        instead: A loss to recommend to those who want second derivatives.
+        tensors: The op's other arguments.
+
+    Returns:
+        0-d loss, once differentiable.
+    """
+    kept, rest = split_scale(logits, scale, steepest)
+    tensors["scale"] = kept
+    loss: Tensor = _apply(_Call(op, tuple(tensors), instead, 1), [logits], tensors.values())[0]
+    return loss if rest is None else loss * rest
+
+
+def fused_level_losses(
+    op: Op,
+    outputs: Sequence[Tensor],
+    *,
+    combine: Callable[[Tensor], Tensor],
+    columns: list[int],
+    scale: Tensor,
+    steepest: float,
+    instead: str,
+    **tensors: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Call an op that returns the losses of several levels' outputs and, `with_gradient`, the outputs' gradients.
+
+    Args:
+        op: The op, with its arguments that are numbers already given.
+        outputs: Its first argument, of each level: what the losses are differentiated by. Their columns (last
+            dimension) fall into groups.
+        combine: Makes of the op's losses one loss (G,) per group of columns, which alone depends on them; the op's
+            gradient is that of the sum of these.
+        columns: Number of columns of each group.
+        scale: Factors that the op multiplies the losses by. `split_scale` divides them between the op and what follows.
+        steepest: As in `split_scale`.
+        instead: A loss to recommend to those who want second derivatives.
+        tensors: The op's other arguments.
+
+    Returns:
+        (G,) losses, once differentiable; the op's losses, not differentiable.
+    """
+    kept, rest = split_scale(outputs[0], scale, steepest)
+    tensors["scale"] = kept
+    call = _Call(op, tuple(tensors), instead, len(outputs), combine, columns)
+    combined, losses, *_ = _apply(call, outputs, tensors.values())
+    return (combined, losses) if rest is None else (combined * rest, losses * rest)
+
+
+def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
+    """Return what the sum of a loss is multiplied by, as a 0-d tensor; None for a sum.
+
+    Args:
+        reduction: "mean" or "sum".
+        avg_factor: What a mean divides by in place of the number of elements of `like`.
+        like: The logits.
+    """
+    if reduction == "sum":
+        return None
+    dtype = accumulate_dtype(like)
+    if isinstance(avg_factor, Tensor):
+        return 1 / (avg_factor.detach().to(like.device, dtype) + EPS)
+    value = 1 / max(like.numel(), 1) if avg_factor is None else 1 / (avg_factor + EPS)
+    return torch.full((), value, dtype=dtype, device=like.device)
+
+
+def split_scale(logits: Tensor, scale: Tensor | None, steepest: float = 1.0) -> tuple[Tensor | None, Tensor | None]:
+    """Split the factor of a loss in two, so that its gradient does not underflow in float16.
+
+    An op writes the gradient in the dtype of the logits. Divided by the number of positives, most of it would be below
+    what float16 holds, and the loss scale of PyTorch's AMP, which arrives with backward, would be too late for what is
+    0 by then. So the op's own factor is large, as a loss scale is, and the rest of the factor multiplies the loss that
+    the op returns, from where backward brings it to the gradient, together with AMP's.
+
+    Args:
+        logits: What the gradient is of.
+        scale: The factor, of one loss or of several; None for 1.
+        steepest: About how large the gradient of the unscaled loss can be.
+
+    Returns:
+        The op's factor, and the 0-d factor by which its losses have yet to be multiplied; None for 1.
+    """
+    if logits.dtype != torch.float16:
+        return scale, None
+    whole = torch.ones((), device=logits.device) if scale is None else scale
+    rest = whole.max() * (max(1.0, steepest) / HALF_RANGE)
+    return whole / rest, rest
+
+
+def first_order_only(
+    gradients: Sequence[Tensor | None], sources: Sequence[Tensor | None], instead: str
+) -> Sequence[Tensor | None]:
+    """Return gradients that raise a `RuntimeError` where they are differentiated; for the end of a backward pass.
+
+    With `create_graph=True` a gradient that an op made would count as a constant, and a penalty on it for nothing.
+    (PyTorch's `once_differentiable` raises only where the incoming gradient is differentiated.)
+
+    Args:
+        gradients: What backward returns.
+        sources: What they depend on: the incoming gradient, and the saved tensors.
+        instead: A loss to recommend.
+    """
+    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return gradients
+    differentiable = [source for source in sources if source is not None and source.requires_grad]
+    return _FirstOrderOnly.apply(instead, len(gradients), *gradients, *differentiable)  # type: ignore[no-any-return]
+
+
+class _Call(NamedTuple):
+    """An op, and how it is called.
+
+    Attributes:
+        op: The op, but for its maps and the arguments that are tensors.
+        names: Names of the arguments that are tensors.
+        instead: A loss to recommend.
+        num_maps: How many maps it has.
+        combine: As in `fused_level_losses`; None if the op takes one map, and returns one loss and one gradient.
+        columns: As in `fused_level_losses`.
+    """
+
+    op: Op
+    names: tuple[str, ...]
+    instead: str
+    num_maps: int
+    combine: Callable[[Tensor], Tensor] | None = None
+    columns: list[int] | None = None
+
+    def run(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Any]:
+        """Return losses and gradients, given the maps and then the arguments that are tensors."""
+        maps = tensors[: self.num_maps]
+        arguments = dict(zip(self.names, tensors[self.num_maps :], strict=True))
+        if self.combine is not None:
+            return self.op(list(maps), **arguments, with_gradient=with_gradient)
+        loss, gradient = self.op(*maps, **arguments, with_gradient=with_gradient)
+        return loss, [gradient]
+
+
+class _Fused(torch.autograd.Function):
+    """Forward makes the gradients; backward hands them on, scaled in place where that changes anything."""
+
+    @staticmethod
+    def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
+        losses, gradients = call.run(tensors, with_gradient)
+        if call.combine is None:
+            return losses, *gradients
+        return call.combine(losses), losses, *gradients
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.call, _, *tensors = inputs
+        ctx.gradients = output[-ctx.call.num_maps :]
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*output[1:])
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
+        # The gradients leave with the first pass, so that only one of their size ever exists; a second pass over a
+        # retained graph makes them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        tensors = ctx.saved_tensors
+        with torch.no_grad():
+            if gradients is None:
+                gradients = ctx.call.run(tensors, True)[1]
+            for gradient in gradients:
+                ops.scale_gradient_(gradient=gradient, factor=upstream, columns=ctx.call.columns)
+        gradients = first_order_only(gradients, (upstream, *tensors), ctx.call.instead)
+        return (None, None, *gradients, *[None] * len(ctx.call.names))
+
+    # PyTorch asks for the signature at each call: found here, it takes 1 us instead of 7.
+    forward.__func__.__signature__ = inspect.signature(forward.__func__)  # type: ignore[attr-defined]
+
+
+def _apply(call: _Call, maps: Sequence[Tensor], arguments: Iterable[Tensor | None]) -> Any:
+    with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in maps)
+    return _Fused.apply(call, with_gradient, *maps, *arguments)
+
+
+class _FirstOrderOnly(torch.autograd.Function):
+    @staticmethod
+    def forward(instead: str, count: int, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tensors[:count]
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.instead = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> None:
+        raise RuntimeError(
+            "detops: the gradient of this loss cannot be differentiated, as the op that makes it has no second"
+            f" derivative; for a penalty on the gradient take a loss of PyTorch operations: {ctx.instead}"
+        )

@@ -1,0 +1,24 @@
+"""`nms_mask` in whole-batch PyTorch: what runs where there is no kernel.
+
+All pairs at once, then as many short steps as there are boxes: whether a box is dropped depends on all before it.
+"""
+
+import torch
+from torch import Tensor
+
+from detops.geometry.boxes import in_order
+from detops.portable._boxes import from_xyxy, iou
+
+
+def nms_mask(
+    boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None, iou_threshold: float
+) -> Tensor:
+    """Which boxes are kept; arguments and meaning as in `detops.reference.nms_mask`."""
+    order, box, label, alive = in_order(boxes, scores, labels, valid)
+    drops = iou(from_xyxy(box[:, :, None]), from_xyxy(box[:, None])) > iou_threshold  # (B, N, N)
+    if label is not None:
+        drops = drops & (label[:, :, None] == label[:, None])
+    drops = drops.triu(1)
+    for i in range(box.shape[1]):
+        alive = alive & ~(drops[:, i] & alive[:, i : i + 1])
+    return torch.zeros_like(alive).scatter(1, order, alive)

@@ -1,0 +1,46 @@
+"""`positive_losses_backward` in whole-batch PyTorch: what runs where there is no kernel."""
+
+import torch
+from torch import Tensor
+
+from detops.portable._box_distributions import at, distillation, level_at, sides_of, slots_of
+
+
+def positive_losses_backward(
+    bbox_preds: list[Tensor],
+    soft_targets: list[Tensor],
+    cells: Tensor,
+    gt_boxes: Tensor,
+    index: Tensor,
+    weight: Tensor,
+    region: Tensor | None,
+    factors: Tensor,
+    temperature: float,
+    most: int,
+) -> list[Tensor]:
+    """The gradients; arguments and meaning as in `detops.reference.positive_losses_backward`."""
+    slots = slots_of(index, region, most)
+    gradients, start = [], 0
+    for i, preds in enumerate(bbox_preds):
+        if preds.shape[2] * preds.shape[3] == 0:
+            gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
+            continue
+        level = level_at(preds, slots, start, cells, gt_boxes, index)
+        sides, factor = sides_of(level.raw, level.box), factors[:, i].to(level.raw.dtype)
+        w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
+        total = w * (factor[0] * sides.giou_gradient + factor[1] * sides.dfl_gradient)
+        there = positive = (w != 0)[..., 0, 0]
+        if soft_targets:
+            soft = at(soft_targets[i], level.rows, level.raw.dtype).unflatten(2, level.raw.shape[2:])
+            slope = distillation(level.raw, soft, temperature)[1]
+            total = total + factor[2] * w * slope
+            if region is not None:
+                own = region.to(w.dtype).gather(1, slots).where(slots == level.rows + start, 0)
+                there = there | (own > 0)
+                total = total.where(positive[..., None, None], 0) + factor[3] * own[..., None, None] * slope
+        total = total.where(there[..., None, None], 0).flatten(2).transpose(1, 2)
+        gradient = torch.zeros(*preds.shape[:2], preds.shape[2] * preds.shape[3], dtype=w.dtype, device=preds.device)
+        gradient.scatter_add_(2, level.rows[:, None].expand_as(total), total)
+        gradients.append(gradient.view(preds.shape).to(preds.dtype))
+        start += preds.shape[2] * preds.shape[3]
+    return gradients

@@ -1,0 +1,176 @@
+"""`detops evaluate`: COCO's own scores, and what is wrong with files."""
+
+import io
+import json
+import math
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+import detops
+from detops import cli
+from detops.apps import evaluate
+
+pytest.importorskip("pycocotools")
+
+DATA = Path(os.environ.get("DETOPS_DATA", Path(__file__).parents[3] / "shared" / "data")) / "coco_eval"
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments)])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output
+
+
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_known_scores(tmp_path: Path, kind: str) -> None:
+    if not DATA.exists():
+        pytest.skip("needs the data set coco_eval in the folder that DETOPS_DATA names")
+    expected = json.loads((DATA / "expected.json").read_text())[kind]
+    results, path = DATA / f"instances_val2014_fake{kind}100_results.json", DATA / "instances_val2014_100.json"
+    code, output = call("--results", results, "--annotations", path, "--kind", kind, "--json", tmp_path / "s.json")
+    assert code == 0, output
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    assert len(scores["classes"]) == 80
+    counted = [value for value in scores["classes"].values() if value is not None]
+    assert sum(counted) / len(counted) == pytest.approx(expected["AP"], abs=1e-12)
+    assert f"{expected['AP']:.3f}" in output
+
+
+def box(bbox: list, image: int = 1, category: int = 4, **more: object) -> dict:
+    return {"image_id": image, "category_id": category, "bbox": bbox, **more}
+
+
+def truth(path: Path, annotations: list) -> Path:
+    images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100} for i in (1, 2)]
+    categories = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]
+    numbered = [{"id": i, **a} for i, a in enumerate(annotations)]  # from 0, which pycocotools takes for "none"
+    path.write_text(json.dumps({"images": images, "annotations": numbered, "categories": categories}))
+    return path
+
+
+def test_perfect_half_and_no_detections(tmp_path: Path) -> None:
+    path = truth(tmp_path / "a.json", [box([10, 10, 40, 40]), box([50, 50, 40, 40], image=2)])
+    perfect = [box([10, 10, 40, 40], score=0.9), box([50, 50, 40, 40], image=2, score=0.8)]
+    scores = evaluate.score(path, perfect)
+    assert scores["AP"] == scores["APm"] == scores["classes"]["cat"] == pytest.approx(1)
+    assert scores["APs"] is None  # there are no small objects to find
+    assert scores["classes"]["dog"] is None
+    assert evaluate.score(path, perfect[:1])["AP"] == pytest.approx(51 / 101)  # recall reaches one half
+    assert evaluate.score(path, perfect[:1], image_ids=[1])["AP"] == pytest.approx(1)
+    assert evaluate.score(path, [])["AP"] == 0
+
+
+def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
+    good = [box([10, 10, 40, 40])]
+    bad = [
+        box([math.inf, 0, 5, 5]),
+        box([1, 1, 5, 5], category=77),
+        box([1, 1, 0, 5]),
+        box([60, 60, 40, 40], iscrowd=1),
+    ]
+    path = truth(tmp_path / "a.json", bad + good)
+    found = [box([10, 10, 40, 40], score=0.5), box([60, 60, 20, 20], score=0.9)]  # the second lies in the crowd
+    assert evaluate.score(path, found)["AP"] == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ({"a": 1}, "expected a list of detections"),
+        ([{"image_id": 1}], "expected bbox, category_id, image_id, score"),
+        ([box([0, 0, 5, 5], image=8, score=1.0)], "image 8 is not in the annotations"),
+    ],
+)
+def test_what_is_no_results_file(tmp_path: Path, results: object, message: str) -> None:
+    path = truth(tmp_path / "a.json", [box([10, 10, 40, 40])])
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    code, output = call("--results", tmp_path / "r.json", "--annotations", path)
+    assert code == 2
+    assert message in output
+
+
+def test_names_of_classes_are_printed_verbatim() -> None:
+    console = Console(file=io.StringIO(), width=100, record=True)
+    scores = dict.fromkeys(evaluate.NAMES, 0.5)
+    console.print(evaluate.table({**scores, "classes": {"[red]cat[/red]": 0.25, "[/x]": None}}))
+    text = console.export_text()
+    assert "class [red]cat[/red]" in text
+    assert "class [/x]" in text
+
+
+def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
+    for arguments, message in (
+        ((), "either a run or --results, got neither"),
+        ((tmp_path, "--results", "r.json"), "got both"),
+        (("--results", "r.json"), "needs the --annotations"),
+        ((tmp_path,), "with config.json"),
+        (("--results", "r.json", "--kind", "points"), "kind: expected bbox or segm"),
+    ):
+        code, output = call(*arguments)
+        assert code == 2
+        assert message in output
+
+
+def discs(seed: int, count: int) -> detops.InstanceMasks:
+    """Round masks of many sizes, in an image of 100 x 100."""
+    g = torch.Generator().manual_seed(seed)
+    low = torch.rand(count, 2, generator=g) * 60
+    boxes = torch.cat([low, low + 8 + torch.rand(count, 2, generator=g) * 30], 1)
+    at = (torch.arange(28) + 0.5) / 14 - 1
+    masks = (2 - 2 * torch.hypot(at[:, None], at)).clamp(0, 1).expand(count, -1, -1)
+    labels, scores = torch.randint(0, 2, (count,), generator=g), torch.rand(count, generator=g)
+    return detops.InstanceMasks(boxes, labels, scores, masks, (100, 100))
+
+
+def test_instance_masks_score_as_pasted_ones_do(tmp_path: Path) -> None:
+    coco, np = pytest.importorskip("pycocotools.mask"), pytest.importorskip("numpy")
+    annotations, results, pasted = [], [], []
+    for image in (1, 2):
+        true = discs(image, 30)
+        annotations += [
+            {**row, "iscrowd": 0, "area": float(area)}
+            for row, area in zip(true.to_coco(image, [4, 9]), true.areas(), strict=True)
+        ]
+        jitter = torch.randn(30, 4, generator=torch.Generator().manual_seed(9)) * 1.5
+        found = detops.InstanceMasks(true.boxes + jitter, true.labels, true.scores, true.masks, (100, 100))
+        results += found.to_coco(image, [4, 9])
+        for row, mask in zip(found.to_coco(image, [4, 9]), found.paste(), strict=True):
+            rle = coco.encode(np.asfortranarray(mask.to(torch.uint8).numpy()))
+            pasted.append({**row, "segmentation": {**rle, "counts": rle["counts"].decode()}})
+    path = truth(tmp_path / "a.json", annotations)
+    (tmp_path / "r.json").write_text(json.dumps(results))
+    options = ["--results", tmp_path / "r.json", "--annotations", path, "--json", tmp_path / "s.json"]
+    code, output = call(*options, "--kind", "segm")
+    assert code == 0, output
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores == evaluate.score(path, pasted, "segm")
+    assert 0.2 < scores["AP"] < 0.95
+    assert evaluate.score(path, results, "bbox")["AP"] != scores["AP"]
+
+
+def test_rows_of_instance_masks() -> None:
+    found = detops.InstanceMasks(
+        torch.tensor([[10.123, 20, 30.5, 60]]),
+        torch.tensor([1]),
+        torch.tensor([0.7654321]),
+        torch.ones(1, 28, 28),
+        (80, 90),
+    )
+    (row,) = found.to_coco("photo", [4, 9])
+    assert row == {
+        "image_id": "photo", "category_id": 9, "bbox": [10.12, 20.0, 20.38, 40.0], "score": 0.76543,
+        "segmentation": {"size": [80, 90], "counts": found.to_rle()[0]["counts"].decode()},
+    }  # fmt: skip
+    assert found.to_coco(1)[0]["category_id"] == 1
+    with pytest.raises(ValueError, match=r"labels: expected 0 \.\. 0, one per category, got 1"):
+        found.to_coco(1, [4])
+    nothing = detops.InstanceMasks(
+        torch.zeros(0, 4), torch.zeros(0).long(), torch.zeros(0), torch.zeros(0, 28, 28), (8, 8)
+    )
+    assert nothing.to_coco(1, [4]) == []

@@ -1,0 +1,93 @@
+"""Runs as training leaves them, of networks whose detections are known, and the command line."""
+
+import json
+import math
+import time
+from pathlib import Path
+
+import torch
+from torch import nn
+from typer.testing import CliRunner
+
+from detops import cli
+from detops.apps.train import models
+
+
+class OneBox(nn.Module):
+    """Finds class 1 at cell (6, 4), 8 by 4 cells large, in every image: in pixels of the input (8, 8, 40, 24)."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.logit = nn.Parameter(torch.tensor(2.0))
+        self.num_classes = num_classes
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        maps = images.new_zeros(len(images), 1, images.shape[2] // 4, images.shape[3] // 4)
+        heatmap = maps.expand(-1, self.num_classes, -1, -1) - 20
+        heatmap[:, 1, 4, 6] = self.logit
+        wh = torch.cat([maps + 8, maps + 4], 1)
+        return heatmap, wh, torch.zeros_like(wh)
+
+
+class SlowBox(OneBox):
+    """Takes its time, to be killed in the midst of it."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        time.sleep(0.03)
+        return super().forward(images)
+
+
+class Together(nn.Module):
+    """Finds much, in each image something else, and with scores that depend on all images of the batch."""
+
+    def __init__(self, num_classes: int, width: int) -> None:
+        super().__init__()
+        self.network = models.build("compact", num_classes, width)
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heatmap, wh, offset = self.network(images)
+        return heatmap + images.mean(), wh, offset
+
+
+class OneYoloXBox(OneBox):
+    """The same, as a raw map at stride 8: 4 by 2 cells around the corner between cells (2, 1) and (3, 2)."""
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        height, width = images.shape[2:]
+        levels = [images.new_full((len(images), 1, height // s, width // s, 7), -20.0) for s in (8, 16, 32)]
+        levels[0][:, 0, 2, 3, :6] = torch.tensor([0, 0, math.log(4), math.log(2), 20, -20])
+        levels[0][:, 0, 2, 3, 6] = self.logit
+        return levels
+
+
+class OneGFLBox(OneBox):
+    """The same at stride 8: from the corner (24, 16) 2 cells to the left and right, 1 up and down."""
+
+    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        height, width = images.shape[2:]
+        shapes = [(len(images), height // s, width // s) for s in (8, 16, 32)]
+        scores = [images.new_full((b, 2, h, w), -20.0) for b, h, w in shapes]
+        sides = [images.new_zeros(b, 68, h, w) for b, h, w in shapes]
+        scores[0][:, 1, 2, 3] = self.logit
+        for side, bins in enumerate((2, 1, 2, 1)):
+            sides[0][:, 17 * side + bins, 2, 3] = 50.0
+        return scores, sides
+
+
+def write_run(run: Path, network: nn.Module, model: str, detector: str = "centernet") -> Path:
+    """A folder with the configuration and the averaged weights of a network for cats and dogs, of 64 by 32 pixels."""
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    config = {
+        "detector": detector, "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],
+        "model": model,
+    }  # fmt: skip
+    (run / "config.json").write_text(json.dumps(config))
+    state = {f"ema.{name}": value for name, value in network.state_dict().items()}
+    torch.save({"state_dict": {**state, "network.logit": torch.tensor(-9.0)}}, run / "checkpoints" / "last.ckpt")
+    return run
+
+
+def call(*arguments: object) -> tuple[int, str]:
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+    return result.exit_code, result.output

@@ -1,0 +1,87 @@
+"""count_launches: what a GPU would be given to do, counted on any device."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import detops
+from detops import ops
+from detops.diagnostics.launches import count_kernels, count_launches
+
+X = torch.rand(4, 6)
+CALLS = {
+    "element-wise": (lambda: (X + 1) * X, 2),
+    "views": (lambda: X.view(6, 4).T[1:].unsqueeze(0).expand(3, -1, -1).split(2), 0),
+    "allocations": (lambda: (torch.empty(3), torch.empty_like(X), X.new_empty(2)), 0),
+    "fills": (lambda: (torch.zeros(3), torch.ones_like(X), torch.arange(5), X.new_full((2,), 1.0)), 4),
+    "a copy": (lambda: X.T.contiguous(), 1),
+    "no copy": (lambda: X.contiguous(), 0),
+    "reading a number": (lambda: X.sum().item(), 1),
+    "nothing to compute": (lambda: X[:0] + 1, 0),
+    "a sum of nothing": (lambda: X[:0].sum(), 1),
+    "in place": (lambda: X.clone().mul_(2), 2),
+    "a list": (lambda: torch.stack([X, X]), 1),
+    "a composition": (lambda: F.binary_cross_entropy_with_logits(X, X, reduction="none"), 5),
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_operators(name):
+    call, launches = CALLS[name]
+    assert count_launches(call) == launches
+
+
+def test_backward_counts():
+    x = X.clone().requires_grad_()
+    forward = count_launches(lambda: (x * x).sum())
+    assert forward == 2
+    # The gradient 1 is filled in and expanded; each factor's gradient is a product, and both are added.
+    assert count_launches(lambda: torch.autograd.grad((x * x).sum(), x)) == forward + 1 + 2 + 1
+
+
+def test_arguments_and_errors():
+    assert count_launches(lambda a, b: a + b, X, b=X) == 1
+    with pytest.raises(ZeroDivisionError):
+        count_launches(lambda: 1 / 0)
+
+
+def test_an_op_of_detops_counts_what_its_launcher_starts():
+    pytest.importorskip("triton")
+    maps, centers = torch.zeros(2, 1, 20, 30), torch.full((2, 3, 2), 9)
+    radii = torch.full((2, 3), 2)
+
+    def draw(**options):
+        ops.draw_gaussians_(maps, options.get("centers", centers), radii, None, None, 6.0, 1.0)
+
+    assert count_launches(draw) == 1
+    strided = centers.flip(-1).transpose(0, 1).contiguous().transpose(0, 1)
+    assert count_launches(draw, centers=strided) == 2  # made contiguous
+    assert maps.max() == 1  # it was drawn, too
+
+
+def test_counting_changes_nothing():
+    """Ops that write into their arguments do so once."""
+    gradient = torch.full((5,), 2.0)
+    count_launches(lambda: ops.scale_gradient_(gradient, torch.tensor(3.0)))
+    assert torch.equal(gradient, torch.full((5,), 6.0))
+    x = torch.zeros(3)
+    assert count_launches(lambda: x.index_put_((torch.tensor([1]),), torch.tensor(1.0), accumulate=True)) >= 1
+    assert x.tolist() == [0, 1, 0]
+
+
+def test_launches_follow_the_kernels_and_not_the_boxes():
+    def draw(boxes):
+        centers, radii = torch.randint(0, 20, (boxes, 2)), torch.ones(boxes, dtype=torch.int64)
+        maps, index = torch.zeros(2, 20, 20), torch.zeros(boxes, dtype=torch.int64)
+        return count_launches(detops.draw_heatmap, maps, centers, radii, index)
+
+    assert draw(50) == draw(5)
+
+
+@pytest.mark.gpu
+def test_the_profiler_agrees():
+    x = X.cuda()
+    assert count_kernels(lambda: ((x + 1) * x).cpu()) == 2 == count_launches(lambda: (x + 1) * x)
+    maps, centers = torch.zeros(2, 1, 20, 30, device="cuda"), torch.full((2, 3, 2), 9, device="cuda")
+    radii = torch.full((2, 3), 2, device="cuda")
+    assert count_kernels(ops.draw_gaussians_, maps, centers, radii, None, None, 6.0, 1.0) == 1

@@ -56,7 +56,10 @@ void scale_gradient_(Tensor gradient, const Tensor factor, const std::optional<s
                   "factor: expected one number, or one per group of columns");
   const int64_t width = gradient.dim() > 0 ? gradient.size(gradient.dim() - 1) : 1;
   int64_t total = 0;
-  for (int64_t columns_of_group : groups) total += columns_of_group;
+  for (int64_t columns_of_group : groups) {
+    STD_TORCH_CHECK(columns_of_group >= 0, "columns: expected numbers of at least 0");
+    total += columns_of_group;
+  }
   STD_TORCH_CHECK(!columns || total == width, "columns: expected the sum to be the size of the last dimension");
   const Reader reader(factor);
   std::vector<double> factors(count);

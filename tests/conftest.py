@@ -1,8 +1,13 @@
-"""What all tests share: the Triton interpreter where there is no GPU, and the path to the helpers."""
+"""What all tests share: Triton's interpreter where there is no GPU, examples that do not change, memory that is NaN."""
 
 import os
-import sys
-from pathlib import Path
+from collections.abc import Iterator
+
+# Read when PyTorch is imported, and by the processes that tests start. Workers of pytest-xdist share the cores: with
+# all cores each, they wait for one another, and the tests take three times as long.
+if "PYTEST_XDIST_WORKER_COUNT" in os.environ:
+    per_worker = (os.cpu_count() or 1) // int(os.environ["PYTEST_XDIST_WORKER_COUNT"])
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, per_worker)))
 
 import pytest
 import torch
@@ -18,9 +23,6 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")
 os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
-HELPERS = Path(__file__).parent / "helpers"
-sys.path.insert(0, str(HELPERS))
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
@@ -28,3 +30,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if "gpu" in item.keywords:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA or ROCm device"))
+
+
+@pytest.fixture(autouse=True)
+def unwritten_memory_is_nan() -> Iterator[None]:
+    """Let `torch.empty` return NaN (the largest integer, True), from C++ too, so that reading unwritten memory shows.
+
+    PyTorch fills it in its deterministic mode. That mode also replaces GPU kernels whose results depend on the order of
+    their threads, which would hide them from the tests that run twice, so that it is for the CPU alone.
+    """
+    if torch.cuda.is_available():
+        yield
+        return
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    yield
+    torch.use_deterministic_algorithms(False)

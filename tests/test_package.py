@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from signatures import public_signatures
 
 import detops
 
@@ -25,6 +26,14 @@ def test_no_public_name_vanishes():
     assert sorted(detops.__all__) == names
     for name in names:
         assert name == "__version__" or getattr(detops, name).__doc__, f"{name} has no docstring"
+
+
+def test_no_public_signature_changes_unnoticed() -> None:
+    """Regenerate the file where a change is meant: python tests/helpers/signatures.py > tests/public_signatures.json"""
+    kept = json.loads((Path(__file__).parent / "public_signatures.json").read_text())
+    found = public_signatures()
+    changed = {name: (kept.get(name), found.get(name)) for name in kept | found if kept.get(name) != found.get(name)}
+    assert not changed
 
 
 def test_the_import_is_light():
@@ -75,13 +84,15 @@ def test_a_library_that_does_not_load_is_not_fatal(tmp_path):
 
 
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
-def test_every_op_has_all_its_places(op):
+def test_every_op_has_all_its_places(op: str) -> None:
     name = op.rstrip("_")
-    folders = [
-        "src/detops/reference/{}.py",
-        "src/detops/portable/{}.py",
-        "src/detops/kernels/{}.py",
-        "csrc/{}.cpp",
-    ]
-    folders += ["tests/test_{}.py", "benchmarks/bench_{}.py"]
-    assert [p for p in (f.format(name) for f in folders) if not (ROOT / p).exists()] == []
+    places = {
+        "src/detops/reference/{}.py": f"def {op}(",
+        "src/detops/portable/{}.py": f"def {op}(",
+        "src/detops/kernels/{}.py": f"def {op}(",
+        "csrc/{}.cpp": f'm.impl("{op}"',
+        "tests/ops/test_{}.py": op,
+        "src/detops/apps/bench/{}.py": "def cases(",
+    }
+    files = {ROOT / place.format(name): content for place, content in places.items()}
+    assert [path for path, content in files.items() if not path.exists() or content not in path.read_text()] == []

@@ -6,7 +6,7 @@ import torch
 
 
 @dataclass
-class Scene:
+class GaussianScene:
     """Arguments of draw_gaussians_, without the factors."""
 
     heatmap: torch.Tensor
@@ -15,14 +15,15 @@ class Scene:
     labels: torch.Tensor | None
     sizes: torch.Tensor | None
 
-    def to(self, device: str) -> "Scene":
-        return Scene(*(None if t is None else t.to(device) for t in vars(self).values()))
+    def to(self, device: str) -> "GaussianScene":
+        return GaussianScene(*(None if t is None else t.to(device) for t in vars(self).values()))
 
-    def args(self, factor: float = 6.0, k_scale: float = 1.0) -> tuple:
+    def args(self, factor: float = 6.0, k_scale: float = 1.0) -> tuple[object, ...]:
+        """All but the heatmap."""
         return (self.centers, self.radii, self.labels, self.sizes, factor, k_scale)
 
 
-def random_scene(
+def gaussian_scene(
     seed: int,
     batch: int = 2,
     classes: int = 3,
@@ -37,7 +38,7 @@ def random_scene(
     labelled: bool = True,
     ragged: bool = True,
     filled: bool = True,
-) -> Scene:
+) -> GaussianScene:
     """Boxes in and around the maps, some of them to be skipped, over maps that hold something already."""
     g = torch.Generator().manual_seed(seed)
 
@@ -56,4 +57,4 @@ def random_scene(
     sizes = integers(0, boxes, batch) if ragged else None
     shape = (batch, classes if labelled else 1, height, width)
     heatmap = torch.rand(shape, generator=g) - 0.5 if filled else torch.zeros(shape)
-    return Scene(heatmap.to(dtype), centers, radii, labels, sizes)
+    return GaussianScene(heatmap.to(dtype), centers, radii, labels, sizes)

@@ -1,7 +1,11 @@
 """Masks in boxes, for the tests of everything that takes them, and what other libraries make of them."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 import torch.nn.functional as F
+from hypothesis import strategies as st
 from torch import Tensor
 
 from detops import InstanceMasks
@@ -10,7 +14,7 @@ from detops.masks.placement import Mode
 Size = tuple[int, int]
 
 
-def scene(
+def mask_scene(
     seed: int,
     count: int = 4,
     mask_size: Size = (5, 7),
@@ -50,6 +54,66 @@ def scene(
     return masks.to(dtype), boxes.to(box_dtype), *image_size
 
 
+scenes = st.builds(
+    mask_scene,
+    seed=st.integers(0, 10**6),
+    count=st.sampled_from([0, 1, 4, 9]),
+    mask_size=st.sampled_from([(1, 1), (1, 6), (5, 7), (28, 28)]),
+    image_size=st.sampled_from([(1, 1), (1, 40), (40, 1), (23, 31), (70, 150)]),
+    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    box_dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    ties=st.booleans(),
+    odd=st.booleans(),
+    spread=st.sampled_from([0.3, 1.6, 5.0]),
+)
+THRESHOLDS = (0.5, 0.1, 0.9, 1.0, 1e-6)
+
+
+def one_mask(
+    box: Sequence[float], value: float = 1.0, size: Size = (6, 8), threshold: float = 0.5
+) -> tuple[Tensor, Tensor, int, int, float]:
+    """A mask of one value in a box, and a threshold: all that the ops take."""
+    return torch.full((1, 4, 4), value), torch.tensor([box], dtype=torch.float32), *size, threshold
+
+
+CASES: dict[
+    str, tuple[list[float], Sequence[int], Sequence[int]]
+] = {  # box -> columns and rows that a mask of ones fills in an image of 6 x 8
+    "whole pixels": ([2.0, 1, 6, 4], range(2, 6), range(1, 4)),
+    "centres decide": ([1.5, 0.6, 5.4, 3.4], range(1, 5), range(1, 3)),
+    "partly outside": ([-4.0, -9, 3, 2], range(3), range(2)),
+    "larger than the image": ([-50.0, -50, 60, 60], range(8), range(6)),
+    "huge": ([-1e9, -1e9, 1e9, 1e9], range(8), range(6)),
+    "beyond int64": ([-1e30, -1e30, 1e30, 1e30], range(8), range(6)),
+    "outside at the left": ([-9.0, 1, -2, 4], (), ()),
+    "outside below": ([2.0, 20, 6, 30], (), ()),
+    "far outside": ([1e12, 1, 2e12, 4], (), ()),
+    "no width": ([2.0, 1, 2, 4], (), ()),
+    "no width on a centre": ([2.5, 1, 2.5, 4], (), ()),
+    "thinner than a pixel": ([2.4, 1, 2.6, 4], range(2, 3), range(1, 4)),
+    "between centres": ([2.6, 1, 3.4, 4], (), ()),
+    "inverted": ([6.0, 4, 2, 1], (), ()),
+    "NaN": ([2.0, float("nan"), 6, 4], (), ()),
+    "infinite": ([2.0, 1, float("inf"), 4], (), ()),
+    "all infinite": ([-float("inf")] * 2 + [float("inf")] * 2, (), ()),
+}
+
+
+# What both ops refuse in the place of four masks.
+REFUSED: list[dict[str, Any]] = [
+    dict(masks=torch.zeros(4, 3)),
+    dict(masks=torch.zeros(4, 0, 3)),
+    dict(boxes=torch.zeros(4, 3)),
+    dict(boxes=torch.zeros(3, 4)),
+    dict(height=0),
+    dict(width=-1),
+    dict(height=2**30),
+    dict(threshold=0.0),
+    dict(threshold=float("nan")),
+    dict(threshold=1e-46),  # 0 in float32
+]
+
+
 def blobs(count: int, image_size: Size, seed: int = 0, mask_size: int = 28) -> tuple[Tensor, Tensor]:
     """Smooth round masks in boxes of an image's usual sizes, all within it."""
     g = torch.Generator().manual_seed(seed)
@@ -75,8 +139,8 @@ def instances(
     ties: bool = False,
     odd: bool = False,
 ) -> InstanceMasks:
-    """The masks of `scene` as `InstanceMasks`, with random labels of five classes and random scores."""
-    masks, boxes, *_ = scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
+    """The masks of `mask_scene` as `InstanceMasks`, with random labels of five classes and random scores."""
+    masks, boxes, *_ = mask_scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
     g = torch.Generator().manual_seed(seed)
     labels, scores = torch.randint(0, 5, (count,), generator=g), torch.rand(count, generator=g)
     boxes, labels, scores, masks = (t.to(device) for t in (boxes, labels, scores, masks))

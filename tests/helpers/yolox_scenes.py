@@ -1,29 +1,43 @@
 """Batches for the tests of YOLOX: predictions near some of the boxes, as in training."""
 
 import torch
+from torch import Tensor
 
 from detops import grid_points
 from detops.reference import simota_match as definition
 
 STRIDES = (8, 16, 32)
-# Rules of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
-EXACT = (2.5, False, False, 10, 1.0, 3.0, 1.0)
-FAST = (2.5, False, True, 10, 1.1, 3.0, 1.0)
-CLASS_TYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+# Of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
+Rule = tuple[float, bool, bool, int, float, float, float]
+EXACT: Rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
+FAST: Rule = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 
 
-def scene(
-    seed, batch=2, boxes=5, classes=4, size=64, dtype=torch.float32, index_dtype=torch.int64, odd=False, coarse=False,
-    ragged=False,
-):  # fmt: skip
-    """Tensors of simota_match: class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes.
+# Class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes: what simota_match takes.
+YoloxScene = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+
+
+def yolox_scene(
+    seed: int,
+    batch: int = 2,
+    boxes: int = 5,
+    classes: int = 4,
+    size: int = 64,
+    dtype: torch.dtype = torch.float32,
+    index_dtype: torch.dtype = torch.int64,
+    odd: bool = False,
+    coarse: bool = False,
+    ragged: bool = False,
+) -> YoloxScene:
+    """Tensors of simota_match, without its rules.
 
     With `odd` some boxes lie off the image, have no size, a negative one, NaN or infinity, or a label that is no class,
     and some predictions are not finite. With `coarse` numbers repeat, so that there are ties.
     """
     g = torch.Generator().manual_seed(seed)
 
-    def normal(*shape):
+    def normal(*shape: int) -> Tensor:
         value = torch.randn(shape, generator=g)
         return value.round() if coarse else value
 
@@ -67,11 +81,14 @@ def scene(
     return levels, objectness.to(dtype), pred, cells, gt, labels.to(index_dtype), sizes
 
 
-def raw_outputs(levels, objectness, pred, cells, dtype=torch.float32):
-    """The same as rows (B, A_l, 5 + C) that say these predictions."""
+def raw_outputs(
+    levels: list[Tensor], objectness: Tensor, pred: Tensor, cells: Tensor, dtype: torch.dtype = torch.float32
+) -> list[Tensor]:
+    """Rows (B, A_l, 5 + C) of a network that predicts this."""
     side = cells[:, 2:]
     t = torch.cat([pred[..., :2] / side - (cells[:, :2] / side - 0.5), (pred[..., 2:] / side).log()], -1)
-    outputs, start = [], 0
+    outputs: list[Tensor] = []
+    start = 0
     for level in levels:
         end = start + level.shape[1]
         outputs.append(torch.cat([t[:, start:end], objectness[:, start:end, None], level], -1).to(dtype))
@@ -79,7 +96,17 @@ def raw_outputs(levels, objectness, pred, cells, dtype=torch.float32):
     return outputs
 
 
-def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-3):
+def decided(
+    levels: list[Tensor],
+    objectness: Tensor,
+    pred: Tensor,
+    cells: Tensor,
+    gt: Tensor,
+    labels: Tensor,
+    sizes: Tensor | None,
+    rule: Rule,
+    margin: float = 1e-3,
+) -> bool:
     """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
     radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
     for b in range(len(objectness)):
@@ -102,6 +129,6 @@ def decided(levels, objectness, pred, cells, gt, labels, sizes, rule, margin=1e-
     return True
 
 
-def clear(values, margin):
+def clear(values: Tensor, margin: float) -> bool:
     gaps = values.sort().values.diff()
     return not ((gaps > 0) & (gaps < margin)).any()

@@ -244,5 +244,5 @@ def test_errors_name_the_argument(name, value, error, message):
     with pytest.raises(error) as caught:
         detops.centernet_targets(**{**GOOD, name: value})
     assert message in str(caught.value)
-    with pytest.raises(ValueError, match=r"ignored: expected shape \(2, 1, 4\) to match boxes, got \(3, 1, 4\)"):
+    with pytest.raises(ValueError, match=r"ignored: expected shape \(2, M, 4\) to match boxes, got \(3, 1, 4\)"):
         detops.GroundTruth(BOXES, LABELS, ignored=torch.zeros(3, 1, 4))

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from gaussian_scenes import random_scene
+from gaussian_scenes import gaussian_scene
 from torch._subclasses import FakeTensorMode
 
 import detops
@@ -28,14 +28,14 @@ def referenced(scene, k_scale=1.0, factor=6.0):
 
 
 def test_classwise_equals_reference():
-    scene = random_scene(0)
+    scene = gaussian_scene(0)
     expected = referenced(scene)
     assert classwise(scene) is scene.heatmap
     torch.testing.assert_close(scene.heatmap, expected)
 
 
 def test_one_map_a_sample_equals_reference():
-    scene = random_scene(1, labelled=False)
+    scene = gaussian_scene(1, labelled=False)
     expected = referenced(scene, k_scale=0.5, factor=4.0)
     centers, radii = ragged(scene, "centers", "radii")
     drawn = detops.draw_heatmap_batched(scene.heatmap[:, 0], centers, radii, 4.0, 0.5)
@@ -43,7 +43,7 @@ def test_one_map_a_sample_equals_reference():
 
 
 def test_concatenated_equals_classwise():
-    scene = random_scene(2, labelled=False)
+    scene = gaussian_scene(2, labelled=False)
     centers, radii = ragged(scene, "centers", "radii")
     expected = detops.draw_heatmap_batched(scene.heatmap[:, 0].clone(), centers, radii)
     valid = torch.arange(scene.centers.shape[1]) < scene.sizes[:, None]
@@ -53,7 +53,7 @@ def test_concatenated_equals_classwise():
 
 
 def test_lists_and_padded_tensors_are_batches_too():
-    scene = random_scene(3, ragged=False)
+    scene = gaussian_scene(3, ragged=False)
     expected = detops.draw_heatmap_batched(scene.heatmap.clone(), scene.centers, scene.radii, labels=scene.labels)
     lists = [list(t) for t in (scene.centers, scene.radii, scene.labels)]
     drawn = detops.draw_heatmap_batched(scene.heatmap.clone(), lists[0], lists[1], labels=lists[2])
@@ -62,7 +62,7 @@ def test_lists_and_padded_tensors_are_batches_too():
 
 
 def test_the_ragged_dimension_may_be_another():
-    scene = random_scene(4)
+    scene = gaussian_scene(4)
     expected = classwise(scene, scene.heatmap.clone())
     centers = RaggedBatch(scene.centers.transpose(1, 2), sample_sizes=scene.sizes, non_uniform_dim=2)
     radii, labels = ragged(scene, "radii", "labels")
@@ -72,7 +72,7 @@ def test_the_ragged_dimension_may_be_another():
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize(("batch", "boxes"), [(0, 3), (2, 0), (0, 0)])
 def test_empty_batches(device, batch, boxes):
-    scene = random_scene(5, batch=batch, boxes=boxes).to(device)
+    scene = gaussian_scene(5, batch=batch, boxes=boxes).to(device)
     expected = scene.heatmap.clone()
     assert torch.equal(classwise(scene), expected)
     none = torch.zeros(0, dtype=torch.int64, device=device)
@@ -105,7 +105,7 @@ def test_float_centres_with_a_gradient_are_drawn():
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_inference_mode(device):
-    scene = random_scene(6).to(device)
+    scene = gaussian_scene(6).to(device)
     expected = classwise(scene, scene.heatmap.clone())
     with torch.inference_mode():
         assert torch.equal(classwise(scene, scene.heatmap.clone()), expected)
@@ -219,7 +219,7 @@ BAD_BATCHES = {
 @pytest.mark.parametrize("case", BAD_BATCHES)
 def test_errors_of_batches_name_the_argument(case):
     change, error, message = BAD_BATCHES[case]
-    scene = random_scene(7, height=4, width=4)
+    scene = gaussian_scene(7, height=4, width=4)
     arguments = dict(zip(("centers", "radii", "labels"), ragged(scene, "centers", "radii", "labels"), strict=True))
     with pytest.raises(error) as caught:
         detops.draw_heatmap_batched(**{"heatmap": scene.heatmap, **arguments, **change})
@@ -236,7 +236,7 @@ CHECKED = {  # argument -> its value for sample 1, box 2 -> message
 @pytest.mark.parametrize("name", CHECKED)
 def test_checked_mode_names_the_box(name):
     value, message = CHECKED[name]
-    scene = random_scene(8, boxes=4)
+    scene = gaussian_scene(8, boxes=4)
     scene.labels, scene.radii, scene.sizes = scene.labels.clamp(0, 2), scene.radii.abs(), torch.tensor([4, 3])
     if name == "centers":
         scene.centers = scene.centers.float()
@@ -253,7 +253,7 @@ def test_checked_mode_names_the_box(name):
 
 
 def test_checked_mode_names_sample_sizes():
-    scene = random_scene(9)
+    scene = gaussian_scene(9)
     scene.sizes = torch.tensor([1, 7])
     with (
         detops.checked(),
@@ -279,7 +279,7 @@ def public_calls(scene):
 
 
 def test_no_host_sync():
-    scene = random_scene(10)
+    scene = gaussian_scene(10)
     assert detops.count_syncs(public_calls, scene) == 0
     with FakeTensorMode() as mode:
         fake = type(scene)(*(mode.from_tensor(t) for t in vars(scene).values()))
@@ -289,7 +289,7 @@ def test_no_host_sync():
 def test_the_portable_form_does_not_sync_either():
     from detops.portable.draw_gaussians import draw_gaussians_ as portable
 
-    scene = random_scene(11, subpixel=True)
+    scene = gaussian_scene(11, subpixel=True)
     assert detops.count_syncs(portable, scene.heatmap, *scene.args()) == 0
     with FakeTensorMode() as mode:
         fake = type(scene)(*(mode.from_tensor(t) for t in vars(scene).values()))
@@ -298,7 +298,7 @@ def test_the_portable_form_does_not_sync_either():
 
 @pytest.mark.gpu
 def test_no_sync_on_the_gpu():
-    scene = random_scene(12).to("cuda")
+    scene = gaussian_scene(12).to("cuda")
     public_calls(scene)
     torch.cuda.synchronize()
     torch.cuda.set_sync_debug_mode("error")
@@ -310,7 +310,7 @@ def test_no_sync_on_the_gpu():
 
 @pytest.mark.gpu
 def test_runs_in_a_cuda_graph():
-    scene = random_scene(13).to("cuda")
+    scene = gaussian_scene(13).to("cuda")
     expected = classwise(scene, scene.heatmap.clone())
     drawn = scene.heatmap.clone()
     classwise(scene, drawn)
@@ -333,7 +333,7 @@ def test_compiles_whole(device, backend):
 
     compiled = torch.compile(targets, fullgraph=True, backend=backend, dynamic=True)
     for size in (6, 9):
-        scene = random_scene(14, boxes=size, height=10 + size).to(device)
+        scene = gaussian_scene(14, boxes=size, height=10 + size).to(device)
         scene.radii = scene.radii.float().abs()
         expected = targets(*vars(scene).values())
         torch.testing.assert_close(compiled(*vars(scene).values()), expected)
@@ -344,7 +344,7 @@ def test_exports():
         def forward(self, centers, radii, labels):
             return detops.draw_heatmap_batched(torch.zeros(2, 3, 8, 8), centers, radii, labels=labels)
 
-    scene = random_scene(15, ragged=False)
+    scene = gaussian_scene(15, ragged=False)
     inputs = (scene.centers, scene.radii, scene.labels)
     exported = torch.export.export(Targets(), inputs)
     assert torch.equal(exported.module()(*inputs), Targets()(*inputs))

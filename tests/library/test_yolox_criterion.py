@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
-from yolox_scenes import EXACT, FAST, STRIDES, decided, raw_outputs, scene
+from yolox_scenes import EXACT, FAST, STRIDES, decided, raw_outputs, yolox_scene
 
 import detops
 from detops.apps.bench._yolox import loop_loss
@@ -22,7 +22,7 @@ SIZE = 64
 
 def data(seed, **options):
     """Raw maps (B, 1, H, W, 5 + C), rows (T, 6), and what simota_match takes."""
-    args = scene(seed, size=SIZE, **options)
+    args = yolox_scene(seed, size=SIZE, **options)
     levels, objectness, pred, cells, gt, labels, sizes = args
     outputs = [
         rows.unflatten(1, (1, SIZE // s, SIZE // s))

@@ -1,39 +1,47 @@
-"""The op atss_match and atss_assign: every implementation makes the decisions of the definition."""
+"""The op atss_match and atss_assign: every form makes the decisions of the definition."""
+
+from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
+from op import (
+    Form,
+    Op,
+    assert_compiles_whole,
+    assert_no_syncs,
+    assert_same_bits_for_any_threads,
+    changed_argument,
+    for_each_device,
+    moved,
+)
+from torch import Tensor
 
 import detops
 from detops.portable import atss_match as portable_module
-from detops.portable.atss_match import atss_match as portable
 from detops.reference import atss_match as definition
-from detops.reference.atss_match import atss_match as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("atss_match")
 SHAPES, STRIDES = [(8, 8), (4, 4), (2, 2), (1, 1)], (8, 16, 32, 64)
 SIZES = [64, 16, 4, 1]
 
 
-def op(*args):
-    return torch.ops.detops.atss_match(*args)
+Arguments = tuple[Tensor, list[int], Tensor, Tensor, Tensor | None, Tensor | None, int, int]
 
 
-def interpreted(*args):
-    from detops.kernels.atss_match import atss_match
-
-    return atss_match(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=False, index_dtype=torch.int64, topk=9):
+def arguments(
+    seed: int,
+    batch: int = 2,
+    boxes: int = 5,
+    coarse: bool = False,
+    odd: bool = False,
+    ragged: bool = False,
+    masked: bool = False,
+    index_dtype: torch.dtype = torch.int64,
+    topk: int = 9,
+) -> Arguments:
     """Boxes of all sizes in and around an image of 64 pixels; with `coarse` on whole pixels, so that distances tie."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(batch, boxes, 2, generator=g) * 70 - 10
@@ -57,7 +65,7 @@ def scene(seed, batch=2, boxes=5, coarse=False, odd=False, ragged=False, masked=
     return anchors, SIZES, gt, labels.to(index_dtype), sizes, valid, 3, topk
 
 
-def decided(args, margin=1e-4):
+def decided(args: Arguments, margin: float = 1e-4) -> bool:
     """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
     anchors, level_sizes, gt, _, _, valid, _, topk = args
     for b in range(len(gt)):
@@ -84,9 +92,9 @@ def decided(args, margin=1e-4):
     return True
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=100 if "triton" in name else 200, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=100 if form.interpreted else 200, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),
@@ -98,11 +106,11 @@ def test_matches_reference(name):
         index_dtype=st.sampled_from([torch.int32, torch.int64]),
         topk=st.sampled_from([1, 3, 9]),
     )
-    def check(**options):
-        args = scene(**options)
+    def check(**options: Any) -> None:
+        args = arguments(**options)
         assume(decided(args))
-        index, iou, threshold = IMPLEMENTATIONS[name](*args)
-        expected, overlap, limit = reference(*args)
+        index, iou, threshold = form(*args)
+        expected, overlap, limit = op.reference(*args)
         assert torch.equal(index, expected)
         assert iou.dtype == torch.float32
         torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
@@ -112,17 +120,17 @@ def test_matches_reference(name):
     check()
 
 
-@pytest.mark.parametrize("name", ["portable", "op"])
-def test_hundreds_of_boxes(name):
-    args = scene(1, batch=1, boxes=300)
-    index, *_ = IMPLEMENTATIONS[name](*args)
-    expected, *_ = reference(*args)
+@pytest.mark.parametrize("form", [op.portable, op], ids=str)
+def test_hundreds_of_boxes(form: Form) -> None:
+    args = arguments(1, batch=1, boxes=300)
+    index, *_ = form(*args)
+    expected, *_ = op.reference(*args)
     assert (expected >= 0).sum() > 20
     assert (index != expected).sum() <= 1  # where float32 rounds two IoUs to one
 
 
 @pytest.mark.parametrize("masked", [False, True])
-def test_a_grid_gives_what_its_anchors_in_any_order_give(masked):
+def test_a_grid_gives_what_its_anchors_in_any_order_give(masked: bool) -> None:
     """Where anchors form a grid only those around a box are looked at; shuffled, the same are chosen among all."""
     shapes, strides = [(40, 60), (20, 30), (1, 15), (15, 1)], (8, 16, 8, 8)
     sizes, g = [h * w for h, w in shapes], torch.Generator().manual_seed(5)
@@ -141,21 +149,23 @@ def test_a_grid_gives_what_its_anchors_in_any_order_give(masked):
     assert torch.equal(mine[0][:, order], other[0])
     assert torch.equal(mine[2], other[2])
     everything = op(anchors, sizes, gt, labels, None, valid, 1, 9)
-    expected = portable(anchors, sizes, gt, labels, None, valid, 1, 9)
+    expected = op.portable(anchors, sizes, gt, labels, None, valid, 1, 9)
     assert torch.equal(everything[0], expected[0])
     torch.testing.assert_close(everything[2], expected[2])
 
 
 @pytest.mark.gpu
-def test_gpu_matches_reference():
+def test_gpu_matches_reference() -> None:
+    compared = 0
     for seed in range(8):
-        args = scene(seed, boxes=9, odd=seed % 2 == 1, masked=seed > 3)
+        args = arguments(seed, boxes=9, odd=seed % 2 == 1, masked=seed > 3)
         if decided(args):
-            moved = [t.cuda() if isinstance(t, torch.Tensor) else t for t in args]
-            assert torch.equal(op(*moved)[0].cpu(), reference(*args)[0])
+            assert torch.equal(op(*moved(args, "cuda"))[0].cpu(), op.reference(*args)[0])
+            compared += 1
+    assert compared >= 4
 
 
-def test_values_of_mmdetection():
+def test_values_of_mmdetection() -> None:
     """The five grids of a 256 pixel image and two boxes; what its assigner takes, and the IoUs it finds."""
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = detops.grid_anchors(shapes)
@@ -174,7 +184,7 @@ def test_values_of_mmdetection():
     assert found.labels[0, 0] == -1
 
 
-def test_a_single_candidate_is_taken():
+def test_a_single_candidate_is_taken() -> None:
     """The deviation of one number is not a number, and would be no threshold."""
     found = detops.atss_assign(
         torch.tensor([[0.0, 0, 8, 8]]), [1], ([torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])]), 1
@@ -182,22 +192,22 @@ def test_a_single_candidate_is_taken():
     assert found.box_index.tolist() == [[0]]
 
 
-@pytest.mark.parametrize("name", [*IMPLEMENTATIONS, "reference"])
-def test_candidates_of_one_iou_are_all_taken(name):
+@pytest.mark.parametrize("form", [*op.forms, op.reference], ids=str)
+def test_candidates_of_one_iou_are_all_taken(form: Form) -> None:
     """A small box within all its candidates: a mean that is rounded up would be above each of them."""
-    implementation, g = IMPLEMENTATIONS.get(name, reference), torch.Generator().manual_seed(0)
+    g = torch.Generator().manual_seed(0)
     anchors = detops.grid_anchors([(8, 10)], [8])
     for _ in range(40):
         low = 10 + torch.rand(2, generator=g) * torch.tensor([40.0, 30])
         box = torch.cat([low, low + 9 + torch.rand(2, generator=g) * 3])
-        index, *_ = implementation(anchors, [80], box[None, None], torch.zeros(1, 1).long(), None, None, 1, 9)
+        index, *_ = form(anchors, [80], box[None, None], torch.zeros(1, 1).long(), None, None, 1, 9)
         center = (anchors[:, :2] + anchors[:, 2:]) / 2
         inside = torch.cat([center - box[:2], box[2:] - center], 1).amin(1) > definition.INSIDE
         assert (index[0] == 0).tolist() == inside.tolist()
 
 
-def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
-    anchors, sizes, gt, labels, _, _, classes, topk = scene(2, boxes=4)
+def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors, sizes, gt, labels, _, _, classes, topk = arguments(2, boxes=4)
     twice = torch.cat([gt, gt], 1)
     index, *_ = op(anchors, sizes, twice, torch.cat([labels, labels], 1), None, None, classes, topk)
     assert torch.equal(index, op(anchors, sizes, gt, labels, None, None, classes, topk)[0])
@@ -205,29 +215,53 @@ def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch):
     anchors_, gt_, labels_ = strided
     assert torch.equal(op(anchors_, sizes, gt_, labels_, None, None, classes, topk)[0], index)
     monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
-    assert torch.equal(portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
+    assert torch.equal(op.portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
-    for options in ({}, {"ragged": True, "masked": True, "boxes": 0}):
-        args = [t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(3, **options)]
-        torch.library.opcheck(torch.ops.detops.atss_match.default, tuple(args))
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    args = arguments(6, batch=3, boxes=40, coarse=True)
+    assert_same_bits_for_any_threads(lambda: op(*args))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
-    anchors, sizes, gt, labels, *_ = (t.to(device) if isinstance(t, torch.Tensor) else t for t in scene(4))
+@for_each_device
+@pytest.mark.parametrize("options", [{}, {"ragged": True, "masked": True, "boxes": 0}], ids=["plain", "no boxes"])
+def test_opcheck(device: str, options: dict[str, Any]) -> None:
+    op.check(*moved(arguments(3, **options), device))
 
-    def assign(anchors, gt, labels):
-        return detops.atss_assign(anchors, sizes, (gt, labels), 3)
 
-    assert detops.count_syncs(assign, anchors, gt, labels) == 0
-    with FakeTensorMode() as mode:
-        assert assign(*(mode.from_tensor(t) for t in (anchors, gt, labels))).quality.shape == (2, 85)
-    compiled = torch.compile(assign, fullgraph=True, backend="aot_eager")
-    for mine, theirs in zip(compiled(anchors, gt, labels), assign(anchors, gt, labels), strict=True):
-        assert torch.equal(mine, theirs)
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
+    def assign(anchors: Tensor, boxes: Tensor, labels: Tensor) -> detops.Assignment:
+        return detops.atss_assign(anchors, SIZES, (boxes, labels), 3)
+
+    (anchors, _, *boxes), (_, _, *more) = (moved(arguments(4, boxes=count)[:4], device) for count in (5, 8))
+    assert assert_no_syncs(assign, anchors, *boxes).quality.shape == (2, 85)
+    assert assert_no_syncs(op.portable, *moved(arguments(4), device))[1].shape == (2, 85)
+    assert_compiles_whole(assign, (anchors, *boxes), (anchors, *more))
+
+
+@op.for_each_form
+@pytest.mark.parametrize("options", [{"batch": 0}, {"boxes": 0}], ids=str)
+def test_empty(form: Form, options: dict[str, Any]) -> None:
+    args = arguments(5, **options)
+    index, iou, threshold = form(*args)
+    assert index.shape == iou.shape == (len(args[2]), 85)
+    assert threshold.shape == args[2].shape[:2]
+    assert (index == -1).all()
+    assert not iou.any()
+
+
+@op.for_each_form
+def test_padding_is_never_read(form: Form) -> None:
+    anchors, sizes, gt, labels, _, _, classes, topk = arguments(7)
+    counts = torch.tensor([2, 0])
+    expected = form(anchors, sizes, gt, labels, counts, None, classes, topk)
+    padding = torch.arange(gt.shape[1]) >= counts[:, None]
+    gt[padding], labels[padding] = torch.nan, 2**40
+    found = form(anchors, sizes, gt, labels, counts, None, classes, topk)
+    assert torch.equal(found[0], expected[0])
+    assert torch.equal(found[1], expected[1])
+    assert (found[0] >= 0).any()
 
 
 BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
@@ -257,14 +291,16 @@ BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
         ({"topk": 1001}, ValueError, r"topk: expected 1 \.\. 1000, got 1001"),
     ],
 )
-def test_errors_name_the_argument(change, error, message):
-    good = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3)
+def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
+    good: dict[str, Any] = dict(
+        anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3
+    )
     with pytest.raises(error, match=message):
         detops.atss_assign(**good | change)
 
 
-def test_checked_mode_names_the_box():
-    args = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
+def test_checked_mode_names_the_box() -> None:
+    args: dict[str, Any] = dict(anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, num_classes=3)
     boxes, labels = torch.tensor([[[0.0, 0, 9, 9]]]), torch.tensor([[3]])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0, box 0 has 3, expected a value below 3"):
         detops.atss_assign(targets=(boxes, labels), **args)
@@ -285,10 +321,28 @@ def test_checked_mode_names_the_box():
         detops.grid_anchors(SHAPES, [8])
 
 
-@needs_triton
-@for_each_target
-def test_compiles_ahead_of_time(target):
-    types = dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
-                 best="*i64", thresholds="*fp32", A="i32", N="i32")  # fmt: skip
-    constants = dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32)
-    assert_compiles("atss_match", [("take_kernel", types, constants, 4)], target)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(anchors=torch.zeros(85, 3)),
+        dict(level_sizes=[64]),
+        dict(level_sizes=[86, -1]),
+        dict(gt_boxes=torch.zeros(2, 5, 3)),
+        dict(gt_labels=torch.zeros(2, 4).long()),
+        dict(sample_sizes=torch.zeros(3).long()),
+        dict(valid=torch.ones(2, 85)),
+        dict(valid=torch.ones(2, 84, dtype=torch.bool)),
+        dict(topk=0),
+    ],
+    ids=changed_argument,
+)
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+    op.refuses(arguments(8), **change)
+
+
+KERNELS = [
+    Kernel("take_kernel",
+           dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
+                best="*i64", thresholds="*fp32", A="i32", N="i32"),
+           dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4)
+]  # fmt: skip

@@ -1,62 +1,65 @@
-"""The op draw_gaussians_: every implementation equals the reference, and writes nowhere else."""
+"""The op draw_gaussians_: every form equals the reference, and writes nowhere else.
 
-import importlib.util
+The model for the tests of an op, in this order: equality with the reference, values by hand, identities that hold bit
+for bit, threads, PyTorch's own checks, no host synchronisation and one graph, empty batches and padding, errors, and the
+kernels that test_ahead_of_time.py compiles.
+"""
+
 import itertools
 import os
-import subprocess
-import sys
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
-from gaussian_scenes import Scene, random_scene
+from ahead_of_time import Kernel
+from gaussian_scenes import GaussianScene, gaussian_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op import (
+    DTYPES,
+    Form,
+    Op,
+    assert_compiles_whole,
+    assert_no_syncs,
+    assert_same_bits,
+    assert_same_bits_for_any_threads,
+    changed_argument,
+    for_each_device,
+)
+from torch import Tensor
 
-import detops
-from detops.portable.draw_gaussians import draw_gaussians_ as portable
-from detops.reference.draw_gaussians import draw_gaussians_ as reference
+op = Op("draw_gaussians_")
 
-HAS_TRITON = importlib.util.find_spec("triton") is not None
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 # Absolute, against the float64 reference of values up to 1; a unit in the last place for the short types.
 TOLERANCE = {torch.float32: 5e-7, torch.float64: 1e-12, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 
-def op(heatmap, *args):
-    torch.ops.detops.draw_gaussians_(heatmap, *args)
+def draw(form: Form, scene: GaussianScene, factor: float = 6.0, k_scale: float = 1.0, device: str = "cpu") -> Tensor:
+    """The maps of a scene, drawn into a copy."""
+    scene = scene.to(device)
+    heatmap = scene.heatmap.clone()
+    form(heatmap, *scene.args(factor, k_scale))
+    return heatmap
 
 
-def interpreted(heatmap, *args):
-    from detops.kernels.draw_gaussians import draw_gaussians_
-
-    draw_gaussians_(heatmap, *args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def assert_equals_reference(implementation, scene: Scene, factor=6.0, k_scale=1.0, device="cpu"):
-    expected = scene.heatmap.double().cpu()
-    reference(expected, *scene.args(factor, k_scale))
-    moved = scene.to(device)
-    implementation(moved.heatmap, *moved.args(factor, k_scale))
-    tolerance = TOLERANCE[scene.heatmap.dtype] * max(1.0, k_scale)
-    if implementation is interpreted or device == "cuda":
+def assert_equals_reference(
+    form: Form, scene: GaussianScene, factor: float = 6.0, k_scale: float = 1.0, device: str = "cpu"
+) -> None:
+    dtype = scene.heatmap.dtype
+    expected = draw(op.reference, replace(scene, heatmap=scene.heatmap.double()), factor, k_scale)
+    tolerance = TOLERANCE[dtype] * max(1.0, k_scale)
+    if form.interpreted or device == "cuda":
         tolerance = max(tolerance, TOLERANCE[torch.float32])  # its factors are float32
-    if implementation is interpreted and scene.heatmap.dtype == torch.bfloat16:
+    if form.interpreted and dtype == torch.bfloat16:
         tolerance *= 2  # the interpreter cuts to bfloat16 where a GPU rounds
-    torch.testing.assert_close(moved.heatmap.double().cpu(), expected, rtol=0, atol=tolerance)
-
-
-def test_the_library_of_kernels_is_built():
-    assert detops.env()["ops"]["draw_gaussians_"]["cpu"] == "C++"
+    drawn = draw(form, scene, factor, k_scale, device)
+    assert drawn.dtype == dtype
+    torch.testing.assert_close(drawn.double().cpu(), expected, rtol=0, atol=tolerance)
 
 
 scenes = st.builds(
-    random_scene,
+    gaussian_scene,
     seed=st.integers(0, 10**6),
     batch=st.integers(0, 3),
     classes=st.integers(1, 4),
@@ -64,7 +67,7 @@ scenes = st.builds(
     width=st.integers(1, 40),
     boxes=st.integers(0, 12),
     radius=st.integers(0, 30),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+    dtype=st.sampled_from(DTYPES),
     index_dtype=st.sampled_from([torch.int32, torch.int64, torch.int16]),
     subpixel=st.booleans(),
     elliptical=st.booleans(),
@@ -74,14 +77,12 @@ scenes = st.builds(
 )
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    examples = 60 if "triton" in name else 150
-
-    @settings(max_examples=examples, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=60 if form.interpreted else 150, deadline=None)
     @given(scene=scenes, factor=st.sampled_from([6.0, 1.5, 40.0]), k_scale=st.sampled_from([1.0, 0.8, 0.0, 3.0]))
-    def check(scene, factor, k_scale):
-        assert_equals_reference(IMPLEMENTATIONS[name], scene, factor, k_scale)
+    def check(scene: GaussianScene, factor: float, k_scale: float) -> None:
+        assert_equals_reference(form, scene, factor, k_scale)
 
     check()
 
@@ -89,29 +90,25 @@ def test_matches_reference(name):
 @pytest.mark.gpu
 @settings(max_examples=100, deadline=None)
 @given(scene=scenes, factor=st.sampled_from([6.0, 1.5, 40.0]), k_scale=st.sampled_from([1.0, 0.8]))
-def test_gpu_matches_reference(scene, factor, k_scale):
+def test_gpu_matches_reference(scene: GaussianScene, factor: float, k_scale: float) -> None:
     assert_equals_reference(op, scene, factor, k_scale, device="cuda")
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("subpixel", [False, True])
-def test_large_scenes(name, subpixel):
+def test_large_scenes(form: Form, subpixel: bool) -> None:
     """Hundreds of boxes, windows wider than any vector, maps of several tiles."""
-    if "triton" in name and subpixel:
+    if form.interpreted and subpixel:
         pytest.skip("one large scene is enough for the interpreter")
-    scene = random_scene(3, batch=1, classes=2, height=70, width=130, boxes=200, radius=60, subpixel=subpixel)
-    assert_equals_reference(IMPLEMENTATIONS[name], scene)
+    scene = gaussian_scene(3, batch=1, classes=2, height=70, width=130, boxes=200, radius=60, subpixel=subpixel)
+    assert_equals_reference(form, scene)
 
 
-def one_box(x, y, r, height=8, width=8, label=0, dtype=torch.float32) -> Scene:
-    labels = torch.tensor([[label]])
-    return Scene(
-        torch.zeros(1, 2, height, width, dtype=dtype),
-        torch.tensor([[[x, y]]]),
-        torch.tensor([[r]]),
-        labels,
-        None,
-    )
+def one_box(
+    x: float, y: float, r: float, height: int = 8, width: int = 8, label: int = 0, dtype: torch.dtype = torch.float32
+) -> GaussianScene:
+    heatmap = torch.zeros(1, 2, height, width, dtype=dtype)
+    return GaussianScene(heatmap, torch.tensor([[[x, y]]]), torch.tensor([[r]]), torch.tensor([[label]]), None)
 
 
 VISIBLE = {  # centre x, y, radius on an 8 x 8 map -> pixels drawn, peak
@@ -126,16 +123,156 @@ VISIBLE = {  # centre x, y, radius on an 8 x 8 map -> pixels drawn, peak
 }
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("case", VISIBLE)
-def test_the_visible_part_is_drawn(name, case):
+def test_the_visible_part_is_drawn(form: Form, case: str) -> None:
     (x, y, r), pixels, peak = VISIBLE[case]
-    scene = one_box(x, y, r)
-    IMPLEMENTATIONS[name](scene.heatmap, *scene.args())
-    assert int((scene.heatmap[0, 0] > 0).sum()) == pixels
-    assert not scene.heatmap[0, 1].any()
+    drawn = draw(form, one_box(x, y, r))
+    assert int((drawn[0, 0] > 0).sum()) == pixels
+    assert not drawn[0, 1].any()
     if peak is not None:
-        assert scene.heatmap.max().item() == pytest.approx(peak, abs=5e-5)
+        assert drawn.max().item() == pytest.approx(peak, abs=5e-5)
+
+
+@op.for_each_form
+@pytest.mark.parametrize("radius", [1, 3, 6, 20])
+@pytest.mark.parametrize("k_scale", [1.0, 5.0])
+def test_below_epsilon_is_exactly_zero(form: Form, radius: int, k_scale: float) -> None:
+    """With a large factor most of the window is below the cut, whatever code draws rows of its length."""
+    scene = one_box(22, 22, radius, height=45, width=45)
+    expected = draw(op.reference, replace(scene, heatmap=scene.heatmap.double()), 20.0, k_scale)
+    assert torch.equal(draw(form, scene, 20.0, k_scale) > 0, expected > 0)
+    assert 1 <= int((expected > 0).sum()) < (2 * radius + 1) ** 2
+
+
+@for_each_device
+@op.for_each_form
+class TestIdentities:
+    """Statements that hold bit for bit."""
+
+    def test_drawing_twice_is_drawing_once(self, form: Form, device: str) -> None:
+        scene = gaussian_scene(11)
+        once = draw(form, scene, device=device)
+        assert_same_bits(draw(form, replace(scene, heatmap=once), device=device), once)
+
+    def test_the_order_of_boxes_does_not_matter(self, form: Form, device: str) -> None:
+        scene = gaussian_scene(12, ragged=False)
+        order = torch.randperm(scene.centers.shape[1], generator=torch.Generator().manual_seed(0))
+        assert scene.labels is not None
+        shuffled = replace(
+            scene, centers=scene.centers[:, order], radii=scene.radii[:, order], labels=scene.labels[:, order]
+        )
+        assert_same_bits(draw(form, shuffled, device=device), draw(form, scene, device=device))
+
+    def test_splitting_the_batch_changes_nothing(self, form: Form, device: str) -> None:
+        scene = gaussian_scene(13, batch=3)
+        parts = [GaussianScene(*(t[b : b + 1] for t in vars(scene).values())) for b in range(3)]
+        joined = torch.cat([draw(form, part, device=device) for part in parts])
+        assert_same_bits(draw(form, scene, device=device), joined)
+
+    def test_equal_radii_give_the_circle(self, form: Form, device: str) -> None:
+        scene = gaussian_scene(14, subpixel=True)
+        ellipse = replace(scene, radii=scene.radii[..., None].expand(-1, -1, 2))
+        assert_same_bits(draw(form, ellipse, device=device), draw(form, scene, device=device))
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+    def test_integral_floats_give_the_integers(self, form: Form, device: str, dtype: torch.dtype) -> None:
+        scene = gaussian_scene(15)
+        floats = replace(scene, centers=scene.centers.to(dtype), radii=scene.radii.to(dtype))
+        assert_same_bits(draw(form, floats, device=device), draw(form, scene, device=device))
+
+    def test_the_peak_is_exactly_k(self, form: Form, device: str) -> None:
+        drawn = draw(form, one_box(3, 4, 2), k_scale=0.7, device=device)
+        assert drawn[0, 0, 4, 3] == torch.tensor(0.7)
+
+    def test_nan_in_the_map_stays(self, form: Form, device: str) -> None:
+        scene = one_box(3, 4, 2)
+        scene.heatmap[0, 0, 4, 3] = torch.nan
+        drawn = draw(form, scene, device=device)
+        assert drawn[0, 0, 4, 3].isnan()
+        assert int(drawn.isnan().sum()) == 1
+
+    def test_views_are_drawn_in_place(self, form: Form, device: str) -> None:
+        """A slice with strides in every dimension: the slice is as if contiguous, all around it is untouched."""
+        scene = gaussian_scene(16).to(device)
+        b, c, h, w = scene.heatmap.shape
+        guard = torch.full((b + 2, 2 * h + 3, c + 2, 3 * w + 4), -7.0, device=device)
+        view = guard[1 : b + 1, 2 : 2 * h + 2 : 2, 1 : c + 1, 2 : 3 * w + 2 : 3].transpose(1, 2)
+        assert view.shape == scene.heatmap.shape
+        view.copy_(scene.heatmap)
+        touched = torch.zeros_like(guard, dtype=torch.bool)
+        touched[1 : b + 1, 2 : 2 * h + 2 : 2, 1 : c + 1, 2 : 3 * w + 2 : 3] = True
+        form(view, *scene.args())
+        assert_same_bits(view, draw(form, scene, device=device))
+        assert (guard[~touched] == -7.0).all()
+
+    def test_boxes_of_any_strides(self, form: Form, device: str) -> None:
+        scene = gaussian_scene(17, elliptical=True).to(device)
+        assert scene.labels is not None
+        centers, radii, labels = (
+            torch.stack([t, t], -1).flip(1)[..., 0].flip(1).transpose(0, 1).contiguous().transpose(0, 1)
+            for t in (scene.centers, scene.radii, scene.labels)
+        )
+        assert not any(t.is_contiguous() for t in (centers, radii, labels))
+        strided = replace(scene, centers=centers, radii=radii, labels=labels)
+        assert_same_bits(draw(form, strided, device=device), draw(form, scene, device=device))
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    scene = gaussian_scene(18, batch=3, height=50, width=50, boxes=40, radius=20, subpixel=True)
+    assert_same_bits_for_any_threads(lambda: draw(op, scene))
+
+
+def test_calls_from_several_threads_at_once() -> None:
+    scene = gaussian_scene(19, height=60, width=60, boxes=100, radius=20)
+    expected = draw(op, scene)
+    results = [scene.heatmap.clone() for _ in range(8)]
+
+    def work(heatmap: Tensor) -> None:
+        for _ in range(20):
+            op(heatmap, *scene.args())
+
+    threads = [threading.Thread(target=work, args=(heatmap,)) for heatmap in results]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert_same_bits(results, [expected] * 8)
+
+
+class _Drawn(torch.utils.data.Dataset[Tensor]):
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> Tensor:
+        return draw(op, gaussian_scene(index, boxes=40))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_forked_data_loader_workers() -> None:
+    draw(op, gaussian_scene(0, boxes=40))  # the parent has used its threads before
+    loader = torch.utils.data.DataLoader(_Drawn(), batch_size=None, num_workers=2, multiprocessing_context="fork")
+    assert_same_bits(list(loader), [_Drawn()[index] for index in range(4)])
+
+
+@for_each_device
+def test_opcheck(device: str) -> None:
+    scene = gaussian_scene(20).to(device)
+    op.check(scene.heatmap, *scene.args())
+
+
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
+    def drawn(heatmap: Tensor, *args: object) -> Tensor:
+        heatmap = heatmap.clone()
+        op.overload(heatmap, *args)
+        return heatmap
+
+    scenes = [gaussian_scene(21, boxes=boxes, height=10 + boxes).to(device) for boxes in (6, 9)]
+    for form in (drawn, op.portable):
+        assert_no_syncs(form, scenes[0].heatmap.clone(), *scenes[0].args())
+    assert_compiles_whole(drawn, *((scene.heatmap, *scene.args()) for scene in scenes))
 
 
 SKIPPED = {
@@ -151,235 +288,61 @@ SKIPPED = {
 }
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("case", SKIPPED)
-def test_bad_boxes_are_skipped(name, case):
-    scene = SKIPPED[case]
-    heatmap = scene.heatmap.clone()
-    IMPLEMENTATIONS[name](heatmap, *scene.args())
-    assert not heatmap.any()
+def test_bad_boxes_are_skipped(form: Form, case: str) -> None:
+    assert not draw(form, SKIPPED[case]).any()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("sizes", [[-3, 99], [2**40, 0]])
-def test_sample_sizes_beyond_the_padding_are_cut(name, sizes):
-    scene = random_scene(5)
+def test_sample_sizes_beyond_the_padding_are_cut(form: Form, sizes: list[int]) -> None:
+    scene = gaussian_scene(5)
     cut = [min(max(size, 0), scene.centers.shape[1]) for size in sizes]
-    expected = scene.heatmap.clone()
-    IMPLEMENTATIONS[name](expected, scene.centers, scene.radii, scene.labels, torch.tensor(cut), 6.0, 1.0)
-    IMPLEMENTATIONS[name](scene.heatmap, scene.centers, scene.radii, scene.labels, torch.tensor(sizes), 6.0, 1.0)
-    assert torch.equal(scene.heatmap, expected)
+    expected = draw(form, replace(scene, sizes=torch.tensor(cut)))
+    assert_same_bits(draw(form, replace(scene, sizes=torch.tensor(sizes))), expected)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_padding_is_never_read(name):
-    scene = random_scene(7, subpixel=True, elliptical=True)
-    scene.sizes = torch.tensor([2, 0])
-    expected = scene.heatmap.clone()
-    IMPLEMENTATIONS[name](expected, *scene.args())
-    padding = torch.arange(scene.centers.shape[1]) >= scene.sizes[:, None]
+@op.for_each_form
+def test_padding_is_never_read(form: Form) -> None:
+    scene = replace(gaussian_scene(7, subpixel=True, elliptical=True), sizes=(sizes := torch.tensor([2, 0])))
+    expected = draw(form, scene)
+    padding = torch.arange(scene.centers.shape[1]) >= sizes[:, None]
+    assert scene.labels is not None
     scene.centers[padding], scene.radii[padding], scene.labels[padding] = torch.nan, torch.nan, 2**40
-    IMPLEMENTATIONS[name](scene.heatmap, *scene.args())
-    assert torch.equal(scene.heatmap, expected)
+    assert_same_bits(draw(form, scene), expected)
+    assert not torch.equal(expected, scene.heatmap)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("radius", [1, 3, 6, 20])
-@pytest.mark.parametrize("k_scale", [1.0, 5.0])
-def test_below_epsilon_is_exactly_zero(name, radius, k_scale):
-    """With a large factor most of the window is below the cut, whatever code draws rows of its length."""
-    scene = one_box(22, 22, radius, height=45, width=45)
-    expected = scene.heatmap.double()
-    reference(expected, *scene.args(factor=20.0, k_scale=k_scale))
-    IMPLEMENTATIONS[name](scene.heatmap, *scene.args(factor=20.0, k_scale=k_scale))
-    assert torch.equal(scene.heatmap > 0, expected > 0)
-    assert 1 <= int((expected > 0).sum()) < (2 * radius + 1) ** 2
-
-
-@pytest.mark.parametrize("device", DEVICES)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-class TestIdentities:
-    """Statements that hold bit for bit."""
-
-    def draw(self, name, scene, device):
-        moved = scene.to(device)
-        heatmap = moved.heatmap.clone()
-        IMPLEMENTATIONS[name](heatmap, *moved.args())
-        return heatmap
-
-    def test_drawing_twice_is_drawing_once(self, name, device):
-        scene = random_scene(11)
-        once = self.draw(name, scene, device)
-        assert torch.equal(self.draw(name, Scene(once, *list(vars(scene).values())[1:]), device), once)
-
-    def test_the_order_of_boxes_does_not_matter(self, name, device):
-        scene = random_scene(12, ragged=False)
-        order = torch.randperm(scene.centers.shape[1], generator=torch.Generator().manual_seed(0))
-        shuffled = Scene(scene.heatmap, *(t[:, order] for t in (scene.centers, scene.radii, scene.labels)), None)
-        assert torch.equal(self.draw(name, scene, device), self.draw(name, shuffled, device))
-
-    def test_splitting_the_batch_changes_nothing(self, name, device):
-        scene = random_scene(13, batch=3)
-        parts = [Scene(*(t[b : b + 1] for t in vars(scene).values())) for b in range(3)]
-        assert torch.equal(self.draw(name, scene, device), torch.cat([self.draw(name, p, device) for p in parts]))
-
-    def test_equal_radii_give_the_circle(self, name, device):
-        scene = random_scene(14, subpixel=True)
-        ellipse = Scene(
-            scene.heatmap, scene.centers, scene.radii[..., None].expand(-1, -1, 2), scene.labels, scene.sizes
-        )
-        assert torch.equal(self.draw(name, scene, device), self.draw(name, ellipse, device))
-
-    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
-    def test_integral_floats_give_the_integers(self, name, device, dtype):
-        scene = random_scene(15)
-        floats = Scene(scene.heatmap, scene.centers.to(dtype), scene.radii.to(dtype), scene.labels, scene.sizes)
-        assert torch.equal(self.draw(name, scene, device), self.draw(name, floats, device))
-
-    def test_the_peak_is_exactly_k(self, name, device):
-        scene = one_box(3, 4, 2)
-        heatmap = scene.to(device).heatmap
-        IMPLEMENTATIONS[name](heatmap, *scene.to(device).args(k_scale=0.7))
-        assert heatmap[0, 0, 4, 3] == torch.tensor(0.7)
-
-    def test_nan_in_the_map_stays(self, name, device):
-        scene = one_box(3, 4, 2)
-        scene.heatmap[0, 0, 4, 3] = torch.nan
-        drawn = self.draw(name, scene, device)
-        assert drawn[0, 0, 4, 3].isnan()
-        assert int(drawn.isnan().sum()) == 1
-
-    def test_views_are_drawn_in_place(self, name, device):
-        """A slice with strides in every dimension: the slice is as if contiguous, all around it is untouched."""
-        scene = random_scene(16).to(device)
-        b, c, h, w = scene.heatmap.shape
-        guard = torch.full((b + 2, 2 * h + 3, c + 2, 3 * w + 4), -7.0, device=device)
-        view = guard[1 : b + 1, 2 : 2 * h + 2 : 2, 1 : c + 1, 2 : 3 * w + 2 : 3].transpose(1, 2)
-        assert view.shape == scene.heatmap.shape
-        view.copy_(scene.heatmap)
-        touched = torch.zeros_like(guard, dtype=torch.bool)
-        touched[1 : b + 1, 2 : 2 * h + 2 : 2, 1 : c + 1, 2 : 3 * w + 2 : 3] = True
-        IMPLEMENTATIONS[name](view, *scene.args())
-        assert torch.equal(view, self.draw(name, scene, device))
-        assert (guard[~touched] == -7.0).all()
-
-    def test_boxes_of_any_strides(self, name, device):
-        scene = random_scene(17, elliptical=True).to(device)
-        expected = self.draw(name, scene, device)
-        strided = [
-            torch.stack([t, t], -1).flip(1)[..., 0].flip(1).transpose(0, 1).contiguous().transpose(0, 1)
-            for t in (scene.centers, scene.radii, scene.labels)
-        ]
-        assert not any(t.is_contiguous() for t in strided)
-        assert torch.equal(self.draw(name, Scene(scene.heatmap, *strided, scene.sizes), device), expected)
-
-
-def test_the_number_of_threads_does_not_change_a_bit():
-    scene = random_scene(18, batch=3, height=50, width=50, boxes=40, radius=20, subpixel=True)
-    results = []
-    before = torch.get_num_threads()
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(scene.heatmap.clone())
-            op(results[-1], *scene.args())
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-def test_calls_from_several_threads_at_once():
-    scene = random_scene(19, height=60, width=60, boxes=100, radius=20)
-    expected = scene.heatmap.clone()
-    op(expected, *scene.args())
-    results = [scene.heatmap.clone() for _ in range(8)]
-
-    def work(heatmap):
-        for _ in range(20):
-            op(heatmap, *scene.args())
-
-    threads = [threading.Thread(target=work, args=(heatmap,)) for heatmap in results]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert all(torch.equal(result, expected) for result in results)
-
-
-class _Drawn(torch.utils.data.Dataset):
-    def __len__(self):
-        return 4
-
-    def __getitem__(self, index):
-        scene = random_scene(index, boxes=40)
-        op(scene.heatmap, *scene.args())
-        return scene.heatmap
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
-@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
-def test_forked_data_loader_workers():
-    op(*[(s := random_scene(0, boxes=40)).heatmap, *s.args()])  # the parent has used its threads before
-    loader = torch.utils.data.DataLoader(_Drawn(), batch_size=None, num_workers=2, multiprocessing_context="fork")
-    for index, drawn in enumerate(loader):
-        assert torch.equal(drawn, _Drawn()[index])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
-    scene = random_scene(20).to(device)
-    torch.library.opcheck(torch.ops.detops.draw_gaussians_.default, (scene.heatmap, *scene.args()))
-
-
-@pytest.mark.parametrize("change", ["centers", "radii", "labels", "sizes", "rank", "no labels", "integer maps"])
-def test_the_op_itself_refuses_wrong_shapes(change):
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(heatmap=torch.zeros(2, 11, 17)),
+        dict(heatmap=torch.zeros(2, 3, 11, 17, dtype=torch.int64)),
+        dict(centers=torch.zeros(2, 6, 1)),
+        dict(radii=torch.zeros(1, 6)),
+        dict(labels=torch.zeros(1, 6).long()),
+        dict(labels=None),
+        dict(sample_sizes=torch.zeros(1).long()),
+    ],
+    ids=changed_argument,
+)
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
     """What reaches the C++ kernel without the public functions is checked there too."""
-    s = random_scene(21)
-    if change == "rank":
-        s.heatmap = s.heatmap[0]
-    elif change == "no labels":
-        s.labels = None
-    elif change == "integer maps":
-        s.heatmap = s.heatmap.to(torch.int64)
-    else:
-        setattr(s, change, getattr(s, change)[..., :1, :1] if change == "centers" else getattr(s, change)[:1])
-    with pytest.raises(RuntimeError, match="expected"):
-        op(s.heatmap, *s.args())
+    scene = gaussian_scene(22)
+    op.refuses((scene.heatmap, *scene.args()), **change)
 
 
-TARGETS = [("cuda", 80, 32), ("cuda", 90, 32), ("cuda", 100, 32), ("hip", "gfx942", 64)]
-
-COMPILE = """
-import warnings; warnings.simplefilter("ignore")
-import triton, triton.language as tl
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
-from detops.kernels.draw_gaussians import NUM_WARPS, TILE, draw_kernel
-for name, boxes in {pairs}:
-    types = dict(heatmap="*" + name, centers="*" + boxes, radii="*" + boxes, labels="*i32", sample_sizes="*i64")
-    types |= dict.fromkeys(("C", "H", "W", "N", "stride_b", "stride_c", "stride_h", "stride_w"), "i32")
-    types |= dict(factor="fp32", k_scale="fp32")
-    for flags in {flags}:
-        constants = dict(zip(("HAS_LABELS", "HAS_SIZES", "ELLIPTICAL"), flags)) | TILE
-        constants["COMPUTE"] = tl.float64 if name == "fp64" else tl.float32
-        source = ASTSource(draw_kernel, types | dict.fromkeys(constants, "constexpr"), constexprs=constants)
-        compiled = triton.compile(source, target=GPUTarget(*{target}), options=dict(num_warps=NUM_WARPS))
-        assert compiled.asm["{binary}"]
-print("compiled")
-"""
-
-
-@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
-@pytest.mark.parametrize("target", TARGETS, ids=str)
-def test_compiles_ahead_of_time(target):
-    """In a process of its own: the interpreter, once chosen, compiles nothing."""
-    code = COMPILE.format(
-        pairs=[("fp32", "i32"), ("fp16", "i64"), ("bf16", "fp32"), ("fp64", "fp64")],
-        flags=list(itertools.islice(itertools.product([True, False], repeat=3), 0, 8, 3)),
-        target=target,
-        binary="cubin" if target[0] == "cuda" else "hsaco",
+KERNELS = [
+    Kernel(
+        "draw_kernel",
+        dict(heatmap="*" + name, centers="*" + boxes, radii="*" + boxes, labels="*i32", sample_sizes="*i64", C="i32",
+             H="i32", W="i32", N="i32", stride_b="i32", stride_c="i32", stride_h="i32", stride_w="i32", factor="fp32",
+             k_scale="fp32"),
+        dict(HAS_LABELS=labels, HAS_SIZES=sizes, ELLIPTICAL=elliptical, COMPUTE="float64" if name == "fp64" else "float32",
+             BLOCK_H=16, BLOCK_W=32, BLOCK_N=64),
+        1,
     )
-    env = {**os.environ, "TRITON_INTERPRET": "0"}
-    result = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
-    assert result.stdout.strip() == "compiled", result.stderr
+    for name, boxes in (("fp32", "i32"), ("fp16", "i64"), ("bf16", "fp32"), ("fp64", "fp64"))
+    for labels, sizes, elliptical in itertools.islice(itertools.product([True, False], repeat=3), 0, 8, 3)
+]  # fmt: skip

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
-from gaussian_scenes import random_scene
+from gaussian_scenes import gaussian_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
@@ -35,7 +35,7 @@ if HAS_TRITON and not torch.cuda.is_available():
 
 def arguments(seed, dtype=torch.float32, weighted=False, scale=None, **options):
     """All of the op's arguments but the factors."""
-    scene = random_scene(seed, filled=False, **options)
+    scene = gaussian_scene(seed, filled=False, **options)
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(scene.heatmap.shape, generator=g) * 4 - 1).to(dtype)
     batch, _, height, width = logits.shape
@@ -73,10 +73,18 @@ def test_matches_reference(name):
         ragged=st.booleans(),
         weighted=st.booleans(),
         scale=st.sampled_from([None, 0.2]),
-        factors=st.sampled_from([
-            STANDARD, (6.0, 2.0, 4.0, 0.25, 0.75), (3.0, 1.5, 3.0, 1.0, 2.0), (6.0, 0.0, 4.0, 0.5, 0.75),
-            (6.0, 1.0, 0.0, 1.0, 1.0), (6.0, 0.0, 0.0, 1.0, 1.0), (6.0, 0.3, 2.0, 1.0, 1.0), (6.0, 5.0, 4.0, 1.0, 1.0),
-        ]),
+        factors=st.sampled_from(
+            [
+                STANDARD,
+                (6.0, 2.0, 4.0, 0.25, 0.75),
+                (3.0, 1.5, 3.0, 1.0, 2.0),
+                (6.0, 0.0, 4.0, 0.5, 0.75),
+                (6.0, 1.0, 0.0, 1.0, 1.0),
+                (6.0, 0.0, 0.0, 1.0, 1.0),
+                (6.0, 0.3, 2.0, 1.0, 1.0),
+                (6.0, 5.0, 4.0, 1.0, 1.0),
+            ]
+        ),
     )
     def check(seed, shape, boxes, factors, **options):
         sizes = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))

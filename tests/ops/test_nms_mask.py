@@ -1,36 +1,41 @@
-"""The op nms_mask: every implementation keeps the same boxes, bit for bit."""
+"""The op nms_mask: every form keeps the same boxes, bit for bit."""
+
+from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
+from op import (
+    DTYPES,
+    Form,
+    Op,
+    assert_compiles_whole,
+    assert_no_syncs,
+    assert_same_bits_for_any_threads,
+    changed_argument,
+    for_each_device,
+    moved,
+)
+from torch import Tensor
 
 import detops
-from detops.portable.nms_mask import nms_mask as portable
-from detops.reference.nms_mask import nms_mask as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("nms_mask")
 
 
-def op(*args):
-    return torch.ops.detops.nms_mask(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.nms_mask import nms_mask
-
-    return nms_mask(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def scene(seed, batch=2, count=20, dtype=torch.float32, labels=None, valid=False, odd=False, ties=False):
-    """Crowded boxes; with `odd` also empty, inverted, NaN and infinite ones, and scores that are not finite."""
+def crowded_boxes(
+    seed: int,
+    batch: int = 2,
+    count: int = 20,
+    dtype: torch.dtype = torch.float32,
+    labels: torch.dtype | None = None,
+    valid: bool = False,
+    odd: bool = False,
+    ties: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    """Boxes, scores, labels, valid; with `odd` also empty, inverted, NaN and infinite ones, and scores that are not finite."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(batch, count, 2, generator=g) * 40
     boxes = torch.cat([low, low + torch.rand(batch, count, 2, generator=g) * 30], -1)
@@ -51,102 +56,116 @@ def scene(seed, batch=2, count=20, dtype=torch.float32, labels=None, valid=False
     return boxes.to(dtype), scores.to(dtype), label, exists
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=25 if "triton" in name else 100, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=25 if form.interpreted else 100, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 3]),
         count=st.sampled_from([0, 1, 2, 20, 70]),
-        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+        dtype=st.sampled_from(DTYPES),
         labels=st.sampled_from([None, torch.int32, torch.int64]),
         valid=st.booleans(),
         odd=st.booleans(),
         ties=st.booleans(),
         threshold=st.sampled_from([0.0, 0.3, 0.5, 1.0]),
     )
-    def check(threshold, **options):
-        args = scene(**options)
-        assert torch.equal(IMPLEMENTATIONS[name](*args, threshold), reference(*args, threshold))
+    def check(threshold: float, **options: Any) -> None:
+        args = crowded_boxes(**options)
+        assert torch.equal(form(*args, threshold), op.reference(*args, threshold))
 
     check()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_hundreds_of_boxes(name):
-    args = scene(1, batch=1, count=300, labels=torch.int64)
-    keep = IMPLEMENTATIONS[name](*args, 0.4)
+@op.for_each_form
+def test_hundreds_of_boxes(form: Form) -> None:
+    args = crowded_boxes(1, batch=1, count=300, labels=torch.int64)
+    keep = form(*args, 0.4)
     assert 10 < keep.sum() < 290
-    assert torch.equal(keep, reference(*args, 0.4))
+    assert torch.equal(keep, op.reference(*args, 0.4))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
-def test_gpu_matches_reference(dtype):
+def test_gpu_matches_reference(dtype: torch.dtype) -> None:
     for seed in range(3):
-        args = scene(seed, count=300, dtype=dtype, labels=torch.int64, valid=True, odd=True, ties=seed == 1)
-        assert torch.equal(op(*(t.cuda() for t in args), 0.5).cpu(), reference(*args, 0.5))
+        args = crowded_boxes(seed, count=300, dtype=dtype, labels=torch.int64, valid=True, odd=True, ties=seed == 1)
+        assert torch.equal(op(*moved(args, "cuda"), 0.5).cpu(), op.reference(*args, 0.5))
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_an_iou_that_is_the_threshold_is_not_above_it(name, dtype):
+def test_an_iou_that_is_the_threshold_is_not_above_it(form: Form, dtype: torch.dtype) -> None:
     """IoU and threshold are rounded to one dtype: boxes of overlap k / 10 or k / 7 stay at that threshold."""
     for whole in (7, 10):
         for part in range(1, whole):
             boxes = torch.tensor([[[0, 0, whole, 10], [0, 0, part, 10]]], dtype=dtype)
             args = (boxes, torch.tensor([[0.9, 0.8]]), None, None)
-            assert IMPLEMENTATIONS[name](*args, part / whole).tolist() == [[True, True]]
-            assert IMPLEMENTATIONS[name](*args, part / whole - 1e-6).tolist() == [[True, False]]
+            assert form(*args, part / whole).tolist() == [[True, True]]
+            assert form(*args, part / whole - 1e-6).tolist() == [[True, False]]
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_threshold_is_the_same_on_a_gpu(dtype):
+def test_the_threshold_is_the_same_on_a_gpu(dtype: torch.dtype) -> None:
     boxes = torch.tensor([[[0, 0, 10, 10], [0, 0, 7, 10]]], dtype=dtype, device="cuda")
     scores = torch.tensor([[0.9, 0.8]], device="cuda")
     assert op(boxes, scores, None, None, 0.7).all()  # 0.7 in float32 is below 0.7 in float64
     assert not op(boxes, scores, None, None, 0.7 - 1e-6).all()
 
 
-def test_views():
-    boxes, scores, labels, valid = scene(4, labels=torch.int32, valid=True)
+def test_views() -> None:
+    boxes, scores, labels, valid = crowded_boxes(4, labels=torch.int32, valid=True)
     expected = detops.nms_mask(boxes, scores, 0.4, labels, valid)
+    assert labels is not None
+    assert valid is not None
     strided = [torch.stack([t, t.roll(1)], -1)[..., 0] for t in (boxes, scores, labels, valid)]
     assert not strided[0].is_contiguous()
     assert torch.equal(detops.nms_mask(strided[0], strided[1], 0.4, *strided[2:]), expected)
     assert torch.equal(detops.nms_mask(boxes[0], scores[0], 0.4, labels[0], valid[0]), expected[0])
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
-    for options in ({}, {"labels": torch.int64, "valid": True}):
-        args = [None if t is None else t.to(device) for t in scene(5, **options)]
-        torch.library.opcheck(torch.ops.detops.nms_mask.default, (*args, 0.5))
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    args = crowded_boxes(7, batch=5, count=200, labels=torch.int64)
+    assert_same_bits_for_any_threads(lambda: op(*args, 0.5))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
-    args = [t.to(device) for t in scene(6, labels=torch.int64, valid=True)]
+@for_each_device
+@pytest.mark.parametrize("options", [{}, {"labels": torch.int64, "valid": True}], ids=["plain", "labels, valid"])
+def test_opcheck(device: str, options: dict[str, Any]) -> None:
+    op.check(*moved(crowded_boxes(5, **options), device), 0.5)
 
-    def mask(boxes, scores, labels, valid):
+
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
+    def mask(boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         return detops.nms_mask(boxes, scores, 0.5, labels, valid)
 
-    assert detops.count_syncs(mask, *args) == 0
-    with FakeTensorMode() as mode:
-        assert mask(*(mode.from_tensor(t) for t in args)).shape == (2, 20)
-    compiled = torch.compile(mask, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*args), mask(*args))
+    args, more = (moved(crowded_boxes(6, count=n, labels=torch.int64, valid=True), device) for n in (20, 31))
+    assert assert_no_syncs(mask, *args).shape == (2, 20)
+    assert assert_no_syncs(op.portable, *args, 0.5).shape == (2, 20)
+    assert_compiles_whole(mask, args, more)
 
 
-@needs_triton
-@for_each_target
-def test_compiles_ahead_of_time(target):
-    cases = []
-    for wide in ("fp32", "fp64"):
-        types = dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64")
-        constants = dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32)
-        cases.append(("pairs_kernel", types, constants, 4))
-    types = dict(words="*i64", alive="*u8", N="i32", W="i32")
-    cases.append(("walk_kernel", types, dict(BLOCK_W=32, BITS=32), 1))
-    assert_compiles("nms_mask", cases, target)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(boxes=torch.zeros(2, 20)),
+        dict(boxes=torch.zeros(2, 20, 4, dtype=torch.complex64)),
+        dict(scores=torch.zeros(2, 19)),
+        dict(labels=torch.zeros(20)),
+        dict(valid=torch.ones(2, 20)),
+        dict(valid=torch.ones(1, 20, dtype=torch.bool)),
+    ],
+    ids=changed_argument,
+)
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+    op.refuses((*crowded_boxes(8), 0.5), **change)
+
+
+KERNELS = [
+    Kernel("pairs_kernel", dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64"),
+           dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32), 4)
+    for wide in ("fp32", "fp64")
+]  # fmt: skip
+KERNELS.append(Kernel("walk_kernel", dict(words="*i64", alive="*u8", N="i32", W="i32"), dict(BLOCK_W=32, BITS=32), 1))

@@ -1,43 +1,39 @@
-"""The op resize_normalize_pad: every implementation within rounding of the reference in float64, and of other libraries."""
+"""The op resize_normalize_pad: every form within rounding of the reference in float64, and of other libraries."""
+
+from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
+from op import (
+    Form,
+    Op,
+    assert_compiles_whole,
+    assert_no_syncs,
+    assert_same_bits_for_any_threads,
+    changed_argument,
+    for_each_device,
+    moved,
+)
+from torch import Tensor
 
-import detops
-from detops.portable.resize_normalize_pad import resize_normalize_pad as portable
-from detops.reference.resize_normalize_pad import resize_normalize_pad as reference
 from detops.reference.resize_normalize_pad import weights
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("resize_normalize_pad")
+
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 # Of the result, which is within +-3: of float32 twelve roundings, of the others their own last one.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1.1e-3, torch.bfloat16: 8.5e-3}
 
 
-def op(*args):
-    return torch.ops.detops.resize_normalize_pad(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.resize_normalize_pad import resize_normalize_pad
-
-    return resize_normalize_pad(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def pixels(g, channels, height, width, storage):
+def pixels(g: torch.Generator, channels: int, height: int, width: int, storage: str) -> Tensor:
     """A random image (C, H, W), stored in one of the ways that users' images are."""
 
-    def draw(*shape):
+    def draw(*shape: int) -> Tensor:
         return torch.randint(256, shape, dtype=torch.uint8, generator=g)
 
     if storage == "planar":
@@ -57,34 +53,36 @@ def pixels(g, channels, height, width, storage):
 
 STORAGES = ["planar", "interleaved", "of RGBA", "cut out", "columns first", "every second", "expanded"]
 sides = st.integers(1, 40)
+Image = tuple[int, int, int, str, int, int]  # channels, height, width, storage; height and width in the batch
 scenes = st.lists(
     st.tuples(st.sampled_from([1, 3]), sides, sides, st.sampled_from(STORAGES), sides, sides), min_size=1, max_size=4
 )
 
 
-def batch_of(seed, scene, padding=(0, 0)):
+def batch_of(
+    seed: int, scene: Sequence[Image], padding: tuple[int, int] = (0, 0)
+) -> tuple[list[Tensor], list[int], int, int]:
     """Images, sizes, and the height and width of the batch."""
     g = torch.Generator().manual_seed(seed)
     images = [pixels(g, *row[:4]) for row in scene]
-    sizes = [side for row in scene for side in row[4:]]
+    sizes = [int(side) for row in scene for side in row[4:]]
     return images, sizes, max(sizes[::2]) + padding[0], max(sizes[1::2]) + padding[1]
 
 
-def assert_matches(implementation, args, dtype=torch.float32, device="cpu"):
-    expected = reference(*args, torch.float64)
-    images = [image.to(device) for image in args[0]]
-    batch = implementation(images, *args[1:], dtype)
+def assert_matches(form: Form, args: Any, dtype: torch.dtype = torch.float32, device: str = "cpu") -> None:
+    expected = op.reference(*args, torch.float64)
+    batch = form(*moved(args, device), dtype)
     assert batch.dtype == dtype
     assert batch.device.type == device
     tolerance = TOLERANCE[dtype]
-    if implementation is interpreted and dtype == torch.bfloat16:
+    if form.interpreted and dtype == torch.bfloat16:
         tolerance *= 2  # the interpreter cuts to bfloat16 where a GPU rounds
     torch.testing.assert_close(batch.double().cpu(), expected, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=15 if "triton" in name else 150, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=15 if form.interpreted else 150, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         scene=scenes,
@@ -93,14 +91,21 @@ def test_matches_reference(name):
         antialias=st.booleans(),
         dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16]),
     )
-    def check(seed, scene, padding, reverse_channels, antialias, dtype):
+    def check(
+        seed: int,
+        scene: list[Image],
+        padding: tuple[int, int],
+        reverse_channels: bool,
+        antialias: bool,
+        dtype: torch.dtype,
+    ) -> None:
         args = (*batch_of(seed, scene, padding), MEAN, STD, reverse_channels, antialias)
-        assert_matches(IMPLEMENTATIONS[name], args, dtype)
+        assert_matches(form, args, dtype)
 
     check()
 
 
-LARGE = {
+LARGE: dict[str, Sequence[Image]] = {
     "down": ((3, 300, 500, "interleaved", 97, 161), (3, 200, 90, "planar", 150, 67)),
     "up": ((3, 60, 45, "interleaved", 200, 151), (1, 30, 100, "planar", 61, 203)),
     "far down": ((3, 700, 900, "interleaved", 3, 2), (3, 1, 900, "planar", 1, 7)),
@@ -111,24 +116,24 @@ LARGE = {
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("case", LARGE)
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_large_images(name, case, antialias):
-    if "triton" in name and case == "far down" and antialias:
+@op.for_each_form
+def test_large_images(form: Form, case: str, antialias: bool) -> None:
+    if form.interpreted and case == "far down" and antialias:
         pytest.skip("hundreds of taps are too many for the interpreter")
-    assert_matches(IMPLEMENTATIONS[name], (*batch_of(1, LARGE[case], (3, 5)), MEAN, STD, True, antialias))
+    assert_matches(form, (*batch_of(1, LARGE[case], (3, 5)), MEAN, STD, True, antialias))
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_gpu_matches_reference(dtype, antialias):
+def test_gpu_matches_reference(dtype: torch.dtype, antialias: bool) -> None:
     for seed, case in enumerate(LARGE.values()):
         for reverse in (False, True):
             args = (*batch_of(seed, case, (3, 5)), MEAN, STD, reverse, antialias)
             assert_matches(op, args, dtype, device="cuda")
 
 
-def test_weights_by_hand():
+def test_weights_by_hand() -> None:
     """Four pixels to two: centres at 1 and 3. Two to four: centres at 1/4, 3/4, 5/4, 7/4."""
     half, quarter = [0.5, 0.5], [0.75, 0.25]
     assert weights(4, 2, False).tolist() == [[*half, 0, 0], [0, 0, *half]]
@@ -138,20 +143,20 @@ def test_weights_by_hand():
     torch.testing.assert_close(weights(4, 2, True), expected)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_by_hand(name):
+@op.for_each_form
+def test_by_hand(form: Form) -> None:
     image = torch.tensor([[[0, 100], [200, 100]], [[10, 10], [10, 10]], [[0, 0], [0, 4]]], dtype=torch.uint8)
-    batch = IMPLEMENTATIONS[name]([image], [1, 1], 2, 3, [0.0, 1.0, 2.0], [1.0, 2.0, 4.0], False, False, torch.float32)
+    batch = form([image], [1, 1], 2, 3, [0.0, 1.0, 2.0], [1.0, 2.0, 4.0], False, False, torch.float32)
     assert batch.tolist() == [[[[100, 0, 0], [0, 0, 0]], [[4.5, 0, 0], [0, 0, 0]], [[-0.25, 0, 0], [0, 0, 0]]]]
-    batch = IMPLEMENTATIONS[name]([image], [1, 1], 1, 1, [0.0] * 3, [1.0] * 3, True, False, torch.float32)
+    batch = form([image], [1, 1], 1, 1, [0.0] * 3, [1.0] * 3, True, False, torch.float32)
     assert batch.flatten().tolist() == [1, 10, 100]
-    batch = IMPLEMENTATIONS[name]([image[1:2]], [1, 1], 1, 1, [0.0, 1.0, 2.0], [1.0] * 3, True, False, torch.float32)
+    batch = form([image[1:2]], [1, 1], 1, 1, [0.0, 1.0, 2.0], [1.0] * 3, True, False, torch.float32)
     assert batch.flatten().tolist() == [10, 9, 8]
 
 
 @pytest.mark.parametrize("antialias", [False, True])
 @pytest.mark.parametrize("size", [(20, 31), (70, 90), (37, 90), (5, 3)])
-def test_pytorch_agrees(size, antialias):
+def test_pytorch_agrees(size: tuple[int, int], antialias: bool) -> None:
     image = pixels(torch.Generator().manual_seed(2), 3, 37, 53, "interleaved")
     batch = op([image], size, *size, [0.0] * 3, [1.0] * 3, False, antialias, torch.float32)
     expected = F.interpolate(image[None].double(), size, mode="bilinear", antialias=antialias)
@@ -159,7 +164,7 @@ def test_pytorch_agrees(size, antialias):
 
 
 @pytest.mark.parametrize("size", [(20, 31), (70, 90), (37, 90), (5, 3), (37, 53)])
-def test_opencv_agrees_within_one_grey_level(size):
+def test_opencv_agrees_within_one_grey_level(size: tuple[int, int]) -> None:
     cv2 = pytest.importorskip("cv2", reason="needs opencv-python-headless")
     image = pixels(torch.Generator().manual_seed(3), 3, 37, 53, "interleaved")
     batch = op([image], size, *size, [0.0] * 3, [1.0] * 3, False, False, torch.float32)
@@ -168,7 +173,7 @@ def test_opencv_agrees_within_one_grey_level(size):
 
 
 @pytest.mark.parametrize("size", [(20, 31), (70, 90), (37, 90), (5, 3), (37, 53)])
-def test_pillow_agrees_within_one_grey_level(size):
+def test_pillow_agrees_within_one_grey_level(size: tuple[int, int]) -> None:
     """With antialias; Pillow rounds to whole grey levels after each of two passes."""
     image_module = pytest.importorskip("PIL.Image")
     np = pytest.importorskip("numpy")
@@ -180,37 +185,62 @@ def test_pillow_agrees_within_one_grey_level(size):
 
 
 @pytest.mark.parametrize("antialias", [False, True])
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 class TestIdentities:
-    def test_the_same_size_is_the_image(self, name, antialias):
+    def test_the_same_size_is_the_image(self, form: Form, antialias: bool) -> None:
         image = pixels(torch.Generator().manual_seed(5), 3, 9, 14, "interleaved")
-        batch = IMPLEMENTATIONS[name]([image], [9, 14], 9, 14, [0.0] * 3, [1.0] * 3, False, antialias, torch.float32)
+        batch = form([image], [9, 14], 9, 14, [0.0] * 3, [1.0] * 3, False, antialias, torch.float32)
         torch.testing.assert_close(batch[0], image.float(), rtol=1e-6, atol=0)
 
-    def test_storage_does_not_matter(self, name, antialias):
+    def test_storage_does_not_matter(self, form: Form, antialias: bool) -> None:
         planar = pixels(torch.Generator().manual_seed(6), 3, 17, 23, "planar")
         interleaved = planar.permute(1, 2, 0).contiguous().permute(2, 0, 1)
         columns_first = planar.transpose(1, 2).contiguous().transpose(1, 2)
         options = ([11, 29], 12, 32, MEAN, STD, True, antialias, torch.float32)
-        first, *others = (IMPLEMENTATIONS[name]([i], *options) for i in (planar, interleaved, columns_first))
+        first, *others = (form([i], *options) for i in (planar, interleaved, columns_first))
         for other in others:
             torch.testing.assert_close(other, first, rtol=1e-6, atol=1e-6)
 
-    def test_splitting_the_batch_changes_nothing(self, name, antialias):
+    def test_splitting_the_batch_changes_nothing(self, form: Form, antialias: bool) -> None:
         images, sizes, height, width = batch_of(7, [(3, 20, 30, "planar", 7, 9), (1, 8, 4, "planar", 12, 5)])
         options = (height, width, MEAN, STD, False, antialias, torch.float32)
-        whole = IMPLEMENTATIONS[name](images, sizes, *options)
-        parts = [IMPLEMENTATIONS[name]([images[b]], sizes[2 * b : 2 * b + 2], *options) for b in range(2)]
+        whole = form(images, sizes, *options)
+        parts = [form([images[b]], sizes[2 * b : 2 * b + 2], *options) for b in range(2)]
         assert torch.equal(whole, torch.cat(parts))
 
-    def test_grey_is_three_equal_channels(self, name, antialias):
+    def test_grey_is_three_equal_channels(self, form: Form, antialias: bool) -> None:
         grey = pixels(torch.Generator().manual_seed(8), 1, 17, 23, "planar")
         options = ([11, 29], 11, 29, MEAN, STD, True, antialias, torch.float32)
-        of_three = IMPLEMENTATIONS[name]([grey.expand(3, -1, -1).contiguous()], *options)
-        assert torch.equal(IMPLEMENTATIONS[name]([grey], *options), of_three)
+        of_three = form([grey.expand(3, -1, -1).contiguous()], *options)
+        assert torch.equal(form([grey], *options), of_three)
 
 
-def test_what_lies_around_an_image_is_never_read():
+def test_any_number_of_threads_gives_the_same_bits() -> None:
+    args = (*batch_of(10, LARGE["down"]), MEAN, STD, False, True, torch.float32)
+    assert_same_bits_for_any_threads(lambda: op(*args))
+
+
+TWO: list[Image] = [(3, 9, 8, "interleaved", 5, 7), (1, 5, 5, "planar", 6, 6)]
+
+
+@for_each_device
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_opcheck(device: str, dtype: torch.dtype) -> None:
+    op.check(*moved(batch_of(11, TWO), device), MEAN, STD, True, False, dtype)
+
+
+@for_each_device
+@pytest.mark.parametrize("antialias", [False, True])
+def test_no_host_sync_and_compiles_whole(device: str, antialias: bool) -> None:
+    calls = [
+        (*moved(batch_of(12, scene), device), MEAN, STD, True, antialias, torch.float16) for scene in (TWO, TWO[:1])
+    ]
+    for form in (op, op.portable):
+        assert assert_no_syncs(form, *calls[0]).shape == (2, 3, 6, 7)
+    assert_compiles_whole(op.overload, *calls)
+
+
+def test_what_lies_around_an_image_is_never_read() -> None:
     """Neither the fourth channel nor the rows and columns around it: NaN is not possible here, 0 against 255 is."""
     results = []
     for fill in (0, 255):
@@ -222,77 +252,37 @@ def test_what_lies_around_an_image_is_never_read():
     assert all(map(torch.equal, *results))
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
-    args = (*batch_of(10, LARGE["down"]), MEAN, STD, False, True, torch.float32)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(op(*args))
-    finally:
-        torch.set_num_threads(before)
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2])
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
-    images, *rest = batch_of(11, [(3, 9, 8, "interleaved", 5, 7), (1, 5, 5, "planar", 6, 6)])
-    images = [image.to(device) for image in images]
-    for dtype in (torch.float32, torch.bfloat16):
-        args = (images, *rest, MEAN, STD, True, False, dtype)
-        torch.library.opcheck(torch.ops.detops.resize_normalize_pad.default, args)
-
-
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
-    images, *rest = batch_of(12, [(3, 9, 8, "interleaved", 5, 7), (1, 5, 5, "planar", 6, 6)])
-    images = [image.to(device) for image in images]
-
-    def call(*images):
-        return op(list(images), *rest, MEAN, STD, True, False, torch.float16)
-
-    assert detops.count_syncs(call, *images) == 0
-    assert detops.count_syncs(portable, images, *rest, MEAN, STD, True, True, torch.float16) == 0
-    with FakeTensorMode() as mode:
-        assert call(*(mode.from_tensor(image) for image in images)).shape == (2, 3, 6, 7)
-    compiled = torch.compile(call, fullgraph=True, backend="aot_eager")
-    assert torch.equal(compiled(*images), call(*images))
-
-
 @pytest.mark.parametrize(
-    ("change", "message"),
+    "change",
     [
-        ({"images": [torch.zeros(3, 4, 4)]}, "images: expected uint8"),
-        ({"images": [torch.zeros(4, 4, dtype=torch.uint8)]}, "images: expected shape"),
-        ({"images": [torch.zeros(2, 4, 4, dtype=torch.uint8)]}, "images: expected shape"),
-        ({"images": [torch.zeros(3, 0, 4, dtype=torch.uint8)]}, "images: expected shape"),
-        ({"sizes": [4]}, "sizes: expected a height and a width"),
-        ({"sizes": [5, 4]}, "sizes: expected 1 to the size of the batch"),
-        ({"sizes": [4, 0]}, "sizes: expected 1 to the size of the batch"),
-        ({"mean": [0.0]}, "mean, std: expected three numbers"),
-        ({"dtype": torch.int64}, "dtype: expected float32"),
+        dict(images=[torch.zeros(3, 4, 4)]),
+        dict(images=[torch.zeros(4, 4, dtype=torch.uint8)]),
+        dict(images=[torch.zeros(2, 4, 4, dtype=torch.uint8)]),
+        dict(images=[torch.zeros(3, 0, 4, dtype=torch.uint8)]),
+        dict(sizes=[4]),
+        dict(sizes=[5, 4]),
+        dict(sizes=[4, 0]),
+        dict(mean=[0.0]),
+        dict(std=[1.0]),
+        dict(dtype=torch.int64),
     ],
+    ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change, message):
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
     """What reaches the C++ kernel without the public function is checked there too."""
-    args = dict(
-        images=[torch.zeros(3, 4, 4, dtype=torch.uint8)], sizes=[4, 4], height=4, width=4, mean=MEAN, std=STD,
-        reverse_channels=False, antialias=False, dtype=torch.float32,
-    )  # fmt: skip
-    with pytest.raises(RuntimeError, match=message):
-        op(*(args | change).values())
+    image = torch.zeros(3, 4, 4, dtype=torch.uint8)
+    op.refuses(([image], [4, 4], 4, 4, MEAN, STD, False, False, torch.float32), **change)
 
 
-@needs_triton
-@for_each_target
-def test_compiles_ahead_of_time(target):
-    cases = []
-    for dtype, antialias in (("fp32", False), ("fp16", True), ("bf16", False)):
-        types = dict(batch="*" + dtype, table="*i64", height="i32", width="i32")
-        types |= {f"{name}_{c}": "fp32" for name in ("scale", "shift") for c in range(3)}
-        cases.append(("resize_kernel", types, dict(ANTIALIAS=antialias, BLOCK_H=8, BLOCK_W=128), 4))
-    # Triton makes a constant of an argument that is 1, as the sides of a batch of one pixel are.
-    one = dict(height=1, width=1, ANTIALIAS=True, BLOCK_H=8, BLOCK_W=128)
-    cases.append(("resize_kernel", types, one, 4))
-    assert_compiles("resize_normalize_pad", cases, target)
+_TYPES = dict(table="*i64", height="i32", width="i32") | {
+    f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)
+}
+KERNELS = [
+    Kernel("resize_kernel", dict(batch="*" + dtype) | _TYPES, constants | dict(BLOCK_H=8, BLOCK_W=128), 4)
+    for dtype, constants in (
+        ("fp32", dict(ANTIALIAS=False)),
+        ("fp16", dict(ANTIALIAS=True)),
+        ("bf16", dict(ANTIALIAS=False)),
+        ("bf16", dict(ANTIALIAS=True, height=1, width=1)),  # Triton makes a constant of an argument that is 1
+    )
+]

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
+
 
 def in_order(
     boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None
@@ -12,7 +14,7 @@ def in_order(
     Returns:
         (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box counts.
     """
-    wide = torch.float64 if boxes.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(boxes)
     score = scores.where(~scores.isnan(), -torch.inf)
     order = score.sort(dim=1, descending=True, stable=True).indices
     box = boxes.to(wide).gather(1, order[..., None].expand(-1, -1, 4))

@@ -5,7 +5,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from detops.arguments import FLOATS, require_device, require_tensor
+from detops.arguments import FLOATS, accumulate_dtype, require_device, require_tensor
 from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor
 
 
@@ -93,7 +93,7 @@ def distribution_to_distances(logits: Tensor, reg_max: int = 16) -> Tensor:
         raise ValueError(f"reg_max: expected at least 1, got {reg_max!r}")
     if logits.dim() < 1 or logits.shape[-1] != 4 * (reg_max + 1):
         raise ValueError(f"logits: expected shape (..., {4 * (reg_max + 1)}), got {tuple(logits.shape)}")
-    x = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    x = logits.to(accumulate_dtype(logits))
     bins = torch.arange(reg_max + 1, dtype=x.dtype, device=x.device)
     sides: Tensor = x.unflatten(-1, (4, reg_max + 1)).softmax(-1)
     return (sides * bins).sum(-1)

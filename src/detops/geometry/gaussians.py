@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detops.arguments import FLOATS, INTEGERS, describe, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
-from detops.ragged.padded import Batch, as_padded
+from detops.ragged.padded import Batch, as_padded, exists
 
 
 class Gaussians(NamedTuple):
@@ -81,13 +81,13 @@ def check_gaussians(
 ) -> None:
     """Raise for the first box that the op would skip; reads values, so only in checked mode."""
     batch, count = centers.shape[:2]
-    exists = torch.ones(batch, count, dtype=torch.bool, device=maps.device)
+    real = torch.ones(batch, count, dtype=torch.bool, device=maps.device)
     if sizes is not None:
         wrong = ((sizes < 0) | (sizes > count)).nonzero()
         if len(wrong):
             b = int(wrong[0])
             raise ValueError(f"sample_sizes: sample {b} has {int(sizes[b])}, expected a value in 0 .. {count}")
-        exists = torch.arange(count, device=maps.device) < sizes[:, None]
+        real = exists(sizes, count)
     problems = [
         ("centers", centers, ~centers.isfinite().all(-1), "finite numbers"),
         (
@@ -101,7 +101,7 @@ def check_gaussians(
         outside = (labels < 0) | (labels >= maps.shape[1])
         problems.append((labels_name, labels, outside, f"a value in 0 .. {maps.shape[1] - 1}"))
     for name, value, wrong, expected in problems:
-        found = (wrong & exists).nonzero()
+        found = (wrong & real).nonzero()
         if len(found):
             b, n = found[0].tolist()
             where = f"box {n}" if labels_name == "heatmap_idxes" else f"sample {b}, box {n}"

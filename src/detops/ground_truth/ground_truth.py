@@ -67,6 +67,12 @@ class GroundTruth(GroundTruthSources):
         require_tensor("labels", self.labels, INTEGERS, "integers")
         require_shape("labels", self.labels, tuple(boxes.shape[:2]), "to match boxes")
         batch = len(boxes)
+        if self.ignored is not None:
+            require_tensor("ignored", self.ignored, FLOATS + INTEGERS, "numbers")
+            _require_rows("ignored", self.ignored, (batch, "M", 4))
+        if self.masks is not None:
+            require_tensor("masks", self.masks, (*FLOATS, *INTEGERS, torch.bool), "numbers or bools")
+            _require_rows("masks", self.masks, (*boxes.shape[:2], "H", "W"))
         for name, value, dtypes, shape in (
             ("sample_sizes", self.sample_sizes, INTEGERS, (batch,)),
             ("image_sizes", self.image_sizes, FLOATS + INTEGERS, (batch, 2)),
@@ -75,12 +81,6 @@ class GroundTruth(GroundTruthSources):
             if value is not None:
                 require_tensor(name, value, dtypes, "integers" if dtypes is INTEGERS else "numbers")
                 require_shape(name, value, shape, "to match boxes")
-        if self.ignored is not None:
-            require_tensor("ignored", self.ignored, FLOATS + INTEGERS, "numbers")
-            _require_rows("ignored", self.ignored, (batch, "M", 4))
-        if self.masks is not None:
-            require_tensor("masks", self.masks, (*FLOATS, *INTEGERS, torch.bool), "numbers or bools")
-            _require_rows("masks", self.masks, (*boxes.shape[:2], "H", "W"))
         for name, tensor in self._tensors().items():
             require_device(name, tensor, boxes, "boxes")
 

@@ -339,15 +339,13 @@ def _as_boxes(value: Any, where: str) -> Tensor:
 def _plain_xyxy(value: Any, where: str) -> tuple[Tensor, tuple[int, int] | None]:
     """Boxes (n, 4) xyxy as a plain tensor, and the size of the image where torchvision's `BoundingBoxes` know it."""
     form, canvas = getattr(value, "format", None), getattr(value, "canvas_size", None)
-    boxes = _as_boxes(value.as_subclass(Tensor) if isinstance(value, Tensor) else value, where)
     name = getattr(form, "name", form)
-    if name in (None, "XYXY"):
-        return boxes, canvas
+    if name not in (None, "XYXY", "XYWH", "CXCYWH"):
+        raise ValueError(f"{where}: expected BoundingBoxes of format XYXY, XYWH or CXCYWH, got {name}")
+    boxes = _as_boxes(value.as_subclass(Tensor) if isinstance(value, Tensor) else value, where)
     if name == "XYWH":
-        return torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1), canvas
-    if name == "CXCYWH":
-        return to_xyxy(boxes), canvas
-    raise ValueError(f"{where}: expected BoundingBoxes of format XYXY, XYWH or CXCYWH, got {name}")
+        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
+    return to_xyxy(boxes) if name == "CXCYWH" else boxes, canvas
 
 
 def _as_labels(value: Any, first_label: int, where: str) -> Tensor:

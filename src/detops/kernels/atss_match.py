@@ -9,6 +9,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels._boxes import overlap
+from detops.ragged.padded import exists
+
 BLOCK = 512  # anchors of a step
 NEVER = tl.constexpr(2**63 - 1)
 LOW = tl.constexpr(2**32 - 1)
@@ -71,10 +74,9 @@ def take_kernel(
         v1 = tl.load(anchor + 1, mask=there, other=0.0)
         u2 = tl.load(anchor + 2, mask=there, other=0.0)
         v2 = tl.load(anchor + 3, mask=there, other=0.0)
-        width = tl.maximum(tl.minimum(u2, x2) - tl.maximum(u1, x1), 0.0)
-        height = tl.maximum(tl.minimum(v2, y2) - tl.maximum(v1, y1), 0.0)
-        inter = width * height
-        iou = inter / ((u2 - u1) * (v2 - v1) + (x2 - x1) * (y2 - y1) - inter)
+        area, other_area = (u2 - u1) * (v2 - v1), (x2 - x1) * (y2 - y1)
+        inter, union = overlap(u1, v1, u2, v2, area, x1, y1, x2, y2, other_area)
+        iou = inter / union
         iou = tl.where(there & (iou >= 0), iou, 0.0)
         count = tl.maximum(slot, 1).to(tl.float32)
         top = tl.max(iou, 0)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
@@ -109,13 +111,13 @@ def atss_match(
         known = sides.prod(2).isfinite() & (sides >= 0).all(2)
         known = known & (gt_labels >= 0) & (gt_labels < num_classes)
         if sample_sizes is not None:
-            known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])
-        exists = known.to(torch.uint8).contiguous()
+            known = known & exists(sample_sizes, boxes)
+        alive = known.to(torch.uint8).contiguous()
         starts = tuple(sum(level_sizes[:i]) for i in range(len(level_sizes)))
         with torch.cuda.device_of(gt_boxes):
             take_kernel[(boxes, batch)](
-                anchor, starts, tuple(level_sizes), box, exists,
-                exists if valid is None else valid.to(torch.uint8).contiguous(), best, thresholds, count, boxes,
+                anchor, starts, tuple(level_sizes), box, alive,
+                alive if valid is None else valid.to(torch.uint8).contiguous(), best, thresholds, count, boxes,
                 LEVELS=len(level_sizes), TOPK=topk, HAS_VALID=valid is not None, BLOCK=BLOCK,
                 BLOCK_K=triton.next_power_of_2(topk * len(level_sizes)), num_warps=4,
             )  # fmt: skip

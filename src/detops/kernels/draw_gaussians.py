@@ -13,18 +13,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-EPS = tl.constexpr(1.1920928955078125e-07)  # of float32
+from detops.kernels._gaussians import EPS, gaussian, next_lane, reaches
+
 TILE = {"BLOCK_H": 16, "BLOCK_W": 32, "BLOCK_N": 64}
 NUM_WARPS = 1
-
-
-@triton.jit
-def profile(pixels, center, radius, factor, COMPUTE: tl.constexpr):
-    """One axis of one Gaussian at int `pixels`: its values, and which pixels its diameter covers."""
-    offset = pixels.to(tl.float64) - center
-    inside = (offset >= -radius - 0.5) & (offset <= radius + 0.5)
-    t = offset.to(COMPUTE) * (factor / (2 * radius + 1)).to(COMPUTE)
-    return tl.exp(-0.5 * t * t), inside
 
 
 @triton.jit
@@ -63,7 +55,6 @@ def draw_kernel(
     columns = left + tl.arange(0, BLOCK_W)
     rows = top + tl.arange(0, BLOCK_H)
     lanes = tl.arange(0, BLOCK_N)
-    components: tl.constexpr = 2 if ELLIPTICAL else 1
 
     size = N
     if HAS_SIZES:
@@ -75,39 +66,14 @@ def draw_kernel(
         hit = begin + lanes < size
         if HAS_LABELS:
             hit = hit & (tl.load(labels + box, mask=hit, other=-1).to(tl.int64) == c)
-        x = tl.load(centers + 2 * box, mask=hit, other=0).to(tl.float64)
-        y = tl.load(centers + 2 * box + 1, mask=hit, other=0).to(tl.float64)
-        rx = tl.load(radii + components * box, mask=hit, other=0).to(tl.float64)
-        ry = tl.load(radii + components * box + components - 1, mask=hit, other=0).to(tl.float64)
-        # A comparison with NaN is false, so NaN and infinity fall out here, as negative radii do.
-        hit = hit & (rx >= 0) & (rx < float("inf")) & (ry >= 0) & (ry < float("inf"))
-        hit = hit & (x > -float("inf")) & (x < float("inf")) & (y > -float("inf")) & (y < float("inf"))
-        hit = hit & (left - x <= rx + 0.5) & (left + BLOCK_W - 1 - x >= -rx - 0.5)
-        hit = hit & (top - y <= ry + 0.5) & (top + BLOCK_H - 1 - y >= -ry - 0.5)
-
-        lane = tl.min(tl.where(hit, lanes, BLOCK_N), 0)
+        hit = reaches(centers, radii, box, hit, left, top, ELLIPTICAL, BLOCK_H, BLOCK_W)
+        lane = next_lane(hit, lanes, -1, BLOCK_N)
         while lane < BLOCK_N:
-            # Read again rather than reduced out of the vectors: these lines are in the cache.
-            n = b * N + begin + lane
-            gx, in_x = profile(
-                columns,
-                tl.load(centers + 2 * n).to(tl.float64),
-                tl.load(radii + components * n).to(tl.float64),
-                factor,
-                COMPUTE,
-            )
-            gy, in_y = profile(
-                rows,
-                tl.load(centers + 2 * n + 1).to(tl.float64),
-                tl.load(radii + components * n + components - 1).to(tl.float64),
-                factor,
-                COMPUTE,
-            )
-            g = gy[:, None] * gx[None, :]
+            g, inside = gaussian(centers, radii, b * N + begin + lane, rows, columns, factor, ELLIPTICAL, COMPUTE)
             value = tl.where(g >= EPS, g * k_scale, 0.0).to(COMPUTE)
-            drawn = tl.where(in_y[:, None] & in_x[None, :] & (value > drawn), value, drawn)
+            drawn = tl.where(inside & (value > drawn), value, drawn)
             hits += 1
-            lane = tl.min(tl.where(hit & (lanes > lane), lanes, BLOCK_N), 0)
+            lane = next_lane(hit, lanes, lane, BLOCK_N)
 
     if hits > 0:
         pixel = heatmap + b * stride_b + c.to(tl.int64) * stride_c

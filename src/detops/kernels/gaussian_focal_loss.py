@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.kernels._softplus import log1p_of, power
 
 BLOCK = 2048
@@ -91,7 +92,7 @@ def gaussian_focal_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launch one program a block; arguments and meaning as in `detops.reference.gaussian_focal_loss`."""
-    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    compute = accumulate_dtype(logits)
     logits, target = logits.contiguous(), target.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     programs = triton.cdiv(logits.numel(), BLOCK)

@@ -9,7 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels.draw_gaussians import EPS, profile
+from detops.arguments import accumulate_dtype
+from detops.kernels._gaussians import EPS, gaussian, next_lane, reaches
 from detops.kernels.gaussian_focal_loss import cells
 
 TILE = {"BLOCK_H": 16, "BLOCK_W": 64, "BLOCK_N": 64}
@@ -58,7 +59,6 @@ def loss_kernel(
     columns = left + tl.arange(0, BLOCK_W)
     rows = top + tl.arange(0, BLOCK_H)
     lanes = tl.arange(0, BLOCK_N)
-    components: tl.constexpr = 2 if ELLIPTICAL else 1
 
     # The logits are on their way while the boxes are looked through.
     cell = rows[:, None].to(tl.int64) * W + columns[None, :]
@@ -74,35 +74,13 @@ def loss_kernel(
         box = b * N + begin + lanes
         hit = begin + lanes < size
         hit = hit & (tl.load(labels + box, mask=hit, other=-1).to(tl.int64) == c)
-        bx = tl.load(centers + 2 * box, mask=hit, other=0).to(tl.float64)
-        by = tl.load(centers + 2 * box + 1, mask=hit, other=0).to(tl.float64)
-        rx = tl.load(radii + components * box, mask=hit, other=0).to(tl.float64)
-        ry = tl.load(radii + components * box + components - 1, mask=hit, other=0).to(tl.float64)
-        # A comparison with NaN is false, so NaN and infinity fall out here, as negative radii do.
-        hit = hit & (rx >= 0) & (rx < float("inf")) & (ry >= 0) & (ry < float("inf"))
-        hit = hit & (bx > -float("inf")) & (bx < float("inf")) & (by > -float("inf")) & (by < float("inf"))
-        hit = hit & (left - bx <= rx + 0.5) & (left + BLOCK_W - 1 - bx >= -rx - 0.5)
-        hit = hit & (top - by <= ry + 0.5) & (top + BLOCK_H - 1 - by >= -ry - 0.5)
-        lane = tl.min(tl.where(hit, lanes, BLOCK_N), 0)
+        hit = reaches(centers, radii, box, hit, left, top, ELLIPTICAL, BLOCK_H, BLOCK_W)
+        lane = next_lane(hit, lanes, -1, BLOCK_N)
         while lane < BLOCK_N:
             n = b * N + begin + lane
-            gx, in_x = profile(
-                columns,
-                tl.load(centers + 2 * n).to(tl.float64),
-                tl.load(radii + components * n).to(tl.float64),
-                diameter_to_sigma_factor,
-                COMPUTE,
-            )
-            gy, in_y = profile(
-                rows,
-                tl.load(centers + 2 * n + 1).to(tl.float64),
-                tl.load(radii + components * n + components - 1).to(tl.float64),
-                diameter_to_sigma_factor,
-                COMPUTE,
-            )
-            g = gy[:, None] * gx[None, :]
-            target = tl.where(in_y[:, None] & in_x[None, :] & (g >= EPS) & (g > target), g, target)
-            lane = tl.min(tl.where(hit & (lanes > lane), lanes, BLOCK_N), 0)
+            g, inside = gaussian(centers, radii, n, rows, columns, diameter_to_sigma_factor, ELLIPTICAL, COMPUTE)
+            target = tl.where(inside & (g >= EPS) & (g > target), g, target)
+            lane = next_lane(hit, lanes, lane, BLOCK_N)
 
     weight = tl.full((), 1.0, COMPUTE)
     if HAS_WEIGHT:
@@ -134,7 +112,7 @@ def gaussian_focal_loss_from_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Launch one program a tile; meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
     batch, classes, height, width = logits.shape
-    compute = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    compute = accumulate_dtype(logits)
     logits = logits.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     programs = batch * classes * triton.cdiv(height, TILE["BLOCK_H"]) * triton.cdiv(width, TILE["BLOCK_W"])

@@ -10,6 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.geometry.boxes import in_order
+from detops.kernels._boxes import overlap
 
 BITS = 32  # boxes a word; words are int64, which spares the sign bit
 TILE = 32  # boxes per program of the first kernel
@@ -43,10 +44,8 @@ def pairs_kernel(
     v1 = tl.load(second + 1, mask=j < N, other=0)[None, :]
     u2 = tl.load(second + 2, mask=j < N, other=0)[None, :]
     v2 = tl.load(second + 3, mask=j < N, other=0)[None, :]
-    width = tl.maximum(tl.minimum(x2, u2) - tl.maximum(x1, u1), 0.0)
-    height = tl.maximum(tl.minimum(y2, v2) - tl.maximum(y1, v1), 0.0)
-    inter = width * height
-    union = (x2 - x1) * (y2 - y1) + (u2 - u1) * (v2 - v1) - inter
+    area, other_area = (x2 - x1) * (y2 - y1), (u2 - u1) * (v2 - v1)
+    inter, union = overlap(x1, y1, x2, y2, area, u1, v1, u2, v2, other_area)
     if DOUBLE:
         drops = inter / union > iou_threshold
     else:

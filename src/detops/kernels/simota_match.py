@@ -10,28 +10,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels._boxes import overlap
+from detops.ragged.padded import exists
+
 BLOCK_CELLS = 256  # cells of a step of a program that picks
 BLOCK_TILE = 32  # cells of a program that sums over classes, or resolves
 NEVER = tl.constexpr(2**63 - 1)
 INDEX_BITS = tl.constexpr(29)
 INDEX_MASK = tl.constexpr(2**29 - 1)
+LOG_FLOOR = tl.constexpr(-100.0)
+LOG_EPS = tl.constexpr(1e-8)
 
 
 @triton.jit
 def _log_terms(a, b):
-    """Logarithms of p and 1 - p, for p = sqrt(sigmoid(a) sigmoid(b)), each at least -100."""
+    """Logarithms of p and 1 - p, for p = sqrt(sigmoid(a) sigmoid(b)), each at least `LOG_FLOOR`."""
     a = tl.minimum(tl.maximum(a, -1e4), 1e4)
     b = tl.minimum(tl.maximum(b, -1e4), 1e4)
     soft_a = tl.maximum(-a, 0.0) + tl.log(1 + tl.exp(-tl.abs(a)))
     soft_b = tl.maximum(-b, 0.0) + tl.log(1 + tl.exp(-tl.abs(b)))
-    log_p = tl.maximum(-0.5 * (soft_a + soft_b), -100.0)
+    log_p = tl.maximum(-0.5 * (soft_a + soft_b), LOG_FLOOR)
     # With u = e^-a + e^-b + e^-a e^-b: 1 - p = u / (1 + u + sqrt(1 + u)). For large a and b u is left as a logarithm.
     ea = tl.exp(-tl.minimum(tl.maximum(a, -40.0), 80.0))
     eb = tl.exp(-tl.minimum(tl.maximum(b, -40.0), 80.0))
     u = ea + eb + ea * eb
     low = tl.minimum(a, b)
     log_u = tl.where(low > 30, -low + tl.log(1 + tl.exp(-tl.abs(a - b))), tl.log(u))
-    return log_p, tl.maximum(log_u - tl.log(1 + u + tl.sqrt(1 + u)), -100.0)
+    return log_p, tl.maximum(log_u - tl.log(1 + u + tl.sqrt(1 + u)), LOG_FLOOR)
 
 
 @triton.jit
@@ -55,10 +60,8 @@ def _iou(pred, mask, x1, y1, x2, y2, area):
     cy = tl.load(pred + 1, mask=mask, other=0.0)
     w = tl.load(pred + 2, mask=mask, other=0.0)
     h = tl.load(pred + 3, mask=mask, other=0.0)
-    width = tl.maximum(tl.minimum(x2, cx + 0.5 * w) - tl.maximum(x1, cx - 0.5 * w), 0.0)
-    height = tl.maximum(tl.minimum(y2, cy + 0.5 * h) - tl.maximum(y1, cy - 0.5 * h), 0.0)
-    inter = width * height
-    iou = inter / (area + w * h - inter)
+    inter, union = overlap(x1, y1, x2, y2, area, cx - 0.5 * w, cy - 0.5 * h, cx + 0.5 * w, cy + 0.5 * h, w * h)
+    iou = inter / union
     return tl.where((iou >= 0) & (iou <= 3e38), iou, 0.0)
 
 
@@ -224,7 +227,7 @@ def pick_kernel(
                         o = tl.load(objectness + b * A + a, mask=allowed, other=0.0)
                         log_p, log_q = _log_terms(value, o)
                         iou = _iou(pred + (b * A + a) * 4, allowed, x1, y1, x2, y2, area)
-                        cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + 1e-8)
+                        cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + LOG_EPS)
                         cost = tl.where((value == value) & (o == o), cost, float("nan"))
                         whole = cost + class_weight * tl.load(total + b * A + a, mask=allowed, other=0.0)
                         key = _rank(best, whole, a)
@@ -294,7 +297,7 @@ def resolve_kernel(
                     value = tl.load(logit, mask=contested, other=0.0).to(tl.float32)
                     log_p, log_q = _log_terms(value, o)
                     iou = _iou(pred + (b * A + a) * 4, contested, x1, y1, x2, y2, tl.load(box + 6))
-                    cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + 1e-8)
+                    cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + LOG_EPS)
                     cost = tl.where((value == value) & (o == o), cost, float("nan"))
                     lowest = tl.minimum(lowest, _rank(best, cost, tl.full((BLOCK,), 0, tl.int32) + n))
             rank = tl.where(contested, lowest, rank)
@@ -370,7 +373,7 @@ def _prepared(gt_boxes: Tensor, gt_labels: Tensor, sample_sizes: Tensor | None, 
     center, size = boxes[..., :2], boxes[..., 2:]
     valid = boxes.isfinite().all(2) & (size >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
     if sample_sizes is not None:
-        valid = valid & (torch.arange(boxes.shape[1], device=boxes.device) < sample_sizes[:, None])
+        valid = valid & exists(sample_sizes, boxes.shape[1])
     label = gt_labels.to(torch.float32).where(valid, -1)
     return torch.cat(
         [center, center - size / 2, center + size / 2, size.prod(-1, keepdim=True), label[..., None]], -1

@@ -5,9 +5,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels._boxes import overlap
+
 BLOCK = 256
 NUM_WARPS = 4
-LOWEST = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # share of a box's threshold from which an anchor is near
 
 
 @triton.jit
@@ -41,10 +43,9 @@ def region_kernel(
         top = tl.load(box + 1)
         right = tl.load(box + 2)
         bottom = tl.load(box + 3)
-        width = tl.minimum(x2, right) - tl.maximum(x1, left)
-        height = tl.minimum(y2, bottom) - tl.maximum(y1, top)
-        inter = tl.where(width > 0, width, 0.0) * tl.where(height > 0, height, 0.0)
-        iou = inter / (area + (right - left) * (bottom - top) - inter)
+        other_area = (right - left) * (bottom - top)
+        inter, union = overlap(x1, y1, x2, y2, area, left, top, right, bottom, other_area)
+        iou = inter / union
         around_x = tl.maximum(x2, right) - tl.minimum(x1, left)
         around_y = tl.maximum(y2, bottom) - tl.minimum(y1, top)
         apart_x = (x1 + x2 - left - right) * 0.5
@@ -73,7 +74,7 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
             worth,
             count,
             gt_boxes.shape[1],
-            LOWEST,
+            NEAR,
             HAS_VALID=valid is not None,
             BLOCK=BLOCK,
             num_warps=NUM_WARPS,

@@ -9,10 +9,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.kernels._iou_loss import iou_loss, share
 from detops.kernels._softplus import softplus
 
 BLOCK = 32  # cells of a program
+LOG_EPS = tl.constexpr(1e-8)
+IGNORED = tl.constexpr(-2)
 
 
 @triton.jit
@@ -59,7 +62,7 @@ def loss_kernel(
     source = output + b * stride_b + row.to(tl.int64) * stride_r
     sink = gradient + (b * R + row) * (5 + C)
 
-    counted = inside & (chosen != -2)
+    counted = inside & (chosen != IGNORED)
     logit = tl.load(source + 4 * stride_c, mask=counted, other=0.0).to(tl.float32)
     down, p = softplus(logit)
     wanted = tl.where(is_object, 1.0, 0.0)
@@ -95,7 +98,7 @@ def loss_kernel(
         g_w, g_h = g_w * iou_weight * pw, g_h * iou_weight * ph
         if USE_L1:
             away_x, away_y = x - (tx / side + 0.5), y - (ty / side + 0.5)
-            away_w, away_h = w - tl.log(tw / side + 1e-8), h - tl.log(th / side + 1e-8)
+            away_w, away_h = w - tl.log(tw / side + LOG_EPS), h - tl.log(th / side + LOG_EPS)
             away = tl.abs(away_x) + tl.abs(away_y) + tl.abs(away_w) + tl.abs(away_h)
             l1_sum += tl.sum(tl.where(positive, away, 0.0), 0)
             g_x += share(away_x, 0.0) - share(0.0, away_x)
@@ -176,4 +179,4 @@ def yolox_loss(
             start += output.shape[1]
             first_part += batch * count
     total = parts.to(torch.float64).sum(0)
-    return total if outputs[0].dtype == torch.float64 else total.to(torch.float32), gradients
+    return total.to(accumulate_dtype(outputs[0])), gradients

@@ -199,7 +199,9 @@ class _Losses(torch.autograd.Function):
         ctx.save_for_backward(*tensors, weight)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
         *tensors, weight = ctx.saved_tensors
         call, levels = ctx.call, ctx.call.num_levels
         gradients: list[Tensor | None] = [None] * len(tensors)

@@ -185,7 +185,9 @@ class _Fused(torch.autograd.Function):
         ctx.save_for_backward(*tensors)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * len(ctx.needs_input_grad)
         # The gradients leave with the first pass, so that only one of their size ever exists; a second pass over a
         # retained graph makes them again.
         gradients, ctx.gradients = ctx.gradients, None

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
@@ -51,7 +51,7 @@ def distribution_focal_loss(
     require_shape("target", target, tuple(pred.shape[:-1]), "to match pred")
     require_device("target", target, pred, "pred")
     last = pred.shape[-1] - 1
-    x = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    x = pred.to(accumulate_dtype(pred))
     y = target.detach().to(x.dtype)
     if is_checked():
         wrong = (~((y >= 0) & (y <= last))).nonzero()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from detops import ops
-from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.losses._fused import fused_loss, inverse
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
@@ -93,7 +93,7 @@ def gaussian_focal_loss(
         pos_weight = 0.0
     if from_logits and weight is None and negative_weight is None and reduction != "none":
         if (target.dtype != pred.dtype and target.dtype != torch.float32) or pred.dtype == torch.float64:
-            target = target.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+            target = target.to(accumulate_dtype(pred))
         op = partial(
             ops.gaussian_focal_loss,
             alpha=float(alpha),
@@ -149,7 +149,7 @@ def _elements(
     from_logits: bool,
 ) -> Tensor:
     """The loss of each cell, as PyTorch expressions under autograd."""
-    pred = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    pred = pred.to(accumulate_dtype(pred))
     target = target.to(pred.dtype)
     positive = target == 1
     fall = neg_weight * (1 - target).pow(gamma)

@@ -2,11 +2,10 @@
 
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from detops import ops
-from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.geometry.gaussians import as_gaussians, check_factor
 from detops.losses._fused import fused_loss, inverse
@@ -80,7 +79,7 @@ def gaussian_focal_loss_from_boxes(
         require_tensor("negative_weight", negative_weight, FLOATS, "a floating-point tensor")
         require_shape("negative_weight", negative_weight, (batch, *(1,) * (negative_weight.dim() == 4), height, width))
         require_device("negative_weight", negative_weight, logits, "logits")
-        wide = torch.float64 if logits.dtype == torch.float64 else torch.float32
+        wide = accumulate_dtype(logits)
         negative_weight = negative_weight.detach().to(wide).reshape(batch, height, width).contiguous()
     if is_checked():
         check_finite("logits", logits if negative_weight is None else logits.where(negative_weight[:, None] != 0, 0))

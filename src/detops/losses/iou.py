@@ -6,7 +6,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 Kind = Literal["iou", "giou", "diou", "ciou", "iou_squared"]
@@ -75,7 +75,7 @@ def box_iou_loss(
         raise ValueError(f"pred: expected shape (..., 4), got {tuple(pred.shape)}")
     require_shape("target", target, tuple(pred.shape), "to match pred")
     require_device("target", target, pred, "pred")
-    wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(pred)
     pred, target = pred.to(wide), target.detach().to(wide)
     moved = pred - target
     if box_format == "xyxy":

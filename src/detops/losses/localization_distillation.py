@@ -1,10 +1,9 @@
 """The distillation of a teacher's box distributions, as in LD."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 
@@ -56,7 +55,7 @@ def localization_distillation_loss(
     require_device("soft_target", soft_target, pred, "pred")
     if not temperature >= 1:
         raise ValueError(f"temperature: expected at least 1, got {temperature!r}")
-    wide = torch.float64 if pred.dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(pred)
     log_s = (pred.to(wide) / temperature).log_softmax(-1)
     log_t = (soft_target.detach().to(wide) / temperature).log_softmax(-1)
     divergence = F.kl_div(log_s, log_t, reduction="none", log_target=True).mean(-1)

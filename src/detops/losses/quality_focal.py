@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_device, require_shape, require_tensor
 from detops.losses.reduction import Reduction, check_reduction, reduce_loss
 
 
@@ -59,7 +59,7 @@ def quality_focal_loss(
     for name, value in (("labels", labels), ("scores", scores)):
         require_shape(name, value, tuple(pred.shape[:-1]), "to match pred")
         require_device(name, value, pred, "pred")
-    x = pred.to(torch.float64 if pred.dtype == torch.float64 else torch.float32)
+    x = pred.to(accumulate_dtype(pred))
     known = labels[..., None] == torch.arange(x.shape[-1], device=x.device)
     target = torch.where(known, scores.detach().to(x.dtype)[..., None], 0)
     loss = (target - x.sigmoid()).abs().pow(beta) * F.binary_cross_entropy_with_logits(x, target, reduction="none")

@@ -7,6 +7,9 @@ anchor or box, [number | index], so that ties go to the lower index.
 import torch
 from torch import Tensor
 
+from detops.portable._boxes import from_xyxy, iou
+from detops.ragged.padded import exists
+
 CHUNK_VALUES = 2**21  # pairs of a box and an anchor at once
 INSIDE = 0.01
 LOW = 2**32 - 1  # bits that hold an index
@@ -31,7 +34,7 @@ def atss_match(
     sides = box[..., 2:] - box[..., :2]
     known = sides.prod(2).isfinite() & (sides >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
     if sample_sizes is not None:
-        known = known & (torch.arange(boxes, device=device) < sample_sizes[:, None])
+        known = known & exists(sample_sizes, boxes)
     center = (anchor[:, :2] + anchor[:, 2:]) / 2
     lanes = torch.arange(count, device=device)
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
@@ -69,8 +72,5 @@ def atss_match(
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of xyxy boxes that broadcast against each other; 0 where it is not a number."""
-    sides = torch.minimum(first[..., 2:], second[..., 2:]) - torch.maximum(first[..., :2], second[..., :2])
-    inter = sides.clamp(min=0).prod(-1)
-    areas = (first[..., 2:] - first[..., :2]).prod(-1) + (second[..., 2:] - second[..., :2]).prod(-1)
-    return (inter / (areas - inter)).nan_to_num(0.0)
+    """IoU of boxes that broadcast against each other; 0 where it is not a number."""
+    return iou(from_xyxy(first), from_xyxy(second)).nan_to_num(0.0)

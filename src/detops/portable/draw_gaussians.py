@@ -3,7 +3,9 @@
 import torch
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.geometry.positions import position_dtype
+from detops.ragged.padded import exists
 
 EPS = torch.finfo(torch.float32).eps
 # Drawn Gaussians held at once, in map values: memory does not grow with the boxes. On 2 CPU cores 1 << 20 was
@@ -50,7 +52,7 @@ def draw_gaussians_(
         return
     device = heatmap.device
     position = position_dtype(device)
-    compute = torch.float64 if heatmap.dtype == torch.float64 else torch.float32
+    compute = accumulate_dtype(heatmap)
 
     xy = centers.to(position)  # (B, N, 2)
     r = (radii if radii.dim() == 3 else radii[..., None]).to(position).expand(batch, count, 2)
@@ -62,7 +64,7 @@ def draw_gaussians_(
         valid = valid & (label >= 0) & (label < classes)
         target = target + label
     if sample_sizes is not None:
-        valid = valid & (torch.arange(count, device=device) < sample_sizes[:, None])
+        valid = valid & exists(sample_sizes, count)
     xy, r = xy.where(valid[..., None], 0), r.where(valid[..., None], 0)
     target = target.where(valid, sample * classes)
 

@@ -4,6 +4,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
+
 
 def gaussian_focal_loss(
     logits: Tensor,
@@ -23,7 +25,7 @@ def gaussian_focal_loss(
     Returns:
         0-d sum, float64 for float64 logits, else float32; gradient like the logits, empty if not wanted.
     """
-    x = logits.to(torch.float64 if logits.dtype == torch.float64 else torch.float32)
+    x = logits.to(accumulate_dtype(logits))
     t = target.to(x.dtype)
     positive = t == 1
     if negative_weight is not None:

@@ -6,6 +6,7 @@ It does store the targets, as PyTorch's expressions cannot draw them on the way.
 import torch
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.portable.draw_gaussians import draw_gaussians_
 from detops.portable.gaussian_focal_loss import gaussian_focal_loss
 
@@ -26,7 +27,7 @@ def gaussian_focal_loss_from_boxes(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Sum and gradient; arguments and meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
-    dtype = torch.float64 if logits.dtype == torch.float64 else torch.float32
+    dtype = accumulate_dtype(logits)
     target = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     draw_gaussians_(target, centers, radii, labels, sample_sizes, diameter_to_sigma_factor, 1.0)
     weight = None if negative_weight is None else negative_weight[:, None]

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detops.geometry.boxes import in_order
+from detops.portable._boxes import from_xyxy, iou
 
 
 def nms_mask(
@@ -14,11 +15,7 @@ def nms_mask(
 ) -> Tensor:
     """Which boxes are kept; arguments and meaning as in `detops.reference.nms_mask`."""
     order, box, label, alive = in_order(boxes, scores, labels, valid)
-    low, high = box[..., :2], box[..., 2:]
-    area = (high - low).prod(-1)
-    sides = torch.minimum(high[:, :, None], high[:, None]) - torch.maximum(low[:, :, None], low[:, None])
-    inter = sides.clamp(min=0).prod(-1)  # (B, N, N)
-    drops = inter / (area[:, :, None] + area[:, None] - inter) > iou_threshold
+    drops = iou(from_xyxy(box[:, :, None]), from_xyxy(box[:, None])) > iou_threshold  # (B, N, N)
     if label is not None:
         drops = drops & (label[:, :, None] == label[:, None])
     drops = drops.triu(1)

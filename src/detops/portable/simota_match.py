@@ -11,10 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detops.portable._boxes import from_cxcywh, iou
+from detops.ragged.padded import exists
+
 CHUNK_VALUES = 2**21  # pairs of a box and a cell at once
 INDEX_BITS = 29
 NEVER = torch.iinfo(torch.int64).max
-LOG_FLOOR = -100.0
+LOG_FLOOR, LOG_EPS = -100.0, 1e-8
 
 
 def simota_match(
@@ -47,7 +50,7 @@ def simota_match(
         own, _ = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
         candidate = candidate | own.any(1)
         present.append(own.any(2))
-    exists = torch.cat(present, 1)  # (B, N): boxes with candidates of their own
+    has_own = torch.cat(present, 1)  # (B, N): boxes with candidates of their own
 
     most = min(max(1, math.floor(topk * k_scale)), num_cells)
     taken = torch.full_like(objectness, NEVER, dtype=torch.int64)  # key of the cheapest box
@@ -57,8 +60,8 @@ def simota_match(
         own, best = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
         iou = _iou(boxes[:, part, None], pred[:, None])  # (B, n, A)
         of_class = class_weight * _cost_of_labels(class_logits, objectness, gt_labels[:, part])
-        of_box = of_class - iou_weight * (iou + 1e-8).log()
-        allowed = own if own_candidates else candidate[:, None] & exists[:, part, None]
+        of_box = of_class - iou_weight * (iou + LOG_EPS).log()
+        allowed = own if own_candidates else candidate[:, None] & has_own[:, part, None]
         highest = iou.masked_fill(~allowed, 0).topk(min(topk, num_cells), dim=2).values
         k = (k_scale * highest.sum(2)).clamp(1, most).to(torch.int64)  # (B, n)
         by_cell = _key(~best, of_box + of_cell[:, None], torch.arange(num_cells, device=device))
@@ -71,7 +74,7 @@ def simota_match(
         place = ranked.indices.flatten(1)
         taken = taken.scatter_reduce(1, place, of_pick, "amin")
         times = times.scatter_add(1, place, picked.flatten(1).to(torch.int64))
-        cheapest = torch.minimum(cheapest, by_box.masked_fill(~exists[:, part, None], NEVER).amin(1))
+        cheapest = torch.minimum(cheapest, by_box.masked_fill(~has_own[:, part, None], NEVER).amin(1))
     if not own_candidates:
         taken = torch.where(times > 1, cheapest, taken)
     found = times > 0
@@ -88,9 +91,7 @@ def _parts(batch: int, count: int, num_cells: int) -> Iterator[slice]:
 def _valid(boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
     """(B, N) bool: boxes that may take cells."""
     valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2) & (labels >= 0) & (labels < num_classes)
-    if sample_sizes is None:
-        return valid
-    return valid & (torch.arange(boxes.shape[1], device=boxes.device) < sample_sizes[:, None])
+    return valid if sample_sizes is None else valid & exists(sample_sizes, boxes.shape[1])
 
 
 def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_only: bool) -> tuple[Tensor, Tensor]:
@@ -105,10 +106,7 @@ def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:
     """IoU of cxcywh boxes that broadcast against each other; 0 where it is not a number."""
-    low = torch.maximum(first[..., :2] - first[..., 2:] / 2, second[..., :2] - second[..., 2:] / 2)
-    high = torch.minimum(first[..., :2] + first[..., 2:] / 2, second[..., :2] + second[..., 2:] / 2)
-    inter = (high - low).clamp(min=0).prod(-1)
-    return (inter / (first[..., 2:].prod(-1) + second[..., 2:].prod(-1) - inter)).nan_to_num(0.0, 0.0, 0.0)
+    return iou(from_cxcywh(first), from_cxcywh(second)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _key(worse: Tensor, cost: Tensor, index: Tensor) -> Tensor:

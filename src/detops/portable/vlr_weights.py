@@ -3,8 +3,10 @@
 import torch
 from torch import Tensor
 
+from detops.portable._boxes import from_xyxy, iou
+
 CHUNK_VALUES = 2**21  # pairs at once
-LOWEST = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # share of a box's threshold from which an anchor is near
 
 
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
@@ -21,17 +23,10 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
 def _worth(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor:
     """The same of some boxes, at least one."""
     limit = threshold[..., None]
-    iou, diou = _overlaps(anchors.to(torch.float32), boxes[:, :, None].to(torch.float32))  # (B, N, A)
-    inside = (diou >= LOWEST * limit) & (diou < limit)  # false for a NaN
-    return iou.where(inside, 0).amax(1)
-
-
-def _overlaps(anchor: Tensor, box: Tensor) -> tuple[Tensor, Tensor]:
-    """IoU and DIoU of boxes that broadcast against each other."""
-    low, high = torch.maximum(anchor[..., :2], box[..., :2]), torch.minimum(anchor[..., 2:], box[..., 2:])
-    inter = (high - low).clamp(min=0).prod(-1)
-    areas = (anchor[..., 2:] - anchor[..., :2]).prod(-1) + (box[..., 2:] - box[..., :2]).prod(-1)
-    iou = inter / (areas - inter)
-    around = torch.maximum(anchor[..., 2:], box[..., 2:]) - torch.minimum(anchor[..., :2], box[..., :2])
-    apart = (anchor[..., :2] + anchor[..., 2:] - box[..., :2] - box[..., 2:]) / 2
-    return iou, iou - apart.square().sum(-1) / around.square().sum(-1)
+    anchor, box = from_xyxy(anchors.to(torch.float32)), from_xyxy(boxes[:, :, None].to(torch.float32))
+    overlap = iou(anchor, box)  # (B, N, A)
+    around = torch.maximum(anchor.high, box.high) - torch.minimum(anchor.low, box.low)
+    apart = (anchor.low + anchor.high - box.low - box.high) / 2
+    diou = overlap - apart.square().sum(-1) / around.square().sum(-1)
+    inside = (diou >= NEAR * limit) & (diou < limit)  # false for a NaN
+    return overlap.where(inside, 0).amax(1)

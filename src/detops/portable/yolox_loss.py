@@ -7,7 +7,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detops.arguments import accumulate_dtype
 from detops.portable._iou_loss import iou_loss
+
+LOG_EPS, IGNORED = 1e-8, -2
 
 
 def yolox_loss(
@@ -27,7 +30,7 @@ def yolox_loss(
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
     """Losses and gradients; arguments and meaning as in `detops.reference.yolox_loss`."""
-    wide = torch.float64 if outputs[0].dtype == torch.float64 else torch.float32
+    wide = accumulate_dtype(outputs[0])
     boxes, labels, cells, scale = gt_boxes.to(wide), gt_labels.to(torch.int64), cells.to(wide), scale.to(wide)
     total = torch.zeros(4, dtype=wide, device=index.device)
     gradients, start = [], 0
@@ -53,10 +56,10 @@ def yolox_loss(
         box_gradient = box_gradient * torch.cat([side.expand_as(pred[..., :2]), pred[..., 2:]], -1)
         box_gradient = box_gradient * iou_weight
 
-        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + 1e-8).log()], -1)
+        away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + LOG_EPS).log()], -1)
         if use_l1:
             box_gradient = box_gradient + away.sign()
-        counted = chosen != -2
+        counted = chosen != IGNORED
         logit, wanted = rows[..., 4].where(counted, 0), positive.to(wide)
         matched = iou[:, start:end].to(wide)
         known = labels.new_zeros(*label.shape, rows.shape[2] - 5).scatter(2, label[..., None], 1)  # (B, R, C)

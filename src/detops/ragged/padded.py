@@ -9,7 +9,7 @@ from torch import Tensor
 from detops.diagnostics.checked import is_checked
 from detops.ragged.batch import RaggedBatch
 
-Batch = RaggedBatch | Tensor | Sequence[Tensor]
+Batch = RaggedBatch | Tensor | Sequence[Any]  # a list has a tensor, an array or a list of numbers per image
 
 
 def as_padded(

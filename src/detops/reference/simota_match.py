@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 LOG_FLOOR = -100.0  # no logarithm of a probability is lower
+LOG_EPS = 1e-8  # added to an IoU before its logarithm
 
 
 def simota_match(
@@ -118,5 +119,5 @@ def costs(
     log_p, log_q = log_p.clamp(min=LOG_FLOOR), log_q.clamp(min=LOG_FLOOR)
     label = labels.long().clamp(0, a.shape[1] - 1)
     own = (log_q - log_p)[:, label].T  # (n, A)
-    cost = class_weight * (own - log_q.sum(1)) - iou_weight * (iou + 1e-8).log()
+    cost = class_weight * (own - log_q.sum(1)) - iou_weight * (iou + LOG_EPS).log()
     return cost.nan_to_num(torch.inf, torch.inf)

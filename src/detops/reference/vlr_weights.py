@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-LOWEST = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # share of a box's threshold from which an anchor is near
 
 
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
@@ -31,7 +31,7 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
             limit = threshold[b, n].double()
             for a, anchor in enumerate(anchors.double()):
                 iou, diou = overlaps(anchor, box)
-                if LOWEST * limit <= diou < limit and (valid is None or valid[b, a]):  # false for a NaN
+                if NEAR * limit <= diou < limit and (valid is None or valid[b, a]):  # false for a NaN
                     worth[b, a] = max(worth[b, a], iou)
     return worth
 

@@ -7,6 +7,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 EPS = 1e-16  # added to the union, and the least of other divisors
+LOG_EPS = 1e-8  # added to a size in cells before its logarithm
+IGNORED = -2  # in place of a box's index
 KINDS = ("iou_squared", "iou", "giou", "diou", "ciou")
 
 
@@ -66,13 +68,13 @@ def yolox_loss(
         rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
         total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable without an image too
         for b in range(len(rows)):
-            positive, counted = index[b] >= 0, index[b] != -2
+            positive, counted = index[b] >= 0, index[b] != IGNORED
             t, side = rows[b][positive], cell[positive, 2:]
             grid = cell[positive, :2] / side - 0.5
             target, label = gt_boxes[b].double()[index[b][positive]], gt_labels[b].long()[index[b][positive]]
             pred = torch.cat([(t[:, :2] + grid) * side, t[:, 2:4].exp() * side], 1)
             wanted = F.one_hot(label, rows.shape[2] - 5) * iou[b][positive].double()[:, None]
-            exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + 1e-8).log()], 1)
+            exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + LOG_EPS).log()], 1)
             pos_weight = None if class_pos_weight is None else class_pos_weight.double()
             total = total + torch.stack([
                 iou_loss(pred, target, KINDS[kind]).sum() * scale[0],

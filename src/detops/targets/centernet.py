@@ -5,7 +5,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from detops.arguments import renamed
+from detops.arguments import accumulate_dtype, renamed
 from detops.diagnostics.checked import unchecked
 from detops.geometry.levels import Size, require_fitting_sizes, require_size
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
@@ -165,7 +165,7 @@ def centernet_cells(
     label, sizes, count = targets.labels, targets.sample_sizes, targets.labels.shape[1]
     if sizes is None:
         sizes = torch.full((len(targets),), count, device=targets.device)
-    xyxy = targets.boxes.detach().to(torch.float64 if targets.boxes.dtype == torch.float64 else torch.float32)
+    xyxy = targets.boxes.detach().to(accumulate_dtype(targets.boxes))
 
     low, high = xyxy[..., :2], xyxy[..., 2:]  # (B, N, 2)
     image = _pair(image_size, xyxy)
@@ -224,7 +224,7 @@ def ignored_cells(
     if targets.ignored is None:
         return None
     regions = targets.ignored.detach()
-    regions = regions.to(torch.float64 if regions.dtype == torch.float64 else torch.float32)
+    regions = regions.to(accumulate_dtype(regions))
     scaled = regions * (_pair(feature_size, regions) / _pair(image_size, regions)).repeat(2)  # (B, M, 4), cells
     within = []
     for axis, size in ((1, feature_size[0]), (0, feature_size[1])):

@@ -1,0 +1,33 @@
+"""The IoU of boxes in whole-batch PyTorch, which several ops share."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Boxes(NamedTuple):
+    """Boxes by their corners (..., 2) and areas (...)."""
+
+    low: Tensor
+    high: Tensor
+    area: Tensor
+
+
+def from_xyxy(boxes: Tensor) -> Boxes:
+    """Split boxes (..., 4)."""
+    low, high = boxes[..., :2], boxes[..., 2:]
+    return Boxes(low, high, (high - low).prod(-1))
+
+
+def from_cxcywh(boxes: Tensor) -> Boxes:
+    """Split boxes (..., 4) of centre and size."""
+    center, size = boxes[..., :2], boxes[..., 2:]
+    return Boxes(center - size / 2, center + size / 2, size.prod(-1))
+
+
+def iou(first: Boxes, second: Boxes) -> Tensor:
+    """IoU of boxes that broadcast against each other; not finite where both are without area, or where a number is."""
+    sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
+    inter = sides.clamp(min=0).prod(-1)
+    return inter / (first.area + second.area - inter)

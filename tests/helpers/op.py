@@ -1,0 +1,224 @@
+"""What the tests of all ops share: an op in all its forms, and checks that hold for every op.
+
+The file of an op, tests/ops/test_NAME.py, says `op = Op("NAME")`, runs its tests over `op.forms`, and lists its kernels
+in `KERNELS`. Copy test_draw_gaussians.py.
+"""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor
+from torch._subclasses import FakeTensorMode
+from torch.utils._pytree import tree_flatten, tree_map_only
+
+import detops
+
+T = TypeVar("T")
+
+HAS_TRITON = importlib.util.find_spec("triton") is not None
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+for_each_device = pytest.mark.parametrize("device", DEVICES)
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+THREADS = (1, 2, 3, 5)
+
+
+class Tolerance(NamedTuple):
+    """How far a value may be off, as torch.testing.assert_close takes it."""
+
+    rtol: float
+    atol: float
+
+
+# Of losses and gradients that are computed in float32, or in float64 for float64, and rounded to the dtype.
+TOLERANCES = {
+    torch.float32: Tolerance(1e-4, 1e-5),
+    torch.float64: Tolerance(1e-6, 1e-7),
+    torch.float16: Tolerance(2e-3, 1e-3),
+    torch.bfloat16: Tolerance(1e-2, 1e-3),
+}
+
+
+class Form:
+    """One of the forms of an op; it is called as the op is."""
+
+    def __init__(self, name: str, call: Callable[..., Any]) -> None:
+        self.name = name
+        self.call = call
+
+    def __call__(self, *args: Any) -> Any:
+        return self.call(*args)
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def interpreted(self) -> bool:
+        """Whether Triton's interpreter runs it: slowly, and with float32 where other forms have float64."""
+        return self.name.startswith("triton")
+
+    def computes(self, dtype: torch.dtype) -> torch.dtype:
+        """The dtype by whose tolerance the results of inputs of `dtype` are judged."""
+        return torch.float32 if self.interpreted and dtype == torch.float64 else dtype
+
+
+class Op(Form):
+    """An op of `torch.ops.detops`, called through PyTorch's dispatcher, with all its other forms.
+
+    `forms` are what the tests run over: the portable one, the op itself (C++ on the CPU), and the Triton kernel by the
+    interpreter where there is no GPU to run it. `reference` is the definition that they are compared with.
+    """
+
+    def __init__(self, op: str) -> None:
+        self.overload = getattr(torch.ops.detops, op).default
+        super().__init__("C++", self.overload)
+        self.op = op
+        self.reference = Form("reference", _load("reference", op))
+        self.portable = Form("portable", _load("portable", op))
+        self.kernels: list[Form] = [self]  # the forms that read memory by themselves
+        if HAS_TRITON and not torch.cuda.is_available():  # imported when it is called, as detops does
+            self.kernels.append(Form("triton, interpreted", lambda *args: _load("kernels", op)(*args)))
+        self.forms: list[Form] = [self.portable, *self.kernels]
+
+    @property
+    def for_each_form(self) -> pytest.MarkDecorator:
+        """Run a test with each form, as its argument `form`."""
+        return pytest.mark.parametrize("form", self.forms, ids=str)
+
+    @property
+    def for_each_kernel(self) -> pytest.MarkDecorator:
+        """Run a test with each form that reads memory by itself: where PyTorch does, an index out of range raises."""
+        return pytest.mark.parametrize("form", self.kernels, ids=str)
+
+    def check(self, *args: Any) -> None:
+        """PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
+        torch.library.opcheck(self.overload, args)
+
+    def refuses(self, args: Sequence[Any], **change: Any) -> None:
+        """Called without the public function and with one argument changed, the op raises and names the argument."""
+        (name,) = change
+        names = [argument.name for argument in self.overload._schema.arguments]
+        assert name in names, f"{self.op} has no argument {name}"
+        self(*args)
+        with pytest.raises(RuntimeError, match=rf"\b{name}\b.*: expected"):
+            self.overload(**dict(zip(names, args, strict=False)) | change)
+
+
+def _load(package: str, op: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = getattr(importlib.import_module(f"detops.{package}.{op.rstrip('_')}"), op)
+    return function
+
+
+def moved(args: T, device: str) -> T:
+    """The same with all tensors, however nested, on a device."""
+    found: T = tree_map_only(Tensor, lambda tensor: tensor.to(device), args)
+    return found
+
+
+def assert_same_bits(actual: Any, expected: Any) -> None:
+    """All tensors of both are equal bit for bit: NaN is NaN, and -0 is not 0."""
+    ours, theirs = (tree_flatten(value)[0] for value in (actual, expected))
+    assert len(ours) == len(theirs) > 0
+    for mine, other in zip(ours, theirs, strict=True):
+        assert (mine.dtype, mine.shape, mine.device) == (other.dtype, other.shape, other.device)
+        assert torch.equal(_bits(mine), _bits(other)), f"{mine} has other bits than {other}"
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+
+
+@contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Let PyTorch use that many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def assert_same_bits_for_any_threads(call: Callable[[], Any]) -> None:
+    """However many threads there are, `call` returns the same bits."""
+    results = []
+    for count in THREADS:
+        with threads(count):
+            results.append(call())
+    for result in results[1:]:
+        assert_same_bits(result, results[0])
+
+
+def faked(call: Callable[..., T], *args: Any) -> T:
+    """What a call returns for tensors that have a shape and no values: it raises where a value is asked for."""
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return call(*tree_map_only(Tensor, mode.from_tensor, args))
+
+
+changed_argument = "/".join  # the name of a test's case `{argument: value}`
+
+
+def assert_no_syncs(call: Callable[..., Any], *args: Any) -> Any:
+    """No form of waiting for a device: none is counted, and no value is asked for.
+
+    Returns:
+        What the call returns for fake tensors, whose shapes are to be looked at.
+    """
+    assert detops.count_syncs(call, *args) == 0
+    return faked(call, *args)
+
+
+def assert_compiles_whole(
+    call: Callable[..., Any], *calls: tuple[Any, ...], backend: str = "aot_eager", rtol: float = 0.0, atol: float = 0.0
+) -> None:
+    """Compiled as one graph, `call` returns for each tuple of arguments what it returns without; at best of two sizes."""
+    assert calls
+    torch._dynamo.reset()  # what other tests compiled counts against the limit of recompilations
+    compiled = torch.compile(call, fullgraph=True, backend=backend)
+    for args in calls:
+        torch.testing.assert_close(compiled(*args), call(*args), rtol=rtol, atol=atol, equal_nan=True)
+
+
+def assert_replays_in_cuda_graph(step: Callable[[], Any]) -> None:
+    """Captured in a CUDA graph and replayed, `step` returns the same bits."""
+    expected = step()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = step()
+    for tensor in tree_flatten(captured)[0]:
+        tensor.zero_()
+    graph.replay()
+    assert_same_bits(captured, expected)
+
+
+def two_ranks(step: Callable[[int, int], T], folder: Path) -> tuple[T, list[T]]:
+    """Run `step(rank, ranks)` in a process group of one rank, and of two.
+
+    Args:
+        step: A function of a module's top level, as each of two ranks is a process of its own.
+        folder: An empty folder.
+
+    Returns:
+        What it returns as the only rank, and as each of two.
+    """
+    _run_rank(0, step, 1, str(folder))
+    mp.spawn(_run_rank, (step, 2, str(folder)), nprocs=2)
+    whole, *halves = (torch.load(folder / name) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt"))
+    return whole, halves
+
+
+def _run_rank(rank: int, step: Callable[[int, int], object], ranks: int, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store_{ranks}", rank=rank, world_size=ranks)
+    try:
+        torch.save(step(rank, ranks), f"{folder}/{rank}_of_{ranks}.pt")
+    finally:
+        dist.destroy_process_group()

@@ -3,7 +3,6 @@
 import ast
 import difflib
 import importlib
-import json
 import os
 import re
 import shutil
@@ -31,10 +30,13 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_public_signatures() -> None:
     """Names, parameters, defaults, types and public methods are as the file has them."""
-    found = signatures.as_text(signatures.public_signatures())
-    if json.loads(found) != json.loads(SIGNATURES.read_text()):
-        lines = (text.splitlines() for text in (SIGNATURES.read_text(), found))
-        diff = "\n".join(difflib.unified_diff(*lines, "tests/public_signatures.json", "the package", lineterm="", n=1))
+    expected, found = SIGNATURES.read_text(), signatures.as_text(signatures.public_signatures())
+    if found != expected:
+        diff = "\n".join(
+            difflib.unified_diff(
+                expected.splitlines(), found.splitlines(), SIGNATURES.name, "the package", lineterm="", n=1
+            )
+        )
         pytest.fail(
             f"The public interface has changed:\n{diff}\n\nIf that is meant, say so in CHANGELOG.md, and:\n"
             "    python tests/helpers/signatures.py > tests/public_signatures.json"

@@ -178,7 +178,7 @@ def test_no_masks(form: Form, compress: bool) -> None:
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=changed_argument)
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((*mask_scene(7), 0.5, True), **change)
 
 

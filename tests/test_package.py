@@ -29,7 +29,7 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_public_signatures() -> None:
-    """Names, parameters, defaults, types and public methods are as the file has them."""
+    """Names, parameters, defaults and public methods are as the file has them."""
     expected, found = SIGNATURES.read_text(), signatures.as_text(signatures.public_signatures())
     if found != expected:
         diff = "\n".join(
@@ -162,7 +162,7 @@ PLACES = {  # where an op stands, and what the file there says of it
     "src/detops/reference/{name}.py": r"^def {op}\(",
     "src/detops/portable/{name}.py": r"^def {op}\(",
     "src/detops/kernels/{name}.py": r"^def {op}\(",
-    "csrc/{name}.cpp": r'"{op}"',
+    "csrc/{name}.cpp": r'm\.impl\("{op}"',
     "tests/ops/test_{name}.py": r'^op = Op\("{op}"\)$',
     "src/detops/apps/bench/{name}.py": r"^def cases\(",
 }

@@ -51,7 +51,7 @@ def test_ray_gives_the_same_files(arguments: list[object], monkeypatch: pytest.M
     for name in ("results.jsonl", "results.json", "predict.json"):
         assert Path("ray", name).read_bytes() == Path("alone", name).read_bytes()
     assert sorted(path.name for path in Path("ray/images").iterdir()) == [f"ä{index:02}.jpg" for index in range(5)]
-    # What one of them began, the other goes on with.
+    # A run that one of them began is resumed by the other.
     whole = Path("ray/results.jsonl").read_bytes()
     for out, more in (("alone", ["--ray", "--workers", 2]), ("ray", [])):
         Path(out, "results.json").unlink()

@@ -1,71 +1,61 @@
-"""The signatures of everything public, as one JSON: python tests/helpers/signatures.py > tests/public_signatures.json."""
+"""The signatures of everything public, as tests/public_signatures.json keeps them.
+
+Run as a script, prints them: python tests/helpers/signatures.py > tests/public_signatures.json
+"""
 
 import importlib
 import inspect
 import json
-import re
 import sys
-from typing import Any
+from collections.abc import Callable, Iterator
 
 MODULES = ("detops", "detops.ragged")
 
-Signatures = dict[str, dict[str, Any]]
 
-
-def public_signatures() -> Signatures:
-    """For each public module its names, and for each name its signature, or those of a class's public methods."""
-    return {name: _of_module(importlib.import_module(name)) for name in MODULES}
-
-
-def as_text(signatures: Signatures) -> str:
-    """The contents of the file, a line per signature."""
-    return json.dumps(signatures, indent=1, ensure_ascii=False) + "\n"
-
-
-def _of_module(module: Any) -> dict[str, Any]:
-    return {name: _of(getattr(module, name)) for name in sorted(module.__all__)}
-
-
-def _of(thing: Any) -> Any:
-    if inspect.isclass(thing):
-        return {"()": _text(thing), **_methods(thing)}
-    return _text(thing) if callable(thing) else type(thing).__name__
-
-
-def _methods(cls: type) -> dict[str, str]:
-    """What its own classes define, not those of PyTorch and Python."""
+def public_signatures() -> dict[str, str]:
+    """Arguments and defaults of every public function, constructor and public method, and the properties, by name."""
     found: dict[str, str] = {}
-    for owner in cls.__mro__:
-        if owner.__module__.split(".")[0] != "detops":
-            continue
-        for name, value in vars(owner).items():
-            if name.startswith("_") and name not in ("__call__", "__len__", "__getitem__", "__iter__"):
-                continue
-            if isinstance(value, property):
-                found.setdefault(name, "property")
-            elif inspect.isroutine(value):
-                found.setdefault(name, _text(getattr(cls, name)))
-    return dict(sorted(found.items()))
+    classes: dict[type, str] = {}
+    for name in MODULES:
+        module = importlib.import_module(name)
+        for public in sorted(module.__all__):
+            value = getattr(module, public)
+            found[f"{name}.{public}"] = _arguments(value) if callable(value) else type(value).__name__
+            if value in classes:
+                found[f"{name}.{public}"] = classes[value]
+            elif inspect.isclass(value):
+                classes[value] = f"{name}.{public}"
+                found.update((f"{name}.{public}.{member}", text) for member, text in _members(value))
+    return found
 
 
-class _Plain(str):
-    """An annotation that is a string already, written without quotes."""
-
-    def __repr__(self) -> str:
-        return str(self)
+def as_text(signatures: dict[str, str]) -> str:
+    """The contents of the file, a line per signature."""
+    return json.dumps(signatures, indent=1) + "\n"
 
 
-def _text(thing: Any) -> str:
-    """The signature, with classes by their names alone and functions without their addresses."""
-    signature = inspect.signature(thing)
-    parameters = [p.replace(annotation=_plain(p.annotation)) for p in signature.parameters.values()]
-    text = str(signature.replace(parameters=parameters, return_annotation=_plain(signature.return_annotation)))
-    text = re.sub(r"<(?:built-in )?function (\w+)[^>]*>", r"\1", text)
-    return re.sub(r"\b(?:[a-z_]\w*\.)+(?=[A-Z])", "", text)
+def _members(cls: type) -> Iterator[tuple[str, str]]:
+    """What the package's own classes define, not those of PyTorch and Python."""
+    own = {name for owner in cls.__mro__ if owner.__module__.startswith("detops") for name in vars(owner)}
+    for name in sorted(name for name in own if not name.startswith("_")):
+        value = inspect.getattr_static(cls, name)
+        if isinstance(value, property):
+            yield name, "property"
+        elif callable(getattr(cls, name)):
+            yield name, _arguments(getattr(cls, name))
 
 
-def _plain(annotation: Any) -> Any:
-    return _Plain(annotation) if isinstance(annotation, str) else annotation
+def _arguments(function: Callable[..., object]) -> str:
+    """A signature without annotations, which Python's versions print in different ways."""
+    signature = inspect.signature(function)
+    plain = [_plain(parameter) for parameter in signature.parameters.values()]
+    return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))
+
+
+def _plain(parameter: inspect.Parameter) -> inspect.Parameter:
+    plain = parameter.replace(annotation=inspect.Parameter.empty)
+    # A function is printed with its address.
+    return plain.replace(default=plain.default.__name__) if inspect.isroutine(plain.default) else plain
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ class Picture:
 
 
 def _pil(module: str) -> Any:
-    return require(f"PIL.{module}", "Pillow", "targets")
+    return require(f"PIL.{module}", "Pillow")
 
 
 def unique_stems(file_names: list[str]) -> list[str]:
@@ -72,7 +72,7 @@ def heat_layer(heat: Tensor, size: tuple[int, int], extent: tuple[float, float])
     Returns:
         RGBA image: colour by the perceptual map "inferno", opacity by heat.
     """
-    matplotlib, numpy = require("matplotlib", "matplotlib", "targets"), require("numpy", "numpy", "targets")
+    matplotlib, numpy = require("matplotlib", "matplotlib"), require("numpy", "numpy")
     module = _pil("Image")
     gray = module.fromarray(numpy.asarray(heat.clamp(0, 1) * 255, dtype=numpy.uint8))
     box = (0, 0, heat.shape[1] * size[0] / extent[0], heat.shape[0] * size[1] / extent[1])

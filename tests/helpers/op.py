@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.spawn import spawn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 import detops
@@ -211,7 +211,7 @@ def two_ranks(step: Callable[[int, int], T], folder: Path) -> tuple[T, list[T]]:
         What it returns as the only rank, and as each of two.
     """
     _run_rank(0, step, 1, str(folder))
-    mp.spawn(_run_rank, (step, 2, str(folder)), nprocs=2)
+    spawn(_run_rank, (step, 2, str(folder)), nprocs=2)
     whole, *halves = (torch.load(folder / name) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt"))
     return whole, halves
 

@@ -35,7 +35,7 @@ CONSTANTS = [
 
 
 @pytest.mark.parametrize(("name", "modules", "source", "pattern"), CONSTANTS, ids=lambda part: part.split()[0])
-def test_all_forms_of_an_op_have_the_same_numbers(name, modules, source, pattern):
+def test_all_forms_of_an_op_have_the_same_numbers(name: str, modules: str, source: str, pattern: str) -> None:
     found = {}
     for module in modules.split():
         if HAS_TRITON or not module.startswith("kernels"):
@@ -50,7 +50,7 @@ def test_all_forms_of_an_op_have_the_same_numbers(name, modules, source, pattern
         assert value == found[modules.split()[0]], match[0]
 
 
-def test_the_iou_losses_have_the_same_numbers():
+def test_the_iou_losses_have_the_same_numbers() -> None:
     """Of their kinds: the op takes the number."""
     from detops.criteria.yolox import KINDS
     from detops.portable import _iou_loss as portable
@@ -68,7 +68,7 @@ def test_the_iou_losses_have_the_same_numbers():
 
 
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
-def test_all_forms_of_an_op_have_the_same_arguments(op):
+def test_all_forms_of_an_op_have_the_same_arguments(op: str) -> None:
     """An op is called by name."""
     declared = list(inspect.signature(getattr(detops.ops, op)).parameters)
     assert declared == [argument.name for argument in getattr(torch.ops.detops, op).default._schema.arguments]

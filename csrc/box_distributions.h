@@ -115,7 +115,7 @@ struct PositiveInputs {
     STD_TORCH_CHECK(channels % 4 == 0 && bins >= 2, "bbox_preds: expected 4 * bins channels, at least 8");
     for (size_t i = 0; i < bbox_preds.size(); ++i) {
       const Tensor& level = bbox_preds[i];
-      STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == batch && level.size(1) == channels &&
+      STD_TORCH_CHECK(has_shape(level, {batch, channels, -1, -1}) &&
                           level.scalar_type() == bbox_preds[0].scalar_type() && Map::holds(level.scalar_type()),
                       "bbox_preds: expected levels (B, 4 * bins, H, W) of one dtype");
       preds.emplace_back(level);
@@ -123,17 +123,13 @@ struct PositiveInputs {
       num_points += level.size(2) * level.size(3);
       if (soft_targets.empty()) continue;
       const Tensor& other = soft_targets[i];
-      bool same = other.dim() == 4 && Map::holds(other.scalar_type());
-      for (int64_t d = 0; same && d < 4; ++d) same = other.size(d) == level.size(d);
-      STD_TORCH_CHECK(same, "soft_targets: expected the shapes of bbox_preds");
+      STD_TORCH_CHECK(has_shape(other, {batch, channels, level.size(2), level.size(3)}) &&
+                          Map::holds(other.scalar_type()),
+                      "soft_targets: expected floating-point levels of the shapes of bbox_preds");
       soft.emplace_back(other);
     }
-    STD_TORCH_CHECK(points.dim() == 2 && points.size(0) == num_points && points.size(1) == 3 &&
-                        Reader::reads(points.scalar_type()),
-                    "points: expected shape (A, 3)");
-    STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(0) == batch && boxes.size(2) == 4 &&
-                        Reader::reads(boxes.scalar_type()),
-                    "boxes: expected shape (B, N, 4)");
+    STD_TORCH_CHECK(has_numbers(points, {num_points, 3}), "points: expected numbers of shape (A, 3)");
+    STD_TORCH_CHECK(has_numbers(boxes, {batch, -1, 4}), "boxes: expected numbers of shape (B, N, 4)");
     num_boxes = boxes.size(1);
     STD_TORCH_CHECK(box_kind >= kSquared && box_kind <= kCiou, "box_kind: expected 0 .. 4");
     STD_TORCH_CHECK(margin >= 0 && margin <= 1, "margin: expected 0 .. 1");
@@ -145,9 +141,7 @@ struct PositiveInputs {
   }
 
   void check_points(const Tensor& t, ScalarType type, const char* message) const {
-    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == batch && t.size(1) == num_points && t.scalar_type() == type &&
-                        t.is_contiguous(),
-                    message);
+    STD_TORCH_CHECK(has_shape(t, {batch, num_points}) && t.scalar_type() == type && t.is_contiguous(), message);
   }
 
   // The box of a point, or -1.

@@ -3,6 +3,7 @@
 // Runs of points are shared out among torch's threads. Each leaves its own sums, which are added in order, and writes
 // only elements of its own points: the number of threads changes nothing.
 #include "box_distributions.h"
+#include "labels.h"
 
 #include <array>
 #include <tuple>
@@ -34,7 +35,7 @@ struct Scores {
   std::vector<Map> levels;
   std::vector<void*> gradients;  // contiguous, or empty
   ScalarType type;
-  Reader labels;
+  Labels labels;
   std::optional<Reader> quality, weight;  // where they are given
   int64_t classes;
   double scale;
@@ -85,12 +86,12 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
       group.read(in.soft[task.level], task.b, rows, width, group.soft);
       group.distillation(in.temperature);
     }
-    double labels[kGroup];
+    int64_t labels[kGroup];
     bool any = false;
     for (int k = 0; k < count; ++k) {
       const int64_t n = in.box_of(task.b, in.starts[task.level] + rows[k]);
-      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n);
-      any |= labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes);
+      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n, scores.classes);
+      any |= labels[k] >= 0;
     }
     if (any) group.distributions();
     C highest[kGroup], poison[kGroup] = {};
@@ -110,14 +111,14 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
       const int64_t a = in.starts[task.level] + rows[k];
       const double of_region = in.region_of(task.b, a), ld = group.ld[k];
       if (of_region > 0) sums[5] += of_region * ld;
-      if (!(labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes))) continue;
-      const int64_t n = in.box_of(task.b, a), known = static_cast<int64_t>(labels[k]);
+      if (labels[k] < 0) continue;
+      const int64_t n = in.box_of(task.b, a);
       double w, x;
       if (scores.weight) {
-        w = scores.weight->at(task.b, a), x = scores.levels[task.level].at(task.b, rows[k], width, known);
+        w = scores.weight->at(task.b, a), x = scores.levels[task.level].at(task.b, rows[k], width, labels[k]);
       } else {
         w = 1 / (1 + std::exp(-static_cast<double>(highest[k]))) + static_cast<double>(poison[k]);
-        x = static_cast<double>(work.logits[known * kGroup + k]);
+        x = static_cast<double>(work.logits[labels[k] * kGroup + k]);
       }
       weights[task.b * in.num_points + a] = static_cast<float>(w);
       double quality;
@@ -132,19 +133,11 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
       double gradient;
       sums[0] += scores.scale * correction(x, quality, scores.loss, gradient);
       if (scores.gradients.empty()) continue;
-      const int64_t place = (task.b * scores.classes + known) * size + rows[k];
+      const int64_t place = (task.b * scores.classes + labels[k]) * size + rows[k];
       store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
     }
   });
   return sums;
-}
-
-std::optional<Reader> check_numbers(const std::optional<Tensor>& t, const PositiveInputs& in, const char* message) {
-  if (!t) return std::nullopt;
-  STD_TORCH_CHECK(t->dim() == 2 && t->size(0) == in.batch && t->size(1) == in.num_points &&
-                      Reader::reads(t->scalar_type()),
-                  message);
-  return Reader(*t);
 }
 
 Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tensor>& maps, const Tensor& labels,
@@ -154,36 +147,32 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
   STD_TORCH_CHECK(gradients.empty() || gradients.size() == maps.size(),
                   "class_gradients: expected as many levels as cls_scores has, or none");
   STD_TORCH_CHECK(scale.numel() == 1 && Reader::reads(scale.scalar_type()), "scale: expected one number");
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == in.batch && labels.size(1) == in.num_boxes &&
-                      Reader::reads(labels.scalar_type()),
-                  "labels: expected shape (B, N)");
-  Scores scores{{},
-                {},
-                maps[0].scalar_type(),
-                Reader(labels),
-                check_numbers(quality, in, "quality: expected shape (B, A)"),
-                check_numbers(weight, in, "weight: expected shape (B, A)"),
-                maps[0].dim() == 4 ? maps[0].size(1) : 0,
-                Reader(scale).at(0),
-                loss};
+  check_labels(labels, std::nullopt, in.batch, in.num_boxes, "labels");
+  for (const auto& [name, value] : {std::pair("quality", quality), std::pair("weight", weight)}) {
+    STD_TORCH_CHECK(!value || has_numbers(*value, {in.batch, in.num_points}), name,
+                    ": expected numbers of shape (B, A)");
+  }
+  const int64_t classes = maps[0].dim() == 4 ? maps[0].size(1) : 0;
+  Scores scores{{}, {}, maps[0].scalar_type(), Labels(labels, std::nullopt, in.num_boxes), reader_of(quality),
+                reader_of(weight), classes, Reader(scale).at(0), loss};
   for (size_t i = 0; i < maps.size(); ++i) {
     const Tensor& level = maps[i];
-    STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == in.batch && level.size(1) == scores.classes &&
-                        level.size(2) == in.heights[i] && level.size(3) == in.widths[i] &&
+    STD_TORCH_CHECK(has_shape(level, {in.batch, classes, in.heights[i], in.widths[i]}) &&
                         level.scalar_type() == scores.type && Map::holds(scores.type),
                     "cls_scores: expected levels (B, C, H, W) of one floating-point dtype, to match bbox_preds");
     scores.levels.emplace_back(level);
     if (gradients.empty()) continue;
-    bool same = gradients[i].dim() == 4 && gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type;
-    for (int64_t d = 0; same && d < 4; ++d) same = gradients[i].size(d) == level.size(d);
-    STD_TORCH_CHECK(same, "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
+    STD_TORCH_CHECK(has_shape(gradients[i], {in.batch, classes, in.heights[i], in.widths[i]}) &&
+                        gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type,
+                    "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
     scores.gradients.push_back(const_cast<Tensor&>(gradients[i]).mutable_data_ptr());
   }
   return scores;
 }
 
 template <class C>
-std::vector<Sums> run_all(const PositiveInputs& in, const Scores& scores, const std::vector<Task>& tasks, float* weights) {
+std::vector<Sums> run_all(const PositiveInputs& in, const Scores& scores, const std::vector<Task>& tasks,
+                          float* weights) {
   std::vector<Sums> parts(tasks.size());
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
     Work<C> work(in.bins, scores.classes);

@@ -136,9 +136,7 @@ std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_pred
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   in.check_points(weight, ScalarType::Float, "weight: expected a contiguous float32 tensor (B, A)");
   const int64_t levels = static_cast<int64_t>(in.starts.size());
-  STD_TORCH_CHECK(factors.dim() == 2 && factors.size(0) == 4 && factors.size(1) == levels &&
-                      Reader::reads(factors.scalar_type()),
-                  "factors: expected shape (4, L)");
+  STD_TORCH_CHECK(has_numbers(factors, {4, levels}), "factors: expected numbers of shape (4, L)");
   Factors read{static_cast<const float*>(weight.const_data_ptr()), {}};
   for (int64_t k = 0; k < 4 * levels; ++k) read.of_loss.push_back(Reader(factors).at(k / levels, k % levels));
   std::vector<Tensor> gradients;

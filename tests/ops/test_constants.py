@@ -28,8 +28,6 @@ CONSTANTS = [
      r"std::log\(target[^;]* / side \+ C\(NUMBER"),
     ("LOG_FLOOR", "reference.simota_match portable.simota_match kernels.simota_match", "simota_cost.h",
      r"log_p = p > NUMBER \? p : NUMBER;\s+.*log_q = q > NUMBER \? q : NUMBER;"),
-    ("MARGIN", "reference.positive_losses portable._box_distributions kernels._box_distributions",
-     "box_distributions.h", "double kTargetMargin = NUMBER"),
     ("NEAR", "reference.vlr_weights portable.vlr_weights kernels.vlr_weights", "vlr_weights.cpp", "float kNear = NUMBER"),
 ]  # fmt: skip
 
@@ -53,10 +51,12 @@ def test_all_forms_of_an_op_have_the_same_numbers(name: str, modules: str, sourc
 def test_the_iou_losses_have_the_same_numbers() -> None:
     """Of their kinds: the op takes the number."""
     from detops.criteria.yolox import KINDS
+    from detops.losses._dense import BOX_KINDS
     from detops.portable import _iou_loss as portable
     from detops.reference.yolox_loss import KINDS as NAMES
 
     assert [NAMES.index(name) for name in KINDS] == list(KINDS.values()) == list(range(5))
+    assert NAMES == BOX_KINDS
     names = {"iou_squared": "SQUARED", "iou": "PLAIN", "giou": "GIOU", "diou": "DIOU", "ciou": "CIOU"}
     assert {name: getattr(portable, constant) for name, constant in names.items()} == KINDS
     if HAS_TRITON:
@@ -65,6 +65,22 @@ def test_the_iou_losses_have_the_same_numbers() -> None:
         assert [kernels.SQUARED, kernels.PLAIN, kernels.GIOU, kernels.DIOU] == [0, 1, 2, 3]
     (order,) = re.findall(r"enum .*\{(.*)\}", (CSRC / "iou_loss.h").read_text())
     assert [name.split()[0].removeprefix("k").upper() for name in order.split(",")] == list(names.values())
+
+
+def test_the_class_losses_have_the_same_numbers() -> None:
+    from detops.losses._class_loss import CLASS_KINDS, ClassLoss
+    from detops.portable.positive_losses import CLASS_LOSSES
+    from detops.reference.positive_losses import CLASS_KINDS as NAMES
+
+    assert NAMES == CLASS_KINDS
+    for name, make in zip(CLASS_KINDS, CLASS_LOSSES, strict=True):
+        assert (make(0.3, 1.5).background, make(0.3, 1.5).background_exponent) == ClassLoss(name, 1.5, 0.3).background
+    if HAS_TRITON:
+        from detops.kernels import positive_losses as kernels
+
+        assert [getattr(kernels, name.upper()).value for name in NAMES] == list(range(len(NAMES)))
+    (order,) = re.findall(r"enum ClassKind .*\{(.*)\}", (CSRC / "positive_losses.cpp").read_text())
+    assert [name.strip().removeprefix("k").lower() for name in order.split(",")] == list(NAMES)
 
 
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))

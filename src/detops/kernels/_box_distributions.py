@@ -48,9 +48,10 @@ def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, 
     half = tl.where(s % 2 == 0, g_x, g_y) / 2
     by = tl.where(s % 2 == 0, g_w, g_h) + tl.where(s < 2, -half, half)
     exact = tl.where(s < 2, -away, away)
-    exact = tl.where(exact == exact, tl.minimum(tl.maximum(exact, 0.0), BINS - 1 - margin), exact)  # NaN stays
+    exact = tl.minimum(tl.maximum(exact, 0.0), BINS - 1 - margin)
     share = tl.maximum(1 - tl.abs(exact[:, None] - j), 0.0)
-    dfl = tl.sum(log_sum - tl.sum(share * tl.where(inside, raw, 0.0), 1), 0)
+    poison = tl.where(away == away, 0.0, away)  # tl.minimum and tl.maximum drop a NaN
+    dfl = tl.sum(log_sum - tl.sum(share * tl.where(inside, raw, 0.0), 1) + poison, 0)
     return 1 - plain, loss, dfl, by[:, None] * p * (j - distance[:, None]), p - share
 
 

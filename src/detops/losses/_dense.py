@@ -34,7 +34,7 @@ class Match(NamedTuple):
     points: Tensor
     boxes: Tensor
     labels: Tensor
-    index: Tensor
+    index: Tensor  # type: ignore[assignment]
     most: int
     valid: Tensor | None = None
     quality: Tensor | None = None
@@ -88,8 +88,10 @@ def level_losses(
     """
     kept, rest = split_scale(cls_scores[0], scale)
     # Backward reads boxes and labels again, and by then a caller may have loaded the next batch into the same memory.
-    points, boxes, labels, index, most, *others = match
-    tensors = (points, boxes.clone(), labels.clone(), index, *others, kept)
+    points, boxes, labels, index, most, valid, quality, weight, region = match
+    if weight is not None and weight is quality:
+        weight = weight.view_as(weight)  # torch.compile takes no tensor twice
+    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, kept)
     maps = (*cls_scores, *bbox_preds, *(level.detach() for level in soft_targets))
     with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in cls_scores)
     call = _Call(len(cls_scores), len(maps), losses, most)
@@ -115,7 +117,8 @@ class _Call(NamedTuple):
     def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Losses (6, L), weights (B, A), and gradients of the class logits, which are empty where none are wanted."""
         scores, preds, soft = self.split(tensors)
-        match, scale, (class_loss, box_kind, margin, temperature) = self.match(tensors), tensors[-1], self.losses
+        match, scale = self.match(tensors), tensors[-1]
+        class_loss, box_kind, margin, temperature = self.losses
         background, gradients, start = [], [], 0
         for level in scores:
             height, width = level.shape[2:]
@@ -123,9 +126,7 @@ class _Call(NamedTuple):
             if valid is not None:
                 valid = valid[:, start : start + height * width].unflatten(1, (height, width))
             start += height * width
-            total, gradient = background_loss(
-                level, class_loss, valid=valid, scale=scale, with_gradient=with_gradient
-            )
+            total, gradient = background_loss(level, class_loss, valid=valid, scale=scale, with_gradient=with_gradient)
             background.append(total)
             gradients.append(gradient)
         losses, weight = ops.positive_losses_(

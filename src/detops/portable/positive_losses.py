@@ -11,10 +11,10 @@ from detops.portable._box_distributions import at, distillation, level_at, sides
 
 
 class ClassLoss(NamedTuple):
-    """A class loss of p = sigmoid(x) towards q, and as background.
+    """A class loss, with p = sigmoid(x) of a logit x.
 
-        towards q       (by_quality * q + constant) * |q - p|^exponent * BCE(p, q)
-        as background   background * p^background_exponent * BCE(p, 0)
+    Towards q it is (by_quality * q + constant) * |q - p|^exponent * BCE(p, q), and as background
+    background * p^background_exponent * BCE(p, 0).
     """
 
     by_quality: float

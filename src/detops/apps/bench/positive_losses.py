@@ -22,17 +22,18 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         gradients = [torch.zeros_like(level) for level in scene.scores]
         index, target, *_ = scene.match()
-        quality, bce, giou, ciou = (*map(CLASS_KINDS.index, ("quality", "bce")), *map(BOX_KINDS.index, ("giou", "ciou")))
         for name, soft, given, class_kind, box_kind in (
-            ("GFL", [], None, quality, giou), ("LD", scene.soft, None, quality, giou),
-            ("task-aligned", [], target, bce, ciou),
-        ):  # fmt: skip
+            ("GFL", [], None, "quality", "giou"),
+            ("LD", scene.soft, None, "quality", "giou"),
+            ("task-aligned", [], target, "bce", "ciou"),
+        ):
             arguments: dict[str, Any] = {
                 "class_gradients": gradients, "cls_scores": scene.scores, "bbox_preds": scene.preds,
                 "soft_targets": soft, "points": scene.points(), "boxes": scene.boxes, "labels": scene.labels,
                 "index": index, "quality": given, "weight": given, "region": None,
-                "scale": torch.ones(1, device=device), "class_kind": class_kind, "box_kind": box_kind, "alpha": 0.25,
-                "gamma": 2.0, "temperature": 10.0, "margin": 0.1, "most": 45 * count,
+                "scale": torch.ones(1, device=device), "alpha": 0.25, "gamma": 2.0, "temperature": 10.0,
+                "class_kind": CLASS_KINDS.index(class_kind), "box_kind": BOX_KINDS.index(box_kind), "margin": 0.1,
+                "most": 45 * count,
             }  # fmt: skip
             ours, batched = partial(ops.positive_losses_, **arguments), partial(portable, **arguments)
             floor = partial(_copy, scene.scores)

@@ -46,8 +46,8 @@ def scene(seed, batch=2, counts=(4, 3, 0, 5)):
     return (*maps, boxes, labels)
 
 
-def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, normalize=False, ld=True):
-    """Four lists of losses a level, in float64."""
+def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, normalize=False, ld=True, ignored=None):
+    """Four lists of losses per level, in float64."""
     anchors = detops.grid_anchors(SHAPES, STRIDES)
     batch, found = len(boxes), []
     valid = torch.ones(batch, len(anchors), dtype=torch.bool)
@@ -55,6 +55,12 @@ def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, 
         corner = (anchors[:, :2] + anchors[:, 2:]) / 2
         for b, (height, width) in enumerate(image_sizes):
             valid[b] = (corner[:, 0] < width) & (corner[:, 1] < height)
+    for b, regions in enumerate(ignored or ()):
+        for a, (x1, y1, x2, y2) in enumerate(anchors.tolist()):
+            for left, top, right, bottom in regions.tolist():
+                width, height = min(x2, right) - max(x1, left), min(y2, bottom) - max(y1, top)
+                if max(width, 0) * max(height, 0) > 0.5 * (x2 - x1) * (y2 - y1):
+                    valid[b, a] = False
     for b in range(batch):
         found.append(
             atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid[b : b + 1], CLASSES, 9)[0][0]
@@ -132,6 +138,41 @@ def test_ld_equals_the_plain_head(padded, normalize):
         expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, image_sizes, normalize)
         assert set(got) == set(expected)
         assert_equal(got, expected, mine, theirs)
+
+
+@pytest.mark.parametrize("padded", [False, True])
+def test_ignored_regions_take_no_part(padded: bool) -> None:
+    sizes = [(64, 96), (40, 64), (64, 96), (33, 70)] if padded else None
+    regions = [torch.tensor([[0.0, 0, 60, 50]]), torch.tensor([[20.0, 4, 96, 64], [0, 0, 96, 30]]), torch.zeros(0, 4),
+               torch.tensor([[-200.0, -200, 300, 300]])]  # fmt: skip
+    for seed in range(4):
+        cls_scores, bbox_preds, soft, boxes, labels = scene(seed, batch=4)
+        truth = detops.GroundTruth.from_boxes(boxes, labels, ignored=regions, image_sizes=sizes)
+        for ld in (False, True):
+            mine, theirs = (leaves_of([*cls_scores, *bbox_preds]) for _ in range(2))
+            if ld:
+                got = detops.LDLoss(CLASSES, strides=STRIDES).level_losses(mine[:3], mine[3:], truth, soft_targets=soft)
+            else:
+                got = detops.GFLLoss(CLASSES, strides=STRIDES).level_losses(mine[:3], mine[3:], truth)
+            expected = plain_losses(theirs[:3], theirs[3:], soft, boxes, labels, sizes, ld=ld, ignored=regions)
+            assert_equal(got, expected, mine, theirs)
+            assert all((level.grad[3] == 0).all() for level in mine)  # all of the fourth image is ignored
+        found = detops.GFLLoss(CLASSES, strides=STRIDES).assign(cls_scores, truth)
+        assert (found.box_index[3] == -2).all()
+        assert not (found.box_index[2] == -2).any()
+        assert (found.box_index[:2] == -2).any(1).all()
+
+
+def test_image_sizes_of_the_targets_are_used_where_none_are_given() -> None:
+    cls_scores, bbox_preds, _, boxes, labels = scene(2)
+    sizes, other = [(64, 96), (33, 70)], [(50, 50), (64, 96)]
+    criterion = detops.GFLLoss(CLASSES, strides=STRIDES)
+    truth = detops.GroundTruth.from_boxes(boxes, labels, image_sizes=sizes)
+    for given, expected in ((None, sizes), (other, other)):
+        losses = criterion(cls_scores, bbox_preds, truth, given)
+        for name, value in criterion(cls_scores, bbox_preds, (boxes, labels), expected).items():
+            assert torch.equal(losses[name], value)
+    assert losses["loss_cls"] != criterion(cls_scores, bbox_preds, (boxes, labels))["loss_cls"]
 
 
 @pytest.mark.parametrize("portable", [False, True])

@@ -1,6 +1,7 @@
 """GroundTruth: the same boxes by every road, errors that name what is wrong, padding, and moves in one piece."""
 
 import copy
+import dataclasses
 import pickle
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -408,7 +409,7 @@ def whole() -> GroundTruth:
     """Ground truth with every field."""
     masks = [torch.rand(len(boxes), 3, 5) > 0.5 for boxes in BOXES]
     made = GroundTruth.from_boxes(BOXES, LABELS, ignored=BOXES[::-1], image_sizes=SIZES, masks=masks)
-    return GroundTruth(**made._tensors(), _cxcywh=made.cxcywh())
+    return made._replaced({"boxes": made.boxes, "_cxcywh": made.cxcywh()})
 
 
 def assert_same(truth: GroundTruth, other: GroundTruth) -> None:
@@ -535,6 +536,22 @@ def test_copies_pickles_and_trees() -> None:
         plain.boxes = plain.boxes  # type: ignore[misc]
 
 
+def test_replaced_boxes_are_the_boxes() -> None:
+    """The centres and sizes that came with rows are those of the old boxes."""
+    truth = GroundTruth.from_rows(rows(), 3, pad_to=2)
+    doubled = dataclasses.replace(truth, boxes=truth.boxes * 2)
+    assert torch.equal(doubled.cxcywh(), truth.cxcywh() * 2)
+    relabelled = dataclasses.replace(truth, labels=truth.labels + 1)
+    assert torch.equal(relabelled.cxcywh(), truth.cxcywh())
+    for same in (
+        truth.pad_to(5),
+        truth.pad_to(None, ignored=2),
+        truth._unpacked(*truth._packed(None)),
+        copy.copy(truth),
+    ):
+        assert torch.equal(same._cxcywh[:, :2], truth._cxcywh)  # type: ignore[index, arg-type]
+
+
 def test_what_it_says() -> None:
     assert repr(GroundTruth.from_boxes(BOXES, LABELS)) == "GroundTruth(3 images, padded to 2 boxes, on cpu)"
     also = "GroundTruth(3 images, padded to 2 boxes, on cpu, with image_sizes, ignored, masks)"
@@ -577,7 +594,7 @@ ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: TRUTH.from_dicts(first({"boxes": None})), ValueError,
      'targets: image 1: expected the key "boxes", got labels'),
     (lambda: TRUTH.from_dicts(transformers()), ValueError,
-     'targets: image 0: expected the key "labels", got boxes, class_labels, size, image_id'),
+     'targets: image 0: expected the key "labels", got boxes, class_labels, size, image_id; for Transformers\' labels, Gr'),
     (lambda: TRUTH.from_dicts(first({"boxes": torch.zeros(1, 5)})), ValueError,
      r'targets: image 1, "boxes": expected shape \(n, 4\), got \(1, 5\)'),
     (lambda: TRUTH.from_dicts(first({"boxes": [["a"]]})), TypeError, 'targets: image 1, "boxes": expected a tensor, an array'),

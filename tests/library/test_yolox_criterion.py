@@ -118,7 +118,7 @@ def test_each_loss_can_be_weighed_alone(use_l1: bool, dtype: torch.dtype) -> Non
     outputs, _, args = data(2, boxes=5)
     leaves = leaves_of([output.to(dtype) for output in outputs])
     levels = [leaf.detach().double().flatten(1, 3) for leaf in leaves]
-    truth = detops.GroundTruth(to_xyxy(args[4]), args[5], _cxcywh=args[4])
+    truth = detops.GroundTruth._of_cxcywh(args[4], args[5], None)
     losses, found = criterion(leaves, truth), criterion.assign(leaves, truth)
     assert list(losses) == ["loss_bbox", "loss_obj", "loss_cls"]
     assert found.num_positives > 5

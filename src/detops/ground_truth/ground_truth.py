@@ -1,7 +1,7 @@
 """`GroundTruth`: boxes, labels, ignored regions, sizes and masks of a batch of images, padded, in one type."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self
 
 import torch
@@ -58,7 +58,8 @@ class GroundTruth(GroundTruthSources):
     ignored: Tensor | None = None
     ignored_sizes: Tensor | None = None
     masks: Tensor | None = None
-    _cxcywh: Tensor | None = None  # boxes as they were given, so that no bit is lost on the way through xyxy
+    # Boxes as they were given, so that no bit is lost on the way through xyxy; `dataclasses.replace` leaves it out.
+    _cxcywh: Tensor | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
         boxes = require_tensor("boxes", self.boxes, FLOATS + INTEGERS, "numbers")
@@ -136,7 +137,7 @@ class GroundTruth(GroundTruthSources):
         if ignored is None:
             return made
         if made.ignored is None:
-            made = replace(made, ignored=made.boxes.new_zeros(len(made), 0, 4), ignored_sizes=None)
+            made = made._replaced({"ignored": made.boxes.new_zeros(len(made), 0, 4)})
         return made._padded("ignored_sizes", ("ignored",), ignored, "pad_ignored_to")
 
     def _padded(self, sizes_name: str, names: tuple[str, ...], count: int, what: str) -> Self:
@@ -155,7 +156,7 @@ class GroundTruth(GroundTruthSources):
                 new[name] = F.pad(value, room, value=fill) if count >= held else value[:, :count]
         if sizes is None:
             new[sizes_name] = torch.full((len(self),), min(held, count), device=self.device)
-        return replace(self, **new)
+        return self._replaced(new)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Copy to a device, in one piece.
@@ -164,8 +165,8 @@ class GroundTruth(GroundTruthSources):
             device: Where to.
             non_blocking: Whether the host goes on at once, as it may after `pin_memory()`.
         """
-        target = torch.device(device)
-        if target.type == self.device.type and (target.index is None or target == self.device):
+        target = torch.empty(0, device=device).device  # with the index that is meant where none is given
+        if target == self.device:
             return self
         if self.device.type != "cpu":
             return self._map(lambda tensor: tensor.to(target, non_blocking=non_blocking))
@@ -184,18 +185,25 @@ class GroundTruth(GroundTruthSources):
     def to_list(self) -> list[dict[str, Tensor]]:
         """Return torchvision's targets: a dict of "boxes" and "labels" (and "masks") per image, without padding.
 
-        Reads the sample sizes, and so waits for a device.
+        Ignored regions are left out. Reads the sample sizes, and so waits for a device.
         """
         sizes = [self.boxes.shape[1]] * len(self) if self.sample_sizes is None else self.sample_sizes.tolist()
         names = ("boxes", "labels") if self.masks is None else ("boxes", "labels", "masks")
         return [{name: getattr(self, name)[b, :size] for name in names} for b, size in enumerate(sizes)]
 
     def _tensors(self) -> dict[str, Tensor]:
-        found = {field.name: getattr(self, field.name) for field in fields(self)}
+        found = {one.name: getattr(self, one.name) for one in fields(self)}
         return {name: value for name, value in found.items() if isinstance(value, Tensor)}
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Self:
-        return replace(self, **{name: change(tensor) for name, tensor in self._tensors().items()})
+        return self._replaced({name: change(tensor) for name, tensor in self._tensors().items()})
+
+    def _replaced(self, new: dict[str, Tensor]) -> Self:
+        """The same with other tensors; where boxes are among them, `_cxcywh` has to be too, or it is dropped."""
+        made = replace(self, **{name: tensor for name, tensor in new.items() if name != "_cxcywh"})
+        cxcywh = new.get("_cxcywh", None if "boxes" in new else self._cxcywh)
+        object.__setattr__(made, "_cxcywh", cxcywh)
+        return made
 
     def _packed(self, place: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, dict[str, tuple[int, Tensor]]]:
         """All tensors in one buffer of bytes, and where each begins; no copy where they lie in one already."""
@@ -220,7 +228,7 @@ class GroundTruth(GroundTruthSources):
         return buffer, pieces
 
     def _unpacked(self, buffer: Tensor, pieces: dict[str, tuple[int, Tensor]]) -> Self:
-        return replace(self, **{name: _piece(buffer, start, like) for name, (start, like) in pieces.items()})
+        return self._replaced({name: _piece(buffer, start, like) for name, (start, like) in pieces.items()})
 
 
 def _require_rows(name: str, value: Tensor, shape: tuple[int | str, ...]) -> None:
@@ -239,16 +247,15 @@ def _piece(buffer: Tensor, start: int, like: Tensor) -> Tensor:
 
 
 def _flatten(value: GroundTruth) -> tuple[list[Any], tuple[str, ...]]:
-    given = {field.name: getattr(value, field.name) for field in fields(value)}
-    names = tuple(name for name, held in given.items() if held is not None)
-    return [given[name] for name in names], names
+    given = value._tensors()
+    return list(given.values()), tuple(given)
 
 
 def _unflatten(values: Any, names: tuple[str, ...]) -> GroundTruth:
     made = object.__new__(GroundTruth)  # unchecked, as tracers put other things than tensors in
     held = dict(zip(names, values, strict=True))
-    for field in fields(GroundTruth):
-        object.__setattr__(made, field.name, held.get(field.name))
+    for one in fields(GroundTruth):
+        object.__setattr__(made, one.name, held.get(one.name))
     return made
 
 

@@ -179,7 +179,16 @@ class GroundTruthSources:
             boxes, labels, sizes = _packed(image, cxcywh, label, num_images, pad_to)
         if normalized and size is not None:
             boxes = _scaled(boxes, size[:, None])
-        return cls(to_xyxy(boxes), labels, sizes, size, _cxcywh=boxes)  # type: ignore[call-arg]
+        return cls._of_cxcywh(boxes, labels, sizes, size)
+
+    @classmethod
+    def _of_cxcywh(
+        cls, boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, image_sizes: Tensor | None = None
+    ) -> Self:
+        """The ground truth of padded boxes (B, N, 4) cxcywh in pixels, which are kept as they are too."""
+        made = cls(to_xyxy(boxes), labels, sample_sizes, image_sizes)  # type: ignore[call-arg]
+        object.__setattr__(made, "_cxcywh", boxes)
+        return made
 
     @classmethod
     def from_transformers(
@@ -314,7 +323,8 @@ def _require_keys(target: Any, keys: tuple[str, ...], where: str) -> None:
     for key in keys:
         if key not in target:
             have = ", ".join(str(name) for name in target) or "nothing"
-            raise ValueError(f'{where}: expected the key "{key}", got {have}')
+            hint = "; for Transformers' labels, GroundTruth.from_transformers" if "class_labels" in target else ""
+            raise ValueError(f'{where}: expected the key "{key}", got {have}{hint}')
 
 
 def _as_tensor(value: Any, where: str) -> Tensor:

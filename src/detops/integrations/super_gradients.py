@@ -10,7 +10,6 @@ from detops.arguments import FLOATS, INTEGERS, require_shape, require_tensor
 from detops.assign.assignment import Assignment
 from detops.criteria.yolox import YOLOXLoss
 from detops.diagnostics.checked import is_checked
-from detops.geometry.boxes import to_xyxy
 from detops.geometry.levels import require_yolox_maps
 from detops.ground_truth import GroundTruth, Targets
 from detops.ground_truth.sources import check_rows, whole_labels
@@ -135,7 +134,7 @@ class YoloXDetectionLoss(nn.Module):
             require_tensor("targets", rows, FLOATS, "a RaggedBatch of floating-point numbers")
             require_shape("targets", rows, (batch, *rows.shape[1:2], 5), "to match model_output")
             boxes = rows[..., 1:].detach()
-            targets = GroundTruth(to_xyxy(boxes), whole_labels(rows[..., 0]), sizes, _cxcywh=boxes)
+            targets = GroundTruth._of_cxcywh(boxes, whole_labels(rows[..., 0]), sizes)
         elif isinstance(targets, Tensor):
             require_tensor("targets", targets, FLOATS + INTEGERS, "a tensor (T, 6), a RaggedBatch, or boxes and labels")
             if targets.dim() != 2 or targets.shape[1] != 6:

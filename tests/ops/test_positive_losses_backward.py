@@ -143,7 +143,7 @@ def test_many_megabytes(device: str) -> None:
     points = torch.cat([torch.rand(count, 2, generator=g) * 100, torch.full((count, 1), 8.0)], 1)
     weight, boxes = (index >= 0).float(), torch.tensor([[[10.0, 20, 90, 70]]])
     losses = BOX_KINDS.index("giou"), 1.0, 0.1
-    args = (preds, [], points, boxes, index, weight, None, torch.ones(4, 3), *losses, count)
+    args: Any = (preds, [], points, boxes, index, weight, None, torch.ones(4, 3), *losses, count)
     for _ in range(3):  # into memory that held the last gradients
         for gradient, slope in zip(op(*moved(args, device)), op.portable(*args), strict=True):
             torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-4, atol=1e-5)

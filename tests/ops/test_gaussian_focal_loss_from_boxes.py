@@ -325,11 +325,9 @@ def test_boxes_that_are_skipped(form: Form) -> None:
     got = form(*args, *STANDARD, True)
     empty = form(logits, *(t[:, :0] for t in (centers, radii, labels)), None, None, None, *STANDARD, True)
     torch.testing.assert_close(got, empty)
-    with (
-        detops.checked(),
-        pytest.raises(ValueError, match=r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"),
-    ):
-        ragged: Any = [detops.RaggedBatch(t, sample_sizes=args[4]) for t in (centers, radii, labels)]
+    ragged: Any = [detops.RaggedBatch(t, sample_sizes=args[4]) for t in (centers, radii, labels)]
+    message = r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"
+    with detops.checked(), pytest.raises(ValueError, match=message):
         detops.gaussian_focal_loss_from_boxes(logits, *ragged)
 
 

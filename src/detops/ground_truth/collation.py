@@ -39,6 +39,7 @@ def collate(
         ValueError: A sample has more boxes than `pad_to`, or shapes, dtypes or devices do not match.
 
     Example:
+        >>> import torch
         >>> sample = (torch.zeros(3, 8, 6), {"boxes": torch.tensor([[0.0, 0, 4, 4]]), "labels": torch.tensor([2])})
         >>> images, targets = collate([sample, sample], pad_to=5)
         >>> images.shape, targets

@@ -63,6 +63,7 @@ def gaussian_focal_loss_from_boxes(
             would be skipped, or a logit that is not finite.
 
     Example:
+        >>> import torch
         >>> logits = torch.full((1, 2, 8, 8), -2.0)
         >>> centers, radii, labels = torch.tensor([[[3, 3]]]), torch.tensor([[2]]), torch.tensor([[1]])
         >>> gaussian_focal_loss_from_boxes(logits, centers, radii, labels, avg_factor=1)

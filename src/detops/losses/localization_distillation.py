@@ -39,6 +39,7 @@ def localization_distillation_loss(
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:
+        >>> import torch
         >>> logits = torch.arange(17.0) / 4
         >>> localization_distillation_loss(logits, logits.flip(0))
         tensor(0.1759)

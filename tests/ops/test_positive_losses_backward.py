@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from detops.portable.positive_losses_backward import positive_losses_backward as portable
+from detops.reference.positive_losses import BOX_KINDS
 from detops.reference.positive_losses_backward import positive_losses_backward as reference
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -51,19 +52,23 @@ def test_matches_reference(name):
         region=st.booleans(),
         dtype=st.sampled_from(TYPES),
         channels_last=st.booleans(),
-        temperature=st.sampled_from([1.0, 10.0]),
+        losses=st.fixed_dictionaries(dict(
+            box_kind=st.sampled_from(BOX_KINDS),
+            temperature=st.sampled_from([1.0, 10.0]),
+            margin=st.sampled_from([0.1, 0.01]),
+        )),
     )
-    def check(dtype, temperature, **options):
+    def check(dtype, losses, **options):
         rtol, atol = TOLERANCES[torch.float32 if slow and dtype == torch.float64 else dtype]
-        compare(IMPLEMENTATIONS[name], box_gradient(scene(dtype=dtype, **options), temperature), rtol, atol)
+        compare(IMPLEMENTATIONS[name], box_gradient(scene(dtype=dtype, **options), **losses), rtol, atol)
 
     check()
 
 
 @pytest.mark.gpu
 def test_gpu_matches_reference():
-    for seed, dtype in enumerate(TYPES[:3]):
-        args = box_gradient(scene(seed, bins=17, region=True, dtype=dtype))
+    for seed, (dtype, kind) in enumerate(zip(TYPES, BOX_KINDS[1:], strict=True)):
+        args = box_gradient(scene(seed, bins=17, region=True, dtype=dtype), kind)
         rtol = max(TOLERANCES[dtype][0], 1e-3)
         for gradient, slope in zip(op(*moved(args, "cuda")), reference(*args), strict=True):
             torch.testing.assert_close(gradient.cpu().double(), slope.double(), rtol=rtol, atol=1e-3)
@@ -72,7 +77,7 @@ def test_gpu_matches_reference():
 @pytest.mark.parametrize("name", IMPLEMENTATIONS)
 def test_degenerate_boxes_and_broken_logits_elsewhere(name):
     data = scene(1, batch=1, boxes=4, region=True)
-    data["gt_boxes"] = torch.tensor([[[4.0, 4, 4, 4], [900, 900, 903, 903], [8, 8, 8, 30], [-5, -5, 1e4, 1e4]]])
+    data["boxes"] = torch.tensor([[[4.0, 4, 4, 4], [900, 900, 903, 903], [8, 8, 8, 30], [-5, -5, 1e4, 1e4]]])
     free = ((data["index"] < 0) & (data["region"] == 0))[0, : SIZES[0]]
     data["bbox_preds"][0].flatten(2)[0, :, free] = float("nan")
     gradients = IMPLEMENTATIONS[name](*box_gradient(data))
@@ -114,18 +119,18 @@ def test_indices_out_of_range_are_not_read(name):
     assert not gradients[0].flatten(2)[0, :, :3].any()
 
 
-def test_an_anchor_does_not_change_a_bit_of_another():
+def test_a_point_does_not_change_a_bit_of_another():
     """The C++ kernel computes a few together."""
     data = scene(5, bins=17, region=True)
-    preds, soft, cells, gt_boxes, index, weight, region, *rest = box_gradient(data)
-    together = op(preds, soft, cells, gt_boxes, index, weight, region, *rest)[0].flatten(2)
+    preds, soft, points, boxes, index, weight, region, *rest = box_gradient(data)
+    together = op(preds, soft, points, boxes, index, weight, region, *rest)[0].flatten(2)
     places = ((index >= 0) | (region > 0))[:, : SIZES[0]].nonzero().tolist()
     assert len(places) > 9
     for b, a in places:
         alone = torch.zeros(index.shape, dtype=torch.bool)
         alone[b, a] = True
         one = index.where(alone, -1), weight.where(alone, 0), region.where(alone, 0)
-        found = op(preds, soft, cells, gt_boxes, *one, *rest)[0].flatten(2)
+        found = op(preds, soft, points, boxes, *one, *rest)[0].flatten(2)
         assert torch.equal(found[b, :, a], together[b, :, a])
         assert found[b, :, a].any()
         found[b, :, a] = 0
@@ -141,9 +146,9 @@ def test_many_megabytes(device):
     count = sum(shape[2] * shape[3] for shape in shapes)
     index = torch.where(torch.rand(1, count, generator=g) < 0.001, 0, -1)
     index[0, -1] = 0
-    cells = torch.cat([torch.rand(count, 2, generator=g) * 100, torch.full((count, 1), 8.0)], 1)
+    points = torch.cat([torch.rand(count, 2, generator=g) * 100, torch.full((count, 1), 8.0)], 1)
     weight, boxes = (index >= 0).float(), torch.tensor([[[10.0, 20, 90, 70]]])
-    args = (preds, [], cells, boxes, index, weight, None, torch.ones(4, 3), 1.0, count)
+    args = (preds, [], points, boxes, index, weight, None, torch.ones(4, 3), BOX_KINDS.index("giou"), 1.0, 0.1, count)
     for _ in range(3):  # into memory that held the last gradients
         for gradient, slope in zip(op(*moved(args, device)), portable(*args), strict=True):
             torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-4, atol=1e-5)
@@ -171,7 +176,8 @@ def test_opcheck(device):
 def test_wrong_shapes_are_refused():
     args = list(box_gradient(scene(8)))
     for place, value, message in ((7, torch.ones(4, 2), "factors"), (5, torch.ones(2, 3), "weight"),
-                                  (4, args[4].int(), "index"), (1, args[1][:1], "soft_targets")):  # fmt: skip
+                                  (4, args[4].int(), "index"), (1, args[1][:1], "soft_targets"), (8, 5, "box_kind"),
+                                  (10, -0.1, "margin")):  # fmt: skip
         with pytest.raises(RuntimeError, match=message):
             op(*[value if i == place else arg for i, arg in enumerate(args)])
     assert len(op(*args)) == len(SHAPES)
@@ -181,11 +187,11 @@ def test_wrong_shapes_are_refused():
 @for_each_target
 def test_compiles_ahead_of_time(target):
     types = dict(preds="*fp16", preds_b="i64", preds_c="i64", preds_y="i64", preds_x="i64", soft="*fp16", soft_b="i64",
-                 soft_c="i64", soft_y="i64", soft_x="i64", gradient="*fp16", cells="*fp32", boxes="*fp32", index="*i64",
-                 weight="*fp32", region="*fp32", factors="*fp32", level="i32", L="i32", start="i32", R="i32", W="i32",
-                 A="i32", N="i32", temperature="fp32")  # fmt: skip
+                 soft_c="i64", soft_y="i64", soft_x="i64", gradient="*fp16", points="*fp32", boxes="*fp32",
+                 index="*i64", weight="*fp32", region="*fp32", factors="*fp32", level="i32", L="i32", start="i32", R="i32", W="i32",
+                 A="i32", N="i32", temperature="fp32", margin="fp32")  # fmt: skip
     cases = [
-        ("gradient_kernel", types, dict(BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
-        for on in (True, False)
-    ]  # fmt: skip
+        ("gradient_kernel", types, dict(BOX_KIND=kind, BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
+        for kind, on in ((BOX_KINDS.index("giou"), True), (BOX_KINDS.index("ciou"), False))
+    ]
     assert_compiles("positive_losses_backward", cases, target)

@@ -15,10 +15,12 @@ def main(name: str) -> Callable[..., Any]:
     return function
 
 
+@pytest.mark.slow
 def test_a_centernet_finds_most_boxes() -> None:
     assert main("train_centernet.py")(epochs=2) > 0.7
 
 
+@pytest.mark.slow
 def test_three_networks_learn() -> None:
     reached = main("distil_gfl.py")(steps=40)
     assert list(reached) == ["teacher", "student alone", "student, taught"]

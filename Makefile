@@ -20,8 +20,10 @@ help: ## list the targets
 demo: $(READY) ## generate data, draw its training targets, measure speed, train a detector
 	.venv/bin/detops demo
 
+# A quick run: make test ARGS="-m 'not slow'"
 test: $(TESTED) ## run the tests, on up to 4 cores
-	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist loadfile --durations 15 $(ARGS)
 
 check: $(READY) lint types test ## all that a change must pass
 

@@ -31,16 +31,12 @@ def run(code: str, **env: str) -> subprocess.CompletedProcess[str]:
 def test_public_signatures() -> None:
     """Names, parameters, defaults and public methods are as the file has them."""
     expected, found = SIGNATURES.read_text(), signatures.as_text(signatures.public_signatures())
-    if found != expected:
-        diff = "\n".join(
-            difflib.unified_diff(
-                expected.splitlines(), found.splitlines(), SIGNATURES.name, "the package", lineterm="", n=1
-            )
-        )
-        pytest.fail(
-            f"The public interface has changed:\n{diff}\n\nIf that is meant, say so in CHANGELOG.md, and:\n"
-            "    python tests/helpers/signatures.py > tests/public_signatures.json"
-        )
+    lines = difflib.unified_diff(expected.splitlines(), found.splitlines(), SIGNATURES.name, "detops", lineterm="", n=1)
+    diff = "\n".join(lines)
+    assert not diff, (
+        f"the public interface has changed:\n{diff}\n\nIf that is meant, say so in CHANGELOG.md, and:\n"
+        "    python tests/helpers/signatures.py > tests/public_signatures.json"
+    )
 
 
 @pytest.mark.parametrize("module", signatures.MODULES)
@@ -76,25 +72,18 @@ def imports(path: Path) -> Iterator[str]:
             yield (node.module or "").split(".")[0]
 
 
-# Beside Python itself, PyTorch and this package.
-MAY_IMPORT = {
-    "kernels": {"triton"},
-    "integrations": {"torchvision"},
-    "apps": None,  # anything
-    "cli.py": None,
-}
+USUAL = {"torch", "detops", *sys.stdlib_module_names}
+MORE = {"kernels": {"triton"}, "integrations": {"torchvision"}}
+BELOW_THE_APPS = sorted({path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {"apps", "cli.py"})
 
 
-@pytest.mark.parametrize("room", sorted(path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")))
-def test_what_a_room_imports(room: str) -> None:
-    """Below the apps no more than PyTorch, wherever the import stands."""
-    if room == "__pycache__" or (allowed := MAY_IMPORT.get(room, set())) is None:
-        return
+@pytest.mark.parametrize("room", [room for room in BELOW_THE_APPS if room != "__pycache__"])
+def test_below_the_apps_nothing_needs_an_extra(room: str) -> None:
+    """Wherever the import stands, in a function too."""
     files = [PACKAGE / room] if room.endswith(".py") else sorted((PACKAGE / room).rglob("*.py"))
     assert files
-    usual = {"torch", "detops", *sys.stdlib_module_names}
-    beyond = {(str(path.relative_to(PACKAGE)), name) for path in files for name in imports(path)}
-    assert sorted(pair for pair in beyond if pair[1] not in usual | allowed) == []
+    found = {(str(path.relative_to(PACKAGE)), name) for path in files for name in imports(path)}
+    assert sorted(pair for pair in found if pair[1] not in USUAL | MORE.get(room, set())) == []
 
 
 WRONG = {  # file -> an import that the layout forbids

@@ -172,6 +172,7 @@ def half_a_step(rank: int, ranks: int) -> list[torch.Tensor]:
     return [leaf.grad / ranks for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
     whole, halves = two_ranks(half_a_step, tmp_path)
     for gradient, *parts in zip(whole, *halves, strict=True):

@@ -432,6 +432,7 @@ def half_a_step(rank: int, ranks: int) -> list[list[torch.Tensor]]:
     return found
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
     whole, halves = two_ranks(half_a_step, tmp_path)
     for kind in (0, 1):

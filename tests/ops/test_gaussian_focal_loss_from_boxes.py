@@ -84,7 +84,7 @@ def test_matches_reference(form: Form) -> None:
         ),
     )
     def check(seed: int, shape: tuple[int, ...], boxes: int, factors: tuple[float, ...], **options: Any) -> None:
-        sizes = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))
+        sizes: dict[str, Any] = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))
         assert_matches(form, arguments(seed, boxes=boxes, **sizes, **options), factors)
 
     check()
@@ -247,8 +247,8 @@ def test_forms_of_the_batch(device: str) -> None:
     """Lists, ragged batches and padded tensors; channels last; a weight with or without a channel."""
     logits, centers, radii, labels, sizes, weight, _ = arguments(6, weighted=True)
     logits, weight = logits.to(device), weight.to(device)
-    ragged = [detops.RaggedBatch(t.to(device), sample_sizes=sizes.to(device)) for t in (centers, radii, labels)]
-    lists = [batch.split() for batch in ragged]
+    ragged: Any = [detops.RaggedBatch(t.to(device), sample_sizes=sizes.to(device)) for t in (centers, radii, labels)]
+    lists: Any = [batch.split() for batch in ragged]
     expected = detops.gaussian_focal_loss_from_boxes(logits, *ragged, negative_weight=weight)
     other = detops.gaussian_focal_loss_from_boxes(
         logits.to(memory_format=torch.channels_last), *lists, negative_weight=weight[:, None]
@@ -325,15 +325,10 @@ def test_boxes_that_are_skipped(form: Form) -> None:
     got = form(*args, *STANDARD, True)
     empty = form(logits, *(t[:, :0] for t in (centers, radii, labels)), None, None, None, *STANDARD, True)
     torch.testing.assert_close(got, empty)
-    with (
-        detops.checked(),
-        pytest.raises(ValueError, match=r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"),
-    ):
-        detops.gaussian_focal_loss_from_boxes(
-            logits,
-            detops.RaggedBatch(centers, sample_sizes=args[4]),
-            *(detops.RaggedBatch(t, sample_sizes=args[4]) for t in (radii, labels)),
-        )
+    ragged: Any = [detops.RaggedBatch(t, sample_sizes=args[4]) for t in (centers, radii, labels)]
+    message = r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"
+    with detops.checked(), pytest.raises(ValueError, match=message):
+        detops.gaussian_focal_loss_from_boxes(logits, *ragged)
 
 
 @pytest.mark.parametrize(

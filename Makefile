@@ -20,8 +20,10 @@ help: ## list the targets
 demo: $(READY) ## generate data, draw its training targets, measure speed, train a detector
 	.venv/bin/detops demo
 
+# A quick run: make test ARGS="-m 'not slow'"
 test: $(TESTED) ## run the tests, on up to 4 cores
-	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 \
+		--dist loadfile --durations 15 $(ARGS)
 
 check: $(READY) lint types test ## all that a change must pass
 
@@ -54,7 +56,7 @@ asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
 	DETOPS_ASAN=1 $(RUN) tools/kernels.py build/asan
 	DETOPS_LIBRARY=$$(echo build/asan/detops/_C*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
-		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/ops/test_%.py) -k "not triton and not portable and not ahead"
+		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/ops/test_%.py) -k "not triton and not portable"
 
 clean: ## remove what the targets made
 	rm -rf .venv build out src/*.egg-info src/detops/_C*

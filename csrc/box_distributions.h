@@ -1,6 +1,6 @@
-// Boxes as distributions of distances: the losses of a few anchors and their gradients, which positive_losses_ and
-// positive_losses_backward share. Anchors are taken in groups, whose sides lie next to each other: so a vector holds a bin of
-// all of them, and no sum goes across one. Boxes are in units of the anchor's stride, from its centre.
+// Boxes as distributions of distances: the losses of a few points and their gradients, which positive_losses_ and
+// positive_losses_backward share. Points are taken in groups, whose sides lie next to each other: so a vector holds a
+// bin of all of them, and no sum goes across one. Boxes are in strides of their point, and relative to it.
 #pragma once
 
 #include "common.h"
@@ -11,11 +11,9 @@
 
 namespace detops {
 
-constexpr double kTargetMargin = 0.1;  // by which targets stay below the last bin
-constexpr int64_t kAnchors = 1024;     // of a task
-
-constexpr int kGroup = 4;           // anchors of a group
-constexpr int kSides = 4 * kGroup;  // side s of anchor k is number s * kGroup + k
+constexpr int64_t kTaskPoints = 1024;  // points per task
+constexpr int kGroup = 4;              // points per group
+constexpr int kSides = 4 * kGroup;     // side s of point k is number s * kGroup + k
 
 // For each of kSides columns of x, exp(factor * x) over its sum goes to `p`, and the log of the sum to `log_sum`. A
 // logit that is not finite makes all of its column NaN.
@@ -50,16 +48,27 @@ class Map {
       : data_(t.const_data_ptr()), type_(t.scalar_type()), b_(t.stride(0)), c_(t.stride(1)), y_(t.stride(2)),
         x_(t.stride(3)) {}
 
-  // Channel c of cell k goes to to[place(c) + k]; `cells` are row-major numbers.
+  // Channel c of point k goes to to[place(c) + k]; `rows` number the map's points row by row.
   template <class C, class Place>
-  void read(int64_t b, const int64_t* cells, int64_t width, int64_t channels, C* to, const Place& place) const {
+  void read(int64_t b, const int64_t* rows, int64_t width, int64_t channels, C* to, const Place& place) const {
     int64_t first[kGroup];
-    for (int k = 0; k < kGroup; ++k) first[k] = b * b_ + cells[k] / width * y_ + cells[k] % width * x_;
+    for (int k = 0; k < kGroup; ++k) first[k] = b * b_ + rows[k] / width * y_ + rows[k] % width * x_;
     switch (type_) {
       case ScalarType::Float: return copy<float>(first, channels, to, place);
       case ScalarType::Double: return copy<double>(first, channels, to, place);
       case ScalarType::Half: return copy<Half>(first, channels, to, place);
       default: return copy<BFloat16>(first, channels, to, place);
+    }
+  }
+
+  // The same of one channel of one point.
+  double at(int64_t b, int64_t row, int64_t width, int64_t c) const {
+    const int64_t n = b * b_ + c * c_ + row / width * y_ + row % width * x_;
+    switch (type_) {
+      case ScalarType::Float: return static_cast<const float*>(data_)[n];
+      case ScalarType::Double: return static_cast<const double*>(data_)[n];
+      case ScalarType::Half: return static_cast<float>(static_cast<const Half*>(data_)[n]);
+      default: return static_cast<float>(static_cast<const BFloat16*>(data_)[n]);
     }
   }
 
@@ -83,20 +92,21 @@ class Map {
   int64_t b_, c_, y_, x_;
 };
 
-// What the two ops read, level by level.
-struct GflInputs {
-  std::vector<Map> preds, soft;  // `soft` is empty without a teacher
+// What both ops read.
+struct PositiveInputs {
+  std::vector<Map> preds, soft;  // of each level; `soft` is empty without a teacher
   std::vector<int64_t> heights, widths, starts;
-  Reader cells, boxes;
+  Reader points, boxes;
   const int64_t* index;
   const float* region;  // null without one
-  int64_t batch, anchors, num_boxes, bins;
-  double temperature;
+  int64_t batch, num_points, num_boxes, bins, box_kind;
+  double temperature, margin;
 
-  GflInputs(const std::vector<Tensor>& bbox_preds, const std::vector<Tensor>& soft_targets, const Tensor& cells,
-            const Tensor& gt_boxes, const Tensor& index, const std::optional<Tensor>& region, double temperature)
-      : cells(cells), boxes(gt_boxes), index(nullptr), region(nullptr), batch(0), anchors(0), num_boxes(0), bins(0),
-        temperature(temperature) {
+  PositiveInputs(const std::vector<Tensor>& bbox_preds, const std::vector<Tensor>& soft_targets, const Tensor& points,
+                 const Tensor& boxes, const Tensor& index, const std::optional<Tensor>& region, int64_t box_kind,
+                 double temperature, double margin)
+      : points(points), boxes(boxes), index(nullptr), region(nullptr), batch(0), num_points(0), num_boxes(0), bins(0),
+        box_kind(box_kind), temperature(temperature), margin(margin) {
     STD_TORCH_CHECK(!bbox_preds.empty() && bbox_preds[0].dim() == 4, "bbox_preds: expected levels (B, 4 * bins, H, W)");
     STD_TORCH_CHECK(soft_targets.empty() || soft_targets.size() == bbox_preds.size(),
                     "soft_targets: expected as many levels as bbox_preds has, or none");
@@ -105,96 +115,92 @@ struct GflInputs {
     STD_TORCH_CHECK(channels % 4 == 0 && bins >= 2, "bbox_preds: expected 4 * bins channels, at least 8");
     for (size_t i = 0; i < bbox_preds.size(); ++i) {
       const Tensor& level = bbox_preds[i];
-      STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == batch && level.size(1) == channels &&
+      STD_TORCH_CHECK(has_shape(level, {batch, channels, -1, -1}) &&
                           level.scalar_type() == bbox_preds[0].scalar_type() && Map::holds(level.scalar_type()),
                       "bbox_preds: expected levels (B, 4 * bins, H, W) of one dtype");
       preds.emplace_back(level);
-      heights.push_back(level.size(2)), widths.push_back(level.size(3)), starts.push_back(anchors);
-      anchors += level.size(2) * level.size(3);
+      heights.push_back(level.size(2)), widths.push_back(level.size(3)), starts.push_back(num_points);
+      num_points += level.size(2) * level.size(3);
       if (soft_targets.empty()) continue;
       const Tensor& other = soft_targets[i];
-      bool same = other.dim() == 4 && Map::holds(other.scalar_type());
-      for (int64_t d = 0; same && d < 4; ++d) same = other.size(d) == level.size(d);
-      STD_TORCH_CHECK(same, "soft_targets: expected the shapes of bbox_preds");
+      STD_TORCH_CHECK(has_shape(other, {batch, channels, level.size(2), level.size(3)}) &&
+                          Map::holds(other.scalar_type()),
+                      "soft_targets: expected floating-point levels of the shapes of bbox_preds");
       soft.emplace_back(other);
     }
-    STD_TORCH_CHECK(cells.dim() == 2 && cells.size(0) == anchors && cells.size(1) == 3 &&
-                        Reader::reads(cells.scalar_type()),
-                    "cells: expected shape (A, 3)");
-    STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(0) == batch && gt_boxes.size(2) == 4 &&
-                        Reader::reads(gt_boxes.scalar_type()),
-                    "gt_boxes: expected shape (B, N, 4)");
-    num_boxes = gt_boxes.size(1);
-    check_anchors(index, ScalarType::Long, "index: expected a contiguous int64 tensor (B, A)");
+    STD_TORCH_CHECK(has_numbers(points, {num_points, 3}), "points: expected numbers of shape (A, 3)");
+    STD_TORCH_CHECK(has_numbers(boxes, {batch, -1, 4}), "boxes: expected numbers of shape (B, N, 4)");
+    num_boxes = boxes.size(1);
+    STD_TORCH_CHECK(box_kind >= kSquared && box_kind <= kCiou, "box_kind: expected 0 .. 4");
+    STD_TORCH_CHECK(margin >= 0 && margin <= 1, "margin: expected 0 .. 1");
+    check_points(index, ScalarType::Long, "index: expected a contiguous int64 tensor (B, A)");
     this->index = static_cast<const int64_t*>(index.const_data_ptr());
     if (!region) return;
-    check_anchors(*region, ScalarType::Float, "region: expected a contiguous float32 tensor (B, A)");
+    check_points(*region, ScalarType::Float, "region: expected a contiguous float32 tensor (B, A)");
     this->region = static_cast<const float*>(region->const_data_ptr());
   }
 
-  void check_anchors(const Tensor& t, ScalarType type, const char* message) const {
-    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == batch && t.size(1) == anchors && t.scalar_type() == type &&
-                        t.is_contiguous(),
-                    message);
+  void check_points(const Tensor& t, ScalarType type, const char* message) const {
+    STD_TORCH_CHECK(has_shape(t, {batch, num_points}) && t.scalar_type() == type && t.is_contiguous(), message);
   }
 
-  // The box of an anchor, or -1.
+  // The box of a point, or -1.
   int64_t box_of(int64_t b, int64_t a) const {
-    const int64_t n = index[b * anchors + a];
+    const int64_t n = index[b * num_points + a];
     return n >= 0 && n < num_boxes ? n : -1;
   }
 
-  double region_of(int64_t b, int64_t a) const { return region == nullptr ? 0 : region[b * anchors + a]; }
+  double region_of(int64_t b, int64_t a) const { return region == nullptr ? 0 : region[b * num_points + a]; }
 };
 
-// A run of anchors of one image and level.
-struct GflTask {
+// A run of points of one image and level.
+struct Task {
   int64_t level, b, begin, end;
 };
 
-inline std::vector<GflTask> gfl_tasks(const GflInputs& in) {
-  std::vector<GflTask> tasks;
+inline std::vector<Task> tasks_of(const PositiveInputs& in) {
+  std::vector<Task> tasks;
   for (int64_t b = 0; b < in.batch; ++b) {
     for (size_t level = 0; level < in.starts.size(); ++level) {
       const int64_t size = in.heights[level] * in.widths[level];
-      for (int64_t begin = 0; begin < size; begin += kAnchors) {
-        tasks.push_back({static_cast<int64_t>(level), b, begin, std::min(size, begin + kAnchors)});
+      for (int64_t begin = 0; begin < size; begin += kTaskPoints) {
+        tasks.push_back({static_cast<int64_t>(level), b, begin, std::min(size, begin + kTaskPoints)});
       }
     }
   }
   return tasks;
 }
 
-// Calls visit(cells, count) for groups of up to kGroup of the anchors of a task that have a box or are in the region,
-// in order; a group that is not full repeats its last one.
+// Calls visit(rows, count) for groups of up to kGroup of the points of a task that have a box or are in the region, in
+// order; a group that is not full repeats its last one.
 template <class Visit>
-inline void for_each_group(const GflTask& task, const GflInputs& in, const Visit& visit) {
-  int64_t cells[kGroup];
+inline void for_each_group(const Task& task, const PositiveInputs& in, const Visit& visit) {
+  int64_t rows[kGroup];
   int count = 0;
   for (int64_t r = task.begin; r < task.end; ++r) {
     const int64_t a = in.starts[task.level] + r;
-    if (in.box_of(task.b, a) >= 0 || in.region_of(task.b, a) > 0) cells[count++] = r;
+    if (in.box_of(task.b, a) >= 0 || in.region_of(task.b, a) > 0) rows[count++] = r;
     if (count == 0 || (count < kGroup && r + 1 < task.end)) continue;
-    std::fill(cells + count, cells + kGroup, cells[count - 1]);
-    visit(cells, count);
+    std::fill(rows + count, rows + kGroup, rows[count - 1]);
+    visit(rows, count);
     count = 0;
   }
 }
 
 // A group's distributions, and what they say of its boxes.
 template <class C>
-struct GflGroup {
+struct Group {
   int64_t bins;
   std::vector<C> raw, p, soft, student, teacher;  // (bins, kSides) each
   C log_sum[kSides], distance[kSides], exact[kSides], by[kSides];
-  C iou[kGroup], giou[kGroup], dfl[kGroup], ld[kGroup];
+  C iou[kGroup], box[kGroup], dfl[kGroup], ld[kGroup];
 
-  explicit GflGroup(int64_t bins)
+  explicit Group(int64_t bins)
       : bins(bins), raw(bins * kSides), p(raw), soft(raw), student(raw), teacher(raw), log_sum{}, distance{}, exact{},
-        by{}, iou{}, giou{}, dfl{}, ld{} {}
+        by{}, iou{}, box{}, dfl{}, ld{} {}
 
-  void read(const Map& map, int64_t b, const int64_t* cells, int64_t width, std::vector<C>& to) const {
-    map.read(b, cells, width, 4 * bins, to.data(),
+  void read(const Map& map, int64_t b, const int64_t* rows, int64_t width, std::vector<C>& to) const {
+    map.read(b, rows, width, 4 * bins, to.data(),
              [bins = bins](int64_t c) { return c % bins * kSides + c / bins * kGroup; });
   }
 
@@ -207,25 +213,26 @@ struct GflGroup {
     }
   }
 
-  // IoU, losses, and how the GIoU loss grows with the distances, of anchor `a` in place k, whose box is n.
-  void box_losses(const GflInputs& in, int64_t b, int64_t a, int64_t n, int k) {
-    const double stride = in.cells.at(a, 2);
-    C box[4], d[4], g[4];
-    for (int i = 0; i < 4; ++i) box[i] = static_cast<C>((in.boxes.at(b, n, i) - in.cells.at(a, i % 2)) / stride);
+  // Losses, and how the box loss grows with the distances, of point `a` in place k, whose box is n.
+  template <bool WithIou>
+  void box_losses(const PositiveInputs& in, int64_t b, int64_t a, int64_t n, int k) {
+    const double stride = in.points.at(a, 2);
+    C side[4], d[4], g[4];
+    for (int i = 0; i < 4; ++i) side[i] = static_cast<C>((in.boxes.at(b, n, i) - in.points.at(a, i % 2)) / stride);
     dfl[k] = 0;
     for (int s = 0; s < 4; ++s) {
       const int i = s * kGroup + k;
       d[s] = distance[i];
-      exact[i] = std::clamp(s < 2 ? -box[s] : box[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(kTargetMargin));
-      const int64_t low = static_cast<int64_t>(exact[i]);
+      exact[i] = std::clamp(s < 2 ? -side[s] : side[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(in.margin));
+      const int64_t low = exact[i] > 0 ? std::min(static_cast<int64_t>(exact[i]), bins - 2) : 0;  // 0 for NaN
       const C upper = exact[i] - static_cast<C>(low);
       const C* at_low = &raw[low * kSides + i];
       dfl[k] += log_sum[i] - (C(1) - upper) * at_low[0] - upper * at_low[kSides];
     }
     const C pred[4] = {(d[2] - d[0]) / 2, (d[3] - d[1]) / 2, d[0] + d[2], d[1] + d[3]};
-    const C target[4] = {(box[0] + box[2]) / 2, (box[1] + box[3]) / 2, box[2] - box[0], box[3] - box[1]};
-    iou[k] = 1 - iou_loss(pred, target, kPlain, g);
-    giou[k] = iou_loss(pred, target, kGiou, g);
+    const C target[4] = {(side[0] + side[2]) / 2, (side[1] + side[3]) / 2, side[2] - side[0], side[3] - side[1]};
+    if (WithIou) iou[k] = 1 - iou_loss(pred, target, kPlain, g);
+    box[k] = iou_loss(pred, target, in.box_kind, g);
     C* to = by + k;
     to[0] = g[2] - g[0] / 2, to[kGroup] = g[3] - g[1] / 2;
     to[2 * kGroup] = g[2] + g[0] / 2, to[3 * kGroup] = g[3] + g[1] / 2;

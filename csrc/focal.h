@@ -17,19 +17,17 @@ constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
 constexpr int64_t kRunCells = 256;   // cells that share a formula
 constexpr double kLowest = -87;      // exp of it is about the smallest normal float; lower logits count as this
 
-// The exponents alpha and gamma: 2 and 4, as in the paper, need products alone; with 0 and 4 there is no power of p.
-enum class Exponents { kAny, kTwoFour, kZeroFour };
+// The exponents: alpha = 2 and gamma = 4, as in the paper, need products alone; alpha = 0 where no cell has a target
+// needs no power at all.
+enum class Exponents { kAny, kTwoFour, kZero };
 
 struct FocalFactors {
   double alpha, gamma, positive, negative, scale;
-  Exponents exponents;
+  bool two_four;
 
   FocalFactors(double alpha, double gamma, double positive, double negative, const std::optional<Tensor>& scale)
       : alpha(alpha), gamma(gamma), positive(positive), negative(negative), scale(1),
-        exponents(gamma != 4   ? Exponents::kAny
-                  : alpha == 2 ? Exponents::kTwoFour
-                  : alpha == 0 ? Exponents::kZeroFour
-                               : Exponents::kAny) {
+        two_four(alpha == 2 && gamma == 4) {
     if (!scale) return;
     STD_TORCH_CHECK(scale->numel() == 1 && Reader::reads(scale->scalar_type()), "scale: expected one number");
     this->scale = Reader(*scale).at(0);
@@ -86,12 +84,15 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
   const Compute cost = (y < 0 ? Compute(0) : y) + l + x * Compute(0);
   const Compute away = Compute(1) - t;
   Compute scale;
-  if constexpr (E == Exponents::kAny) {
-    const Compute log_p = (y < 0 ? y : Compute(0)) - l, fall = away == 1 ? Compute(1) : std::pow(away, Compute(f.gamma));
-    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * fall) * exp_bounded(Compute(f.alpha) * log_p);
+  if constexpr (E == Exponents::kTwoFour) {
+    const Compute squared = away * away;
+    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * squared * squared) * (p * p);
+  } else if constexpr (E == Exponents::kZero) {
+    scale = Compute(f.negative) * w;
   } else {
-    const Compute squared = away * away, power = E == Exponents::kTwoFour ? p * p : Compute(1);
-    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * squared * squared) * power;
+    const Compute log_p = (y < 0 ? y : Compute(0)) - l, power = exp_bounded(Compute(f.alpha) * log_p);
+    const Compute fall = away == 1 ? Compute(1) : std::pow(away, Compute(f.gamma));
+    scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * fall) * power;
   }
   loss = scale * cost;
   const Compute g = Compute(f.scale) * (scale * r) * (u + Compute(f.alpha) * v * cost);

@@ -37,8 +37,8 @@ std::vector<double> block_sums(const Tensor& logits, const Tensor& target, Tenso
     for (int64_t i = begin; i < end; ++i) {
       const int64_t from = i * kSumCells, n = std::min(kSumCells, count - from);
       T* out = g ? g + from : nullptr;
-      sums[i] = f.exponents == Exponents::kTwoFour ? standard_block(x + from, t + from, out, n, f)
-                                                   : general_block(x + from, t + from, out, n, f);
+      sums[i] = f.two_four ? standard_block(x + from, t + from, out, n, f)
+                           : general_block(x + from, t + from, out, n, f);
     }
   });
   return sums;

@@ -67,29 +67,34 @@ inline bool draw_strip(const Grid& grid, const Boxes& boxes, double factor, int6
   return any;
 }
 
-template <Exponents E, bool HasWeight, class T, class Compute>
+template <Exponents E, bool HasBoxes, bool HasWeight, class T, class Compute>
 inline double strip_loss(const T* x, const Compute* w, T* g, const Grid& grid, int64_t rows, bool drawn,
                          const Strip<Compute>& strip, const FocalFactors& f) {
-  double sum = 0;
-  int64_t done = 0;  // cells from the start of the strip
-  const auto bare = [&](int64_t end) {
-    sum += focal_run<E, false, HasWeight, T, Compute, Compute>(
-        x + done, nullptr, HasWeight ? w + done : nullptr, g ? g + done : nullptr, end - done, f);
-    done = end;
-  };
-  for (int64_t row = 0; drawn && row < rows; ++row) {
-    const int64_t left = strip.left[row], right = strip.right[row];
-    if (left >= right) continue;
-    bare(row * grid.width + left);
-    sum += focal_run<E, true, HasWeight, T, Compute, Compute>(
-        x + done, strip.targets.data() + done, HasWeight ? w + done : nullptr, g ? g + done : nullptr, right - left, f);
-    done += right - left;
+  if constexpr (!HasBoxes) {
+    return focal_run<E, false, HasWeight, T, Compute, Compute>(x, nullptr, w, g, rows * grid.width, f);
+  } else {
+    double sum = 0;
+    int64_t done = 0;  // cells from the start of the strip
+    const auto bare = [&](int64_t end) {
+      sum += focal_run<E, false, HasWeight, T, Compute, Compute>(
+          x + done, nullptr, HasWeight ? w + done : nullptr, g ? g + done : nullptr, end - done, f);
+      done = end;
+    };
+    for (int64_t row = 0; drawn && row < rows; ++row) {
+      const int64_t left = strip.left[row], right = strip.right[row];
+      if (left >= right) continue;
+      bare(row * grid.width + left);
+      sum += focal_run<E, true, HasWeight, T, Compute, Compute>(
+          x + done, strip.targets.data() + done, HasWeight ? w + done : nullptr, g ? g + done : nullptr, right - left,
+          f);
+      done += right - left;
+    }
+    bare(rows * grid.width);
+    return sum;
   }
-  bare(rows * grid.width);
-  return sum;
 }
 
-template <Exponents E, class T, class Compute>
+template <Exponents E, bool HasBoxes, class T, class Compute>
 inline void strips_loss(const T* logits, const Compute* weight, T* gradient, const Grid& grid, const Boxes& boxes,
                         double factor, const FocalFactors& f, int64_t begin, int64_t end, double* sums) {
   Strip<Compute> strip(grid);
@@ -97,32 +102,37 @@ inline void strips_loss(const T* logits, const Compute* weight, T* gradient, con
     const int64_t map = i / grid.strips, top = i % grid.strips * grid.strip_rows;
     const int64_t bottom = std::min(grid.height, top + grid.strip_rows);
     const int64_t b = map / grid.classes, c = map % grid.classes;
-    const bool drawn = draw_strip(grid, boxes, factor, b, c, top, bottom, strip);
+    bool drawn = false;
+    if constexpr (HasBoxes) drawn = draw_strip(grid, boxes, factor, b, c, top, bottom, strip);
     const int64_t from = (map * grid.height + top) * grid.width;
     const T* x = logits + from;
     const Compute* w = weight ? weight + (b * grid.height + top) * grid.width : nullptr;
     T* g = gradient ? gradient + from : nullptr;
     const int64_t rows = bottom - top;
-    sums[i] = w ? strip_loss<E, true>(x, w, g, grid, rows, drawn, strip, f)
-                : strip_loss<E, false>(x, w, g, grid, rows, drawn, strip, f);
+    sums[i] = w ? strip_loss<E, HasBoxes, true>(x, w, g, grid, rows, drawn, strip, f)
+                : strip_loss<E, HasBoxes, false>(x, w, g, grid, rows, drawn, strip, f);
   }
 }
 
-#define DETOPS_STRIPS(T, Compute)                                                                                     \
-  DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,                \
-                                                 const Boxes& boxes, double factor, const FocalFactors& f,            \
-                                                 int64_t begin, int64_t end, double* sums) {                          \
-    strips_loss<Exponents::kTwoFour, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                  \
-  }                                                                                                                   \
-  DETOPS_CLONES DETOPS_FLATTEN void run_zero_four(const T* x, const Compute* w, T* g, const Grid& grid,               \
-                                                  const Boxes& boxes, double factor, const FocalFactors& f,           \
-                                                  int64_t begin, int64_t end, double* sums) {                         \
-    strips_loss<Exponents::kZeroFour, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                 \
-  }                                                                                                                   \
-  DETOPS_CLONES DETOPS_FLATTEN void run_any(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, \
-                                            double factor, const FocalFactors& f, int64_t begin, int64_t end,         \
-                                            double* sums) {                                                           \
-    strips_loss<Exponents::kAny, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);                      \
+// Powers of targets are calls of the C library unless gamma is 4, which no wider vector makes faster: compiled once.
+#define DETOPS_STRIPS(T, Compute)                                                                                  \
+  DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,             \
+                                                 const Boxes& boxes, double factor, const FocalFactors& f,         \
+                                                 int64_t begin, int64_t end, double* sums) {                       \
+    strips_loss<Exponents::kTwoFour, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);         \
+  }                                                                                                                \
+  void run_any(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, double factor,            \
+               const FocalFactors& f, int64_t begin, int64_t end, double* sums) {                                  \
+    strips_loss<Exponents::kAny, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);             \
+  }                                                                                                                \
+  DETOPS_CLONES DETOPS_FLATTEN void run_without_boxes(const T* x, const Compute* w, T* g, const Grid& grid,        \
+                                                      const Boxes& boxes, double factor, const FocalFactors& f,    \
+                                                      int64_t begin, int64_t end, double* sums) {                  \
+    if (f.alpha == 0) {                                                                                            \
+      strips_loss<Exponents::kZero, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);         \
+    } else {                                                                                                       \
+      strips_loss<Exponents::kAny, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);          \
+    }                                                                                                              \
   }
 DETOPS_STRIPS(float, float)
 DETOPS_STRIPS(Half, float)
@@ -131,17 +141,20 @@ DETOPS_STRIPS(double, double)
 
 template <class T, class Compute>
 std::vector<double> strip_sums(const Tensor& logits, const std::optional<Tensor>& weight, Tensor* gradient,
-                               const Grid& grid, const Boxes& boxes, double factor, const FocalFactors& f) {
+                               const Grid& grid, const Boxes& boxes, bool has_boxes, double factor,
+                               const FocalFactors& f) {
   const int64_t count = grid.batch * grid.classes * grid.strips;
   std::vector<double> sums(count);
   const T* x = static_cast<const T*>(logits.const_data_ptr());
   const Compute* w = weight ? static_cast<const Compute*>(weight->const_data_ptr()) : nullptr;
   T* g = gradient ? static_cast<T*>(gradient->mutable_data_ptr()) : nullptr;
   torch::stable::parallel_for(0, count, 2, [&](int64_t begin, int64_t end) {
-    switch (f.exponents) {
-      case Exponents::kTwoFour: return run_two_four(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
-      case Exponents::kZeroFour: return run_zero_four(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
-      case Exponents::kAny: return run_any(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+    if (f.two_four) {
+      run_two_four(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+    } else if (has_boxes) {
+      run_any(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
+    } else {
+      run_without_boxes(x, w, g, grid, boxes, factor, f, begin, end, sums.data());
     }
   });
   return sums;
@@ -168,16 +181,14 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(
   const FocalFactors f(alpha, gamma, pos_weight, neg_weight, scale);
   Tensor gradient = with_gradient ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, {0});
   Tensor* g = with_gradient ? &gradient : nullptr;
+  const auto& w = negative_weight;
+  const bool any = centers.size(1) > 0;
   std::vector<double> sums;
   switch (type) {
-    case ScalarType::Float: sums = strip_sums<float, float>(logits, negative_weight, g, grid, boxes, factor, f); break;
-    case ScalarType::Half: sums = strip_sums<Half, float>(logits, negative_weight, g, grid, boxes, factor, f); break;
-    case ScalarType::BFloat16:
-      sums = strip_sums<BFloat16, float>(logits, negative_weight, g, grid, boxes, factor, f);
-      break;
-    case ScalarType::Double:
-      sums = strip_sums<double, double>(logits, negative_weight, g, grid, boxes, factor, f);
-      break;
+    case ScalarType::Float: sums = strip_sums<float, float>(logits, w, g, grid, boxes, any, factor, f); break;
+    case ScalarType::Half: sums = strip_sums<Half, float>(logits, w, g, grid, boxes, any, factor, f); break;
+    case ScalarType::BFloat16: sums = strip_sums<BFloat16, float>(logits, w, g, grid, boxes, any, factor, f); break;
+    case ScalarType::Double: sums = strip_sums<double, double>(logits, w, g, grid, boxes, any, factor, f); break;
     default: STD_TORCH_CHECK(false, "logits: expected float32, float16, bfloat16 or float64");
   }
   return {focal_total(logits, sums, f), gradient};

@@ -1,8 +1,9 @@
-// GFL's and LD's losses at the anchors that have a box: the CPU kernel of positive_losses_.
+// The losses at the points that have a box: the CPU kernel of positive_losses_.
 //
-// Runs of anchors are shared out among torch's threads. Each leaves its own sums, which are added in order, and writes
-// only elements of its own anchors: the number of threads changes nothing.
+// Runs of points are shared out among torch's threads. Each leaves its own sums, which are added in order, and writes
+// only elements of its own points: the number of threads changes nothing.
 #include "box_distributions.h"
+#include "labels.h"
 
 #include <array>
 #include <tuple>
@@ -12,13 +13,33 @@ namespace {
 
 using Sums = std::array<double, 6>;
 
+enum ClassKind : int64_t { kQuality, kBce, kVarifocal, kFocal };
+
+// With the target q: (by_quality * q + constant) * |q - p|^exponent * BCE(p, q), and as background
+// background * p^background_exponent * BCE(p, 0).
+struct ClassLoss {
+  double by_quality, constant, exponent, background, background_exponent;
+};
+
+ClassLoss class_loss(int64_t kind, double alpha, double gamma) {
+  switch (kind) {
+    case kQuality: return {0, 1, gamma, 1, gamma};
+    case kBce: return {0, 1, 0, 1, 0};
+    case kVarifocal: return {1, 0, 0, alpha, gamma};
+    case kFocal: return {2 * alpha - 1, 1 - alpha, gamma, 1 - alpha, gamma};
+    default: STD_TORCH_CHECK(false, "class_kind: expected 0 .. 3");
+  }
+}
+
 struct Scores {
   std::vector<Map> levels;
   std::vector<void*> gradients;  // contiguous, or empty
   ScalarType type;
-  Reader labels;
+  Labels labels;
+  std::optional<Reader> quality, weight;  // where they are given
   int64_t classes;
-  double scale, beta;
+  double scale;
+  ClassLoss loss;
 };
 
 void store(void* data, ScalarType type, int64_t n, double value) {
@@ -30,49 +51,53 @@ void store(void* data, ScalarType type, int64_t n, double value) {
   }
 }
 
-// Quality focal loss of one logit, less that as background; its gradient without the latter.
-double correction(double x, double quality, double beta, double& gradient) {
-  const auto raise = [beta](double value) { return beta == 2 ? value * value : std::pow(value, beta); };
+double raise(double value, double exponent) {
+  return exponent == 2 ? value * value : exponent == 0 ? 1 : std::pow(value, exponent);
+}
+
+// Class loss of one logit, less that as background; its gradient without the latter.
+double correction(double x, double quality, const ClassLoss& f, double& gradient) {
   const double e = std::exp(-std::abs(x)), p = x < 0 ? e / (1 + e) : 1 / (1 + e);
   const double soft = std::max(x, 0.0) + std::log1p(e), cost = soft - quality * x;
-  const double away = p - quality, distance = std::abs(away), power = raise(distance);
-  const double slope = distance > 0 ? beta * power / away * p * (1 - p) : 0;
-  gradient = away * power + cost * slope;
-  return power * cost - raise(p) * soft + x * 0;
+  const double away = p - quality, distance = std::abs(away), power = raise(distance, f.exponent);
+  const double slope = distance > 0 ? f.exponent * power / away * p * (1 - p) : 0;
+  const double weight = f.by_quality * quality + f.constant;
+  gradient = weight * (away * power + cost * slope);
+  return weight * power * cost - f.background * raise(p, f.background_exponent) * soft + x * 0;
 }
 
 // What a thread keeps.
 template <class C>
 struct Work {
-  GflGroup<C> group;
+  Group<C> group;
   std::vector<C> logits;  // (classes, kGroup)
 
   Work(int64_t bins, int64_t classes) : group(bins), logits(classes * kGroup) {}
 };
 
 template <class C>
-Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, Work<C>& work, float* weights) {
+Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<C>& work, float* weights) {
   Sums sums{};
-  GflGroup<C>& group = work.group;
+  Group<C>& group = work.group;
   const int64_t width = in.widths[task.level], size = in.heights[task.level] * width;
-  for_each_group(task, in, [&](const int64_t* cells, int count) {
-    group.read(in.preds[task.level], task.b, cells, width, group.raw);
+  for_each_group(task, in, [&](const int64_t* rows, int count) {
+    group.read(in.preds[task.level], task.b, rows, width, group.raw);
     if (!in.soft.empty()) {
-      group.read(in.soft[task.level], task.b, cells, width, group.soft);
+      group.read(in.soft[task.level], task.b, rows, width, group.soft);
       group.distillation(in.temperature);
     }
-    double labels[kGroup];
+    int64_t labels[kGroup];
     bool any = false;
     for (int k = 0; k < count; ++k) {
-      const int64_t n = in.box_of(task.b, in.starts[task.level] + cells[k]);
-      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n);
-      any |= labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes);
+      const int64_t n = in.box_of(task.b, in.starts[task.level] + rows[k]);
+      labels[k] = n < 0 ? -1 : scores.labels.at(task.b, n, scores.classes);
+      any |= labels[k] >= 0;
     }
+    if (any) group.distributions();
     C highest[kGroup], poison[kGroup] = {};
-    if (any) {
-      group.distributions();
+    if (any && !scores.weight) {
       const C* logits = work.logits.data();
-      scores.levels[task.level].read(task.b, cells, width, scores.classes, work.logits.data(),
+      scores.levels[task.level].read(task.b, rows, width, scores.classes, work.logits.data(),
                                      [](int64_t c) { return c * kGroup; });
       std::copy(logits, logits + kGroup, highest);
       for (int64_t c = 0; c < scores.classes * kGroup; c += kGroup) {
@@ -83,20 +108,32 @@ Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, Work<C>
       }
     }
     for (int k = 0; k < count; ++k) {
-      const int64_t a = in.starts[task.level] + cells[k];
+      const int64_t a = in.starts[task.level] + rows[k];
       const double of_region = in.region_of(task.b, a), ld = group.ld[k];
       if (of_region > 0) sums[5] += of_region * ld;
-      if (!(labels[k] >= 0 && labels[k] < static_cast<double>(scores.classes))) continue;
-      group.box_losses(in, task.b, a, in.box_of(task.b, a), k);
-      const double w = 1 / (1 + std::exp(-static_cast<double>(highest[k]))) + static_cast<double>(poison[k]);
-      weights[task.b * in.anchors + a] = static_cast<float>(w);
+      if (labels[k] < 0) continue;
+      const int64_t n = in.box_of(task.b, a);
+      double w, x;
+      if (scores.weight) {
+        w = scores.weight->at(task.b, a), x = scores.levels[task.level].at(task.b, rows[k], width, labels[k]);
+      } else {
+        w = 1 / (1 + std::exp(-static_cast<double>(highest[k]))) + static_cast<double>(poison[k]);
+        x = static_cast<double>(work.logits[labels[k] * kGroup + k]);
+      }
+      weights[task.b * in.num_points + a] = static_cast<float>(w);
+      double quality;
+      if (scores.quality) {
+        quality = scores.quality->at(task.b, a);
+        if (w != 0) group.template box_losses<false>(in, task.b, a, n, k);
+      } else {
+        group.template box_losses<true>(in, task.b, a, n, k);
+        quality = static_cast<double>(group.iou[k]);
+      }
+      if (w != 0) sums[1] += w, sums[2] += w * group.box[k], sums[3] += w * group.dfl[k], sums[4] += w * ld;
       double gradient;
-      const int64_t known = static_cast<int64_t>(labels[k]);
-      const double x = static_cast<double>(work.logits[known * kGroup + k]);
-      sums[0] += scores.scale * correction(x, group.iou[k], scores.beta, gradient);
-      sums[1] += w, sums[2] += w * group.giou[k], sums[3] += w * group.dfl[k], sums[4] += w * ld;
+      sums[0] += scores.scale * correction(x, quality, scores.loss, gradient);
       if (scores.gradients.empty()) continue;
-      const int64_t place = (task.b * scores.classes + known) * size + cells[k];
+      const int64_t place = (task.b * scores.classes + labels[k]) * size + rows[k];
       store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
     }
   });
@@ -104,40 +141,44 @@ Sums run(const GflTask& task, const GflInputs& in, const Scores& scores, Work<C>
 }
 
 Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tensor>& maps, const Tensor& labels,
-                    const Tensor& scale, double beta, const GflInputs& in) {
+                    const std::optional<Tensor>& quality, const std::optional<Tensor>& weight, const Tensor& scale,
+                    const ClassLoss& loss, const PositiveInputs& in) {
   STD_TORCH_CHECK(maps.size() == in.starts.size(), "cls_scores: expected as many levels as bbox_preds has");
   STD_TORCH_CHECK(gradients.empty() || gradients.size() == maps.size(),
                   "class_gradients: expected as many levels as cls_scores has, or none");
   STD_TORCH_CHECK(scale.numel() == 1 && Reader::reads(scale.scalar_type()), "scale: expected one number");
-  STD_TORCH_CHECK(labels.dim() == 2 && labels.size(0) == in.batch && labels.size(1) == in.num_boxes &&
-                      Reader::reads(labels.scalar_type()),
-                  "gt_labels: expected shape (B, N)");
-  Scores scores{{}, {}, maps[0].scalar_type(), Reader(labels), maps[0].dim() == 4 ? maps[0].size(1) : 0,
-                Reader(scale).at(0), beta};
+  check_labels(labels, std::nullopt, in.batch, in.num_boxes, "labels");
+  for (const auto& [name, value] : {std::pair("quality", quality), std::pair("weight", weight)}) {
+    STD_TORCH_CHECK(!value || has_numbers(*value, {in.batch, in.num_points}), name,
+                    ": expected numbers of shape (B, A)");
+  }
+  const int64_t classes = maps[0].dim() == 4 ? maps[0].size(1) : 0;
+  Scores scores{{}, {}, maps[0].scalar_type(), Labels(labels, std::nullopt, in.num_boxes), reader_of(quality),
+                reader_of(weight), classes, Reader(scale).at(0), loss};
   for (size_t i = 0; i < maps.size(); ++i) {
     const Tensor& level = maps[i];
-    STD_TORCH_CHECK(level.dim() == 4 && level.size(0) == in.batch && level.size(1) == scores.classes &&
-                        level.size(2) == in.heights[i] && level.size(3) == in.widths[i] &&
+    STD_TORCH_CHECK(has_shape(level, {in.batch, classes, in.heights[i], in.widths[i]}) &&
                         level.scalar_type() == scores.type && Map::holds(scores.type),
                     "cls_scores: expected levels (B, C, H, W) of one floating-point dtype, to match bbox_preds");
     scores.levels.emplace_back(level);
     if (gradients.empty()) continue;
-    bool same = gradients[i].dim() == 4 && gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type;
-    for (int64_t d = 0; same && d < 4; ++d) same = gradients[i].size(d) == level.size(d);
-    STD_TORCH_CHECK(same, "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
+    STD_TORCH_CHECK(has_shape(gradients[i], {in.batch, classes, in.heights[i], in.widths[i]}) &&
+                        gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type,
+                    "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
     scores.gradients.push_back(const_cast<Tensor&>(gradients[i]).mutable_data_ptr());
   }
   return scores;
 }
 
 template <class C>
-std::vector<Sums> run_all(const GflInputs& in, const Scores& scores, const std::vector<GflTask>& tasks, float* weights) {
+std::vector<Sums> run_all(const PositiveInputs& in, const Scores& scores, const std::vector<Task>& tasks,
+                          float* weights) {
   std::vector<Sums> parts(tasks.size());
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
     Work<C> work(in.bins, scores.classes);
     for (int64_t i = begin; i < end; ++i) {
-      const GflTask& task = tasks[i];
-      float* row = weights + task.b * in.anchors + in.starts[task.level];
+      const Task& task = tasks[i];
+      float* row = weights + task.b * in.num_points + in.starts[task.level];
       std::fill(row + task.begin, row + task.end, 0.0f);
       parts[i] = run(task, in, scores, work, weights);
     }
@@ -145,16 +186,18 @@ std::vector<Sums> run_all(const GflInputs& in, const Scores& scores, const std::
   return parts;
 }
 
-std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores,
-                                          const std::vector<Tensor> bbox_preds, const std::vector<Tensor> soft_targets,
-                                          const Tensor cells, const Tensor gt_boxes, const Tensor gt_labels,
-                                          const Tensor index, const std::optional<Tensor> region, const Tensor scale,
-                                          double beta, double temperature, int64_t) {
-  const GflInputs in(bbox_preds, soft_targets, cells, gt_boxes, index, region, temperature);
-  const Scores scores = check_scores(class_gradients, cls_scores, gt_labels, scale, beta, in);
-  const std::vector<GflTask> tasks = gfl_tasks(in);
+std::tuple<Tensor, Tensor> positive_losses_(
+    std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores, const std::vector<Tensor> bbox_preds,
+    const std::vector<Tensor> soft_targets, const Tensor points, const Tensor boxes, const Tensor labels,
+    const Tensor index, const std::optional<Tensor> quality, const std::optional<Tensor> weight,
+    const std::optional<Tensor> region, const Tensor scale, int64_t class_kind, int64_t box_kind, double alpha,
+    double gamma, double temperature, double margin, int64_t) {
+  const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
+  const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale,
+                                     class_loss(class_kind, alpha, gamma), in);
+  const std::vector<Task> tasks = tasks_of(in);
   const bool wide = scores.type == ScalarType::Double;
-  Tensor weights = torch::stable::new_empty(cls_scores[0], {in.batch, in.anchors}, ScalarType::Float);
+  Tensor weights = torch::stable::new_empty(cls_scores[0], {in.batch, in.num_points}, ScalarType::Float);
   float* data = static_cast<float*>(weights.mutable_data_ptr());
   const std::vector<Sums> parts =
       wide ? run_all<double>(in, scores, tasks, data) : run_all<float>(in, scores, tasks, data);

@@ -1,5 +1,5 @@
-// The gradient of GFL's and LD's box losses: the CPU kernel of positive_losses_backward. Runs of anchors are shared out among
-// torch's threads; each computes its anchors anew, which is cheaper than to keep what the losses had.
+// The gradient of the box losses: the CPU kernel of positive_losses_backward. Runs of points are shared out among
+// torch's threads; each computes its points anew, which is cheaper than to keep what the losses had.
 #include "box_distributions.h"
 
 #include <cstring>
@@ -38,15 +38,15 @@ struct Factors {
   std::vector<double> of_loss;  // (4, L)
 };
 
-// What each side's terms are multiplied by: 0 where an anchor does not have them.
+// What each side's terms are multiplied by: 0 where a point does not have them.
 template <class C>
 struct Terms {
-  C giou[kSides], dfl[kSides], ld[kSides];
+  C box[kSides], dfl[kSides], ld[kSides];
 };
 
 // The gradient by the logits of a group's distributions.
 #define DETOPS_GRADIENT(C)                                                                                            \
-  DETOPS_CLONES inline void box_gradient(const GflGroup<C>& group, const Terms<C>& f, bool has_box, bool has_teacher, \
+  DETOPS_CLONES inline void box_gradient(const Group<C>& group, const Terms<C>& f, bool has_box, bool has_teacher, \
                                          C* g) {                                                                      \
     if (!has_box) std::fill(g, g + group.bins * kSides, C(0));                                                        \
     for (int64_t j = 0; has_box && j < group.bins; ++j) {                                                             \
@@ -54,7 +54,7 @@ struct Terms {
       for (int i = 0; i < kSides; ++i) {                                                                              \
         const C near = C(1) - std::abs(group.exact[i] - bin);                                                         \
         const C beyond = p[i] - (near > 0 ? near : 0);                                                                \
-        g[j * kSides + i] = f.giou[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * beyond;                         \
+        g[j * kSides + i] = f.box[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * beyond;                         \
       }                                                                                                               \
     }                                                                                                                 \
     if (!has_teacher) return;                                                                                         \
@@ -66,38 +66,38 @@ DETOPS_GRADIENT(float)
 DETOPS_GRADIENT(double)
 
 template <class T, class C>
-void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflGroup<C>& group, std::vector<C>& g,
+void run(const Task& task, const PositiveInputs& in, const Factors& factors, Group<C>& group, std::vector<C>& g,
          T* gradient) {
   const int64_t width = in.widths[task.level], size = in.heights[task.level] * width, levels = in.starts.size();
   double f[4];
   for (int64_t k = 0; k < 4; ++k) f[k] = factors.of_loss[k * levels + task.level];
   T* out = gradient + task.b * 4 * in.bins * size;
-  for_each_group(task, in, [&](const int64_t* cells, int count) {
+  for_each_group(task, in, [&](const int64_t* rows, int count) {
     double w[kGroup];
     bool has_box = false;
     for (int k = 0; k < count; ++k) {
-      const int64_t a = in.starts[task.level] + cells[k];
-      w[k] = in.box_of(task.b, a) < 0 ? 0 : factors.weight[task.b * in.anchors + a];
+      const int64_t a = in.starts[task.level] + rows[k];
+      w[k] = in.box_of(task.b, a) < 0 ? 0 : factors.weight[task.b * in.num_points + a];
       has_box |= w[k] != 0;
     }
-    group.read(in.preds[task.level], task.b, cells, width, group.raw);
+    group.read(in.preds[task.level], task.b, rows, width, group.raw);
     if (has_box) group.distributions();
     if (!in.soft.empty()) {
-      group.read(in.soft[task.level], task.b, cells, width, group.soft);
+      group.read(in.soft[task.level], task.b, rows, width, group.soft);
       group.distillation(in.temperature);
     }
     Terms<C> terms{};
-    int64_t places[kGroup];  // of the anchors that have a gradient
+    int64_t places[kGroup];  // of the points that have a gradient
     int which[kGroup], written = 0;
     for (int k = 0; k < count; ++k) {
-      const int64_t a = in.starts[task.level] + cells[k];
+      const int64_t a = in.starts[task.level] + rows[k];
       const double of_region = std::max(in.region_of(task.b, a), 0.0);
       const double ld = (f[2] * w[k] + f[3] * of_region) * in.temperature / in.bins;
       if (w[k] == 0 && of_region == 0) continue;
-      places[written] = cells[k], which[written++] = k;
-      if (w[k] != 0) group.box_losses(in, task.b, a, in.box_of(task.b, a), k);
+      places[written] = rows[k], which[written++] = k;
+      if (w[k] != 0) group.template box_losses<false>(in, task.b, a, in.box_of(task.b, a), k);
       for (int i = k; i < kSides; i += kGroup) {
-        terms.giou[i] = w[k] == 0 ? C(0) : static_cast<C>(f[0] * w[k]) * group.by[i];
+        terms.box[i] = w[k] == 0 ? C(0) : static_cast<C>(f[0] * w[k]) * group.by[i];
         terms.dfl[i] = static_cast<C>(f[1] * w[k]);
         terms.ld[i] = static_cast<C>(ld);
       }
@@ -112,8 +112,8 @@ void run(const GflTask& task, const GflInputs& in, const Factors& factors, GflGr
 }
 
 template <class T, class C>
-void run_all(const GflInputs& in, const Factors& factors, std::vector<Tensor>& gradients) {
-  const std::vector<GflTask> tasks = gfl_tasks(in);
+void run_all(const PositiveInputs& in, const Factors& factors, std::vector<Tensor>& gradients) {
+  const std::vector<Task> tasks = tasks_of(in);
   std::vector<T*> data;
   int64_t all_bytes = 0;
   for (const Tensor& gradient : gradients) all_bytes += gradient.numel() * static_cast<int64_t>(sizeof(T));
@@ -122,22 +122,21 @@ void run_all(const GflInputs& in, const Factors& factors, std::vector<Tensor>& g
     clear(data.back(), gradient.numel() * static_cast<int64_t>(sizeof(T)), all_bytes);
   }
   torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
-    GflGroup<C> group(in.bins);
+    Group<C> group(in.bins);
     std::vector<C> g(in.bins * kSides);
     for (int64_t i = begin; i < end; ++i) run(tasks[i], in, factors, group, g, data[tasks[i].level]);
   });
 }
 
-std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_preds, const std::vector<Tensor> soft_targets,
-                                     const Tensor cells, const Tensor gt_boxes, const Tensor index, const Tensor weight,
-                                     const std::optional<Tensor> region, const Tensor factors, double temperature,
-                                     int64_t) {
-  const GflInputs in(bbox_preds, soft_targets, cells, gt_boxes, index, region, temperature);
-  in.check_anchors(weight, ScalarType::Float, "weight: expected a contiguous float32 tensor (B, A)");
+std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_preds,
+                                             const std::vector<Tensor> soft_targets, const Tensor points,
+                                             const Tensor boxes, const Tensor index, const Tensor weight,
+                                             const std::optional<Tensor> region, const Tensor factors,
+                                             int64_t box_kind, double temperature, double margin, int64_t) {
+  const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
+  in.check_points(weight, ScalarType::Float, "weight: expected a contiguous float32 tensor (B, A)");
   const int64_t levels = static_cast<int64_t>(in.starts.size());
-  STD_TORCH_CHECK(factors.dim() == 2 && factors.size(0) == 4 && factors.size(1) == levels &&
-                      Reader::reads(factors.scalar_type()),
-                  "factors: expected shape (4, L)");
+  STD_TORCH_CHECK(has_numbers(factors, {4, levels}), "factors: expected numbers of shape (4, L)");
   Factors read{static_cast<const float*>(weight.const_data_ptr()), {}};
   for (int64_t k = 0; k < 4 * levels; ++k) read.of_loss.push_back(Reader(factors).at(k / levels, k % levels));
   std::vector<Tensor> gradients;
@@ -158,4 +157,6 @@ std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_pred
 }  // namespace
 }  // namespace detops
 
-STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("positive_losses_backward", TORCH_BOX(&detops::positive_losses_backward)); }
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) {
+  m.impl("positive_losses_backward", TORCH_BOX(&detops::positive_losses_backward));
+}

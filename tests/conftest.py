@@ -42,6 +42,6 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     if torch.cuda.is_available():
         yield
         return
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")
     yield
-    torch.use_deterministic_algorithms(False)
+    torch.set_deterministic_debug_mode("default")

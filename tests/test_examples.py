@@ -1,28 +1,33 @@
 """Every example runs, and does what it says."""
 
 import runpy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
-def main(name: str):
-    return runpy.run_path(str(EXAMPLES / name))["main"]
+def main(name: str) -> Callable[..., Any]:
+    function: Callable[..., Any] = runpy.run_path(str(EXAMPLES / name))["main"]
+    return function
 
 
-def test_a_centernet_finds_most_boxes():
+@pytest.mark.slow
+def test_a_centernet_finds_most_boxes() -> None:
     assert main("train_centernet.py")(epochs=2) > 0.7
 
 
-def test_three_networks_learn():
+@pytest.mark.slow
+def test_three_networks_learn() -> None:
     reached = main("distil_gfl.py")(steps=40)
     assert list(reached) == ["teacher", "student alone", "student, taught"]
     assert reached["teacher"] > 0.4
 
 
-def test_masks_become_rows_of_a_results_file():
+def test_masks_become_rows_of_a_results_file() -> None:
     mask = pytest.importorskip("pycocotools.mask")
     rows = main("serve_masks.py")((270, 480))
     assert len(rows) == 200
@@ -30,6 +35,6 @@ def test_masks_become_rows_of_a_results_file():
     assert all(mask.area(row["segmentation"]) > 0 for row in rows[:50])
 
 
-def test_the_page_names_every_example():
+def test_the_page_names_every_example() -> None:
     text = (EXAMPLES / "README.md").read_text()
     assert all(f"({path.name})" in text for path in EXAMPLES.glob("*.py"))

@@ -162,17 +162,23 @@ def positive_losses_(
     cls_scores: list[Tensor],
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
+    points: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
     index: Tensor,
+    quality: Tensor | None,
+    weight: Tensor | None,
     region: Tensor | None,
     scale: Tensor,
-    beta: float,
+    class_kind: int,
+    box_kind: int,
+    alpha: float,
+    gamma: float,
     temperature: float,
+    margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """Sum GFL's and LD's losses over the anchors that have a box, and set the class gradient at these, in place."""
+    """Sum class and box losses over the points that have a box, and set the class gradient at these, in place."""
     losses = cls_scores[0].new_empty((6, len(cls_scores)), dtype=accumulate_dtype(cls_scores[0]))
     return losses, cls_scores[0].new_empty(index.shape, dtype=torch.float32)
 
@@ -181,13 +187,15 @@ def positive_losses_(
 def positive_losses_backward(
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
+    points: Tensor,
+    boxes: Tensor,
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    box_kind: int,
     temperature: float,
+    margin: float,
     most: int,
 ) -> list[Tensor]:
     """Compute the gradient of the box losses of `positive_losses_` with respect to the box logits."""

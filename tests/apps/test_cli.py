@@ -203,6 +203,7 @@ def test_demo(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert (tmp_path / "contact_sheet.png").exists()
 
 
+@pytest.mark.slow
 def test_demo_trains(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     pytest.importorskip("lightning")
     monkeypatch.setattr(runner, "main", lambda *_, **__: None)
@@ -242,6 +243,7 @@ def python(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *arguments], capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_python_runs_the_package_as_the_command() -> None:
     result = python("-m", "detops", "--help")
     assert result.returncode == 0, result.stderr

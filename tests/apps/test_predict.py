@@ -137,6 +137,7 @@ main()
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
     out = tmp_path / "out"
     run = write_run(tmp_path / "run", SlowBox(2, 8), "predict_runs:SlowBox")

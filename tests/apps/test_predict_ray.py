@@ -42,6 +42,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return ["predict", "images", "--run", "run", "--batch-size", 3, "--pictures", 5]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_ray_gives_the_same_files(arguments: list[object], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ray, "BLOCKS", 8)  # so that blocks hold two batches
@@ -60,6 +61,7 @@ def test_ray_gives_the_same_files(arguments: list[object], monkeypatch: pytest.M
         assert Path(out, "results.jsonl").read_bytes() == whole
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_ray_gives_the_same_masks(arguments: list[object]) -> None:
     pytest.importorskip("tiny_mask_rcnn")

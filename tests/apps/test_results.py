@@ -140,6 +140,7 @@ def test_lines_without_their_settings_are_refused(tmp_path: Path) -> None:
         write(tmp_path, LINES, resume=True)
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_write_one_file(tmp_path: Path) -> None:
     pytest.importorskip("fcntl")
     code = (

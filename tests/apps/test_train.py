@@ -76,6 +76,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
     return torch.load(out / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
 
 
+@pytest.mark.slow
 def test_training_learns_and_records(tmp_path: Path, folder: Path) -> None:
     scores = run(tmp_path, folder, epochs=16, eval_every=8, augmentation=Augmentation(multi_scale=0.0), ema=0.9)
     steps = [row for row in rows(tmp_path) if "losses" in row]
@@ -94,6 +95,7 @@ def test_training_learns_and_records(tmp_path: Path, folder: Path) -> None:
     assert not torch.equal(averaged, last)
 
 
+@pytest.mark.slow
 def test_it_finds_what_it_was_shown(tmp_path: Path) -> None:
     """Four images, to be memorised: from other weights AP50 was 0.67 to 0.94."""
     shapes.generate(tmp_path / "train", images=4, seed=0)
@@ -119,6 +121,7 @@ test_train.run(Path({out!r}), Path({data!r}), save_every=3)
 """
 
 
+@pytest.mark.slow
 def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, folder: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     code = KILLED.format(tests=str(Path(__file__).parent), out=str(cut), data=str(folder))
@@ -175,6 +178,7 @@ def test_training_survives_a_disk_that_was_full(
     assert weights(tmp_path)
 
 
+@pytest.mark.slow
 def test_images_that_do_not_fit_are_decoded_by_workers(tmp_path: Path, folder: Path) -> None:
     run(tmp_path / "kept", folder, epochs=1)
     run(tmp_path / "workers", folder, epochs=1, memory_limit=0)
@@ -338,6 +342,7 @@ def test_without_lightning_the_extra_is_named(tmp_path: Path, folder: Path, monk
     assert 'detops train needs Lightning: pip install "detops[train]"' in output
 
 
+@pytest.mark.slow
 def test_a_yolox_trains_and_is_read_again(tmp_path: Path, folder: Path) -> None:
     options: dict[str, Any] = dict(augmentation=STILL, ema=0.9, l1_epochs=0, eval_every=6)
     scores = run(tmp_path, folder, detector="yolox", epochs=12, **options)
@@ -357,6 +362,7 @@ def test_a_yolox_trains_and_is_read_again(tmp_path: Path, folder: Path) -> None:
     assert train.run(tmp_path, resume=True, console=Console(quiet=True)) == scores
 
 
+@pytest.mark.slow
 def test_a_gfl_trains_and_teaches_another(tmp_path: Path, folder: Path) -> None:
     options: dict[str, Any] = dict(augmentation=STILL, ema=0.9, eval_every=6)
     large, small = tmp_path / "large", tmp_path / "small"
@@ -400,6 +406,7 @@ def test_a_teacher_of_another_kind_is_refused(tmp_path: Path, folder: Path) -> N
     assert "teacher: expected a run of gfl or ld, got one of centernet" in output
 
 
+@pytest.mark.slow
 def test_l1_of_the_last_epochs_survives_a_kill(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     save = lightning_module.DetectorModule.save

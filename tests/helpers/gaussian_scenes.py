@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 import torch
+from op import moved
 
 
 @dataclass
@@ -16,7 +17,7 @@ class GaussianScene:
     sizes: torch.Tensor | None
 
     def to(self, device: str) -> "GaussianScene":
-        return GaussianScene(*(None if t is None else t.to(device) for t in vars(self).values()))
+        return GaussianScene(**moved(vars(self), device))
 
     def args(self, factor: float = 6.0, k_scale: float = 1.0) -> tuple[object, ...]:
         """All but the heatmap."""

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
+from torch.multiprocessing.spawn import spawn
 from torch.utils._pytree import tree_flatten, tree_map_only
 
 import detops
@@ -91,12 +91,12 @@ class Op(Form):
     @property
     def for_each_form(self) -> pytest.MarkDecorator:
         """Run a test with each form, as its argument `form`."""
-        return pytest.mark.parametrize("form", self.forms, ids=str)
+        return pytest.mark.parametrize("form", _parameters(self.forms))
 
     @property
     def for_each_kernel(self) -> pytest.MarkDecorator:
         """Run a test with each form that reads memory by itself: where PyTorch does, an index out of range raises."""
-        return pytest.mark.parametrize("form", self.kernels, ids=str)
+        return pytest.mark.parametrize("form", _parameters(self.kernels))
 
     def check(self, *args: Any) -> None:
         """PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
@@ -110,6 +110,10 @@ class Op(Form):
         self(*args)
         with pytest.raises(RuntimeError, match=rf"\b{name}\b.*: expected"):
             self.overload(**dict(zip(names, args, strict=False)) | change)
+
+
+def _parameters(forms: Sequence[Form]) -> list[Any]:
+    return [pytest.param(form, id=form.name, marks=[pytest.mark.slow] * form.interpreted) for form in forms]
 
 
 def _load(package: str, op: str) -> Callable[..., Any]:
@@ -211,7 +215,7 @@ def two_ranks(step: Callable[[int, int], T], folder: Path) -> tuple[T, list[T]]:
         What it returns as the only rank, and as each of two.
     """
     _run_rank(0, step, 1, str(folder))
-    mp.spawn(_run_rank, (step, 2, str(folder)), nprocs=2)
+    spawn(_run_rank, (step, 2, str(folder)), nprocs=2)
     whole, *halves = (torch.load(folder / name) for name in ("0_of_1.pt", "0_of_2.pt", "1_of_2.pt"))
     return whole, halves
 

@@ -52,7 +52,7 @@ class Together(nn.Module):
 class OneYoloXBox(OneBox):
     """The same, as a raw map at stride 8: 4 by 2 cells around the corner between cells (2, 1) and (3, 2)."""
 
-    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:  # type: ignore[override]
         height, width = images.shape[2:]
         levels = [images.new_full((len(images), 1, height // s, width // s, 7), -20.0) for s in (8, 16, 32)]
         levels[0][:, 0, 2, 3, :6] = torch.tensor([0, 0, math.log(4), math.log(2), 20, -20])
@@ -63,7 +63,9 @@ class OneYoloXBox(OneBox):
 class OneGFLBox(OneBox):
     """The same at stride 8: from the corner (24, 16) 2 cells to the left and right, 1 up and down."""
 
-    def forward(self, images: torch.Tensor) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    def forward(  # type: ignore[override]
+        self, images: torch.Tensor
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         height, width = images.shape[2:]
         shapes = [(len(images), height // s, width // s) for s in (8, 16, 32)]
         scores = [images.new_full((b, 2, h, w), -20.0) for b, h, w in shapes]

@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op import assert_replays_in_cuda_graph, two_ranks
 from torch._subclasses import FakeTensorMode
 
 import detops
@@ -161,32 +160,21 @@ def test_cuda_graph():
     def step():
         return torch.autograd.grad(sum(criterion(*maps, (boxes, labels), shape).values()), maps)
 
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    for ours, theirs in zip(captured, expected, strict=True):
-        assert torch.equal(ours, theirs)
+    assert_replays_in_cuda_graph(step)
 
 
-def train_half(rank, ranks, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+def half_a_step(rank: int, ranks: int) -> list[torch.Tensor]:
+    """The gradients of the loss of this rank's images, as DDP averages them."""
     maps, boxes, labels, shape = scene(7, batch=4, boxes=9)
     part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
     leaves = [m[part].clone().requires_grad_() for m in maps]
-    losses = detops.CenterNetLoss(3)(*leaves, (boxes[part], labels[part]), shape)
-    sum(losses.values()).backward()
-    torch.save([leaf.grad / ranks for leaf in leaves], f"{folder}/{ranks}_{rank}.pt")  # as DDP averages
-    dist.destroy_process_group()
+    sum(detops.CenterNetLoss(3)(*leaves, (boxes[part], labels[part]), shape).values()).backward()
+    return [leaf.grad / ranks for leaf in leaves]
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
-    for ranks in (1, 2):
-        (folder := tmp_path / str(ranks)).mkdir()
-        mp.spawn(train_half, (ranks, str(folder)), nprocs=ranks)
-    whole = torch.load(tmp_path / "1" / "1_0.pt")
-    halves = [torch.load(tmp_path / "2" / f"2_{rank}.pt") for rank in (0, 1)]
+    whole, halves = two_ranks(half_a_step, tmp_path)
     for gradient, *parts in zip(whole, *halves, strict=True):
         torch.testing.assert_close(torch.cat(parts), gradient)
         assert gradient.abs().sum() > 0

@@ -5,9 +5,8 @@ import pickle
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from op import two_ranks
 from torch._subclasses import FakeTensorMode
 
 import detops
@@ -419,27 +418,23 @@ def test_batches_of_other_sizes_are_not_compiled_each():
             torch.testing.assert_close(a.grad, b.grad)
 
 
-def train_half(rank, ranks, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+def half_a_step(rank: int, ranks: int) -> list[list[torch.Tensor]]:
+    """The gradients of GFL's and LD's losses of this rank's images, as DDP averages them."""
     cls_scores, bbox_preds, soft, boxes, labels = scene(4, batch=4)
     part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
-    saved = []
+    found = []
     for criterion in (detops.GFLLoss(CLASSES, strides=STRIDES),
                       detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=True)):  # fmt: skip
         leaves = leaves_of([m[part] for m in (*cls_scores, *bbox_preds)])
-        teacher = {} if len(saved) == 0 else {"soft_targets": [m[part] for m in soft]}
+        teacher = {} if len(found) == 0 else {"soft_targets": [m[part] for m in soft]}
         sum(criterion(leaves[:3], leaves[3:], (boxes[part], labels[part]), **teacher).values()).backward()
-        saved.append([leaf.grad / ranks for leaf in leaves])  # as DDP averages
-    torch.save(saved, f"{folder}/{ranks}_{rank}.pt")
-    dist.destroy_process_group()
+        found.append([leaf.grad / ranks for leaf in leaves])
+    return found
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
-    for ranks in (1, 2):
-        (folder := tmp_path / str(ranks)).mkdir()
-        mp.spawn(train_half, (ranks, str(folder)), nprocs=ranks)
-    whole = torch.load(tmp_path / "1" / "1_0.pt")
-    halves = [torch.load(tmp_path / "2" / f"2_{rank}.pt") for rank in (0, 1)]
+    whole, halves = two_ranks(half_a_step, tmp_path)
     for kind in (0, 1):
         for gradient, *parts in zip(whole[kind], *(half[kind] for half in halves), strict=True):
             torch.testing.assert_close(torch.cat(parts), gradient, rtol=1e-4, atol=1e-7)

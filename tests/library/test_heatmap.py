@@ -3,6 +3,7 @@
 import pytest
 import torch
 from gaussian_scenes import gaussian_scene
+from op import assert_replays_in_cuda_graph
 from torch._subclasses import FakeTensorMode
 
 import detops
@@ -311,16 +312,7 @@ def test_no_sync_on_the_gpu():
 @pytest.mark.gpu
 def test_runs_in_a_cuda_graph():
     scene = gaussian_scene(13).to("cuda")
-    expected = classwise(scene, scene.heatmap.clone())
-    drawn = scene.heatmap.clone()
-    classwise(scene, drawn)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        classwise(scene, drawn)
-    drawn.copy_(scene.heatmap)
-    graph.replay()
-    assert torch.equal(drawn, expected)
+    assert_replays_in_cuda_graph(lambda: classwise(scene, scene.heatmap.clone()))
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])

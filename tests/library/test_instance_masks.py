@@ -29,12 +29,12 @@ def test_dtypes(dtype: torch.dtype) -> None:
     """What is given in another dtype is what float32 makes of the same numbers."""
     found = instances(1)
     boxes, scores, masks = (t.to(dtype) for t in (found.boxes, found.scores, found.masks))
-    for mode in MODES:
+    # torchvision truncates float64 boxes in float64.
+    for mode in MODES if dtype != torch.float64 else ("detectron2",):
         narrow = InstanceMasks(boxes, found.labels.to(torch.int32), scores, masks, found.image_size, mode=mode)
         wide = InstanceMasks(boxes.float(), found.labels, scores.float(), masks.float(), found.image_size, mode=mode)
-        if dtype != torch.float64 or mode == "detectron2":  # torchvision truncates float64 boxes in float64
-            assert torch.equal(narrow.paste(), wide.paste())
-            assert narrow.to_rle() == wide.to_rle()
+        assert torch.equal(narrow.paste(), wide.paste())
+        assert narrow.to_rle() == wide.to_rle()
 
 
 def test_logits() -> None:

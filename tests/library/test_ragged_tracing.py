@@ -93,6 +93,7 @@ def test_no_synchronisation_on_a_gpu() -> None:
     assert all(torch.allclose(got.cpu(), wanted) for got, wanted in zip(results, expected, strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dynamic", [False, True])
 def test_compiles_whole(dynamic: bool) -> None:
     arguments = many_arguments()

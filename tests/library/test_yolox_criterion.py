@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
+from op import assert_replays_in_cuda_graph, two_ranks
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from yolox_scenes import EXACT, FAST, STRIDES, decided, raw_outputs, yolox_scene
@@ -349,39 +348,28 @@ def test_cuda_graph(boxes):
     def step():
         return torch.autograd.grad(criterion(leaves, targets)[0], leaves)
 
-    expected = step()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = step()
-    graph.replay()
-    for ours, theirs in zip(captured, expected, strict=True):
-        assert torch.equal(ours, theirs)
+    assert_replays_in_cuda_graph(step)
 
 
-def train_half(rank, ranks, folder):
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks)
+def half_a_step(rank: int, ranks: int) -> list[list[torch.Tensor]]:
+    """The gradients of three losses of this rank's images, as DDP averages them."""
     outputs, targets, _ = data(10, batch=4, boxes=7, ragged=True)
     part = slice(rank * 4 // ranks, (rank + 1) * 4 // ranks)
-    own = targets[(targets[:, 0] >= part.start) & (targets[:, 0] < part.stop)] - torch.tensor(
-        [part.start, 0, 0, 0, 0, 0]
-    )
-    saved = []
+    own = targets[(targets[:, 0] >= part.start) & (targets[:, 0] < part.stop)]
+    own = own - torch.tensor([part.start, 0, 0, 0, 0, 0])
+    found = []
     for criterion in (detops.YoloXDetectionLoss(STRIDES, 4, use_l1=True),
                       detops.YoloXFastDetectionLoss(STRIDES, 4, sync_num_fgs=True),
                       detops.YoloXDetectionLoss(STRIDES, 4, sync_num_fgs=False)):  # fmt: skip
         leaves = [output[part].clone().requires_grad_() for output in outputs]
         criterion(leaves, own)[0].backward()
-        saved.append([leaf.grad / ranks for leaf in leaves])  # as DDP averages
-    torch.save(saved, f"{folder}/{ranks}_{rank}.pt")
-    dist.destroy_process_group()
+        found.append([leaf.grad / ranks for leaf in leaves])
+    return found
 
 
+@pytest.mark.slow
 def test_two_ranks_give_the_gradient_of_one(tmp_path):
-    for ranks in (1, 2):
-        (folder := tmp_path / str(ranks)).mkdir()
-        mp.spawn(train_half, (ranks, str(folder)), nprocs=ranks)
-    whole = torch.load(tmp_path / "1" / "1_0.pt")
-    halves = [torch.load(tmp_path / "2" / f"2_{rank}.pt") for rank in (0, 1)]
+    whole, halves = two_ranks(half_a_step, tmp_path)
     for kind in (0, 1):
         for gradient, *parts in zip(whole[kind], *(half[kind] for half in halves), strict=True):
             torch.testing.assert_close(torch.cat(parts), gradient)

@@ -35,6 +35,7 @@ def compiled() -> Callable[[Target], dict[str, str]]:
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("target", TARGETS, ids=str)
 @pytest.mark.parametrize("op", OPS)
 def test_compiles(op: str, target: Target, compiled: Callable[[Target], dict[str, str]]) -> None:

@@ -306,7 +306,7 @@ BOXES, LABELS = torch.zeros(1, 2, 4), torch.zeros(1, 2, dtype=torch.int64)
         ({"topk": 1001}, ValueError, r"topk: expected 1 \.\. 1000, got 1001"),
     ],
 )
-def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
     good: dict[str, Any] = dict(
         anchors=detops.grid_anchors(SHAPES, STRIDES), level_sizes=SIZES, targets=(BOXES, LABELS), num_classes=3
     )
@@ -328,10 +328,10 @@ def test_checked_mode_names_the_box() -> None:
     message = r"boxes: sample 0, box 1 has \[5.0, 8.0, 3.0, 9.0\], expected x2 >= x1 and y2 >= y1"
     with detops.checked(), pytest.raises(ValueError, match=message):
         detops.atss_assign(targets=(boxes, torch.zeros(1, 2).long()), **args)
-    boxes = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
-    labels = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
+    two_and_one = detops.RaggedBatch.from_list([torch.ones(2, 4), torch.ones(1, 4)])
+    one_and_two = detops.RaggedBatch.from_list([torch.zeros(1).long(), torch.zeros(2).long()])
     with detops.checked(), pytest.raises(ValueError, match="labels: sample 0 has 1, expected 2, as boxes has"):
-        detops.atss_assign(targets=(boxes, labels), **args)
+        detops.atss_assign(targets=(two_and_one, one_and_two), **args)
     with pytest.raises(ValueError, match="strides: expected 4, one per level, got 1"):
         detops.grid_anchors(SHAPES, [8])
 
@@ -351,7 +351,7 @@ def test_checked_mode_names_the_box() -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses(arguments(8), **change)
 
 

@@ -28,14 +28,12 @@ CONSTANTS = [
      r"std::log\(target[^;]* / side \+ C\(NUMBER"),
     ("LOG_FLOOR", "reference.simota_match portable.simota_match kernels.simota_match", "simota_cost.h",
      r"log_p = p > NUMBER \? p : NUMBER;\s+.*log_q = q > NUMBER \? q : NUMBER;"),
-    ("MARGIN", "reference.positive_losses portable._box_distributions kernels._box_distributions",
-     "box_distributions.h", "double kTargetMargin = NUMBER"),
     ("NEAR", "reference.vlr_weights portable.vlr_weights kernels.vlr_weights", "vlr_weights.cpp", "float kNear = NUMBER"),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "modules", "source", "pattern"), CONSTANTS, ids=lambda part: part.split()[0])
-def test_all_forms_of_an_op_have_the_same_numbers(name, modules, source, pattern):
+def test_all_forms_of_an_op_have_the_same_numbers(name: str, modules: str, source: str, pattern: str) -> None:
     found = {}
     for module in modules.split():
         if HAS_TRITON or not module.startswith("kernels"):
@@ -50,13 +48,15 @@ def test_all_forms_of_an_op_have_the_same_numbers(name, modules, source, pattern
         assert value == found[modules.split()[0]], match[0]
 
 
-def test_the_iou_losses_have_the_same_numbers():
+def test_the_iou_losses_have_the_same_numbers() -> None:
     """Of their kinds: the op takes the number."""
     from detops.criteria.yolox import KINDS
+    from detops.losses._dense import BOX_KINDS
     from detops.portable import _iou_loss as portable
     from detops.reference.yolox_loss import KINDS as NAMES
 
     assert [NAMES.index(name) for name in KINDS] == list(KINDS.values()) == list(range(5))
+    assert NAMES == BOX_KINDS
     names = {"iou_squared": "SQUARED", "iou": "PLAIN", "giou": "GIOU", "diou": "DIOU", "ciou": "CIOU"}
     assert {name: getattr(portable, constant) for name, constant in names.items()} == KINDS
     if HAS_TRITON:
@@ -67,8 +67,24 @@ def test_the_iou_losses_have_the_same_numbers():
     assert [name.split()[0].removeprefix("k").upper() for name in order.split(",")] == list(names.values())
 
 
+def test_the_class_losses_have_the_same_numbers() -> None:
+    from detops.losses._class_loss import CLASS_KINDS, ClassLoss
+    from detops.portable.positive_losses import CLASS_LOSSES
+    from detops.reference.positive_losses import CLASS_KINDS as NAMES
+
+    assert NAMES == CLASS_KINDS
+    for name, make in zip(CLASS_KINDS, CLASS_LOSSES, strict=True):
+        assert (make(0.3, 1.5).background, make(0.3, 1.5).background_exponent) == ClassLoss(name, 1.5, 0.3).background
+    if HAS_TRITON:
+        from detops.kernels import positive_losses as kernels
+
+        assert [getattr(kernels, name.upper()).value for name in NAMES] == list(range(len(NAMES)))
+    (order,) = re.findall(r"enum ClassKind .*\{(.*)\}", (CSRC / "positive_losses.cpp").read_text())
+    assert [name.strip().removeprefix("k").lower() for name in order.split(",")] == list(NAMES)
+
+
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
-def test_all_forms_of_an_op_have_the_same_arguments(op):
+def test_all_forms_of_an_op_have_the_same_arguments(op: str) -> None:
     """An op is called by name."""
     declared = list(inspect.signature(getattr(detops.ops, op)).parameters)
     assert declared == [argument.name for argument in getattr(torch.ops.detops, op).default._schema.arguments]

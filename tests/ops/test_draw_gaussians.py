@@ -9,6 +9,7 @@ import itertools
 import os
 import threading
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -327,7 +328,7 @@ def test_padding_is_never_read(form: Form) -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     """What reaches the C++ kernel without the public functions is checked there too."""
     scene = gaussian_scene(22)
     op.refuses((scene.heatmap, *scene.args()), **change)

@@ -1,7 +1,7 @@
 """The op gaussian_focal_loss and its public forms: values, gradients, extremes, reductions."""
 
 import functools
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def random_maps(
 
 
 # How far a gradient may be off: the rounding of its dtype, and where small its smallest step.
-GRADIENT_ERROR = {
+GRADIENT_ERROR: dict[torch.dtype, dict[str, Any]] = {
     torch.float64: dict(rtol=1e-12, atol=1e-12),
     torch.float32: dict(rtol=2e-6, atol=1e-6),
     torch.float16: dict(rtol=2**-10, atol=2**-23),
@@ -157,7 +157,7 @@ def test_known_values() -> None:
 
 @for_each_device
 @pytest.mark.parametrize("reduction", ["mean", "sum"])
-def test_the_fused_form_is_the_sum_of_the_elements(device: str, reduction: str) -> None:
+def test_the_fused_form_is_the_sum_of_the_elements(device: str, reduction: Literal["mean", "sum"]) -> None:
     logits, target = (t.to(device) for t in random_maps(2, (2, 3, 9, 11)))
     results = []
     for fused in (True, False):
@@ -209,10 +209,10 @@ def test_given_positives() -> None:
         loss = detops.gaussian_focal_loss(pred, target, from_logits=from_logits, **options)
         torch.testing.assert_close(loss, positive.mean() + negative.mean(), rtol=1e-9, atol=0)
 
-    def loss(x: Tensor) -> Tensor:
+    def summed(x: Tensor) -> Tensor:
         return detops.gaussian_focal_loss(x, target, reduction="sum", **options)
 
-    assert torch.autograd.gradcheck(loss, logits.requires_grad_())
+    assert torch.autograd.gradcheck(summed, logits.requires_grad_())
     with pytest.raises(ValueError, match="pos_inds, pos_labels: expected both or neither"):
         detops.gaussian_focal_loss(logits, target, pos_inds=rows)
     with pytest.raises(ValueError, match=r"pred: expected shape \(N, C\) with pos_inds, got \(3,\)"):
@@ -236,10 +236,8 @@ def test_a_loss_scale_beyond_float16() -> None:
     logits, target = random_maps(11, (5, 7), torch.float16)
     x = logits.clone().requires_grad_()
     (detops.gaussian_focal_loss(x, target, avg_factor=2.0**17) * 2.0**17).backward()
-    (expected,) = torch.autograd.grad(
-        detops.gaussian_focal_loss(y := logits.double().requires_grad_(), target.double(), reduction="sum"),
-        y,
-    )
+    y = logits.double().requires_grad_()
+    (expected,) = torch.autograd.grad(detops.gaussian_focal_loss(y, target.double(), reduction="sum"), y)
     torch.testing.assert_close(x.grad.double(), expected, rtol=2e-3, atol=2.0**-6)
 
 
@@ -256,19 +254,10 @@ def test_a_loss_scale_saves_the_gradients_of_float16() -> None:
 def test_weights_beyond_float16() -> None:
     logits = torch.tensor([[-9.0, 9.0, -3.0]]).half().requires_grad_()
     target = torch.tensor([[1.0, 0.0, 0.5]])
-    loss = detops.gaussian_focal_loss(logits, target, reduction="sum", pos_weight=900, neg_weight=50)
-    loss.backward()
-    (expected,) = torch.autograd.grad(
-        detops.gaussian_focal_loss(
-            x := logits.detach().double().requires_grad_(),
-            target,
-            reduction="sum",
-            from_logits=True,
-            pos_weight=900,
-            neg_weight=50,
-        ),
-        x,
-    )
+    options: dict[str, Any] = dict(reduction="sum", pos_weight=900, neg_weight=50)
+    detops.gaussian_focal_loss(logits, target, **options).backward()
+    x = logits.detach().double().requires_grad_()
+    (expected,) = torch.autograd.grad(detops.gaussian_focal_loss(x, target, **options), x)
     torch.testing.assert_close(logits.grad.double(), expected, rtol=2e-3, atol=1e-4)
 
 
@@ -346,7 +335,7 @@ def test_an_empty_batch_trains() -> None:
         ({"reduction": "sum", "avg_factor": 2}, ValueError, "avg_factor: expected None"),
     ],
 )
-def test_errors_name_the_argument(change: dict[str, object], error: type[Exception], message: str) -> None:
+def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
         detops.gaussian_focal_loss(**{"pred": torch.zeros(3), "target": torch.zeros(3), **change})
     assert message in str(caught.value)
@@ -363,7 +352,7 @@ def test_errors_name_the_argument(change: dict[str, object], error: type[Excepti
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((*random_maps(13, (3, 5)), None, *STANDARD, True), **change)
 
 

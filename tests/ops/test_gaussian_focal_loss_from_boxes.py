@@ -1,39 +1,37 @@
 """The op gaussian_focal_loss_from_boxes and its public form: the loss of the drawn heatmap, without the heatmap."""
 
 import re
+from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import HAS_TRITON, assert_compiles, for_each_target, needs_triton
+from ahead_of_time import Kernel
 from gaussian_scenes import gaussian_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch._subclasses import FakeTensorMode
+from op import (
+    DTYPES,
+    Form,
+    Op,
+    assert_no_syncs,
+    assert_same_bits,
+    assert_same_bits_for_any_threads,
+    changed_argument,
+    for_each_device,
+    moved,
+)
+from torch import Tensor
 
 import detops
-from detops.portable.gaussian_focal_loss_from_boxes import gaussian_focal_loss_from_boxes as portable
-from detops.reference.gaussian_focal_loss_from_boxes import gaussian_focal_loss_from_boxes as reference
 
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+op = Op("gaussian_focal_loss_from_boxes")
+
 STANDARD = (6.0, 2.0, 4.0, 1.0, 1.0)  # diameter to sigma, alpha, gamma, weight of positives, of negatives
 
 
-def op(*args):
-    return torch.ops.detops.gaussian_focal_loss_from_boxes(*args)
-
-
-def interpreted(*args):
-    from detops.kernels.gaussian_focal_loss_from_boxes import gaussian_focal_loss_from_boxes
-
-    return gaussian_focal_loss_from_boxes(*args)
-
-
-IMPLEMENTATIONS = {"portable": portable, "op": op}
-if HAS_TRITON and not torch.cuda.is_available():
-    IMPLEMENTATIONS["triton, interpreted"] = interpreted
-
-
-def arguments(seed, dtype=torch.float32, weighted=False, scale=None, **options):
+def arguments(
+    seed: int, dtype: torch.dtype = torch.float32, weighted: bool = False, scale: float | None = None, **options: Any
+) -> tuple[Any, ...]:
     """All of the op's arguments but the factors."""
     scene = gaussian_scene(seed, filled=False, **options)
     g = torch.Generator().manual_seed(seed)
@@ -41,32 +39,31 @@ def arguments(seed, dtype=torch.float32, weighted=False, scale=None, **options):
     batch, _, height, width = logits.shape
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     weight = torch.rand(batch, height, width, generator=g).to(wide) if weighted else None
-    scale = None if scale is None else torch.tensor(scale, dtype=wide)
-    return logits, scene.centers, scene.radii, scene.labels, scene.sizes, weight, scale
+    factor = None if scale is None else torch.tensor(scale, dtype=wide)
+    return logits, scene.centers, scene.radii, scene.labels, scene.sizes, weight, factor
 
 
-def assert_matches(implementation, args, factors=STANDARD, device="cpu"):
-    total, gradient = reference(*args, *factors, True)
-    moved = [None if t is None else t.to(device) for t in args]
-    got, got_gradient = implementation(*moved, *factors, True)
+def assert_matches(form: Form, args: Any, factors: tuple[float, ...] = STANDARD, device: str = "cpu") -> None:
+    total, gradient = op.reference(*args, *factors, True)
+    got, got_gradient = moved(form(*moved(tuple(args), device), *factors, True), "cpu")
     dtype = args[0].dtype
     # The targets' exponentials are float32's everywhere but in portable and C++ float64.
-    exact = dtype == torch.float64 and implementation is not interpreted and device == "cpu"
-    torch.testing.assert_close(got.double().cpu(), total, rtol=1e-12 if exact else 4e-6, atol=1e-6)
+    exact = dtype == torch.float64 and not form.interpreted and device == "cpu"
+    torch.testing.assert_close(got.double(), total, rtol=1e-12 if exact else 4e-6, atol=1e-6)
     rounding = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, 1e-11 if exact else 1e-5)
-    torch.testing.assert_close(got_gradient.double().cpu(), gradient.double(), rtol=rounding, atol=2e-6)
+    torch.testing.assert_close(got_gradient.double(), gradient.double(), rtol=rounding, atol=2e-6)
     assert got.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     assert got_gradient.dtype == dtype
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_matches_reference(name):
-    @settings(max_examples=15 if "triton" in name else 40, deadline=None)
+@op.for_each_form
+def test_matches_reference(form: Form) -> None:
+    @settings(max_examples=15 if form.interpreted else 40, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         shape=st.sampled_from([(0, 2, 4, 4), (1, 1, 1, 1), (2, 3, 9, 17), (1, 2, 5, 33), (2, 1, 16, 16)]),
         boxes=st.sampled_from([0, 1, 5, 70]),
-        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+        dtype=st.sampled_from(DTYPES),
         index_dtype=st.sampled_from([torch.int32, torch.int64]),
         subpixel=st.booleans(),
         elliptical=st.booleans(),
@@ -86,23 +83,23 @@ def test_matches_reference(name):
             ]
         ),
     )
-    def check(seed, shape, boxes, factors, **options):
-        sizes = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))
-        assert_matches(IMPLEMENTATIONS[name], arguments(seed, boxes=boxes, **sizes, **options), factors)
+    def check(seed: int, shape: tuple[int, ...], boxes: int, factors: tuple[float, ...], **options: Any) -> None:
+        sizes: dict[str, Any] = dict(zip(("batch", "classes", "height", "width"), shape, strict=True))
+        assert_matches(form, arguments(seed, boxes=boxes, **sizes, **options), factors)
 
     check()
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_gpu_matches_reference(dtype):
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_matches_reference(dtype: torch.dtype) -> None:
     for seed in range(3):
         assert_matches(op, arguments(seed, dtype, weighted=seed == 1, height=40, width=70, boxes=70), device="cuda")
 
 
-@pytest.mark.parametrize("device", DEVICES)
+@for_each_device
 @pytest.mark.parametrize("shape", [(2, 3, 130, 96), (1, 2, 37, 9000), (3, 1, 300, 50)])
-def test_equals_the_two_steps(device, shape):
+def test_equals_the_two_steps(device: str, shape: tuple[int, ...]) -> None:
     """Over strips and tiles, rows longer than a strip, windows wider than a vector: the number of the dense form."""
     g = torch.Generator().manual_seed(0)
     batch, classes, height, width = shape
@@ -124,26 +121,28 @@ def test_equals_the_two_steps(device, shape):
     torch.testing.assert_close(results[0][1], results[1][1])
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("cell", [(0, 0), (4, 5)])
-def test_a_logit_that_is_not_finite_makes_nan(name, value, cell):
+def test_a_logit_that_is_not_finite_makes_nan(form: Form, value: float, cell: tuple[int, int]) -> None:
     logits = torch.zeros(1, 1, 9, 11)
     logits[0, 0, *cell] = value  # without a box, or at the centre of one
     box = torch.tensor([[[5, 4]]]), torch.tensor([[2]]), torch.tensor([[0]])
-    total, gradient = IMPLEMENTATIONS[name](logits, *box, None, None, None, *STANDARD, True)
+    total, gradient = form(logits, *box, None, None, None, *STANDARD, True)
     assert total.isnan()
     assert gradient.isnan().nonzero().tolist() == [[0, 0, *cell]]
     with detops.checked(), pytest.raises(ValueError, match=r"logits: \(0, 0, \d, \d\) has (nan|inf|-inf), expected"):
         detops.gaussian_focal_loss_from_boxes(logits, *box)
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@op.for_each_form
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("negative_weight", [1.0, 0.75])
 @pytest.mark.parametrize("alpha", [2.0, 0.0, 1.5])
-def test_background_whose_logits_are_all_negative(name, dtype, weighted, negative_weight, alpha):
+def test_background_whose_logits_are_all_negative(
+    form: Form, dtype: torch.dtype, weighted: bool, negative_weight: float, alpha: float
+) -> None:
     """The C++ kernel has shorter formulas for it."""
     *args, weight, _ = arguments(3, dtype, weighted, batch=1, classes=2, height=11, width=37, boxes=0)
     logits = -args[0].abs()
@@ -151,14 +150,16 @@ def test_background_whose_logits_are_all_negative(name, dtype, weighted, negativ
     logits[0, 1, 5, : len(extremes)] = extremes.to(dtype)
     scale = torch.tensor(0.3, dtype=torch.float64 if dtype == torch.float64 else torch.float32)
     factors = (6.0, alpha, 4.0, 1.0, negative_weight)
-    assert_matches(IMPLEMENTATIONS[name], (logits, *args[1:], weight, scale), factors)
+    assert_matches(form, (logits, *args[1:], weight, scale), factors)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("alpha", [2.0, 0.0, 1.5])
 @pytest.mark.parametrize("negative_weight", [1.0, 0.75])
-def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted, alpha, negative_weight):
+def test_a_cell_does_not_change_a_bit_of_another(
+    dtype: torch.dtype, weighted: bool, alpha: float, negative_weight: float
+) -> None:
     """Not even where the C++ kernel has another formula for those around it."""
     logits, *args = arguments(4, dtype, weighted, batch=1, classes=1, height=20, width=37, boxes=0)
     logits, factors = -logits.abs(), (6.0, alpha, 4.0, 1.0, negative_weight)
@@ -170,17 +171,17 @@ def test_a_cell_does_not_change_a_bit_of_another(dtype, weighted, alpha, negativ
         assert (after != before).nonzero().tolist() == [[0, 0, 10, 3]]
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
-def test_any_exponent_of_any_logit(name, dtype, alpha):
+def test_any_exponent_of_any_logit(form: Form, dtype: torch.dtype, alpha: float) -> None:
     """Where probabilities round to 0 (0^0 is 1) or 1; alpha 0 is plain BCE: softplus, whose slope is the sigmoid."""
     x = torch.tensor([-1e4, -745.0, -200.0, -104.0, -90.0, -87.0, -20.0, -1.0, -0.0, 0.0, 1.0, 20.0, 90.0, 104.0, 1e4])
     logits, target = torch.stack([x, -x.abs()])[None, None].to(dtype), torch.zeros(1, 0)
     args = logits, torch.zeros(1, 0, 2), target, target, *[None] * 3, 6.0, alpha, 4.0, 1.0, 1.0, True
-    total, gradient = IMPLEMENTATIONS[name](*args)
-    expected, slope = reference(*args)
-    rtol = 1e-12 if dtype == torch.float64 and "triton" not in name else 2e-6
+    total, gradient = form(*args)
+    expected, slope = op.reference(*args)
+    rtol = 1e-12 if dtype == torch.float64 and not form.interpreted else 2e-6
     torch.testing.assert_close(total.double(), expected, rtol=rtol, atol=0)
     torch.testing.assert_close(gradient, slope, rtol=rtol, atol=1e-12)
     if alpha == 0:
@@ -188,9 +189,9 @@ def test_any_exponent_of_any_logit(name, dtype, alpha):
         torch.testing.assert_close(slope, logits.sigmoid())
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
+@op.for_each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_where_the_weight_is_zero_a_negative_is_not_read(name, dtype):
+def test_where_the_weight_is_zero_a_negative_is_not_read(form: Form, dtype: torch.dtype) -> None:
     logits, centers, radii, labels, sizes, weight, _ = arguments(11, dtype, True, height=20, width=37, ragged=False)
     args = [logits, centers, radii, labels, sizes, weight, None]
     target = torch.zeros(logits.shape)
@@ -199,15 +200,15 @@ def test_where_the_weight_is_zero_a_negative_is_not_read(name, dtype):
     unread = (weight == 0)[:, None] & (target != 1)
     assert unread.any()
     assert ((weight == 0)[:, None] & (target == 1)).any()  # a positive still counts
-    assert_matches(IMPLEMENTATIONS[name], args)
-    expected, slope = IMPLEMENTATIONS[name](*args, *STANDARD, True)
+    assert_matches(form, args)
+    expected, slope = form(*args, *STANDARD, True)
     for value in (float("nan"), float("inf"), float("-inf"), 3.0):
         args[0] = logits.masked_fill(unread, value)
-        total, gradient = IMPLEMENTATIONS[name](*args, *STANDARD, True)
+        total, gradient = form(*args, *STANDARD, True)
         assert torch.equal(total, expected)
         assert torch.equal(gradient, slope)
         assert not gradient[unread].any()
-        assert_matches(IMPLEMENTATIONS[name], args)
+        assert_matches(form, args)
     x = args[0].requires_grad_()
     options = dict(negative_weight=weight, reduction="sum")
     loss = detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, **options)
@@ -219,48 +220,19 @@ def test_where_the_weight_is_zero_a_negative_is_not_read(name, dtype):
     assert torch.autograd.grad(dense, x)[0].isfinite().all()
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_many_boxes_at_one_centre_and_around_it(name):
+@op.for_each_form
+def test_many_boxes_at_one_centre_and_around_it(form: Form) -> None:
     centers = torch.tensor([[[3, 3]] * 60 + [[4, 3]] * 60])
     radii = torch.arange(120)[None] % 7
-    args = (
-        torch.randn(1, 2, 8, 9, generator=torch.Generator().manual_seed(1)),
-        centers,
-        radii,
-        torch.arange(120)[None] % 2,
-    )
-    assert_matches(IMPLEMENTATIONS[name], (*args, None, None, None))
+    logits = torch.randn(1, 2, 8, 9, generator=torch.Generator().manual_seed(1))
+    args = (logits, centers, radii, torch.arange(120)[None] % 2)
+    assert_matches(form, (*args, None, None, None))
 
 
-@pytest.mark.parametrize("name", IMPLEMENTATIONS)
-def test_boxes_that_are_skipped(name):
-    """NaN, infinite, negative, of no class, beyond sample_sizes: the loss of an empty image."""
-    nan, inf = float("nan"), float("inf")
-    centers = torch.tensor([[[nan, 1], [1, inf], [1, 1], [1, 1], [1, 1], [1, 1], [1, 1]]])
-    radii = torch.tensor([[1, 1, nan, inf, -1.0, 1, 1]])
-    labels = torch.tensor([[0, 0, 0, 0, 0, 2, 0]])
-    logits = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(2))
-    args = (logits, centers, radii, labels, torch.tensor([6]), None, None)
-    got = IMPLEMENTATIONS[name](*args, *STANDARD, True)
-    empty = IMPLEMENTATIONS[name](
-        logits, *(t[:, :0] for t in (centers, radii, labels)), None, None, None, *STANDARD, True
-    )
-    torch.testing.assert_close(got, empty)
-    with (
-        detops.checked(),
-        pytest.raises(ValueError, match=r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"),
-    ):
-        detops.gaussian_focal_loss_from_boxes(
-            logits,
-            detops.RaggedBatch(centers, sample_sizes=args[4]),
-            *(detops.RaggedBatch(t, sample_sizes=args[4]) for t in (radii, labels)),
-        )
-
-
-def test_gradcheck_and_backward_again():
+def test_gradcheck_and_backward_again() -> None:
     logits, centers, radii, labels, *_ = arguments(5, torch.float64, height=4, width=5, ragged=False, boxes=4)
 
-    def loss(x):
+    def loss(x: Tensor) -> Tensor:
         return detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, reduction="sum")
 
     x = logits.requires_grad_()
@@ -270,13 +242,13 @@ def test_gradcheck_and_backward_again():
     torch.testing.assert_close(second, 3 * first)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_forms_of_the_batch(device):
+@for_each_device
+def test_forms_of_the_batch(device: str) -> None:
     """Lists, ragged batches and padded tensors; channels last; a weight with or without a channel."""
     logits, centers, radii, labels, sizes, weight, _ = arguments(6, weighted=True)
     logits, weight = logits.to(device), weight.to(device)
-    ragged = [detops.RaggedBatch(t.to(device), sample_sizes=sizes.to(device)) for t in (centers, radii, labels)]
-    lists = [batch.split() for batch in ragged]
+    ragged: Any = [detops.RaggedBatch(t.to(device), sample_sizes=sizes.to(device)) for t in (centers, radii, labels)]
+    lists: Any = [batch.split() for batch in ragged]
     expected = detops.gaussian_focal_loss_from_boxes(logits, *ragged, negative_weight=weight)
     other = detops.gaussian_focal_loss_from_boxes(
         logits.to(memory_format=torch.channels_last), *lists, negative_weight=weight[:, None]
@@ -285,46 +257,78 @@ def test_forms_of_the_batch(device):
     assert expected != detops.gaussian_focal_loss_from_boxes(logits, *ragged)
 
 
-def test_the_number_of_threads_does_not_change_a_bit():
+def test_a_loss_scale_saves_the_gradients_of_float16() -> None:
+    logits = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 4
+    centers, radii = torch.tensor([[[4, 5]], [[9, 9]]]), torch.tensor([[2], [3]])
+    labels = torch.tensor([[1], [0]])
+    narrow, wide = logits.half().requires_grad_(), logits.half().float().requires_grad_()
+    for x in (narrow, wide):
+        loss = detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, avg_factor=200)
+        (loss * 2.0**16).backward()
+    torch.testing.assert_close(narrow.grad.float(), wide.grad, rtol=2e-3, atol=1e-4)
+    assert (wide.grad.abs() < 2.0**16 * 6e-8).float().mean() > 0.2
+
+
+def test_any_number_of_threads_gives_the_same_bits() -> None:
     args = arguments(7, height=300, width=100, boxes=30)
-    before, results = torch.get_num_threads(), []
-    try:
-        for threads in (1, 2, 3):
-            torch.set_num_threads(threads)
-            results.append(op(*args, *STANDARD, True))
-    finally:
-        torch.set_num_threads(before)
-    for total, gradient in results[1:]:
-        assert torch.equal(total, results[0][0])
-        assert torch.equal(gradient, results[0][1])
+    assert_same_bits_for_any_threads(lambda: op(*args, *STANDARD, True))
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_opcheck(device):
-    for seed, weighted in ((8, False), (9, True)):
-        args = [None if t is None else t.to(device) for t in arguments(seed, weighted=weighted, scale=0.5)]
-        for with_gradient in (True, False):
-            torch.library.opcheck(
-                torch.ops.detops.gaussian_focal_loss_from_boxes.default, (*args, *STANDARD, with_gradient)
-            )
+@for_each_device
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("with_gradient", [False, True])
+def test_opcheck(device: str, weighted: bool, with_gradient: bool) -> None:
+    args = arguments(8 + weighted, weighted=weighted, scale=0.5)
+    op.check(*moved(args, device), *STANDARD, with_gradient)
 
 
-@pytest.mark.parametrize("device", DEVICES)
-def test_no_host_sync_and_compiles_whole(device):
-    logits, *boxes = (None if t is None else t.to(device) for t in arguments(10, ragged=False)[:4])
+@for_each_device
+def test_no_host_sync_and_compiles_whole(device: str) -> None:
+    def loss(logits: Tensor, centers: Tensor, radii: Tensor, labels: Tensor, count: Tensor) -> Tensor:
+        return detops.gaussian_focal_loss_from_boxes(logits, centers, radii, labels, avg_factor=count)
+
+    def step(logits: Tensor, *rest: Tensor) -> tuple[Tensor, Tensor]:
+        leaf = logits.detach().requires_grad_()
+        value = loss(leaf, *rest)
+        return value.detach(), torch.autograd.grad(value, leaf)[0]
+
     count = torch.tensor(3, device=device)
+    args, more = ((*moved(arguments(10, ragged=False, boxes=boxes)[:4], device), count) for boxes in (6, 9))
+    assert assert_no_syncs(step, *args)[1].shape == args[0].shape
+    assert assert_no_syncs(op.portable, *moved(arguments(10), device), *STANDARD, True)[1].shape == args[0].shape
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    for logits, *rest in (args, more):
+        leaf = logits.clone().requires_grad_()
+        compiled(leaf, *rest).backward()
+        torch.testing.assert_close(leaf.grad, step(logits, *rest)[1])
 
-    def loss(x):
-        return detops.gaussian_focal_loss_from_boxes(x, *boxes, avg_factor=count)
 
-    assert detops.count_syncs(lambda: loss(logits.clone().requires_grad_()).backward()) == 0
-    with FakeTensorMode() as mode:
-        fake, *rest = (mode.from_tensor(t) for t in (logits, *boxes))
-        detops.gaussian_focal_loss_from_boxes(fake.requires_grad_(), *rest).backward()
-    x, y = logits.clone().requires_grad_(), logits.clone().requires_grad_()
-    torch.compile(loss, fullgraph=True, backend="aot_eager")(x).backward()
-    loss(y).backward()
-    torch.testing.assert_close(x.grad, y.grad)
+@op.for_each_form
+def test_padding_is_never_read(form: Form) -> None:
+    logits, centers, radii, labels, _, *rest = arguments(12, subpixel=True, elliptical=True)
+    sizes = torch.tensor([2, 0])
+    expected = form(logits, centers, radii, labels, sizes, *rest, *STANDARD, True)
+    padding = torch.arange(centers.shape[1]) >= sizes[:, None]
+    centers[padding], radii[padding], labels[padding] = torch.nan, torch.nan, 2**40
+    assert_same_bits(form(logits, centers, radii, labels, sizes, *rest, *STANDARD, True), expected)
+
+
+@op.for_each_form
+def test_boxes_that_are_skipped(form: Form) -> None:
+    """NaN, infinite, negative, of no class, beyond sample_sizes: the loss of an empty image."""
+    nan, inf = float("nan"), float("inf")
+    centers = torch.tensor([[[nan, 1], [1, inf], [1, 1], [1, 1], [1, 1], [1, 1], [1, 1]]])
+    radii = torch.tensor([[1, 1, nan, inf, -1.0, 1, 1]])
+    labels = torch.tensor([[0, 0, 0, 0, 0, 2, 0]])
+    logits = torch.randn(1, 2, 6, 6, generator=torch.Generator().manual_seed(2))
+    args = (logits, centers, radii, labels, torch.tensor([6]), None, None)
+    got = form(*args, *STANDARD, True)
+    empty = form(logits, *(t[:, :0] for t in (centers, radii, labels)), None, None, None, *STANDARD, True)
+    torch.testing.assert_close(got, empty)
+    ragged: Any = [detops.RaggedBatch(t, sample_sizes=args[4]) for t in (centers, radii, labels)]
+    message = r"centers: sample 0, box 0 has \[nan, 1.0\], expected finite"
+    with detops.checked(), pytest.raises(ValueError, match=message):
+        detops.gaussian_focal_loss_from_boxes(logits, *ragged)
 
 
 @pytest.mark.parametrize(
@@ -339,8 +343,8 @@ def test_no_host_sync_and_compiles_whole(device):
         ({"diameter_to_sigma_factor": 0}, "diameter_to_sigma_factor: expected a finite number above 0, got 0"),
     ],
 )
-def test_errors_name_the_argument(change, message):
-    good = dict(
+def test_errors_name_the_argument(change: dict[str, Any], message: str) -> None:
+    good: dict[str, Any] = dict(
         logits=torch.zeros(1, 2, 4, 4),
         centers=torch.zeros(1, 1, 2),
         radii=torch.zeros(1, 1),
@@ -350,34 +354,34 @@ def test_errors_name_the_argument(change, message):
         detops.gaussian_focal_loss_from_boxes(**good | change)
 
 
-@needs_triton
-@for_each_target
-def test_compiles_ahead_of_time(target):
-    cases = []
-    for name, index, flag in (
-        ("fp32", "i64", True),
-        ("fp16", "i32", False),
-        ("bf16", "fp32", True),
-        ("fp64", "fp64", False),
-    ):
-        wide = "fp64" if name == "fp64" else "fp32"
-        types = dict(logits="*" + name, centers="*" + index, radii="*" + index, labels="*i32", sample_sizes="*i64")
-        types |= dict.fromkeys(("negative_weight", "scale", "sums"), "*" + wide) | dict(gradient="*" + name)
-        types |= dict.fromkeys("CHWN", "i32")
-        types |= dict.fromkeys(("diameter_to_sigma_factor", "alpha", "gamma", "pos_weight", "neg_weight"), "fp32")
-        flags = dict.fromkeys(("HAS_SIZES", "HAS_WEIGHT", "HAS_SCALE", "STANDARD"), flag)
-        constants = flags | dict(ELLIPTICAL=not flag, WITH_GRADIENT=True, BLOCK_H=16, BLOCK_W=64, BLOCK_N=64)
-        cases.append(("loss_kernel", types, constants | dict(COMPUTE="float" + wide[2:]), 4))
-    assert_compiles("gaussian_focal_loss_from_boxes", cases, target)
+@pytest.mark.parametrize(
+    "change",
+    [
+        dict(logits=torch.zeros(2, 3, 11)),
+        dict(logits=torch.zeros(2, 3, 17, 11).transpose(2, 3)),
+        dict(logits=torch.zeros(2, 3, 11, 17, dtype=torch.int64)),
+        dict(centers=torch.zeros(2, 6, 1)),
+        dict(radii=torch.zeros(1, 6)),
+        dict(labels=torch.zeros(2, 5).long()),
+        dict(sample_sizes=torch.zeros(1).long()),
+        dict(negative_weight=torch.zeros(2, 11)),
+        dict(negative_weight=torch.zeros(2, 11, 17).double()),
+        dict(scale=torch.zeros(2)),
+    ],
+    ids=changed_argument,
+)
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
+    op.refuses((*arguments(13), *STANDARD, True), **change)
 
 
-def test_a_loss_scale_saves_the_gradients_of_float16():
-    logits = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0)) - 4
-    centers, radii = torch.tensor([[[4, 5]], [[9, 9]]]), torch.tensor([[2], [3]])
-    labels = torch.tensor([[1], [0]])
-    narrow, wide = logits.half().requires_grad_(), logits.half().float().requires_grad_()
-    for x in (narrow, wide):
-        loss = detops.gaussian_focal_loss_from_boxes(x, centers, radii, labels, avg_factor=200)
-        (loss * 2.0**16).backward()
-    torch.testing.assert_close(narrow.grad.float(), wide.grad, rtol=2e-3, atol=1e-4)
-    assert (wide.grad.abs() < 2.0**16 * 6e-8).float().mean() > 0.2
+KERNELS = [
+    Kernel("loss_kernel",
+           dict(logits="*" + name, centers="*" + index, radii="*" + index, labels="*i32", sample_sizes="*i64",
+                negative_weight="*" + wide, scale="*" + wide, sums="*" + wide, gradient="*" + name, C="i32", H="i32",
+                W="i32", N="i32", diameter_to_sigma_factor="fp32", alpha="fp32", gamma="fp32", pos_weight="fp32",
+                neg_weight="fp32"),
+           dict(HAS_SIZES=flag, HAS_WEIGHT=flag, HAS_SCALE=flag, STANDARD=flag, ELLIPTICAL=not flag, WITH_GRADIENT=True,
+                BLOCK_H=16, BLOCK_W=64, BLOCK_N=64, COMPUTE="float" + wide[2:]), 4)
+    for name, wide, index, flag in (("fp32", "fp32", "i64", True), ("fp16", "fp32", "i32", False),
+                                    ("bf16", "fp32", "fp32", True), ("fp64", "fp64", "fp64", False))
+]  # fmt: skip

@@ -47,8 +47,11 @@ def pasted_and_encoded(*args: Any) -> list[bytes]:
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=10 if form.interpreted else 150, deadline=None)
-    @given(args=scenes, threshold=st.sampled_from(THRESHOLDS), compress=st.booleans())
+    # Its interpreter runs a program per column.
+    narrow = scenes.filter(lambda scene: scene[3] <= 40) if form.interpreted else scenes
+
+    @settings(max_examples=15 if form.interpreted else 150, deadline=None)
+    @given(args=narrow, threshold=st.sampled_from(THRESHOLDS), compress=st.booleans())
     def check(args: Scene, threshold: float, compress: bool) -> None:
         assert_same_bits(form(*args, threshold, compress), op.reference(*args, threshold, compress))
 
@@ -178,7 +181,7 @@ def test_no_masks(form: Form, compress: bool) -> None:
 
 
 @pytest.mark.parametrize("change", REFUSED, ids=changed_argument)
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((*mask_scene(7), 0.5, True), **change)
 
 

@@ -159,7 +159,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((*crowded_boxes(8), 0.5), **change)
 
 

@@ -268,7 +268,7 @@ def test_what_lies_around_an_image_is_never_read() -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     """What reaches the C++ kernel without the public function is checked there too."""
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     op.refuses(([image], [4, 4], 4, 4, MEAN, STD, False, False, torch.float32), **change)

@@ -1,5 +1,7 @@
 """The op scale_gradient_: a product in place, or nothing at all."""
 
+from typing import Any
+
 import pytest
 import torch
 from ahead_of_time import Kernel
@@ -133,7 +135,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((torch.zeros(2, 4), torch.tensor(2.0)), **change)
 
 
@@ -142,7 +144,7 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> N
     [dict(factor=torch.zeros(3)), dict(factor=torch.zeros(())), dict(columns=[2, 3]), dict(columns=[5, -1])],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_columns_that_do_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_columns_that_do_not_fit(change: dict[str, Any]) -> None:
     op.refuses((torch.zeros(2, 4), torch.tensor([2.0, 3.0]), [1, 3]), **change)
 
 

@@ -202,7 +202,7 @@ def test_empty(form: Form, images: int, boxes: int, anchors: int) -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses(arguments(9, valid=True), **change)
 
 

@@ -140,7 +140,7 @@ def test_a_small_box_far_away_keeps_its_digits(form: Form, kind: int) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_gradcheck_of_the_reference(kind: int) -> None:
+def test_gradcheck_of_the_reference(kind: str) -> None:
     g = torch.Generator().manual_seed(6)
     pred, target = (torch.rand(6, 4, generator=g, dtype=torch.float64) * 4 + 1 for _ in range(2))
     if kind == "ciou":  # alpha is a constant to the gradient, not to finite differences
@@ -241,7 +241,7 @@ def test_indices_out_of_range_are_not_read(form: Form) -> None:
     ],
     ids=changed_argument,
 )
-def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, object]) -> None:
+def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses(arguments(9), **change)
 
 

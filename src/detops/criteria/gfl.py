@@ -12,7 +12,8 @@ from detops.assign.atss import AnchorMatch, match_anchors, require_topk
 from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require_maps, require_strides
 from detops.geometry.points import GridCache, anchors_at, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
-from detops.losses._dense import gfl_level_losses
+from detops.losses._class_loss import ClassLoss
+from detops.losses._dense import DenseLosses, Match, level_losses
 from detops.losses.reduction import EPS, average_over_ranks
 
 
@@ -157,10 +158,9 @@ class GFLLoss(nn.Module):
         # No box takes more than its candidates, so memory follows from shapes where positives are gathered.
         sizes = _level_sizes(cls_scores)
         most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)
-        parts = gfl_level_losses(
-            cls_scores, bbox_preds, soft_targets, points, truth.boxes.detach(), truth.labels, found.index, region,
-            found.valid, self.cls_weight / (count + EPS), self.beta, temperature, most,
-        )  # fmt: skip
+        matched = Match(points, truth.boxes.detach(), truth.labels, found.index, most, found.valid, region=region)
+        kinds = DenseLosses(ClassLoss("quality", self.beta), temperature=temperature)
+        parts = level_losses(cls_scores, bbox_preds, matched, kinds, self.cls_weight / (count + EPS), soft_targets)
         divisor = self._box_divisor(parts[1].sum())
         bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
         return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor

@@ -1,16 +1,14 @@
-"""A box as four distributions: what the Triton kernels of GFL's ops share. Tiles are (4 sides, bins)."""
+"""A box as four distributions: what the Triton kernels at positives share. Tiles are (4 sides, bins)."""
 
 import triton
 import triton.language as tl
 
-from detops.kernels._iou_loss import GIOU, PLAIN, iou_loss
-
-MARGIN = tl.constexpr(0.1)
+from detops.kernels._iou_loss import PLAIN, iou_loss
 
 
 @triton.jit
 def load_sides(maps, stride_c, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """The logits at an anchor; minus infinity beyond the bins."""
+    """The logits at a point; minus infinity beyond the bins."""
     s, j = tl.arange(0, 4)[:, None], tl.arange(0, BLOCK_J)[None, :]
     return tl.load(maps + (s * BINS + j) * stride_c, mask=j < BINS, other=-float("inf")).to(tl.float32)
 
@@ -33,27 +31,28 @@ def _side(values, i):
 
 
 @triton.jit
-def box_losses(raw, cell, box, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """IoU, GIoU loss, distribution focal loss, and the gradients (4, bins) of both losses."""
+def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
+    """IoU, IoU loss of a kind, distribution focal loss, and the gradients (4, bins) of both losses."""
     s, j = tl.arange(0, 4), tl.arange(0, BLOCK_J)[None, :].to(tl.float32)
     inside = tl.arange(0, BLOCK_J)[None, :] < BINS
     p, log_sum = softmax(raw, BINS, BLOCK_J)
     distance = tl.sum(p * j, 1)
     left, top, right, bottom = _side(distance, 0), _side(distance, 1), _side(distance, 2), _side(distance, 3)
-    stride = tl.load(cell + 2)
-    away = (tl.load(box + s) - tl.load(cell + s % 2)) / stride
+    stride = tl.load(point + 2)
+    away = (tl.load(box + s) - tl.load(point + s % 2)) / stride
     x1, y1, x2, y2 = _side(away, 0), _side(away, 1), _side(away, 2), _side(away, 3)
     px, py, pw, ph = (right - left) / 2, (bottom - top) / 2, left + right, top + bottom
     tx, ty, tw, th = (x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1
     plain, _, _, _, _ = iou_loss(px, py, pw, ph, tx, ty, tw, th, PLAIN)
-    giou, g_x, g_y, g_w, g_h = iou_loss(px, py, pw, ph, tx, ty, tw, th, GIOU)
+    loss, g_x, g_y, g_w, g_h = iou_loss(px, py, pw, ph, tx, ty, tw, th, KIND)
     half = tl.where(s % 2 == 0, g_x, g_y) / 2
     by = tl.where(s % 2 == 0, g_w, g_h) + tl.where(s < 2, -half, half)
     exact = tl.where(s < 2, -away, away)
-    exact = tl.minimum(tl.maximum(exact, 0.0), BINS - 1 - MARGIN)
+    exact = tl.minimum(tl.maximum(exact, 0.0), BINS - 1 - margin)
     share = tl.maximum(1 - tl.abs(exact[:, None] - j), 0.0)
-    dfl = tl.sum(log_sum - tl.sum(share * tl.where(inside, raw, 0.0), 1), 0)
-    return 1 - plain, giou, dfl, by[:, None] * p * (j - distance[:, None]), p - share
+    poison = tl.where(away == away, 0.0, away)  # tl.minimum and tl.maximum drop a NaN
+    dfl = tl.sum(log_sum - tl.sum(share * tl.where(inside, raw, 0.0), 1) + poison, 0)
+    return 1 - plain, loss, dfl, by[:, None] * p * (j - distance[:, None]), p - share
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""`positive_losses_` in Triton: a program a run of anchors, of which nearly all have no box.
+"""`positive_losses_` in Triton: a program per run of points, of which nearly all have no box.
 
 It takes those that have one in turn; each program leaves six sums, which PyTorch adds in order.
 """
@@ -9,19 +9,29 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
-from detops.kernels._softplus import softplus
+from detops.kernels._softplus import power, softplus
 
-BLOCK = 32  # anchors of a program
+BLOCK = 32  # points per program
+QUALITY, BCE, VARIFOCAL, FOCAL = (tl.constexpr(kind) for kind in range(4))
 
 
 @triton.jit
-def _power(x, exponent, STANDARD: tl.constexpr):
-    """x^exponent for x >= 0; the exponent of the paper is 2."""
-    if STANDARD:
-        result = x * x
-    else:
-        result = tl.exp(exponent * tl.log(x))
-    return result
+def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
+    """The loss of a logit towards q, less that as background; the gradient of the former. With SQUARE, gamma is 2."""
+    negative, p = softplus(x)
+    away, cost = p - q, negative - q * x
+    share, background = 1.0, 1.0
+    if KIND == VARIFOCAL:
+        share, background = q, alpha
+    elif KIND == FOCAL:
+        share, background = alpha * q + (1 - alpha) * (1 - q), 1 - alpha
+    fall, rise, slope = 1.0, 1.0, 0.0
+    if KIND != BCE:
+        fall = power(p, gamma, SQUARE)
+        if KIND != VARIFOCAL:
+            rise = power(tl.abs(away), gamma, SQUARE)
+            slope = tl.where(away != 0, gamma * rise / tl.where(away != 0, away, 1.0) * p * (1 - p), 0.0)
+    return share * rise * cost - background * fall * negative, share * (away * rise + cost * slope)
 
 
 @triton.jit
@@ -42,11 +52,13 @@ def positives_kernel(
     soft_c,
     soft_y,
     soft_x,
-    cells,  # (A, 3)
+    points,  # (A, 3)
     boxes,  # (B, N, 4)
     labels,  # (B, N)
     index,  # (B, A)
-    region,  # (B, A)
+    quality,  # (B, A), not read without HAS_QUALITY
+    weight,  # (B, A), not read without HAS_WEIGHT
+    region,  # (B, A), not read without HAS_REGION
     scale,  # (1,)
     weights,  # (B, A)
     parts,  # (B, programs, 6)
@@ -56,24 +68,30 @@ def positives_kernel(
     C,
     A,
     N,
-    beta,
+    alpha,
+    gamma,
     temperature,
+    margin,
+    CLASS_KIND: tl.constexpr,
+    BOX_KIND: tl.constexpr,
+    SQUARE: tl.constexpr,
     BINS: tl.constexpr,
+    HAS_QUALITY: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr,
     HAS_SOFT: tl.constexpr,
     HAS_REGION: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
-    STANDARD: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Losses of a run of anchors."""
+    """Losses of a run of points."""
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
     factor = tl.load(scale)
     cls_sum = tl.full((), 0, tl.float32)
     weight_sum = tl.full((), 0, tl.float32)
-    giou_sum = tl.full((), 0, tl.float32)
+    box_sum = tl.full((), 0, tl.float32)
     dfl_sum = tl.full((), 0, tl.float32)
     ld_sum = tl.full((), 0, tl.float32)
     region_sum = tl.full((), 0, tl.float32)
@@ -97,35 +115,39 @@ def positives_kernel(
                 region_sum += tl.where(of_region > 0, of_region * ld, 0.0)
             if positive:
                 z = scores + b * scores_b + y * scores_y + x * scores_x
-                highest = tl.full((), -float("inf"), tl.float32)
-                poison = tl.full((), 0, tl.float32)
-                for c in range(0, C, BLOCK_C):
-                    column = c + tl.arange(0, BLOCK_C)
-                    value = tl.load(z + column * scores_c, mask=column < C, other=-float("inf")).to(tl.float32)
-                    highest = tl.maximum(highest, tl.max(value, 0))
-                    poison += tl.sum(tl.where(column < C, value, 0.0) * 0, 0)
-                _, w = softplus(highest)
-                w += poison
+                if HAS_WEIGHT:
+                    w = tl.load(weight + b * A + a)
+                else:
+                    highest = tl.full((), -float("inf"), tl.float32)
+                    poison = tl.full((), 0, tl.float32)
+                    for c in range(0, C, BLOCK_C):
+                        column = c + tl.arange(0, BLOCK_C)
+                        value = tl.load(z + column * scores_c, mask=column < C, other=-float("inf")).to(tl.float32)
+                        highest = tl.maximum(highest, tl.max(value, 0))
+                        poison += tl.sum(tl.where(column < C, value, 0.0) * 0, 0)
+                    _, w = softplus(highest)
+                    w += poison
                 tl.store(weights + b * A + a, w)
-                quality, giou, dfl, _, _ = box_losses(raw, cells + a * 3, boxes + (b * N + n) * 4, BINS, BLOCK_J)
+                box = boxes + (b * N + n) * 4
+                iou, iou_loss, dfl, _, _ = box_losses(raw, points + a * 3, box, margin, BOX_KIND, BINS, BLOCK_J)
+                q = iou
+                if HAS_QUALITY:
+                    q = tl.load(quality + b * A + a)
                 logit = tl.load(z + label * scores_c).to(tl.float32)
-                soft_logit, p = softplus(logit)
-                cost = soft_logit - quality * logit
-                away = p - quality
-                power = _power(tl.abs(away), beta, STANDARD)
-                cls_sum += factor * (power * cost - _power(p, beta, STANDARD) * soft_logit)
+                correction, slope = class_loss(logit, q, alpha, gamma, CLASS_KIND, SQUARE)
+                cls_sum += factor * correction
                 if WITH_GRADIENT:
-                    slope = tl.where(away != 0, beta * power / tl.where(away != 0, away, 1.0) * p * (1 - p), 0.0)
-                    g = factor * (away * power + cost * slope)
-                    tl.store(class_gradient + (b * C + label) * R + r, g.to(class_gradient.dtype.element_ty))
+                    sink = class_gradient + (b * C + label) * R + r
+                    tl.store(sink, (factor * slope).to(class_gradient.dtype.element_ty))
                 weight_sum += w
-                giou_sum += w * giou
-                dfl_sum += w * dfl
-                ld_sum += w * ld
+                counts = w != 0
+                box_sum += tl.where(counts, w * iou_loss, 0.0)
+                dfl_sum += tl.where(counts, w * dfl, 0.0)
+                ld_sum += tl.where(counts, w * ld, 0.0)
     part = parts + (b * tl.num_programs(0) + tl.program_id(0)) * 6
     tl.store(part, cls_sum)
     tl.store(part + 1, weight_sum)
-    tl.store(part + 2, giou_sum)
+    tl.store(part + 2, box_sum)
     tl.store(part + 3, dfl_sum)
     tl.store(part + 4, ld_sum)
     tl.store(part + 5, region_sum)
@@ -136,24 +158,31 @@ def positive_losses_(
     cls_scores: list[Tensor],
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
+    points: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
     index: Tensor,
+    quality: Tensor | None,
+    weight: Tensor | None,
     region: Tensor | None,
     scale: Tensor,
-    beta: float,
+    class_kind: int,
+    box_kind: int,
+    alpha: float,
+    gamma: float,
     temperature: float,
+    margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel for each level; arguments and meaning as in `detops.reference.positive_losses`.
 
     All dtypes are computed in float32, float64 too.
     """
-    (batch, anchors), boxes, classes = index.shape, gt_boxes.shape[1], cls_scores[0].shape[1]
+    (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4
-    cell, box, factor = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, scale))
-    weights = torch.zeros(batch, anchors, device=index.device)
+    weights = torch.zeros(batch, num_points, device=index.device)
+    points, boxes, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, scale))
+    of_points = [weights if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     columns, start = [], 0
     with torch.cuda.device_of(index):
         for level, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
@@ -164,10 +193,11 @@ def positive_losses_(
             if batch and programs:
                 positives_kernel[(programs, batch)](
                     scores, *scores.stride(), class_gradients[level] if class_gradients else scores, preds,
-                    *preds.stride(), soft, *soft.stride(), cell, box, gt_labels.contiguous(), index.contiguous(),
-                    weights if region is None else region, factor, weights, parts, start, rows, scores.shape[3],
-                    classes, anchors, boxes, beta, temperature, BINS=bins, HAS_SOFT=bool(soft_targets),
-                    HAS_REGION=region is not None, WITH_GRADIENT=bool(class_gradients), STANDARD=beta == 2,
+                    *preds.stride(), soft, *soft.stride(), points, boxes, labels.contiguous(), index.contiguous(),
+                    *of_points, scale, weights, parts, start, rows, scores.shape[3], classes, num_points, num_boxes,
+                    alpha, gamma, temperature, margin, CLASS_KIND=class_kind, BOX_KIND=box_kind, SQUARE=gamma == 2,
+                    BINS=bins, HAS_QUALITY=quality is not None, HAS_WEIGHT=weight is not None,
+                    HAS_SOFT=bool(soft_targets), HAS_REGION=region is not None, WITH_GRADIENT=bool(class_gradients),
                     BLOCK=BLOCK, BLOCK_C=min(128, triton.next_power_of_2(classes)),
                     BLOCK_J=triton.next_power_of_2(bins), num_warps=1,
                 )  # fmt: skip

@@ -1,4 +1,4 @@
-"""`positive_losses_backward` in Triton: a program a run of anchors, which computes those that have a box anew."""
+"""`positive_losses_backward` in Triton: a program per run of points, which computes those that have a box anew."""
 
 import torch
 import triton
@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
 
-BLOCK = 32  # anchors of a program
+BLOCK = 32  # points per program
 
 
 @triton.jit
@@ -23,7 +23,7 @@ def gradient_kernel(
     soft_y,
     soft_x,
     gradient,  # (B, 4 * BINS, H, W) contiguous zeros
-    cells,  # (A, 3)
+    points,  # (A, 3)
     boxes,  # (B, N, 4)
     index,  # (B, A)
     weight,  # (B, A)
@@ -37,13 +37,15 @@ def gradient_kernel(
     A,
     N,
     temperature,
+    margin,
+    BOX_KIND: tl.constexpr,
     BINS: tl.constexpr,
     HAS_SOFT: tl.constexpr,
     HAS_REGION: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Gradient of a run of anchors."""
+    """Gradient of a run of points."""
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
     s, j = tl.arange(0, 4)[:, None], tl.arange(0, BLOCK_J)[None, :]
@@ -61,8 +63,9 @@ def gradient_kernel(
             raw = load_sides(preds + b * preds_b + y * preds_y + x * preds_x, preds_c, BINS, BLOCK_J)
             total = tl.zeros((4, BLOCK_J), tl.float32)
             if w != 0:
-                _, _, _, by_giou, by_dfl = box_losses(raw, cells + a * 3, boxes + (b * N + n) * 4, BINS, BLOCK_J)
-                total += w * (tl.load(factors + level) * by_giou + tl.load(factors + L + level) * by_dfl)
+                box = boxes + (b * N + n) * 4
+                _, _, _, by_iou, by_dfl = box_losses(raw, points + a * 3, box, margin, BOX_KIND, BINS, BLOCK_J)
+                total += w * (tl.load(factors + level) * by_iou + tl.load(factors + L + level) * by_dfl)
             if HAS_SOFT:
                 taught = load_sides(soft + b * soft_b + y * soft_y + x * soft_x, soft_c, BINS, BLOCK_J)
                 _, by_ld = distillation(raw, taught, temperature, BINS, BLOCK_J)
@@ -77,21 +80,23 @@ def gradient_kernel(
 def positive_losses_backward(
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
+    points: Tensor,
+    boxes: Tensor,
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    box_kind: int,
     temperature: float,
+    margin: float,
     most: int,
 ) -> list[Tensor]:
     """Launch the kernel for each level; arguments and meaning as in `detops.reference.positive_losses_backward`.
 
     All dtypes are computed in float32, float64 too.
     """
-    (batch, anchors), boxes, bins = index.shape, gt_boxes.shape[1], bbox_preds[0].shape[1] // 4
-    cell, box, factor = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, factors))
+    (batch, num_points), num_boxes, bins = index.shape, boxes.shape[1], bbox_preds[0].shape[1] // 4
+    points, boxes, factors = (t.to(torch.float32).contiguous() for t in (points, boxes, factors))
     gradients, start = [], 0
     with torch.cuda.device_of(index):
         for level, preds in enumerate(bbox_preds):
@@ -100,10 +105,11 @@ def positive_losses_backward(
             soft = soft_targets[level] if soft_targets else preds
             if batch and rows:
                 gradient_kernel[(triton.cdiv(rows, BLOCK), batch)](
-                    preds, *preds.stride(), soft, *soft.stride(), gradient, cell, box, index.contiguous(), weight,
-                    weight if region is None else region, factor, level, len(bbox_preds), start, rows,
-                    preds.shape[3], anchors, boxes, temperature, BINS=bins, HAS_SOFT=bool(soft_targets),
-                    HAS_REGION=region is not None, BLOCK=BLOCK, BLOCK_J=triton.next_power_of_2(bins), num_warps=1,
+                    preds, *preds.stride(), soft, *soft.stride(), gradient, points, boxes, index.contiguous(), weight,
+                    weight if region is None else region, factors, level, len(bbox_preds), start, rows,
+                    preds.shape[3], num_points, num_boxes, temperature, margin, BOX_KIND=box_kind, BINS=bins,
+                    HAS_SOFT=bool(soft_targets), HAS_REGION=region is not None, BLOCK=BLOCK,
+                    BLOCK_J=triton.next_power_of_2(bins), num_warps=1,
                 )  # fmt: skip
             gradients.append(gradient)
             start += rows

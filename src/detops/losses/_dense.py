@@ -1,4 +1,4 @@
-"""GFL's and LD's losses of matched anchors, level by level, by the ops that read each map once."""
+"""Losses of a dense head whose points are matched with boxes, level by level, by ops that read each map once."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -7,100 +7,126 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.arguments import accumulate_dtype
+from detops.losses._class_loss import CLASS_KINDS, ClassLoss, background_loss
 from detops.losses._fused import first_order_only, split_scale
+from detops.losses.iou import Kind as BoxKind
 
+BOX_KINDS: tuple[BoxKind, ...] = ("iou_squared", "iou", "giou", "diou", "ciou")  # their places are the ops' numbers
 INSTEAD = "quality_focal_loss, distribution_focal_loss and box_iou_loss"  # have second derivatives
 
 
-def gfl_level_losses(
+class Match(NamedTuple):
+    """What each point of a batch is trained on. A positive is a point with a box.
+
+    Attributes:
+        points: (A, 3): x, y and stride of each point in pixels, level after level, row by row.
+        boxes: (B, N, 4) xyxy in pixels.
+        labels: (B, N) integers, 0 .. C - 1.
+        index: (B, A) int64, the box of each point; negative where there is none.
+        most: No image has more positives than this, nor more points in the region.
+        valid: (B, A) bool, the points that are background if they have no box; None for all.
+        quality: (B, A), what the class of a positive is trained towards; None for the IoU of the predicted box.
+        weight: (B, A), factor of a positive's box losses; None for its highest class probability.
+        region: (B, A) float32, factor of the distillation loss at points that learn from a teacher whether they have a
+            box or not, 0 at all others; None for no such points.
+    """
+
+    points: Tensor
+    boxes: Tensor
+    labels: Tensor
+    index: Tensor  # type: ignore[assignment]
+    most: int
+    valid: Tensor | None = None
+    quality: Tensor | None = None
+    weight: Tensor | None = None
+    region: Tensor | None = None
+
+
+class DenseLosses(NamedTuple):
+    """Which losses, and their parameters.
+
+    Attributes:
+        class_loss: The class loss.
+        box_kind: The IoU loss, by its name in `box_iou_loss`.
+        margin: By which the targets of the distribution focal loss stay below the last bin, 0 .. 1.
+        temperature: Of the distillation.
+    """
+
+    class_loss: ClassLoss
+    box_kind: BoxKind = "giou"
+    margin: float = 0.1
+    temperature: float = 1.0
+
+
+def level_losses(
     cls_scores: Sequence[Tensor],
     bbox_preds: Sequence[Tensor],
-    soft_targets: Sequence[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
-    index: Tensor,
-    region: Tensor | None,
-    valid: Tensor | None,
+    match: Match,
+    losses: DenseLosses,
     scale: Tensor,
-    beta: float,
-    temperature: float,
-    most: int,
+    soft_targets: Sequence[Tensor] = (),
 ) -> Tensor:
-    """Return (6, L): the class loss times `scale`, and the losses of the positives as `positive_losses_` has them.
+    """Return the losses of each level as rows of (6, L), once differentiable.
+
+        0  scale * class loss over all valid points and classes
+        1  sum of the positives' weights w; not differentiable
+        2  w * IoU loss of the positives' boxes, in strides
+        3  w * distribution focal loss, summed over sides
+        4  w * distillation loss, summed over sides, where there is a teacher
+        5  the last over the points of the region, with the region's factor in place of w
+
+    Forward makes the gradient of the class logits in the pass that reads them, backward that of the box logits, which
+    are read at positives alone.
 
     Args:
         cls_scores: Each level's (B, C, H, W) logits.
-        bbox_preds: Each level's (B, 4 * bins, H, W) logits.
-        soft_targets: Those of a teacher, or empty.
-        cells: See `detops.reference.positive_losses`, and so for all but `valid`.
-        gt_boxes: See there.
-        gt_labels: See there.
-        index: See there.
-        region: See there.
-        valid: (B, A) bool, anchors that are background where they have no box; None for all.
-        scale: See there.
-        beta: See there.
-        temperature: See there.
-        most: See there.
+        bbox_preds: Each level's (B, 4 * bins, H, W) logits: left, top, right, bottom.
+        match: What each point is trained on; constants.
+        losses: Which losses.
+        scale: One number, of the class loss alone.
+        soft_targets: A teacher's `bbox_preds`, or none.
     """
     kept, rest = split_scale(cls_scores[0], scale)
     # Backward reads boxes and labels again, and by then a caller may have loaded the next batch into the same memory.
-    matched = (cells, gt_boxes.clone(), gt_labels.clone(), index, region, valid, kept)
+    points, boxes, labels, index, most, valid, quality, weight, region = match
+    if weight is not None and weight is quality:
+        weight = weight.view_as(weight)  # torch.compile takes no tensor twice
+    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, kept)
     maps = (*cls_scores, *bbox_preds, *(level.detach() for level in soft_targets))
-    call = _Call(len(cls_scores), len(maps), beta, temperature, most)
     with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in cls_scores)
-    losses: Tensor = _Losses.apply(call, with_gradient, *maps, *matched)[0]
-    return losses if rest is None else torch.cat([losses[:1] * rest, losses[1:]])
+    call = _Call(len(cls_scores), len(maps), losses, most)
+    rows: Tensor = _Losses.apply(call, with_gradient, *maps, *tensors)[0]
+    return rows if rest is None else torch.cat([rows[:1] * rest, rows[1:]])
 
 
 class _Call(NamedTuple):
-    """What the ops are called with but tensors, and how the tensors are told apart.
+    """What the ops are called with but tensors, and how the tensors are told apart: maps, match, scale.
 
     Attributes:
-        levels: How many levels there are: so many maps of scores, of boxes, and of a teacher's boxes if there is one.
-        maps: How many maps there are.
-        beta: As in `gfl_level_losses`, and so the rest.
-        temperature: Of the distillation.
-        most: How many anchors of an image have a box at most.
+        num_levels: How many levels there are: so many maps of class logits, of box logits, and of a teacher's.
+        num_maps: How many maps there are.
+        losses: Which losses.
+        most: As in `Match`.
     """
 
-    levels: int
-    maps: int
-    beta: float
-    temperature: float
+    num_levels: int
+    num_maps: int
+    losses: DenseLosses
     most: int
 
     def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Losses, weights, and the gradients of the class logits, which are empty where none are wanted."""
+        """Losses (6, L), weights (B, A), and gradients of the class logits, which are empty where none are wanted."""
         scores, preds, soft = self.split(tensors)
-        cells, gt_boxes, gt_labels, index, region, valid, scale = tensors[self.maps : self.maps + 7]
-        start, wide = 0, accumulate_dtype(scores[0])
-        # As if there were no box, a level is CenterNet's focal loss of nothing.
-        centers, radii = index.new_empty(len(index), 0, 2), index.new_empty(len(index), 0)
-        background, gradients = [], []
+        match, scale = self.match(tensors), tensors[-1]
+        class_loss, box_kind, margin, temperature = self.losses
+        background, gradients, start = [], [], 0
         for level in scores:
             height, width = level.shape[2:]
-            factor = None
+            valid = match.valid
             if valid is not None:
-                factor = valid[:, start : start + height * width].unflatten(1, (height, width)).to(wide)
+                valid = valid[:, start : start + height * width].unflatten(1, (height, width))
             start += height * width
-            total, gradient = ops.gaussian_focal_loss_from_boxes(
-                logits=level.contiguous(),
-                centers=centers,
-                radii=radii,
-                labels=radii,
-                sample_sizes=None,
-                negative_weight=factor,
-                scale=scale,
-                diameter_to_sigma_factor=6.0,
-                alpha=self.beta,
-                gamma=4.0,
-                pos_weight=1.0,
-                neg_weight=1.0,
-                with_gradient=with_gradient,
-            )
+            total, gradient = background_loss(level, class_loss, valid=valid, scale=scale, with_gradient=with_gradient)
             background.append(total)
             gradients.append(gradient)
         losses, weight = ops.positive_losses_(
@@ -108,14 +134,20 @@ class _Call(NamedTuple):
             cls_scores=scores,
             bbox_preds=preds,
             soft_targets=soft,
-            cells=cells,
-            gt_boxes=gt_boxes,
-            gt_labels=gt_labels,
-            index=index,
-            region=region,
+            points=match.points,
+            boxes=match.boxes,
+            labels=match.labels,
+            index=match.index,
+            quality=match.quality,
+            weight=match.weight,
+            region=match.region,
             scale=scale,
-            beta=self.beta,
-            temperature=self.temperature,
+            class_kind=CLASS_KINDS.index(class_loss.kind),
+            box_kind=BOX_KINDS.index(box_kind),
+            alpha=class_loss.alpha,
+            gamma=class_loss.gamma,
+            temperature=temperature,
+            margin=margin,
             most=self.most,
         )
         losses[0] += torch.stack(background)
@@ -124,24 +156,31 @@ class _Call(NamedTuple):
     def box_gradients(self, tensors: Sequence[Tensor], weight: Tensor, factors: Tensor) -> list[Tensor]:
         """The gradients of the box logits."""
         _, preds, soft = self.split(tensors)
-        cells, gt_boxes, _, index, region, *_ = tensors[self.maps :]
+        match = self.match(tensors)
         return ops.positive_losses_backward(
             bbox_preds=preds,
             soft_targets=soft,
-            cells=cells,
-            gt_boxes=gt_boxes,
-            index=index,
+            points=match.points,
+            boxes=match.boxes,
+            index=match.index,
             weight=weight,
-            region=region,
+            region=match.region,
             factors=factors,
-            temperature=self.temperature,
+            box_kind=BOX_KINDS.index(self.losses.box_kind),
+            temperature=self.losses.temperature,
+            margin=self.losses.margin,
             most=self.most,
         )
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Scores, boxes, and the teacher's boxes."""
-        maps, levels = list(tensors[: self.maps]), self.levels
+        """Maps of class logits, of box logits, and of a teacher's."""
+        maps, levels = list(tensors[: self.num_maps]), self.num_levels
         return maps[:levels], maps[levels : 2 * levels], maps[2 * levels :]
+
+    def match(self, tensors: Sequence[Tensor]) -> Match:
+        """What each point is trained on."""
+        points, boxes, labels, index, *others, _ = tensors[self.num_maps :]
+        return Match(points, boxes, labels, index, self.most, *others)
 
 
 class _Losses(torch.autograd.Function):
@@ -165,7 +204,7 @@ class _Losses(torch.autograd.Function):
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
         *tensors, weight = ctx.saved_tensors
-        call, levels = ctx.call, ctx.call.levels
+        call, levels = ctx.call, ctx.call.num_levels
         gradients: list[Tensor | None] = [None] * len(tensors)
         with torch.no_grad():
             if any(ctx.needs_input_grad[2 : 2 + levels]):

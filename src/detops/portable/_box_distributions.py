@@ -1,17 +1,15 @@
-"""What GFL's ops share in whole-batch PyTorch: reading maps at anchors, and boxes as distributions."""
+"""What the ops at positives share in whole-batch PyTorch: reading maps at points, and boxes as distributions."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from detops.portable._iou_loss import GIOU, PLAIN, iou_loss
-
-MARGIN = 0.1
+from detops.portable._iou_loss import PLAIN, iou_loss
 
 
 def slots_of(index: Tensor, region: Tensor | None, most: int) -> Tensor:
-    """(B, M) the anchors of each image that have a box or are in the region, then others; M <= most."""
+    """(B, M) the points of each image that have a box or are in the region, then others; M <= most."""
     there = index >= 0 if region is None else (index >= 0) | (region > 0)
     order: Tensor = (~there).to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, : min(most, index.shape[1])]
@@ -29,61 +27,59 @@ class Level(NamedTuple):
         rows: (B, M) within the level; 0 for a slot of another.
         positive: (B, M) whether it has a box.
         raw: (B, M, 4, bins) logits of the distributions.
-        cell: (B, M, 3), as the ops take it.
-        box: (B, M, 4) xyxy, relative to the anchor's centre, in strides.
+        box: (B, M, 4) xyxy, relative to the point, in strides.
         chosen: (B, M) index of the box, 0 where there is none.
     """
 
     rows: Tensor
     positive: Tensor
     raw: Tensor
-    cell: Tensor
     box: Tensor
     chosen: Tensor
 
 
-def level_at(preds: Tensor, slots: Tensor, start: int, cells: Tensor, gt_boxes: Tensor, index: Tensor) -> Level:
+def level_at(preds: Tensor, slots: Tensor, start: int, points: Tensor, boxes: Tensor, index: Tensor) -> Level:
     """Read one level's maps."""
     wide = torch.float64 if preds.dtype == torch.float64 else torch.float32
     size = preds.shape[2] * preds.shape[3]
     here = (slots >= start) & (slots < start + size)
     rows, slots = (slots - start).where(here, 0), slots.where(here, start)
     found = index.gather(1, slots)
-    positive, cell = here & (found >= 0) & (found < gt_boxes.shape[1]), cells.to(wide)[slots]
+    positive, point = here & (found >= 0) & (found < boxes.shape[1]), points.to(wide)[slots]
     chosen = found.where(positive, 0)
     box = torch.tensor([-1.0, -1, 1, 1], dtype=wide, device=preds.device).expand(*slots.shape, 4)
-    if gt_boxes.shape[1]:
-        read = gt_boxes.to(wide).gather(1, chosen[..., None].expand(-1, -1, 4))
-        box = ((read - cell[..., :2].repeat(1, 1, 2)) / cell[..., 2:]).where(positive[..., None], box)
+    if boxes.shape[1]:
+        read = boxes.to(wide).gather(1, chosen[..., None].expand(-1, -1, 4))
+        box = ((read - point[..., :2].repeat(1, 1, 2)) / point[..., 2:]).where(positive[..., None], box)
     raw = at(preds, rows, wide).unflatten(2, (4, -1)).where(here[..., None, None], 0)
-    return Level(rows, positive, raw, cell, box, chosen)
+    return Level(rows, positive, raw, box, chosen)
 
 
 class Sides(NamedTuple):
     """IoU (B, M) and losses (B, M) of boxes, and the losses' gradients (B, M, 4, bins) by the logits."""
 
     iou: Tensor
-    giou: Tensor
+    iou_loss: Tensor
     dfl: Tensor
-    giou_gradient: Tensor
+    iou_loss_gradient: Tensor
     dfl_gradient: Tensor
 
 
-def sides_of(raw: Tensor, box: Tensor) -> Sides:
-    """What logits (B, M, 4, bins) say of boxes (B, M, 4), as `Level` has them."""
+def sides_of(raw: Tensor, box: Tensor, kind: int, margin: float) -> Sides:
+    """What logits (B, M, 4, bins) say of boxes (B, M, 4), as `Level` has them; `kind` is that of `iou_loss`."""
     last = raw.shape[3] - 1
     p, log_p, bins = raw.softmax(3), raw.log_softmax(3), torch.arange(last + 1, dtype=raw.dtype, device=raw.device)
     distance = (p * bins).sum(3)
     low, high = distance[..., :2], distance[..., 2:]
     pred = torch.cat([(high - low) / 2, low + high], -1)
     target = torch.cat([(box[..., :2] + box[..., 2:]) / 2, box[..., 2:] - box[..., :2]], -1)
-    giou, by = iou_loss(pred, target, GIOU)
+    loss, by = iou_loss(pred, target, kind)
     iou = 1 - iou_loss(pred, target, PLAIN)[0]
     by = torch.cat([by[..., 2:] - by[..., :2] / 2, by[..., 2:] + by[..., :2] / 2], -1)
-    exact = torch.cat([-box[..., :2], box[..., 2:]], -1).clamp(0, last - MARGIN)
+    exact = torch.cat([-box[..., :2], box[..., 2:]], -1).clamp(0, last - margin)
     share = (1 - (exact[..., None] - bins).abs()).clamp(min=0)  # of the two bins beside the target
     dfl = -(share * log_p).sum((2, 3))
-    return Sides(iou, giou, dfl, by[..., None] * p * (bins - distance[..., None]), p - share)
+    return Sides(iou, loss, dfl, by[..., None] * p * (bins - distance[..., None]), p - share)
 
 
 def distillation(raw: Tensor, soft: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -9,13 +9,15 @@ from detops.portable._box_distributions import at, distillation, level_at, sides
 def positive_losses_backward(
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
+    points: Tensor,
+    boxes: Tensor,
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    box_kind: int,
     temperature: float,
+    margin: float,
     most: int,
 ) -> list[Tensor]:
     """The gradients; arguments and meaning as in `detops.reference.positive_losses_backward`."""
@@ -25,10 +27,10 @@ def positive_losses_backward(
         if preds.shape[2] * preds.shape[3] == 0:
             gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
             continue
-        level = level_at(preds, slots, start, cells, gt_boxes, index)
-        sides, factor = sides_of(level.raw, level.box), factors[:, i].to(level.raw.dtype)
+        level = level_at(preds, slots, start, points, boxes, index)
+        sides, factor = sides_of(level.raw, level.box, box_kind, margin), factors[:, i].to(level.raw.dtype)
         w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
-        total = w * (factor[0] * sides.giou_gradient + factor[1] * sides.dfl_gradient)
+        total = w * (factor[0] * sides.iou_loss_gradient + factor[1] * sides.dfl_gradient)
         there = positive = (w != 0)[..., 0, 0]
         if soft_targets:
             soft = at(soft_targets[i], level.rows, level.raw.dtype).unflatten(2, level.raw.shape[2:])

@@ -1,4 +1,4 @@
-"""What `positive_losses_` means: GFL's and LD's losses at the anchors that have a box, one at a time."""
+"""What `positive_losses_` means: the losses at the points that have a box, one point at a time."""
 
 from typing import NamedTuple
 
@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detops.reference.yolox_loss import KINDS as BOX_KINDS
 from detops.reference.yolox_loss import iou_loss
 
-MARGIN = 0.1  # by which targets stay below the last bin
+CLASS_KINDS = ("quality", "bce", "varifocal", "focal")
 
 
 def positive_losses_(
@@ -16,43 +17,56 @@ def positive_losses_(
     cls_scores: list[Tensor],
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
-    gt_labels: Tensor,
+    points: Tensor,
+    boxes: Tensor,
+    labels: Tensor,
     index: Tensor,
+    quality: Tensor | None,
+    weight: Tensor | None,
     region: Tensor | None,
     scale: Tensor,
-    beta: float,
+    class_kind: int,
+    box_kind: int,
+    alpha: float,
+    gamma: float,
     temperature: float,
+    margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of each level's positives, and write what they change in the gradient of the class logits.
 
-    A positive is an anchor with a box. Its weight w is its highest class probability. With the logit x of its label,
-    p = sigmoid(x), and the IoU q of the box that it says with its own:
+    A positive is a point with a box. It has a quality q, which its class is trained towards, and a weight w of its box
+    losses; where w is 0 there are none, and the box logits are not read for them.
 
-        0  scale * (|q - p|^beta * BCE(p, q) - p^beta * BCE(p, 0))   the quality focal loss, less that as background
+        0  scale * (class loss of the logit of its label towards q, less that of the same logit as background)
         1  w
-        2  w * GIoU loss
+        2  w * IoU loss of the predicted box
         3  w * sum over sides of the distribution focal loss
         4  w * sum over sides of the distillation loss, where there is a teacher
-        5  the last for every anchor of a region, with the region's number in place of w
+        5  the last for every point of a region, with the region's number in place of w
 
     Args:
-        class_gradients: Of the shapes of `cls_scores`, contiguous; the element of a positive's label is set to the
-            derivative of scale * |q - p|^beta * BCE(p, q) by x. Empty where no gradient is wanted.
+        class_gradients: In the shapes of `cls_scores`, contiguous; the element of a positive's label is set to the
+            derivative of scale * class loss towards q by the logit. Empty where no gradient is wanted.
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: distances to the left, top, right and bottom side are the
             means of distributions over 0 .. bins - 1 strides.
         soft_targets: Those of a teacher, or empty.
-        cells: (A, 3): x and y of the anchor's centre, and its stride, in pixels.
-        gt_boxes: (B, N, 4) xyxy in pixels.
-        gt_labels: (B, N) integers.
-        index: (B, A) int64, the box of each anchor, or -1.
+        points: (A, 3): x, y and stride of each point, in pixels.
+        boxes: (B, N, 4) xyxy in pixels.
+        labels: (B, N) integers.
+        index: (B, A) int64, the box of each point, or -1.
+        quality: (B, A) q, a constant; None for the IoU of the predicted box.
+        weight: (B, A) w, a constant; None for the highest class probability.
         region: (B, A) float32, see above; 0 where there is none. None for no region.
         scale: One number, see above.
-        beta: Exponent of the quality focal loss.
+        class_kind: Of the class loss, an index into `CLASS_KINDS`; see `class_loss`.
+        box_kind: Of the IoU loss, an index into `BOX_KINDS`. CIoU's alpha is v / (1 - IoU + v) at every IoU, as in
+            torchvision; MMDetection's is 0 up to an IoU of 0.5.
+        alpha: Factor of the class loss.
+        gamma: Exponent of the class loss.
         temperature: Of the distillation.
+        margin: By which the targets of the distributions stay below the last bin.
         most: No image has more positives than this (nor a larger region), so that memory follows from shapes.
 
     Returns:
@@ -63,7 +77,7 @@ def positive_losses_(
         Detection", 2022.
     """
     losses = torch.zeros(6, len(cls_scores), dtype=torch.float64)
-    weight = torch.zeros(index.shape, dtype=torch.float64)
+    weights = torch.zeros(index.shape, dtype=torch.float64)
     start = 0
     for level, scores in enumerate(cls_scores):
         size, width = scores.shape[2] * scores.shape[3], scores.shape[3]
@@ -76,47 +90,65 @@ def positive_losses_(
             n = int(index[b, a])
             if n < 0:
                 continue
-            box = box_losses(raw, soft, cells[a].double(), gt_boxes[b, n].double(), temperature)
-            label, z = int(gt_labels[b, n]), scores[b, :, y, x].double()
-            logit = z[label].clone().requires_grad_()
+            box = box_losses(raw, soft, points[a].double(), boxes[b, n].double(), box_kind, temperature, margin)
+            label, z = int(labels[b, n]), scores[b, :, y, x].double()
+            w = z.sigmoid().amax() if weight is None else weight[b, a].double()
+            weights[b, a] = w
+            if w != 0:
+                losses[1:5, level] += torch.stack([w, w * box.iou_loss, w * box.dfl, w * box.ld])
+            q = box.iou if quality is None else quality[b, a].double()
+            logit, factor = z[label].clone().requires_grad_(), scale.double().reshape(())
             with torch.enable_grad():
-                quality = (box.iou - logit.sigmoid()).abs() ** beta * F.binary_cross_entropy_with_logits(
-                    logit, box.iou, reduction="sum"
-                )
-            background = logit.sigmoid() ** beta * F.softplus(logit)
-            weight[b, a] = w = z.sigmoid().amax()
-            losses[:5, level] += torch.stack(
-                [scale.double().reshape(()) * (quality - background).detach(), w, w * box.giou, w * box.dfl, w * box.ld]
-            )
+                loss, background = class_loss(logit, q, CLASS_KINDS[class_kind], alpha, gamma)
+            losses[0, level] += factor * (loss - background).detach()
             if class_gradients:
-                class_gradients[level][b, label, y, x] = torch.autograd.grad(quality, logit)[0] * scale.item()
+                class_gradients[level][b, label, y, x] = torch.autograd.grad(loss, logit)[0] * factor
         start += size
-    return losses, weight
+    return losses, weights
+
+
+def class_loss(x: Tensor, q: Tensor, kind: str, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
+    """The class loss of a logit x towards q in 0 .. 1, and that of a logit x of background.
+
+    Reference:
+        Li et al., "Generalized Focal Loss", 2020, equation 5 (quality); Zhang et al., "VarifocalNet", 2021, equation 2,
+        for background too at q = 0 (varifocal); Lin et al., "Focal Loss", 2017, equation 5, where q is 1 (focal).
+    """
+    p, bce, negative = x.sigmoid(), F.binary_cross_entropy_with_logits(x, q, reduction="sum"), F.softplus(x)
+    if kind == "quality":
+        return (q - p).abs() ** gamma * bce, p**gamma * negative
+    if kind == "bce":
+        return bce, negative
+    if kind == "varifocal":
+        return q * bce, alpha * p**gamma * negative
+    return (alpha * q + (1 - alpha) * (1 - q)) * (q - p).abs() ** gamma * bce, (1 - alpha) * p**gamma * negative
 
 
 class BoxLosses(NamedTuple):
     """IoU and losses of one positive, 0-d each."""
 
     iou: Tensor
-    giou: Tensor
+    iou_loss: Tensor
     dfl: Tensor
     ld: Tensor
 
 
-def box_losses(raw: Tensor, soft: Tensor | None, cell: Tensor, box: Tensor, temperature: float) -> BoxLosses:
-    """What the logits (4, bins) of an anchor say of its box; everything in units of its stride, from its centre."""
+def box_losses(
+    raw: Tensor, soft: Tensor | None, point: Tensor, box: Tensor, kind: int, temperature: float, margin: float
+) -> BoxLosses:
+    """What the logits (4, bins) of a point say of its box; everything relative to it, in units of its stride."""
     bins = raw.shape[1]
     left, top, right, bottom = (raw.softmax(1) * torch.arange(bins)).sum(1)
     pred = torch.stack([(right - left) / 2, (bottom - top) / 2, left + right, top + bottom])
-    x1, y1, x2, y2 = (box - cell[:2].repeat(2)) / cell[2]
+    x1, y1, x2, y2 = (box - point[:2].repeat(2)) / point[2]
     target = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
-    exact = torch.stack([-x1, -y1, x2, y2]).clamp(0, bins - 1 - MARGIN)
-    low, log_p = exact.floor().long(), raw.log_softmax(1)
+    exact = torch.stack([-x1, -y1, x2, y2]).clamp(0, bins - 1 - margin)
+    low, log_p = exact.floor().long().clamp(max=bins - 2), raw.log_softmax(1)
     side = torch.arange(4)
     dfl = -((low + 1 - exact) * log_p[side, low] + (exact - low) * log_p[side, low + 1]).sum()
-    giou = iou_loss(pred[None], target[None], "giou")[0]
+    loss = iou_loss(pred[None], target[None], BOX_KINDS[kind])[0]
     iou = 1 - iou_loss(pred[None].detach(), target[None], "iou")[0]
-    return BoxLosses(iou, giou, dfl, 0 * dfl if soft is None else distillation(raw, soft, temperature))
+    return BoxLosses(iou, loss, dfl, 0 * dfl if soft is None else distillation(raw, soft, temperature))
 
 
 def distillation(raw: Tensor, soft: Tensor, temperature: float) -> Tensor:
@@ -126,7 +158,7 @@ def distillation(raw: Tensor, soft: Tensor, temperature: float) -> Tensor:
 
 
 def places(index: Tensor, region: Tensor | None, start: int, size: int) -> list[tuple[int, int]]:
-    """Image and row, within a level, of each anchor that has a box or is in the region."""
+    """Image and row, within a level, of each point that has a box or is in the region."""
     there = index[:, start : start + size] >= 0
     if region is not None:
         there = there | (region[:, start : start + size] > 0)

@@ -1,4 +1,4 @@
-"""What `positive_losses_backward` means: the gradient of the box losses, by autograd, one anchor at a time."""
+"""What `positive_losses_backward` means: the gradient of the box losses, by autograd, one point at a time."""
 
 import torch
 from torch import Tensor
@@ -9,32 +9,36 @@ from detops.reference.positive_losses import box_losses, distillation, places
 def positive_losses_backward(
     bbox_preds: list[Tensor],
     soft_targets: list[Tensor],
-    cells: Tensor,
-    gt_boxes: Tensor,
+    points: Tensor,
+    boxes: Tensor,
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    box_kind: int,
     temperature: float,
+    margin: float,
     most: int,
 ) -> list[Tensor]:
-    """Return the gradient of the weighted sum of rows 2 to 5 of the losses.
+    """Return the gradient of the weighted sum of rows 2 to 5 of the losses; arguments as in `positive_losses_`.
 
     Args:
-        bbox_preds: See `positive_losses_`, and so for all but these.
-        soft_targets: See there.
-        cells: See there.
-        gt_boxes: See there.
-        index: See there.
-        weight: (B, A), as `positive_losses_` returned it; a constant. An anchor of weight 0 counts as
-            one without a box.
-        region: See there.
+        bbox_preds: Each level's (B, 4 * bins, H, W) logits.
+        soft_targets: Those of a teacher, or empty.
+        points: (A, 3): x, y and stride of each point, in pixels.
+        boxes: (B, N, 4) xyxy in pixels.
+        index: (B, A) int64, the box of each point, or -1.
+        weight: (B, A) float32, as `positive_losses_` returned it; a constant. A point of weight 0 counts as one
+            without a box.
+        region: (B, A) float32, 0 where there is none; None for no region.
         factors: (4, L), of each loss of each level.
-        temperature: See there.
-        most: See there.
+        box_kind: Of the IoU loss, an index into `BOX_KINDS`.
+        temperature: Of the distillation.
+        margin: By which the targets of the distributions stay below the last bin.
+        most: No image has more positives than this, nor a larger region.
 
     Returns:
-        Of the shapes and dtypes of `bbox_preds`.
+        The gradients, in the shapes and dtypes of `bbox_preds`.
     """
     gradients, start = [], 0
     for level, preds in enumerate(bbox_preds):
@@ -48,8 +52,8 @@ def positive_losses_backward(
             with torch.enable_grad():
                 total = 0 * raw.sum()
                 if n >= 0 and weight[b, a] != 0:
-                    box = box_losses(raw, soft, cells[a].double(), gt_boxes[b, n].double(), temperature)
-                    total = weight[b, a] * (factor[:3] * torch.stack([box.giou, box.dfl, box.ld])).sum()
+                    box = box_losses(raw, soft, points[a].double(), boxes[b, n].double(), box_kind, temperature, margin)
+                    total = weight[b, a] * (factor[:3] * torch.stack([box.iou_loss, box.dfl, box.ld])).sum()
                 if region is not None and soft is not None:
                     total = total + factor[3] * region[b, a] * distillation(raw, soft, temperature)
             gradient[b, :, y, x] = torch.autograd.grad(total, raw)[0].flatten()

@@ -46,7 +46,7 @@ class Scene:
         """Assign the boxes."""
         return match_anchors(self.anchors, self.sizes, self.truth, CLASSES, 9, None)
 
-    def cells(self) -> Tensor:
+    def points(self) -> Tensor:
         """Centre and stride of each anchor, (A, 3)."""
         stride = (self.anchors[:, 2:3] - self.anchors[:, :1]) / 8
         return torch.cat([(self.anchors[:, :2] + self.anchors[:, 2:]) / 2, stride], 1)

@@ -1,4 +1,4 @@
-"""`detops bench positive_losses_backward`: the gradient of GFL's and LD's box logits, against batched PyTorch."""
+"""`detops bench positive_losses_backward`: the gradient of box logits, against batched PyTorch."""
 
 from collections.abc import Iterator
 from functools import partial
@@ -9,6 +9,7 @@ import torch
 from detops import ops
 from detops.apps.bench._gfl import COUNTS, STRIDES, Scene
 from detops.apps.bench.runner import Case
+from detops.losses._dense import BOX_KINDS
 from detops.portable.positive_losses_backward import positive_losses_backward as portable
 
 TESTS = ("tests/ops/test_positive_losses_backward.py",)
@@ -20,11 +21,11 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         index = scene.match().index
         weight, factors = (index >= 0).to(torch.float32), torch.ones(4, len(STRIDES), device=device)
-        for name, soft in (("GFL", []), ("LD", scene.soft)):
+        for name, soft, kind in (("GFL", [], "giou"), ("LD", scene.soft, "giou"), ("task-aligned", [], "ciou")):
             arguments: dict[str, Any] = {
-                "bbox_preds": scene.preds, "soft_targets": soft, "cells": scene.cells(), "gt_boxes": scene.boxes,
-                "index": index, "weight": weight, "region": None, "factors": factors, "temperature": 10.0,
-                "most": 45 * count,
+                "bbox_preds": scene.preds, "soft_targets": soft, "points": scene.points(), "boxes": scene.boxes,
+                "index": index, "weight": weight, "region": None, "factors": factors,
+                "box_kind": BOX_KINDS.index(kind), "temperature": 10.0, "margin": 0.1, "most": 45 * count,
             }  # fmt: skip
             ours, batched = partial(ops.positive_losses_backward, **arguments), partial(portable, **arguments)
             floor = partial(_zeros, scene.preds)

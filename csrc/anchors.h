@@ -1,7 +1,7 @@
-// Anchors as columns of one number each: what atss_match and vlr_weights read.
+// Anchors as columns of coordinates: the form in which atss_match and vlr_weights read them.
 #pragma once
 
-#include "common.h"
+#include "boxes.h"
 
 #include <vector>
 
@@ -20,6 +20,8 @@ struct Anchors {
       fill([&reader](int64_t a, int64_t i) { return static_cast<float>(reader.at(a, i)); });
     }
   }
+
+  Box<float> box(int64_t a) const { return {x1[a], y1[a], x2[a], y2[a]}; }
 
  private:
   template <class Read>

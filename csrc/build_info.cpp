@@ -1,4 +1,4 @@
-// What `detops.env()` says of this library: compiler, flags, and the vector code that this machine runs.
+// What `detops.env()` reports about this library: compiler, flags, and the vector code that this machine runs.
 #include "common.h"
 
 #include <string>

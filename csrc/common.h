@@ -1,4 +1,4 @@
-// What every C++ kernel of detops stands on: reading tensors of any dtype, and full-width vector code.
+// What every C++ kernel of detops stands on: reading tensors of any dtype, checking them, and full-width vector code.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -10,20 +10,26 @@
 
 #include <cmath>
 #include <cstdint>
+#include <initializer_list>
 #include <optional>
 
-// One compiled function per instruction set, chosen when the library is loaded: a wheel built anywhere runs
-// on any x86-64 and uses the vector width that it finds. AddressSanitizer cannot start before the choice is made.
+// DETOPS_CLONES compiles a function once per instruction set; which one runs is chosen when the library is loaded. So a
+// wheel built anywhere runs on any x86-64 at that machine's full vector width. Not under AddressSanitizer, which starts
+// only after the choice.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(DETOPS_NO_CLONES)
 #define DETOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DETOPS_CLONES
 #endif
+// DETOPS_FLATTEN inlines all that a function calls into it, and so into each of its clones. DETOPS_INLINE does the same
+// from the side of the function called.
 #if defined(__GNUC__)
 #define DETOPS_FLATTEN __attribute__((flatten))
+#define DETOPS_INLINE __attribute__((always_inline)) inline
 #else
 #define DETOPS_FLATTEN
+#define DETOPS_INLINE inline
 #endif
 
 namespace detops {
@@ -33,8 +39,8 @@ using torch::headeronly::Half;
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Reads single numbers out of a tensor of up to four dimensions, whatever its dtype and strides, as double:
-// exact for every dtype but int64 beyond 2^53. No converted copy is made, so no memory grows with the boxes.
+// Reads single numbers from a tensor of up to four dimensions, whatever its dtype and strides, as double: exact for
+// every dtype but int64 beyond 2^53. Nothing is converted or copied as a whole, so this takes no memory.
 class Reader {
  public:
   explicit Reader(const Tensor& tensor)
@@ -76,6 +82,31 @@ class Reader {
   ScalarType type_;
   int64_t strides_[4] = {0, 0, 0, 0};
 };
+
+inline std::optional<Reader> reader_of(const std::optional<Tensor>& tensor) {
+  return tensor ? std::optional<Reader>(*tensor) : std::nullopt;
+}
+
+// Whether a tensor has this shape, where -1 stands for any size.
+inline bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  if (tensor.dim() != static_cast<int64_t>(shape.size())) return false;
+  int64_t d = 0;
+  for (int64_t size : shape) {
+    if (size >= 0 && tensor.size(d) != size) return false;
+    ++d;
+  }
+  return true;
+}
+
+// The same, of integers or floats.
+inline bool has_numbers(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  return has_shape(tensor, shape) && Reader::reads(tensor.scalar_type());
+}
+
+// The same, of booleans.
+inline bool has_booleans(const Tensor& tensor, std::initializer_list<int64_t> shape) {
+  return has_shape(tensor, shape) && tensor.scalar_type() == ScalarType::Bool;
+}
 
 // exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly. Written out because it must give the same bits
 // at every position of a loop, vectorised or not. 2^n * p(r), r = x - n ln 2.

@@ -1,9 +1,9 @@
 // Draws Gaussians into maps, in place, by element-wise maximum: the CPU kernel of draw_gaussians_.
 //
-// All rows of all maps are one range that torch's threads share out; a thread draws, of every box, the rows
-// that it owns. So nothing is written twice at once, the result does not depend on the number of threads, and
-// one huge map is shared as well as a thousand small ones. A Gaussian is an outer product: one row and one
-// column of exponentials a box, then multiply and compare.
+// The rows of all maps form one range, which is divided among torch's threads; each thread draws those rows of every
+// box that it owns. So no two threads write to one place, the result does not depend on their number, and one huge map
+// is divided as well as a thousand small ones. A Gaussian is an outer product: one row and one column of exponentials
+// per box, then a multiplication and a comparison per pixel.
 #include "gaussians.h"
 
 #include <algorithm>
@@ -31,13 +31,14 @@ class Drawer {
     std::vector<Compute> gx(maps_.width + kBlock), gy(maps_.height + kBlock);
     const int64_t sample_rows = maps_.classes * maps_.height;
     for (int64_t b = row_begin / sample_rows; b * sample_rows < row_end; ++b) {
-      for (int64_t n = 0, size = boxes_.size(b); n < size; ++n) draw(b, n, row_begin, row_end, gx.data(), gy.data());
+      const int64_t count = boxes_.labels.rows(b);
+      for (int64_t n = 0; n < count; ++n) draw(b, n, row_begin, row_end, gx.data(), gy.data());
     }
   }
 
  private:
   void draw(int64_t b, int64_t n, int64_t row_begin, int64_t row_end, Compute* gx, Compute* gy) const {
-    const int64_t c = boxes_.label(b, n, maps_.classes);
+    const int64_t c = boxes_.labels.at(b, n, maps_.classes);
     if (c < 0) return;
     const int64_t map_row = (b * maps_.classes + c) * maps_.height;
     if (map_row + maps_.height <= row_begin || map_row >= row_end) return;
@@ -48,7 +49,7 @@ class Drawer {
     const int64_t first = std::max(rows.begin, row_begin - map_row), last = std::min(rows.end, row_end - map_row);
     if (first >= last) return;
 
-    // Over the whole window, not only the owned rows, so that the bits do not depend on who owns what.
+    // Over the whole window, not only the owned rows, so that the bits do not depend on how the rows are divided.
     profile(gx, static_cast<double>(columns.begin), box.x, factor_ / (2 * box.rx + 1), columns.padded());
     profile(gy, static_cast<double>(rows.begin), box.y, factor_ / (2 * box.ry + 1), rows.padded());
     T* map = static_cast<T*>(maps_.data) + b * maps_.strides[0] + c * maps_.strides[1];
@@ -70,7 +71,7 @@ class Drawer {
   Compute k_;
 };
 
-// `flatten` puts all of a thread's work into each clone, so that all of it is compiled for that machine.
+// Flattened, so that all of a thread's work is compiled for each instruction set.
 #define DETOPS_DRAW_ROWS(T, Compute)                                                               \
   DETOPS_CLONES DETOPS_FLATTEN void draw_rows(const Drawer<T, Compute>& drawer, int64_t begin, int64_t end) { \
     drawer(begin, end);                                                                            \
@@ -92,7 +93,7 @@ void draw_all(const Maps& maps, const Boxes& boxes, double factor, double k_scal
 void draw_gaussians_(Tensor maps, const Tensor centers, const Tensor radii, const std::optional<Tensor> labels,
                      const std::optional<Tensor> sample_sizes, double factor, double k_scale) {
   STD_TORCH_CHECK(maps.dim() == 4, "heatmap: expected 4 dimensions (B, C, H, W), got ", maps.dim());
-  STD_TORCH_CHECK(labels || maps.size(1) == 1, "labels: expected some, or one map a sample");
+  STD_TORCH_CHECK(labels || maps.size(1) == 1, "labels: expected, unless there is one map per image");
   check_boxes(maps.size(0), centers, radii, labels, sample_sizes);
   if (maps.numel() == 0 || centers.numel() == 0) return;
   const Boxes boxes(centers, radii, labels, sample_sizes);

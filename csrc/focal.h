@@ -52,7 +52,7 @@ inline float twice_atanh(float z) {
 inline float log1p_of(float e) { return twice_atanh(e / (2.0f + e)); }
 inline double log1p_of(double e) { return std::log1p(e); }
 
-// What the loss of a logit is made of, from its negative magnitude: e = exp(-|y|), r = 1 / (1 + e), l = log(1 + e).
+// The terms of a logit's loss, from its negative magnitude: e = exp(-|y|), r = 1 / (1 + e), l = log(1 + e).
 template <class Compute>
 struct FocalTerms {
   Compute e, r, l;
@@ -82,7 +82,7 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
   const auto [e, r, l] = focal_terms(magnitude > Compute(kLowest) ? magnitude : Compute(kLowest));
   const Compute u = y < 0 ? e : Compute(1), v = y < 0 ? Compute(1) : e;  // sigmoid of y is u r, of -y it is v r
   const Compute p = u * r;
-  // Softplus of y; a logit that is not finite makes it NaN, and so all of what follows.
+  // Softplus of y; a logit that is not finite makes it NaN, and with it the loss and the gradient.
   const Compute cost = (y < 0 ? Compute(0) : y) + l + x * Compute(0);
   const Compute away = Compute(1) - t;
   Compute scale;
@@ -98,7 +98,7 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
   gradient = positive ? -g : g;
 }
 
-// The same, to the bit, of a cell with target 0 and a logit between kLowest and 0. Without HasWeight, w is 1.
+// The same, bit for bit, for a cell with target 0 and a logit between kLowest and 0. Without HasWeight, w is 1.
 template <Exponents E, bool HasWeight>
 inline void bare_cell(float x, float w, float factor, float& loss, float& gradient) {
   static_assert(E != Exponents::kAny);
@@ -113,7 +113,7 @@ inline void bare_cell(float x, float w, float factor, float& loss, float& gradie
   }
 }
 
-// Whether all logits are between kLowest and 0, and none is a NaN: told from their bits, the sign turned.
+// Whether all logits are between kLowest and 0, and none is NaN: one comparison of their bits, with the sign flipped.
 inline bool all_bare(const float* x, int64_t count) {
   uint32_t lowest, top = 0;
   const float limit = static_cast<float>(-kLowest);
@@ -127,8 +127,8 @@ inline bool all_bare(const float* x, int64_t count) {
   return top < lowest;
 }
 
-// Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1. What has weight 0 as a
-// negative is not read: it may be NaN.
+// Losses and gradients of a run of cells. Without targets all are 0, without weights all are 1. The logit of a negative
+// of weight 0 is not read: it may be NaN.
 template <Exponents E, bool HasTarget, bool HasWeight, class U, class Compute>
 inline void focal_cells(const Compute* __restrict x, const U* __restrict target, const Compute* __restrict weight,
                         int64_t count, const FocalFactors& f, Compute* __restrict loss, Compute* __restrict gradient) {
@@ -150,7 +150,7 @@ inline void bare_cells(const float* __restrict x, const float* __restrict weight
   }
 }
 
-// Loss summed over cells, and its gradient where one is wanted; targets and weights as in `focal_cells`.
+// The sum of the cells' losses, and its gradient where one is wanted; targets and weights as in `focal_cells`.
 template <Exponents E, bool HasTarget, bool HasWeight, class T, class U, class Compute>
 inline double focal_run(const T* logits, const U* target, const Compute* weight, T* gradient, int64_t count,
                         const FocalFactors& f) {

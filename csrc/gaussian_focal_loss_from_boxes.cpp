@@ -1,8 +1,8 @@
 // CenterNet's focal loss straight from boxes: the CPU kernel of gaussian_focal_loss_from_boxes.
 //
-// Nearly all cells have target 0 and cost the bare negative term. The maps are cut into strips of rows; a strip
-// that boxes reach draws them into a small buffer of its own, and only the part of each row that they cover
-// reads its targets from there. Sums are taken a strip and added in order: the number of threads changes nothing.
+// Nearly all cells have target 0 and cost the bare negative term. The maps are cut into strips of rows; boxes that
+// reach a strip are drawn into a small buffer, and only the part of each row that they cover reads its targets from
+// there. Sums are taken per strip and added in order, so that the number of threads changes nothing.
 #include "focal.h"
 #include "gaussians.h"
 
@@ -18,7 +18,7 @@ struct Grid {
   int64_t batch, classes, height, width, strip_rows, strips;
 };
 
-// What a thread keeps: targets of a strip and, for each of its rows, which columns boxes cover.
+// A thread's buffers: the targets of a strip and, for each of its rows, which columns boxes cover.
 template <class Compute>
 struct Strip {
   std::vector<Compute> targets, gx, gy;
@@ -29,14 +29,15 @@ struct Strip {
         right(g.strip_rows) {}
 };
 
-// Draws what reaches rows [top, bottom) of map (b, c); false if nothing does. Targets that no box covers are old.
+// Draws what reaches rows [top, bottom) of map (b, c); false if nothing does. Targets outside the covered columns are
+// left over from other strips.
 template <class Compute>
 inline bool draw_strip(const Grid& grid, const Boxes& boxes, double factor, int64_t b, int64_t c, int64_t top,
                        int64_t bottom, Strip<Compute>& strip) {
   bool any = false;
-  for (int64_t n = 0, size = boxes.size(b); n < size; ++n) {
+  for (int64_t n = 0, count = boxes.labels.rows(b); n < count; ++n) {
     Gaussian box;
-    if (boxes.label(b, n, grid.classes) != c || !boxes.read(b, n, box)) continue;
+    if (boxes.labels.at(b, n, grid.classes) != c || !boxes.read(b, n, box)) continue;
     const Window columns(box.x, box.rx, grid.width), rows(box.y, box.ry, grid.height);
     const int64_t first = std::max(rows.begin, top), last = std::min(rows.end, bottom);
     if (columns.empty() || first >= last) continue;
@@ -45,7 +46,7 @@ inline bool draw_strip(const Grid& grid, const Boxes& boxes, double factor, int6
       std::fill(strip.right.begin(), strip.right.end(), int64_t(0));
       any = true;
     }
-    // Over the whole window, as in draw_gaussians_, for the same bits.
+    // Over the whole window, as in draw_gaussians_, so that the bits are the same.
     profile(strip.gx.data(), static_cast<double>(columns.begin), box.x, factor / (2 * box.rx + 1), columns.padded());
     profile(strip.gy.data(), static_cast<double>(rows.begin), box.y, factor / (2 * box.ry + 1), rows.padded());
     for (int64_t row = first; row < last; ++row) {
@@ -160,7 +161,8 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(
                       (negative_weight->is_contiguous() && negative_weight->scalar_type() == compute &&
                        negative_weight->numel() == grid.batch * grid.height * grid.width),
                   "negative_weight: expected a contiguous (B, H, W) of the dtype of the sum");
-  grid.strip_rows = std::clamp<int64_t>(kStripCells / std::max<int64_t>(grid.width, 1), 1, std::max<int64_t>(grid.height, 1));
+  const int64_t whole = std::max<int64_t>(grid.height, 1);
+  grid.strip_rows = std::clamp<int64_t>(kStripCells / std::max<int64_t>(grid.width, 1), 1, whole);
   grid.strips = (grid.height + grid.strip_rows - 1) / grid.strip_rows;
   const Boxes boxes(centers, radii, labels, sample_sizes);
   const FocalFactors f(alpha, gamma, pos_weight, neg_weight, scale);
@@ -173,7 +175,9 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(
     case ScalarType::BFloat16:
       sums = strip_sums<BFloat16, float>(logits, negative_weight, g, grid, boxes, factor, f);
       break;
-    case ScalarType::Double: sums = strip_sums<double, double>(logits, negative_weight, g, grid, boxes, factor, f); break;
+    case ScalarType::Double:
+      sums = strip_sums<double, double>(logits, negative_weight, g, grid, boxes, factor, f);
+      break;
     default: STD_TORCH_CHECK(false, "logits: expected float32, float16, bfloat16 or float64");
   }
   return {focal_total(logits, sums, f), gradient};

@@ -2,6 +2,7 @@
 #pragma once
 
 #include "common.h"
+#include "labels.h"
 
 #include <algorithm>
 #include <limits>
@@ -98,31 +99,19 @@ struct Gaussian {
   int64_t label;
 };
 
+// The boxes of a batch: centres (B, N, 2), and radii (B, N) or, where x and y differ, (B, N, 2).
 struct Boxes {
   Reader centers, radii;
-  std::optional<Reader> labels, sizes;
-  int64_t count;    // padded number of boxes of a sample
+  Labels labels;
+  int64_t count;    // padded number of boxes per image
   bool elliptical;  // radii have an x and a y component
 
   Boxes(const Tensor& centers, const Tensor& radii, const std::optional<Tensor>& labels,
         const std::optional<Tensor>& sizes)
-      : centers(centers), radii(radii), count(centers.size(1)), elliptical(radii.dim() == 3) {
-    if (labels) this->labels.emplace(*labels);
-    if (sizes) this->sizes.emplace(*sizes);
-  }
+      : centers(centers), radii(radii), labels(labels, sizes, centers.size(1)), count(centers.size(1)),
+        elliptical(radii.dim() == 3) {}
 
-  int64_t size(int64_t b) const {
-    if (!sizes) return count;
-    return static_cast<int64_t>(std::clamp(sizes->at(b), 0.0, static_cast<double>(count)));
-  }
-
-  // The label alone, -1 where it is no class.
-  int64_t label(int64_t b, int64_t n, int64_t classes) const {
-    const double label = labels ? labels->at(b, n) : 0.0;
-    return label >= 0.0 && label < static_cast<double>(classes) ? static_cast<int64_t>(label) : -1;
-  }
-
-  // Reads a box whose label is known; false for one that is to be skipped.
+  // Reads a box, whatever its label; false for one that is to be skipped.
   bool read(int64_t b, int64_t n, Gaussian& g) const {
     g.x = centers.at(b, n, 0), g.y = centers.at(b, n, 1);
     g.rx = radii.at(b, n, 0), g.ry = elliptical ? radii.at(b, n, 1) : g.rx;
@@ -133,19 +122,11 @@ struct Boxes {
 
 inline void check_boxes(int64_t batch, const Tensor& centers, const Tensor& radii, const std::optional<Tensor>& labels,
                         const std::optional<Tensor>& sizes) {
-  STD_TORCH_CHECK(centers.dim() == 3 && centers.size(0) == batch && centers.size(2) == 2,
-                  "centers: expected shape (B, N, 2)");
+  STD_TORCH_CHECK(has_numbers(centers, {batch, -1, 2}), "centers: expected numbers of shape (B, N, 2)");
   const int64_t count = centers.size(1);
-  STD_TORCH_CHECK((radii.dim() == 2 || (radii.dim() == 3 && radii.size(2) == 2)) && radii.size(0) == batch &&
-                      radii.size(1) == count,
-                  "radii: expected shape (B, N) or (B, N, 2)");
-  STD_TORCH_CHECK(!labels || (labels->dim() == 2 && labels->size(0) == batch && labels->size(1) == count),
-                  "labels: expected shape (B, N)");
-  STD_TORCH_CHECK(!sizes || (sizes->dim() == 1 && sizes->size(0) == batch), "sample_sizes: expected shape (B,)");
-  STD_TORCH_CHECK(Reader::reads(centers.scalar_type()) && Reader::reads(radii.scalar_type()) &&
-                      (!labels || Reader::reads(labels->scalar_type())) &&
-                      (!sizes || Reader::reads(sizes->scalar_type())),
-                  "centers, radii, labels, sample_sizes: expected integers or floats");
+  STD_TORCH_CHECK(has_numbers(radii, {batch, count}) || has_numbers(radii, {batch, count, 2}),
+                  "radii: expected numbers of shape (B, N) or (B, N, 2)");
+  check_labels(labels, sizes, batch, count, "labels");
 }
 
 }  // namespace detops

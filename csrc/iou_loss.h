@@ -1,4 +1,5 @@
-// IoU losses of two boxes with their gradients, written out.
+// IoU losses of two boxes with their gradients, written out. They do not stand on boxes.h: a gradient needs the overlap
+// along each axis apart, and a NaN must reach the loss.
 #pragma once
 
 #include <algorithm>
@@ -7,10 +8,10 @@
 
 namespace detops {
 
-constexpr double kEps = 1e-16;  // added to the union, and the least of other divisors
+constexpr double kEps = 1e-16;  // added to the union, and the lower bound of other divisors
 enum Kind : int64_t { kSquared, kPlain, kGiou, kDiou, kCiou };
 
-// How an overlap or hull along one axis changes with the prediction's centre and size.
+// The length of an overlap or a hull along one axis, and its derivatives by the prediction's centre and size.
 template <class C>
 struct Side {
   C length, by_center, by_size;

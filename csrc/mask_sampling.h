@@ -9,7 +9,8 @@
 #include <algorithm>
 #include <vector>
 
-// Each product is rounded before it is added to: all implementations decide alike, with fused multiply-add or without.
+// Products are rounded before they are added to, so that all implementations decide alike, with fused multiply-add or
+// without.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
@@ -90,11 +91,9 @@ class Masks {
 };
 
 inline void check_masks(const Tensor& masks, const Tensor& boxes, int64_t height, int64_t width, double threshold) {
-  STD_TORCH_CHECK(masks.dim() == 3 && masks.size(1) > 0 && masks.size(2) > 0, "masks: expected shape (N, h, w)");
-  STD_TORCH_CHECK(boxes.dim() == 2 && boxes.size(0) == masks.size(0) && boxes.size(1) == 4,
-                  "boxes: expected shape (N, 4)");
-  STD_TORCH_CHECK(Reader::reads(masks.scalar_type()) && Reader::reads(boxes.scalar_type()),
-                  "masks, boxes: expected floats");
+  STD_TORCH_CHECK(has_numbers(masks, {-1, -1, -1}) && masks.size(1) > 0 && masks.size(2) > 0,
+                  "masks: expected numbers of shape (N, h, w)");
+  STD_TORCH_CHECK(has_numbers(boxes, {masks.size(0), 4}), "boxes: expected numbers of shape (N, 4)");
   STD_TORCH_CHECK(height > 0 && width > 0 && height <= INT32_MAX / width,
                   "height, width: expected at least 1, and less than 2^31 pixels");
   STD_TORCH_CHECK(static_cast<float>(threshold) > 0, "threshold: expected a number above 0");

@@ -11,7 +11,8 @@
 namespace detops {
 namespace {
 
-// Takes the places where a mask changes, in order, and keeps its run lengths: as COCO's compressed string or as int32.
+// Takes the positions at which a mask changes, in order, and keeps its run lengths: as COCO's compressed string or as
+// int32.
 class Runs {
  public:
   explicit Runs(bool compress) : compress_(compress) {}
@@ -34,7 +35,8 @@ class Runs {
   std::vector<uint8_t> bytes;
 
  private:
-  // Groups of five bits, the lowest first; the fifth is the sign where no group follows, the sixth says that one does.
+  // Groups of five bits, the lowest first; the fifth is the sign if no group follows, and a sixth bit says that one
+  // does.
   void put(int64_t value) {
     for (bool more = true; more;) {
       uint8_t group = value & 31;
@@ -83,7 +85,8 @@ DETOPS_CLONES void evaluate(const float* left, const float* right, float fractio
   }
 }
 
-// The first row of a piece that is as its last: the fraction where the line meets the threshold, then the pixels there.
+// The first row of a piece from which on the state is that of its last row: guessed from the fraction at which the line
+// meets the threshold, then settled by the pixels around it.
 inline int32_t crossing(const Axis& y, int32_t first, int32_t end, float above, float below, float threshold,
                         bool last) {
   const double rows = ((threshold - above) / (below - above) - y.fraction[first]) * (y.side / y.cells);
@@ -110,7 +113,7 @@ class Tracer {
  private:
   void trace(int64_t n, const Axis& x, const Axis& y, Runs& runs) const {
     const int64_t rows = masks_.rows + 2;
-    std::vector<float> mask((masks_.columns + 2) * rows, 0.0f), column(rows);  // column after column
+    std::vector<float> mask((masks_.columns + 2) * rows, 0.0f), column(rows);  // column by column
     for (int64_t c = 0; c < masks_.columns; ++c) {
       for (int64_t r = 0; r < masks_.rows; ++r) mask[(c + 1) * rows + r + 1] = masks_.at(n, r, c);
     }

@@ -1,8 +1,8 @@
 // Greedy non-maximum suppression of a batch: the CPU kernel of nms_mask.
 //
-// Images are shared out among torch's threads. Boxes are copied in the order of label, then score: a box then
-// meets only later ones of its own label, which lie in one run.
-#include "common.h"
+// Images are divided among torch's threads. Boxes are copied in the order of their labels, then their scores: a box is
+// then compared with later ones of its own label alone, which follow it in one run.
+#include "boxes.h"
 
 #include <algorithm>
 #include <numeric>
@@ -20,22 +20,17 @@ struct Candidates {
       : x1(count), y1(count), x2(count), y2(count), area(count), inter(count), alive(count, 1) {}
 };
 
-// Drops what lies in [i + 1, end) and overlaps candidate i too much. Two loops, with a buffer between them, so that
-// no product is fused into the sum that follows: all implementations round alike.
-#define DETOPS_DROP(T)                                                                                  \
-  DETOPS_CLONES void intersect(const T* x1, const T* y1, const T* x2, const T* y2, T* inter, int64_t i, \
-                               int64_t end) {                                                           \
-    const T left = x1[i], top = y1[i], right = x2[i], bottom = y2[i];                                   \
-    for (int64_t j = i + 1; j < end; ++j) {                                                             \
-      const T l = left > x1[j] ? left : x1[j], r = right < x2[j] ? right : x2[j];                       \
-      const T t = top > y1[j] ? top : y1[j], b = bottom < y2[j] ? bottom : y2[j];                       \
-      inter[j] = (r > l ? r - l : T(0)) * (b > t ? b - t : T(0));                                       \
-    }                                                                                                   \
-  }                                                                                                     \
-  DETOPS_CLONES void drop(const T* area, const T* inter, uint8_t* alive, int64_t i, int64_t end,        \
-                          T threshold) {                                                                \
-    const T own = area[i];                                                                              \
-    for (int64_t j = i + 1; j < end; ++j) alive[j] &= !(inter[j] / (own + area[j] - inter[j]) > threshold); \
+// Drops the candidates in [i + 1, end) that overlap candidate i too much. Two loops with a buffer between them, and
+// areas computed before: so no product is fused into the sum that it goes into, and all implementations round alike.
+#define DETOPS_DROP(T)                                                                                              \
+  DETOPS_CLONES void intersect(const T* x1, const T* y1, const T* x2, const T* y2, T* inter, int64_t i,             \
+                               int64_t end) {                                                                       \
+    const Box<T> box{x1[i], y1[i], x2[i], y2[i]};                                                                   \
+    for (int64_t j = i + 1; j < end; ++j) inter[j] = intersection(box, Box<T>{x1[j], y1[j], x2[j], y2[j]});         \
+  }                                                                                                                 \
+  DETOPS_CLONES void drop(const T* area, const T* inter, uint8_t* alive, int64_t i, int64_t end, T threshold) {     \
+    const T own = area[i];                                                                                          \
+    for (int64_t j = i + 1; j < end; ++j) alive[j] &= !(iou(inter[j], own, area[j]) > threshold);                   \
   }
 DETOPS_DROP(float)
 DETOPS_DROP(double)
@@ -66,12 +61,10 @@ void suppress(const Input& in, int64_t b, T threshold, bool* keep) {
   const int64_t count = static_cast<int64_t>(order.size());
   Candidates<T> c(order.size());
   for (int64_t k = 0; k < count; ++k) {
-    c.x1[k] = static_cast<T>(in.boxes.at(b, order[k], 0));
-    c.y1[k] = static_cast<T>(in.boxes.at(b, order[k], 1));
-    c.x2[k] = static_cast<T>(in.boxes.at(b, order[k], 2));
-    c.y2[k] = static_cast<T>(in.boxes.at(b, order[k], 3));
+    const Box<T> box = read_box<T>(in.boxes, b, order[k]);
+    c.x1[k] = box.x1, c.y1[k] = box.y1, c.x2[k] = box.x2, c.y2[k] = box.y2;
+    c.area[k] = area(box);
   }
-  for (int64_t k = 0; k < count; ++k) c.area[k] = (c.x2[k] - c.x1[k]) * (c.y2[k] - c.y1[k]);
   for (int64_t k = 0, end = 0; k < count; ++k) {
     if (k == end) {
       while (end < count && label[order[end]] == label[order[k]]) ++end;
@@ -85,21 +78,14 @@ void suppress(const Input& in, int64_t b, T threshold, bool* keep) {
 
 Tensor nms_mask(const Tensor boxes, const Tensor scores, const std::optional<Tensor> labels,
            const std::optional<Tensor> valid, double iou_threshold) {
-  STD_TORCH_CHECK(boxes.dim() == 3 && boxes.size(2) == 4, "boxes: expected shape (B, N, 4)");
+  STD_TORCH_CHECK(has_numbers(boxes, {-1, -1, 4}), "boxes: expected numbers of shape (B, N, 4)");
   const int64_t batch = boxes.size(0), count = boxes.size(1);
-  const auto fits = [&](const Tensor& t) { return t.dim() == 2 && t.size(0) == batch && t.size(1) == count; };
-  STD_TORCH_CHECK(fits(scores), "scores: expected shape (B, N)");
-  STD_TORCH_CHECK(!labels || fits(*labels), "labels: expected shape (B, N)");
-  STD_TORCH_CHECK(!valid || (fits(*valid) && valid->scalar_type() == ScalarType::Bool),
-                  "valid: expected bool of shape (B, N)");
-  STD_TORCH_CHECK(Reader::reads(boxes.scalar_type()) && Reader::reads(scores.scalar_type()) &&
-                      (!labels || Reader::reads(labels->scalar_type())),
-                  "boxes, scores, labels: expected integers or floats");
+  STD_TORCH_CHECK(has_numbers(scores, {batch, count}), "scores: expected numbers of shape (B, N)");
+  STD_TORCH_CHECK(!labels || has_numbers(*labels, {batch, count}), "labels: expected numbers of shape (B, N)");
+  STD_TORCH_CHECK(!valid || has_booleans(*valid, {batch, count}), "valid: expected bool of shape (B, N)");
   Tensor keep = torch::stable::new_empty(boxes, {batch, count}, ScalarType::Bool);
   bool* out = static_cast<bool*>(keep.mutable_data_ptr());
-  Input in{Reader(boxes), Reader(scores), std::nullopt, std::nullopt, count};
-  if (labels) in.labels.emplace(*labels);
-  if (valid) in.valid.emplace(*valid);
+  const Input in{Reader(boxes), Reader(scores), reader_of(labels), reader_of(valid), count};
   const bool wide = boxes.scalar_type() == ScalarType::Double;
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) {

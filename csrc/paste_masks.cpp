@@ -1,7 +1,7 @@
 // Enlarges each mask to its box and cuts it at a threshold: the CPU kernel of paste_masks.
 //
-// All rows of all images are one range that torch's threads share out. A mask is first interpolated along x, which
-// gives one row of the box's width for each of its own few rows; each row of the image is then between two of those.
+// The rows of all images form one range, which is divided among torch's threads. A mask is first interpolated along x,
+// which gives one row of the box's width for each of its own few rows; each row of the image lies between two of those.
 #include "mask_sampling.h"
 
 #include <cstring>

@@ -1,9 +1,9 @@
 // uint8 images of any sizes into one resized, normalised, padded batch: the CPU kernel of resize_normalize_pad.
 //
-// All rows of the batch are one range that torch's threads share out. A row of the result first blends the rows of
-// the image that it lies between, channels as they are stored, which is plain vector code; then it picks and blends
-// columns out of that one row of floats, and normalises as it stores. Vertical first, because images mostly shrink:
-// the picking, which vectorises badly, is then done once for each pixel of the result.
+// The rows of the batch form one range, which is divided among torch's threads. For a row of the result, the rows of
+// the image that it lies between are blended first, with their channels as they are stored, which is plain vector code;
+// then columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
+// shrink: the picking, which vectorises badly, is then done once per pixel of the result.
 #include "common.h"
 
 #include <algorithm>
@@ -16,7 +16,7 @@ namespace {
 constexpr int64_t kChannels = 3;
 constexpr int64_t kMaxStep = 4;  // bytes between pixels that are read as one run: grey, RGB, and three channels of RGBA
 
-constexpr int64_t kSerialValues = 8192;  // fewer of a channel cost less than waking a second thread
+constexpr int64_t kSerialValues = 8192;  // fewer values per channel cost less than waking a second thread
 
 // Which pixels of an axis make each resized one: `count` of them from `first` on, with weights that add up to 1.
 struct Axis {
@@ -135,7 +135,8 @@ DETOPS_CLONES void cast(const float* in, Half* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Half>(in[i]);
 }
 
-// To the nearest, ties to even, as BFloat16 itself rounds, whose branch for NaN keeps a loop from being vectorised.
+// To the nearest, ties to even, as BFloat16 itself rounds; its own branch for NaN would keep the loop from being
+// vectorised.
 DETOPS_CLONES void cast(const float* in, BFloat16* out, int64_t count) {
   uint16_t* bits = reinterpret_cast<uint16_t*>(out);
   for (int64_t i = 0; i < count; ++i) {
@@ -153,7 +154,7 @@ struct Job {
   bool reverse_channels;
 };
 
-// Writes row y of image b: of each channel the picked columns, then zeros.
+// Writes row y of image b: for each channel the picked columns, then zeros.
 template <class T>
 void write_row(const Job& job, int64_t b, int64_t y, float* blended, float* picked, T* batch) {
   const Image& image = job.images[b];

@@ -1,5 +1,5 @@
-// Multiplies a gradient in place by a number that is nearly always 1, and then touches nothing: the CPU kernel of
-// scale_gradient_.
+// Multiplies a gradient in place by a number; where that is 1, as it nearly always is, nothing is touched: the CPU
+// kernel of scale_gradient_.
 #include "common.h"
 
 #include <optional>

@@ -1,4 +1,4 @@
-// What SimOTA's matching costs: logarithms of p = sqrt(sigmoid(class) sigmoid(objectness)) and of 1 - p, from logits.
+// SimOTA's matching cost: logarithms of p = sqrt(sigmoid(class) sigmoid(objectness)) and of 1 - p, from logits.
 #pragma once
 
 #include "common.h"
@@ -30,9 +30,10 @@ inline void log_terms(float a, float b, float& log_p, float& log_q) {
   log_q = q > -100.0f ? q : -100.0f;
 }
 
-// What a box costs at cells, given the logit of its label, the cell's objectness and share of all classes, and the IoU.
+// The cost of a box at each of `count` cells, from the logit of its label, the cell's objectness, what all classes cost
+// there, and the IoU.
 DETOPS_CLONES static void cost_row(const float* logit, const float* objectness, const float* total, const float* iou,
-                            float iou_weight, float class_weight, int64_t count, float* cost) {
+                                   float iou_weight, float class_weight, int64_t count, float* cost) {
   for (int64_t i = 0; i < count; ++i) {
     float log_p, log_q;
     log_terms(logit[i], objectness[i], log_p, log_q);
@@ -42,8 +43,9 @@ DETOPS_CLONES static void cost_row(const float* logit, const float* objectness, 
   }
 }
 
-// Sum of -log(1 - p) over classes, for objectness of at most 30. The logarithm is taken once, of the product of all
-// 1 - p: exponents are added apart, so that it cannot underflow. `logits` is padded to full lanes with large negatives.
+// The sum of -log(1 - p) over classes, for an objectness of at most 30. The logarithm is taken once, of the product of
+// all 1 - p, whose exponents are added separately so that it cannot underflow. `logits` is padded to whole lanes with
+// large negative numbers.
 DETOPS_CLONES static double all_classes(const float* logits, int64_t count, float objectness) {
   const float eb = exp_within(objectness > -40.0f ? -objectness : 40.0f);
   double sum = 0;
@@ -70,6 +72,7 @@ DETOPS_CLONES static double all_classes(const float* logits, int64_t count, floa
   return sum;
 }
 
+// The same for any objectness, and slower.
 DETOPS_CLONES static double all_classes_confident(const float* logits, int64_t count, float objectness) {
   double sum = 0;
   for (int64_t c = 0; c < count; ++c) {

@@ -1,8 +1,9 @@
 // The valuable localization region: the CPU kernel of vlr_weights.
 //
-// Runs of anchors are shared out among torch's threads; each goes over its image's boxes, of which those that do not
-// reach the run are passed over: without an overlap there is no DIoU above 0.
+// Runs of anchors are divided among torch's threads; each run visits those boxes of its image that reach it: without
+// an intersection there is no DIoU above 0.
 #include "anchors.h"
+#include "boxes.h"
 
 #include <algorithm>
 #include <vector>
@@ -13,55 +14,49 @@ namespace {
 constexpr int64_t kRun = 64;    // anchors of a task
 constexpr float kNear = 0.25f;  // share of a box's threshold from which an anchor is near
 
-struct Box {
-  float x1, y1, x2, y2, limit;
+// A ground-truth box, and the threshold by which ATSS chose its positives.
+struct Target {
+  Box<float> box;
+  float limit;
 };
 
-float least(float a, float b) { return a < b ? a : b; }
-float most(float a, float b) { return a > b ? a : b; }
-
-DETOPS_CLONES DETOPS_FLATTEN void visit(const Anchors& anchors, int64_t first, int64_t count, const Box box,
+// Raises the worth of a run of anchors to their IoU with the box where they are in its region.
+DETOPS_CLONES DETOPS_FLATTEN void visit(const Anchors& anchors, int64_t first, int64_t count, const Target target,
                                         float* __restrict worth) {
   const float *x1 = &anchors.x1[first], *y1 = &anchors.y1[first], *x2 = &anchors.x2[first], *y2 = &anchors.y2[first];
-  const auto [left, top, right, bottom, limit] = box;
-  const float area = (right - left) * (bottom - top), x = left + right, y = top + bottom, low = kNear * limit;
+  const Box<float> g = target.box;
+  const float limit = target.limit, low = kNear * limit, own_area = area(g), x = g.x1 + g.x2, y = g.y1 + g.y2;
   for (int64_t i = 0; i < count; ++i) {
-    const float width = least(x2[i], right) - most(x1[i], left), height = least(y2[i], bottom) - most(y1[i], top);
-    const float inter = most(width, 0) * most(height, 0);
-    const float iou = inter / ((x2[i] - x1[i]) * (y2[i] - y1[i]) + area - inter);
-    const float around_x = most(x2[i], right) - least(x1[i], left), around_y = most(y2[i], bottom) - least(y1[i], top);
-    const float apart_x = (x1[i] + x2[i] - x) / 2, apart_y = (y1[i] + y2[i] - y) / 2;
+    const Box<float> a{x1[i], y1[i], x2[i], y2[i]};
+    // The intersection comes before the anchor's area: GCC fuses a product into a sum only where no branch lies between
+    // them, and so does it in the vector loop and in its scalar rest alike.
+    const float inter = intersection(g, a), overlap = iou(inter, area(a), own_area);
+    const float hull_x = greater(a.x2, g.x2) - lesser(a.x1, g.x1), hull_y = greater(a.y2, g.y2) - lesser(a.y1, g.y1);
+    const float apart_x = (a.x1 + a.x2 - x) / 2, apart_y = (a.y1 + a.y2 - y) / 2;
     const float apart = apart_x * apart_x + apart_y * apart_y;
-    const float diou = iou - apart / (around_x * around_x + around_y * around_y);
+    const float diou = overlap - apart / (hull_x * hull_x + hull_y * hull_y);
     const bool inside = (diou >= low) & (diou < limit);  // false for a NaN
-    worth[i] = most(worth[i], inside ? iou : 0);
+    worth[i] = greater(worth[i], inside ? overlap : 0.0f);
   }
 }
 
 Tensor vlr_weights(const Tensor anchors, const Tensor gt_boxes, const Tensor threshold,
                            const std::optional<Tensor> valid) {
-  STD_TORCH_CHECK(anchors.dim() == 2 && anchors.size(1) == 4 && Reader::reads(anchors.scalar_type()),
-                  "anchors: expected shape (A, 4)");
-  STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(2) == 4 && Reader::reads(gt_boxes.scalar_type()),
-                  "gt_boxes: expected shape (B, N, 4)");
+  STD_TORCH_CHECK(has_numbers(anchors, {-1, 4}), "anchors: expected numbers of shape (A, 4)");
+  STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);
-  STD_TORCH_CHECK(threshold.dim() == 2 && threshold.size(0) == batch && threshold.size(1) == boxes &&
-                      Reader::reads(threshold.scalar_type()),
-                  "threshold: expected shape (B, N)");
-  STD_TORCH_CHECK(!valid || (valid->dim() == 2 && valid->size(0) == batch && valid->size(1) == count &&
-                             valid->scalar_type() == ScalarType::Bool),
-                  "valid: expected bool of shape (B, A)");
+  STD_TORCH_CHECK(has_numbers(threshold, {batch, boxes}), "threshold: expected numbers of shape (B, N)");
+  STD_TORCH_CHECK(!valid || has_booleans(*valid, {batch, count}), "valid: expected bool of shape (B, A)");
   Tensor worth = torch::stable::new_empty(gt_boxes, {batch, count}, ScalarType::Float);
   float* data = static_cast<float*>(worth.mutable_data_ptr());
   const Anchors columns(anchors, count);
   const Reader box_reader(gt_boxes), limit_reader(threshold);
-  std::vector<Box> all(batch * boxes);
+  std::vector<Target> targets(batch * boxes);
   for (int64_t i = 0; i < batch * boxes; ++i) {
-    const auto side = [&](int64_t k) { return static_cast<float>(box_reader.at(i / boxes, i % boxes, k)); };
-    all[i] = {side(0), side(1), side(2), side(3), static_cast<float>(limit_reader.at(i / boxes, i % boxes))};
+    const int64_t b = i / boxes, n = i % boxes;
+    targets[i] = {read_box<float>(box_reader, b, n), static_cast<float>(limit_reader.at(b, n))};
   }
-  std::optional<Reader> exists;
-  if (valid) exists.emplace(*valid);
+  const std::optional<Reader> exists = reader_of(valid);
   const int64_t runs = (count + kRun - 1) / kRun;
   torch::stable::parallel_for(0, batch * runs, 4, [&](int64_t begin, int64_t end) {
     for (int64_t task = begin; task < end; ++task) {
@@ -70,11 +65,11 @@ Tensor vlr_weights(const Tensor anchors, const Tensor gt_boxes, const Tensor thr
       std::fill(to, to + n, 0.0f);
       const auto lowest = [&](const std::vector<float>& v) { return *std::min_element(&v[first], &v[first] + n); };
       const auto highest = [&](const std::vector<float>& v) { return *std::max_element(&v[first], &v[first] + n); };
-      const Box run{lowest(columns.x1), lowest(columns.y1), highest(columns.x2), highest(columns.y2), 0};
+      const Box<float> run{lowest(columns.x1), lowest(columns.y1), highest(columns.x2), highest(columns.y2)};
       for (int64_t i = b * boxes; i < (b + 1) * boxes; ++i) {
-        const Box& g = all[i];
-        if (!(g.limit > 0) || g.x2 < run.x1 || g.x1 > run.x2 || g.y2 < run.y1 || g.y1 > run.y2) continue;
-        visit(columns, first, n, g, to);
+        const Box<float>& g = targets[i].box;
+        if (!(targets[i].limit > 0) || g.x2 < run.x1 || g.x1 > run.x2 || g.y2 < run.y1 || g.y1 > run.y2) continue;
+        visit(columns, first, n, targets[i], to);
       }
       for (int64_t i = 0; exists && i < n; ++i) {
         if (exists->at(b, first + i) == 0) to[i] = 0;

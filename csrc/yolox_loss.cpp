@@ -1,7 +1,7 @@
 // YOLOX's losses and their gradient in one pass over the outputs: the CPU kernel of yolox_loss.
 //
-// Cells are shared out among torch's threads in blocks of fixed size. Each block writes its part of the gradient and
-// one sum for each loss; these are added in order, so that the number of threads changes nothing.
+// Cells are divided among torch's threads in blocks of fixed size. Each block writes its part of the gradient and one
+// sum per loss; these are added in order, so that the number of threads changes nothing.
 #include "focal.h"
 #include "iou_loss.h"
 
@@ -24,7 +24,7 @@ struct Sums {
   double iou = 0, obj = 0, cls = 0, l1 = 0;
 };
 
-// log(1 + e^x), and the sigmoid of x.
+// log(1 + e^x); the sigmoid of x goes to `sigmoid`.
 template <class C>
 inline C softplus(C x, C& sigmoid) {
   const C e = exp_negative(x < 0 ? x : -x), r = C(1) / (C(1) + e);
@@ -32,7 +32,8 @@ inline C softplus(C x, C& sigmoid) {
   return (x < 0 ? C(0) : x) + log1p_of(e) + x * C(0);
 }
 
-// Binary cross entropy of a row of logits towards `target` in one class and 0 in the others.
+// class_row: the binary cross-entropy of a row of logits, with `target` for one class and 0 for the others, and its
+// gradient. objectness_row: the sum of softplus of a row of logits, and their sigmoids.
 #define DETOPS_ROW(C)                                                                                              \
   DETOPS_CLONES C class_row(const C* logits, const C* pos_weight, int64_t count, int64_t label, C target, C scale,  \
                             C* gradient) {                                                                         \
@@ -78,7 +79,7 @@ struct Targets {
   int64_t num_boxes, classes;
 };
 
-// One level: rows t of the outputs and the gradient.
+// One level's outputs (B, rows, 5 + C), and their gradient.
 template <class T, class C>
 struct Level {
   const T* data;
@@ -95,7 +96,7 @@ void positive_cell(const Level<T, C>& level, const Targets& targets, const Optio
                    int64_t r, int64_t n, C* logits, C* gradient, Sums& sums) {
   const int64_t a = level.start + r, classes = targets.classes;
   const C side = static_cast<C>(targets.cells.at(a, 2));
-  // From the centre of the cell: a small box far from the origin keeps its digits.
+  // Relative to the centre of the cell, so that a small box far from the origin keeps its digits.
   C t[4], target[4], pred[4], exact[4], by[4];
   for (int i = 0; i < 4; ++i) {
     const double from = i < 2 ? targets.cells.at(a, i) : 0;
@@ -154,7 +155,7 @@ Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, c
     if (!positive) continue;
     sums.obj -= logits[r - begin];
     const double label = targets.labels.at(b, n);
-    if (!(label >= 0 && label < static_cast<double>(targets.classes))) continue;  // never read out of bounds
+    if (!(label >= 0 && label < static_cast<double>(targets.classes))) continue;  // as no class has this label
     positive_cell(level, targets, o, pos_weight, b, r, n, row.data(), row_gradient.data(), sums);
   }
   return sums;
@@ -196,25 +197,17 @@ std::tuple<Tensor, std::vector<Tensor>> yolox_loss(
                     "outputs: expected levels of shape (B, A_l, 5 + C) and of one dtype");
     count += output.size(1);
   }
-  STD_TORCH_CHECK(cells.dim() == 2 && cells.size(0) == count && cells.size(1) == 3, "cells: expected shape (A, 3)");
-  STD_TORCH_CHECK(gt_boxes.dim() == 3 && gt_boxes.size(0) == batch && gt_boxes.size(2) == 4,
-                  "gt_boxes: expected shape (B, N, 4)");
+  STD_TORCH_CHECK(has_numbers(cells, {count, 3}), "cells: expected numbers of shape (A, 3)");
+  STD_TORCH_CHECK(has_numbers(gt_boxes, {batch, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t boxes = gt_boxes.size(1);
-  STD_TORCH_CHECK(gt_labels.dim() == 2 && gt_labels.size(0) == batch && gt_labels.size(1) == boxes,
-                  "gt_labels: expected shape (B, N)");
-  for (const Tensor& t : {index, iou}) {
-    STD_TORCH_CHECK(t.dim() == 2 && t.size(0) == batch && t.size(1) == count, "index, iou: expected shape (B, A)");
-  }
-  STD_TORCH_CHECK(scale.numel() == 2 && scale.dim() == 1, "scale: expected shape (2,)");
-  for (const Tensor& t : {cells, gt_boxes, gt_labels, index, iou, scale}) {
-    STD_TORCH_CHECK(Reader::reads(t.scalar_type()), "expected integers or floats");
-  }
+  STD_TORCH_CHECK(has_numbers(gt_labels, {batch, boxes}), "gt_labels: expected numbers of shape (B, N)");
+  STD_TORCH_CHECK(has_numbers(index, {batch, count}), "index: expected numbers of shape (B, A)");
+  STD_TORCH_CHECK(has_numbers(iou, {batch, count}), "iou: expected numbers of shape (B, A)");
+  STD_TORCH_CHECK(has_numbers(scale, {2}), "scale: expected numbers of shape (2,)");
   STD_TORCH_CHECK(kind >= kSquared && kind <= kCiou, "kind: expected 0 .. 4");
   Targets targets{Reader(cells), Reader(gt_boxes), Reader(gt_labels), Reader(index), Reader(iou), {}, boxes, width - 5};
   if (class_pos_weight) {
-    STD_TORCH_CHECK(class_pos_weight->dim() == 1 && class_pos_weight->size(0) == width - 5 &&
-                        Reader::reads(class_pos_weight->scalar_type()),
-                    "class_pos_weight: expected shape (C,)");
+    STD_TORCH_CHECK(has_numbers(*class_pos_weight, {width - 5}), "class_pos_weight: expected numbers of shape (C,)");
     for (int64_t c = 0; c < width - 5; ++c) targets.pos_weight.push_back(Reader(*class_pos_weight).at(c));
   }
   const Options options{kind, use_l1, iou_weight, obj_weight, cls_weight, Reader(scale).at(0), Reader(scale).at(1)};

@@ -206,6 +206,21 @@ def test_candidates_of_one_iou_are_all_taken(form: Form) -> None:
         assert (index[0] == 0).tolist() == inside.tolist()
 
 
+@op.for_each_form
+def test_an_anchor_with_a_nan_is_the_farthest(form: Form) -> None:
+    """It is chosen as if it did not exist, on levels with enough others."""
+    anchors, sizes, gt, labels, *_ = arguments(6, boxes=9)
+    rows = torch.cat([torch.arange(0, 64, 3), torch.tensor([64, 70, 79])])
+    broken, valid = anchors.clone(), torch.ones(len(gt), len(anchors), dtype=torch.bool)
+    broken[rows, rows % 4] = float("nan")
+    valid[:, rows] = False
+    found = form(broken, sizes, gt, labels, None, None, 3, 5)
+    expected = form(anchors, sizes, gt, labels, None, valid, 3, 5)
+    assert (found[0] >= 0).sum() > 20
+    for mine, theirs in zip(found, expected, strict=True):
+        assert torch.equal(mine, theirs)
+
+
 def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
     anchors, sizes, gt, labels, _, _, classes, topk = arguments(2, boxes=4)
     twice = torch.cat([gt, gt], 1)

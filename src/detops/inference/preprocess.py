@@ -172,10 +172,17 @@ def to_batch(
     if not images:
         return torch.empty((0, 3, height, width), dtype=dtype, device=device)
     flat = [side for size in sizes for side in size]
-    batch: Tensor = ops.resize_normalize_pad(
-        _on_device(images, device), flat, height, width, mean, std, to_rgb, antialias, dtype
+    return ops.resize_normalize_pad(
+        images=_on_device(images, device),
+        sizes=flat,
+        height=height,
+        width=width,
+        mean=mean,
+        std=std,
+        reverse_channels=to_rgb,
+        antialias=antialias,
+        dtype=dtype,
     )
-    return batch
 
 
 def _check_options(

@@ -41,6 +41,7 @@ def gaussian_focal_loss(
     From logits, with a sum or mean and without element weights, the loss and its gradient take one pass over
     memory (C++, Triton); it is exact where sigmoid-then-log overflows (float16 from logit 9) or is clamped.
     On probabilities both logarithms have 1e-12 added, as CornerNet and its descendants do.
+    The one-pass form has no second derivative, and raises where it is asked for; elements (`reduction="none"`) have it.
 
     With `pos_inds` and `pos_labels` the positives are the cells pred[pos_inds, pos_labels], whatever their target,
     and every cell is a negative too, if t < 1. The mean is then that of the positives plus that of all cells.

@@ -218,7 +218,10 @@ class InstanceMasks:
         """
         check_threshold(threshold)
         chosen = self if index is None else self[index]
-        pasted: Tensor = ops.paste_masks(chosen.masks, chosen._placed(), *self.image_size, float(threshold))
+        height, width = self.image_size
+        pasted = ops.paste_masks(
+            masks=chosen.masks, boxes=chosen._placed(), height=height, width=width, threshold=float(threshold)
+        )
         return pasted[0] if isinstance(index, Integral) else pasted
 
     def crops(self, *, threshold: float = 0.5) -> list[MaskCrop]:
@@ -243,7 +246,9 @@ class InstanceMasks:
         for n, (left, top, right, bottom) in enumerate(windows.tolist()):
             if left < right and top < bottom:
                 mask, box = self.masks[n : n + 1], shifted[n : n + 1]
-                crop = ops.paste_masks(mask, box, bottom - top, right - left, float(threshold))[0]
+                crop = ops.paste_masks(
+                    masks=mask, boxes=box, height=bottom - top, width=right - left, threshold=float(threshold)
+                )[0]
             else:
                 crop = torch.zeros(0, 0, dtype=torch.bool, device=windows.device)
             result.append(MaskCrop(crop, left, top))
@@ -400,8 +405,10 @@ class InstanceMasks:
         """Return the run lengths of all masks, and where those of each begin."""
         check_threshold(threshold)
         boxes = self._placed()
-        runs: tuple[Tensor, Tensor] = ops.masks_to_rle(self.masks, boxes, *self.image_size, float(threshold), compress)
-        return runs
+        height, width = self.image_size
+        return ops.masks_to_rle(
+            masks=self.masks, boxes=boxes, height=height, width=width, threshold=float(threshold), compress=compress
+        )
 
     def _windows(self, threshold: float) -> Tensor:
         """Return the pixels that masks can reach, (N, 4) xyxy."""

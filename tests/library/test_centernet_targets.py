@@ -163,8 +163,9 @@ def test_the_last_box_of_a_cell_wins_and_centres_are_counted_once():
 
 
 def test_ignored_regions():
+    """A region holds the middles of cells from its left and upper side on, and none on the right and lower."""
     box, label = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]])
-    regions = RaggedBatch(torch.tensor([[[4.0, 0, 12, 8], [0, 0, 16, 16]]]), sample_sizes=torch.tensor([1]))
+    regions = RaggedBatch(torch.tensor([[[6.0, 0, 14, 8], [0, 0, 16, 16]]]), sample_sizes=torch.tensor([1]))
     truth = detops.GroundTruth.from_boxes(box, label, ignored=regions)
     targets = detops.centernet_targets(truth, (4, 4), (16, 16), 1)
     expected = torch.ones(4, 4)

@@ -292,10 +292,11 @@ def test_rows_against_a_loop(seed: int, images: int, count: int, pad_to: int, dt
         flat[torch.rand(count, generator=g) < 0.1, 1] += 0.25
         flat[torch.rand(count, generator=g) < 0.05, 0] = float("nan")
         flat[torch.rand(count, generator=g) < 0.05, 1] = float("inf")
+        flat[torch.rand(count, generator=g) < 0.05, 1] = 1e20 if dtype != torch.float16 else float("-inf")
     expected: list[list[tuple[list[float], int]]] = [[] for _ in range(images)]
     for image, label, *box in flat.tolist():
         if image in range(images):
-            expected[int(image)].append((box, int(label) if label % 1 == 0 else -1))
+            expected[int(image)].append((box, int(label) if label % 1 == 0 and abs(label) < 1e9 else -1))
     truth = GroundTruth.from_rows(flat.to(dtype), images, pad_to=pad_to)
     assert truth.boxes.shape == (images, pad_to, 4)
     assert truth.sample_sizes is not None
@@ -490,7 +491,10 @@ def test_pinning_makes_one_buffer_and_a_second_time_no_copy() -> None:
     part = GroundTruth(pinned.boxes, pinned.labels)
     with mock.patch.object(Tensor, "pin_memory", pin):
         assert_same(part.pin_memory(), part)
-    swapped = GroundTruth(pinned.boxes, pinned.labels, ignored=pinned.boxes)
+    both = GroundTruth(truth.boxes, truth.labels, ignored=truth.boxes + 1)
+    both = both._unpacked(*both._packed(None))
+    assert both.ignored is not None
+    swapped = GroundTruth(both.ignored, both.labels, ignored=both.boxes)
     assert_same(swapped._unpacked(*swapped._packed(None)), swapped)
 
 

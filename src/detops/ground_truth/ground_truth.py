@@ -199,10 +199,9 @@ class GroundTruth(GroundTruthSources):
         return self._replaced({name: change(tensor) for name, tensor in self._tensors().items()})
 
     def _replaced(self, new: dict[str, Tensor]) -> Self:
-        """The same with other tensors; where boxes are among them, `_cxcywh` has to be too, or it is dropped."""
+        """The same with other tensors; unlike `dataclasses.replace`, `_cxcywh` stays."""
         made = replace(self, **{name: tensor for name, tensor in new.items() if name != "_cxcywh"})
-        cxcywh = new.get("_cxcywh", None if "boxes" in new else self._cxcywh)
-        object.__setattr__(made, "_cxcywh", cxcywh)
+        object.__setattr__(made, "_cxcywh", new.get("_cxcywh", self._cxcywh))
         return made
 
     def _packed(self, place: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, dict[str, tuple[int, Tensor]]]:

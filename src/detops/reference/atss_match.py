@@ -1,4 +1,4 @@
-"""What `atss_match` means: adaptive training sample selection, one image and one box at a time."""
+"""The definition of `atss_match`: adaptive training sample selection, one image and one box at a time."""
 
 import torch
 from torch import Tensor
@@ -18,21 +18,21 @@ def atss_match(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the box of each anchor, their IoU, and the threshold of each box.
 
-    A box's candidates are, of each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
-    mean of their IoUs plus their standard deviation (unbiased; 0 for a single one). It takes the candidates of at least
-    this IoU whose centre lies within it. An anchor that several boxes took goes to the one of the highest IoU. Ties go
-    to the lower index. Boxes of a negative side, of an area that float32 does not hold, or of a label that is no class,
-    take nothing.
+    A box's candidates are, on each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
+    mean of their IoUs plus their standard deviation (unbiased; 0 for a single candidate). The box is assigned to the
+    candidates whose IoU is at least this threshold and whose centre lies in it. An anchor that several boxes qualify
+    for gets the one with the highest IoU. Ties go to the lower index. Boxes with a negative side, an area that float32
+    cannot hold, or a label that is no class are not assigned.
 
     Args:
         anchors: (A, 4) xyxy in pixels, level after level.
-        level_sizes: How many anchors each level has.
+        level_sizes: Number of anchors of each level.
         gt_boxes: (B, N, 4) xyxy in pixels.
         gt_labels: (B, N) integers.
         sample_sizes: (B,) number of boxes per image; None for N.
-        valid: (B, A) bool, anchors that exist for an image; None for all.
+        valid: (B, A) bool, which anchors take part in each image; None for all.
         num_classes: Labels are 0 .. num_classes - 1.
-        topk: See above.
+        topk: Number of candidates per level.
 
     Returns:
         (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; (B, N) threshold, infinite for a box
@@ -59,7 +59,7 @@ def atss_match(
             if not candidates:
                 continue
             found = iou[candidates]
-            # Equal ones, as of a small box within all anchors of a single level, have themselves as mean: unrounded.
+            # Relative to the first: the mean of equal IoUs (of a small box within all its candidates) is then exact.
             apart = found - found[0]
             threshold = found[0] + apart.mean() + (apart.std() if len(found) > 1 else 0)
             thresholds[b, n] = threshold
@@ -70,7 +70,7 @@ def atss_match(
 
 
 def pairs(anchors: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(A,) each: IoU with a box, squared distance of the centres, and whether the anchor's centre is in the box."""
+    """Return (A,) each: IoU with a box, squared distance of the centres, whether the anchor's centre is in the box."""
     anchor = anchors.double()
     inter = (torch.minimum(anchor[:, 2:], box[2:]) - torch.maximum(anchor[:, :2], box[:2])).clamp(min=0).prod(1)
     union = (anchor[:, 2:] - anchor[:, :2]).prod(1) + (box[2:] - box[:2]).prod() - inter
@@ -81,7 +81,7 @@ def pairs(anchors: Tensor, box: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def nearest(distance: Tensor, exists: Tensor, level_sizes: list[int], topk: int) -> list[int]:
-    """Indices of each level's nearest anchors."""
+    """Return the indices of the nearest anchors of each level."""
     chosen, start = [], 0
     for size in level_sizes:
         there = [a for a in range(start, start + size) if exists[a]]

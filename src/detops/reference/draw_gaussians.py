@@ -1,4 +1,4 @@
-"""What `draw_gaussians_` means: Gaussians drawn into maps one box at a time, by element-wise maximum."""
+"""The definition of `draw_gaussians_`: Gaussians drawn into maps one box at a time, by element-wise maximum."""
 
 import math
 
@@ -31,14 +31,14 @@ def draw_gaussians_(
         heatmap: (B, C, H, W), floating point.
         centers: (B, N, 2), x and y in pixels of the map.
         radii: (B, N), or (B, N, 2) for a radius along x and one along y; in pixels.
-        labels: (B, N), the map of each box, 0 .. C - 1; None where C is 1.
-        sample_sizes: (B,), how many of the N boxes of each sample exist; None for all.
+        labels: (B, N), the map of each box, 0 .. C - 1; None if C is 1.
+        sample_sizes: (B,), how many of the N boxes of each sample are real; None for all.
         diameter_to_sigma_factor: Diameter of a Gaussian over its sigma.
         k_scale: Value at the centre.
 
     Reference:
-        Law and Deng, "CornerNet", 2018; Zhou et al., "Objects as Points", 2019. For integer centres and radii
-        the numbers of MMDetection's `gen_gaussian_target` and of ACCV-Lab's `draw_heatmap`.
+        Law and Deng, "CornerNet", 2018; Zhou et al., "Objects as Points", 2019. With integer
+        centres and radii it equals MMDetection's `gen_gaussian_target` and ACCV-Lab's `draw_heatmap`.
     """
     batch, classes, height, width = heatmap.shape
     for b in range(batch):

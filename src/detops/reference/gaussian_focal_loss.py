@@ -1,4 +1,4 @@
-"""What `gaussian_focal_loss` means: CenterNet's focal loss over Gaussian targets, one cell at a time."""
+"""The definition of `gaussian_focal_loss`: CenterNet's focal loss over Gaussian targets, one cell at a time."""
 
 import math
 
@@ -31,17 +31,17 @@ def gaussian_focal_loss(
         logits: Any shape.
         target: The same shape, 0 .. 1.
         scale: 0-d factor of sum and gradient, such as one over the number of objects; None for 1.
-        alpha: Exponent that plays down what is classified well already.
-        gamma: Exponent that plays down negatives near a centre.
+        alpha: Exponent that weighs down cells that are classified well already.
+        gamma: Exponent that weighs down negatives near a centre.
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
-        with_gradient: Whether the gradient is wanted; if not it comes back empty.
+        with_gradient: Whether to compute the gradient; if not, an empty tensor is returned for it.
 
     Returns:
         0-d float64 sum, and the gradient of the sum in the shape and dtype of the logits.
 
     Reference:
-        Law and Deng, "CornerNet", 2018, equation 1, as MMDetection's `gaussian_focal_loss` has it.
+        Law and Deng, "CornerNet", 2018, equation 1, as in MMDetection's `gaussian_focal_loss`.
     """
     total, factor = 0.0, 1.0 if scale is None else float(scale)
     gradient: list[float] = []

@@ -1,4 +1,4 @@
-"""What `gaussian_focal_loss_from_boxes` means: the two definitions that it joins, one after the other."""
+"""The definition of `gaussian_focal_loss_from_boxes`: `draw_gaussians_`, then `gaussian_focal_loss`."""
 
 import itertools
 
@@ -28,24 +28,27 @@ def gaussian_focal_loss_from_boxes(
 
     Args:
         logits: (B, C, H, W).
-        centers: (B, N, 2), x and y in cells; this and the next three as in `draw_gaussians_`.
-        radii: (B, N) or (B, N, 2), in cells.
-        labels: (B, N).
-        sample_sizes: (B,), or None.
-        negative_weight: (B, H, W), factor of the negative terms of a cell in all classes; None for 1. With 0, such a
-            term is 0 whatever the logit, be it NaN.
+        centers: (B, N, 2), x and y in cells.
+        radii: (B, N), or (B, N, 2) for a radius along x and one along y; in cells.
+        labels: (B, N), the class of each box, 0 .. C - 1.
+        sample_sizes: (B,), how many of the N boxes of each sample are real; None for all.
+        negative_weight: (B, H, W), factor of a cell's negative terms in all classes; None for 1. Where it is 0, these
+            terms are 0 whatever the logit, even if that is NaN.
         scale: 0-d factor of sum and gradient; None for 1.
         diameter_to_sigma_factor: Diameter of a Gaussian over its sigma.
-        alpha: This and the rest as in `gaussian_focal_loss`.
-        gamma: See there.
-        pos_weight: See there.
-        neg_weight: See there.
-        with_gradient: See there.
+        alpha: Exponent that weighs down cells that are classified well already.
+        gamma: Exponent that weighs down negatives near a centre.
+        pos_weight: Factor of the positives.
+        neg_weight: Factor of the negatives.
+        with_gradient: Whether to compute the gradient; if not, an empty tensor is returned for it.
 
     Returns:
         0-d float64 sum, and the gradient of the sum in the shape and dtype of the logits.
+
+    Reference:
+        Law and Deng, "CornerNet", 2018, equation 1.
     """
-    # In float32 as the targets of a training are: what rounds to 1 there is a positive.
+    # In float32, as in training: a target that rounds to 1 there is a positive.
     target = torch.zeros(logits.shape, dtype=torch.float64 if logits.dtype == torch.float64 else torch.float32)
     draw_gaussians_(target, centers, radii, labels, sample_sizes, diameter_to_sigma_factor, 1.0)
     total, gradient = torch.zeros((), dtype=torch.float64), torch.empty_like(logits)

@@ -1,4 +1,4 @@
-"""What `masks_to_rle` means: paste, then count the runs of each mask down its columns."""
+"""The definition of `masks_to_rle`: paste, then count the runs of each mask down its columns."""
 
 from itertools import groupby
 
@@ -11,24 +11,25 @@ from detops.reference.paste_masks import paste_masks
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, compress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Run lengths of the pasted masks, in COCO's form.
+    """Return the run lengths of the pasted masks, in COCO's format.
 
-    A mask is read column by column, from top to bottom. Its counts are the lengths of its runs, of zeros and of ones
-    in turns; the first is of zeros, and 0 where the mask begins with a one. As a string, every count from the fourth
-    on is replaced by its difference to the count before the last, and each number becomes characters of five bits,
-    the lowest first: the highest bit of the last is the sign, bit 5 says that another follows, and 48 is added.
+    A mask is read column by column, from top to bottom. Its counts are the lengths of its runs, alternately of zeros
+    and of ones; the first is of zeros, and is 0 if the mask begins with a one. For the string, every count from the
+    fourth on is replaced by its difference from the count two places earlier. Each number is written as characters of
+    five bits, the lowest bits first; the highest bit of the last character is the sign, bit 5 of a character is set if
+    another follows, and 48 is added.
 
     Args:
-        masks: (N, h, w), as `paste_masks` takes them, like all up to `threshold`.
-        boxes: (N, 4).
+        masks: (N, h, w), floating point; computed in float32.
+        boxes: (N, 4), xyxy in pixels.
         height: Rows of the image.
-        width: Its columns; both together less than 2^31 pixels.
-        threshold: Least value of a pixel that is true.
+        width: Columns of the image; height * width is less than 2^31.
+        threshold: In float32 and above 0; a pixel is true if its value is at least the threshold.
         compress: Return the characters instead of the counts.
 
     Returns:
-        All masks' counts joined, (T,) int32, or their characters, (T,) uint8; and (N + 1,) int64 where each mask's
-        begin, the last being T.
+        The counts of all masks joined, (T,) int32, or their characters, (T,) uint8; and (N + 1,) int64, the index at
+        which each mask begins, followed by T.
 
     Reference:
         `rleEncode` and `rleToString` of pycocotools' maskApi.c.
@@ -45,6 +46,7 @@ def masks_to_rle(
 
 
 def _characters(counts: list[int]) -> list[int]:
+    """Return the character codes of one mask's counts."""
     characters = []
     for i, count in enumerate(counts):
         value = count - counts[i - 2] if i > 2 else count

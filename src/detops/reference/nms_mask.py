@@ -1,4 +1,4 @@
-"""What `nms_mask` means: greedy non-maximum suppression, one box at a time."""
+"""The definition of `nms_mask`: greedy non-maximum suppression, one box at a time."""
 
 import torch
 from torch import Tensor
@@ -10,20 +10,20 @@ def nms_mask(
     """Return which boxes are kept.
 
     Boxes are visited by descending score, ties by the lower index; a NaN counts as the lowest score. A box is
-    dropped if its IoU with a kept one of its label is above the threshold. Computed in float32 (float64 for float64
-    boxes), the threshold too, each operation rounded on its own:
+    dropped if its IoU with a kept box of its label is above the threshold. IoU and threshold are float32 (float64 for
+    float64 boxes), and each operation is rounded separately:
 
         area = (x2 - x1) * (y2 - y1),  inter = max(0, min(x2) - max(x1)) * max(0, min(y2) - max(y1))
         iou = inter / (area_1 + area_2 - inter)
 
-    so that two empty boxes (0 / 0) and boxes with a NaN suppress nothing.
+    so two empty boxes (0 / 0) and boxes with a NaN suppress nothing.
 
     Args:
-        boxes: (B, N, 4), xyxy.
+        boxes: (B, N, 4), xyxy in any unit.
         scores: (B, N).
-        labels: (B, N) integers, or None where all boxes are of one.
-        valid: (B, N) bool; others are neither kept nor suppress. None for all.
-        iou_threshold: IoU above which the lower box is dropped.
+        labels: (B, N) integers; None if all boxes have the same.
+        valid: (B, N) bool; other boxes are not kept and suppress nothing. None for all.
+        iou_threshold: IoU above which the box with the lower score is dropped.
 
     Returns:
         (B, N) bool, in the order of the boxes.

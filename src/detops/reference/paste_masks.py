@@ -1,4 +1,4 @@
-"""What `paste_masks` means: one mask at a time, one pixel after another."""
+"""The definition of `paste_masks`: each mask sampled at the pixels of an image, one mask at a time."""
 
 import math
 
@@ -9,26 +9,26 @@ from torch import Tensor
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
     """Enlarge each mask to its box by bilinear interpolation, and cut at a threshold.
 
-    The centre of pixel x lies, in cells of the mask and counted from the centre of its first,
+    The centre of pixel x lies
 
         u = (x + 1/2 - x1) / (x2 - x1) * w - 1/2
 
-    cells to the right, computed in float64; likewise v along y. A pixel with -1 <= u < w and -1 <= v < h has the value
-    of two nested interpolations, along x, then along y, between the four cells around it, which are 0 outside the
-    mask. Fractions and values are float32, each operation rounded on its own:
+    cells to the right of the centre of the mask's first cell, computed in float64; v along y is defined likewise. The
+    value of a pixel with -1 <= u < w and -1 <= v < h is interpolated between the four cells around it, along x, then
+    along y; cells outside the mask are 0. Fractions and values are float32, and each operation is rounded separately:
 
         along_x(row) = m[row, i] + (m[row, i + 1] - m[row, i]) * (u - i),            i = floor(u)
         value        = along_x(j) + (along_x(j + 1) - along_x(j)) * (v - j),         j = floor(v)
 
-    All other pixels are 0, and so is all of a box whose width or height is not above 0, or which has a number that is
-    not finite.
+    All other pixels are 0. All pixels are 0 for a box whose width or height is not above 0, or with a coordinate that
+    is not finite.
 
     Args:
         masks: (N, h, w), floating point; computed in float32.
         boxes: (N, 4), xyxy in pixels.
         height: Rows of the image.
-        width: Its columns.
-        threshold: In float32 and above 0; a pixel is true if its value is at least that.
+        width: Columns of the image.
+        threshold: In float32 and above 0; a pixel is true if its value is at least the threshold.
 
     Returns:
         (N, height, width) bool.
@@ -54,7 +54,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
 
 
 def _positions(low: float, high: float, cells: int, length: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Of the pixels that the mask reaches: the cell before in the bordered mask, the fraction, and the pixel."""
+    """Find the pixels that the mask reaches: the cell before each in the bordered mask, its fraction, its index."""
     found = []
     for pixel in range(length):
         u = (pixel + 0.5 - low) / (high - low) * cells - 0.5

@@ -1,4 +1,4 @@
-"""What `positive_losses_` means: the losses at the points that have a box, one point at a time."""
+"""The definition of `positive_losses_`: the losses at the points that have a box, one point at a time."""
 
 from typing import NamedTuple
 
@@ -33,44 +33,44 @@ def positive_losses_(
     margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """Return the losses of each level's positives, and write what they change in the gradient of the class logits.
+    """Return the losses of each level's positives, and set the gradient of their class logits, in place.
 
-    A positive is a point with a box. It has a quality q, which its class is trained towards, and a weight w of its box
-    losses; where w is 0 there are none, and the box logits are not read for them.
+    A positive is a point with a box. It has a quality q, the target of its class logit, and a weight w of its box
+    losses. Where w is 0, it has no box losses and its box logits are not read for them.
 
-        0  scale * (class loss of the logit of its label towards q, less that of the same logit as background)
+        0  scale * (class loss of its label's logit with target q - class loss of the same logit as background)
         1  w
         2  w * IoU loss of the predicted box
         3  w * sum over sides of the distribution focal loss
-        4  w * sum over sides of the distillation loss, where there is a teacher
-        5  the last for every point of a region, with the region's number in place of w
+        4  w * sum over sides of the distillation loss; 0 without a teacher
+        5  row 4 for every point of a region, with the region's weight in place of w
 
     Args:
-        class_gradients: In the shapes of `cls_scores`, contiguous; the element of a positive's label is set to the
-            derivative of scale * class loss towards q by the logit. Empty where no gradient is wanted.
+        class_gradients: Tensors of the shapes of `cls_scores`, contiguous. The element of a positive's label is set to
+            the derivative of scale * class loss with target q by the logit. Empty to compute no gradient.
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: distances to the left, top, right and bottom side are the
             means of distributions over 0 .. bins - 1 strides.
-        soft_targets: Those of a teacher, or empty.
+        soft_targets: A teacher's logits in the shapes of `bbox_preds`; empty without a teacher.
         points: (A, 3): x, y and stride of each point, in pixels.
         boxes: (B, N, 4) xyxy in pixels.
         labels: (B, N) integers.
-        index: (B, A) int64, the box of each point, or -1.
+        index: (B, A) int64, the box of each point; negative for none.
         quality: (B, A) q, a constant; None for the IoU of the predicted box.
         weight: (B, A) w, a constant; None for the highest class probability.
-        region: (B, A) float32, see above; 0 where there is none. None for no region.
-        scale: One number, see above.
-        class_kind: Of the class loss, an index into `CLASS_KINDS`; see `class_loss`.
-        box_kind: Of the IoU loss, an index into `BOX_KINDS`. CIoU's alpha is v / (1 - IoU + v) at every IoU, as in
+        region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
+        scale: One number, the factor of the class loss.
+        class_kind: Kind of the class loss, an index into `CLASS_KINDS`; see `class_loss`.
+        box_kind: Kind of the IoU loss, an index into `BOX_KINDS`. CIoU's alpha is v / (1 - IoU + v) at every IoU, as in
             torchvision; MMDetection's is 0 up to an IoU of 0.5.
-        alpha: Factor of the class loss.
-        gamma: Exponent of the class loss.
-        temperature: Of the distillation.
-        margin: By which the targets of the distributions stay below the last bin.
-        most: No image has more positives than this (nor a larger region), so that memory follows from shapes.
+        alpha: Factor in the class loss.
+        gamma: Exponent in the class loss.
+        temperature: Softmax temperature of the distillation.
+        margin: How far the targets of the distributions stay below the last bin, in bins.
+        most: Upper bound of the points of an image that are positive or in the region; bounds the memory.
 
     Returns:
-        (6, L), the losses summed over each level's positives; (B, A) the weights, 0 elsewhere.
+        (6, L), the rows above, summed over each level's positives; (B, A), the weights w, 0 at all other points.
 
     Reference:
         Li et al., "Generalized Focal Loss", 2020; Zheng et al., "Localization Distillation for Dense Object
@@ -108,11 +108,12 @@ def positive_losses_(
 
 
 def class_loss(x: Tensor, q: Tensor, kind: str, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
-    """The class loss of a logit x towards q in 0 .. 1, and that of a logit x of background.
+    """Return the class loss of a logit x with target q in 0 .. 1, and that of the same logit as background.
 
     Reference:
-        Li et al., "Generalized Focal Loss", 2020, equation 5 (quality); Zhang et al., "VarifocalNet", 2021, equation 2,
-        for background too at q = 0 (varifocal); Lin et al., "Focal Loss", 2017, equation 5, where q is 1 (focal).
+        Li et al., "Generalized Focal Loss", 2020, equation 5 (quality); Zhang et al., "VarifocalNet", 2021, equation 2
+        (varifocal; its case q = 0 is the background); Lin et al., "Focal Loss", 2017, equation 5, extended to any q
+        (focal).
     """
     p, bce, negative = x.sigmoid(), F.binary_cross_entropy_with_logits(x, q, reduction="sum"), F.softplus(x)
     if kind == "quality":
@@ -125,7 +126,7 @@ def class_loss(x: Tensor, q: Tensor, kind: str, alpha: float, gamma: float) -> t
 
 
 class BoxLosses(NamedTuple):
-    """IoU and losses of one positive, 0-d each."""
+    """IoU and losses of one positive, each 0-d."""
 
     iou: Tensor
     iou_loss: Tensor
@@ -136,7 +137,7 @@ class BoxLosses(NamedTuple):
 def box_losses(
     raw: Tensor, soft: Tensor | None, point: Tensor, box: Tensor, kind: int, temperature: float, margin: float
 ) -> BoxLosses:
-    """What the logits (4, bins) of a point say of its box; everything relative to it, in units of its stride."""
+    """Return the losses of the box that a point's logits (4, bins) predict, in units of its stride, relative to it."""
     bins = raw.shape[1]
     left, top, right, bottom = (raw.softmax(1) * torch.arange(bins)).sum(1)
     pred = torch.stack([(right - left) / 2, (bottom - top) / 2, left + right, top + bottom])
@@ -152,13 +153,13 @@ def box_losses(
 
 
 def distillation(raw: Tensor, soft: Tensor, temperature: float) -> Tensor:
-    """Sum over the sides of temperature^2 * mean over bins of p_t * (log p_t - log p_s)."""
+    """Return the sum over the sides of temperature^2 * mean over bins of p_t * (log p_t - log p_s)."""
     log_s, log_t = (raw / temperature).log_softmax(1), (soft / temperature).log_softmax(1)
     return temperature**2 * (log_t.exp() * (log_t - log_s)).mean(1).sum()
 
 
 def places(index: Tensor, region: Tensor | None, start: int, size: int) -> list[tuple[int, int]]:
-    """Image and row, within a level, of each point that has a box or is in the region."""
+    """Return the image and the row within a level of each point that has a box or is in the region."""
     there = index[:, start : start + size] >= 0
     if region is not None:
         there = there | (region[:, start : start + size] > 0)

@@ -1,4 +1,4 @@
-"""What `positive_losses_backward` means: the gradient of the box losses, by autograd, one point at a time."""
+"""The definition of `positive_losses_backward`: the gradient of the box losses, by autograd, one point at a time."""
 
 import torch
 from torch import Tensor
@@ -20,25 +20,28 @@ def positive_losses_backward(
     margin: float,
     most: int,
 ) -> list[Tensor]:
-    """Return the gradient of the weighted sum of rows 2 to 5 of the losses; arguments as in `positive_losses_`.
+    """Return the gradient of the weighted sum of rows 2 to 5 of the losses of `positive_losses_`.
 
     Args:
         bbox_preds: Each level's (B, 4 * bins, H, W) logits.
-        soft_targets: Those of a teacher, or empty.
+        soft_targets: A teacher's logits in the shapes of `bbox_preds`; empty without a teacher.
         points: (A, 3): x, y and stride of each point, in pixels.
         boxes: (B, N, 4) xyxy in pixels.
-        index: (B, A) int64, the box of each point, or -1.
-        weight: (B, A) float32, as `positive_losses_` returned it; a constant. A point of weight 0 counts as one
-            without a box.
-        region: (B, A) float32, 0 where there is none; None for no region.
-        factors: (4, L), of each loss of each level.
-        box_kind: Of the IoU loss, an index into `BOX_KINDS`.
-        temperature: Of the distillation.
-        margin: By which the targets of the distributions stay below the last bin.
-        most: No image has more positives than this, nor a larger region.
+        index: (B, A) int64, the box of each point; negative for none.
+        weight: (B, A) float32, the weights w that `positive_losses_` returned, as constants. A point of weight 0 has
+            no box losses.
+        region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
+        factors: (4, L), the factor of each of these rows on each level.
+        box_kind: Kind of the IoU loss, an index into `BOX_KINDS`.
+        temperature: Softmax temperature of the distillation.
+        margin: How far the targets of the distributions stay below the last bin, in bins.
+        most: Upper bound of the points of an image that are positive or in the region; bounds the memory.
 
     Returns:
         The gradients, in the shapes and dtypes of `bbox_preds`.
+
+    Reference:
+        `positive_losses_` has the formulas and their sources.
     """
     gradients, start = [], 0
     for level, preds in enumerate(bbox_preds):

@@ -1,16 +1,21 @@
-"""What `resize_normalize_pad` means: two products with a matrix of weights, an image at a time."""
+"""The definition of `resize_normalize_pad`: a product with a matrix of weights per axis, one image at a time."""
 
 import torch
 from torch import Tensor
 
 
 def weights(size: int, resized: int, antialias: bool) -> Tensor:
-    """How much each pixel of an axis counts for each resized one.
+    """Return the weight of each pixel of an axis in each resized pixel.
 
-    Pixels are unit squares, so the centre of resized pixel i lies at c = (i + 1/2) size / resized. Pixel j counts
-    with a tent around it, max(0, 1 - |j + 1/2 - c| / r), and the pixels within the image are brought to a sum of 1
-    (which is what repeating the edge gives). r is 1 pixel: bilinear interpolation with half-pixel centres. With
-    `antialias`, an axis that shrinks has r = size / resized.
+    Pixels are unit squares, so the centre of resized pixel i lies at c = (i + 1/2) size / resized. Pixel j has the
+    weight max(0, 1 - |j + 1/2 - c| / r), and the weights of the pixels within the image are normalised to a sum of 1
+    (for r = 1 this equals repeating the edge). r is 1 pixel, which is bilinear interpolation with half-pixel centres.
+    With `antialias`, an axis that shrinks has r = size / resized.
+
+    Args:
+        size: Pixels of the axis.
+        resized: Pixels of the resized axis.
+        antialias: Widen the filter where the axis shrinks.
 
     Returns:
         (resized, size), float64.
@@ -33,20 +38,20 @@ def resize_normalize_pad(
     antialias: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Return the images as one batch: resized, in another order of channels, normalised, padded, and cast.
+    """Return the images as one batch: resized, channels reordered, normalised, padded, and cast.
 
     Nothing is rounded before the cast.
 
     Args:
-        images: B of (3, H, W), or (1, H, W) for grey, which counts for all three channels; uint8, any strides.
+        images: B of (3, H, W), or (1, H, W) for grey, which is repeated in all three channels; uint8, any strides.
         sizes: Resized height and width of each image in turn, 2 B numbers.
-        height: Of the batch, at least that of every resized image.
-        width: Likewise.
-        mean: Of each channel of the result, on the scale 0 .. 255.
-        std: Likewise; the result is (value - mean) / std.
+        height: Height of the batch, at least that of every resized image.
+        width: Width of the batch, at least that of every resized image.
+        mean: Mean of each channel of the result, on the scale 0 .. 255.
+        std: Standard deviation of each channel of the result; it becomes (value - mean) / std.
         reverse_channels: Swap the first channel with the last.
-        antialias: Average over all that a resized pixel covers, where an axis shrinks.
-        dtype: Of the result.
+        antialias: Average over all pixels that a resized pixel covers, where an axis shrinks.
+        dtype: Dtype of the result.
 
     Returns:
         (B, 3, height, width), 0 to the right of each image and below it.

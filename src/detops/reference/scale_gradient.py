@@ -1,15 +1,16 @@
-"""What `scale_gradient_` means."""
+"""The definition of `scale_gradient_`."""
 
 from torch import Tensor
 
 
 def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
-    """Multiply a gradient in place; where all factors are 1, the bits stay as they are, NaN or not.
+    """Multiply a gradient in place; where all factors are 1, the bits stay as they are, NaNs included.
 
     Args:
         gradient: Any shape, contiguous.
-        factor: One number; or (K,), with columns.
-        columns: K numbers with the sum of the last dimension's size: each factor is for so many elements of it.
+        factor: One number; with `columns`, (K,).
+        columns: Sizes of K groups of columns, which make up the last dimension; each group has its own factor. None
+            for one group.
     """
     factors = factor.double().reshape(-1)
     if columns is None:

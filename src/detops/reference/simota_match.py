@@ -1,4 +1,4 @@
-"""What `simota_match` means: SimOTA, one image and one box at a time."""
+"""The definition of `simota_match`: SimOTA, one image and one box at a time."""
 
 import torch
 from torch import Tensor
@@ -26,29 +26,29 @@ def simota_match(
     """Return the box of each cell, and its IoU with the prediction there.
 
     A box's own candidates are the cells whose centre lies in it, or within `radius` cells of its centre; the best of
-    these are those for which both holds. Boxes without own candidates, of negative or non-finite size, or of a label
-    that is no class take nothing.
+    these are those for which both holds. Boxes without own candidates, with a negative side, with a coordinate that is
+    not finite, or with a label that is no class are not assigned.
 
         k     = trunc(k_scale * sum of the `topk` highest IoUs), at least 1
-        picks = the k cheapest cells, those that are not among the box's best after all that are
+        picks = the k cheapest cells, where the box's best candidates come before all other cells
 
     both over the candidates of all boxes of the image, or with `own_candidates` over the box's own. A cell that several
-    boxes picked goes to the cheapest of all boxes of the image, or with `own_candidates` to the cheapest that picked
-    it. Ties go to the lower index. A cost that is NaN counts as infinite, an IoU that is NaN as 0.
+    boxes picked gets the cheapest of all boxes of the image, or with `own_candidates` the cheapest that picked it. Ties
+    go to the lower index. A cost that is NaN counts as infinite, an IoU that is NaN as 0.
 
     Args:
-        class_logits: Each level's (B, A_l, C), in all A cells.
+        class_logits: Each level's (B, A_l, C) logits; A is the sum of the A_l.
         objectness: (B, A) logits.
         pred_boxes: (B, A, 4) cxcywh in pixels.
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
         gt_boxes: (B, N, 4) cxcywh in pixels.
         gt_labels: (B, N) integers.
         sample_sizes: (B,) number of boxes per image; None for N.
-        radius: In cells.
-        center_only: Own candidates, and the best of them, are the cells near the centre alone.
-        own_candidates: See above.
-        topk: How many IoUs are summed.
-        k_scale: Factor of the sum.
+        radius: Greatest distance from the box's centre along each axis, in cells.
+        center_only: Own candidates, and the best of them, are only the cells near the centre.
+        own_candidates: A box picks only among its own candidates, and only boxes that picked a cell contest it.
+        topk: Number of IoUs that are summed for k.
+        k_scale: Factor of that sum.
         iou_weight: Factor of the cost -log(IoU + 1e-8).
         class_weight: Factor of the binary cross entropy of sqrt(sigmoid(class) * sigmoid(objectness)) and the box's
             label, summed over classes.
@@ -57,7 +57,8 @@ def simota_match(
         (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none.
 
     Reference:
-        Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and its code, where "not among the best" is 1e5 in the cost.
+        Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and its code, which instead adds 1e5 to the
+        cost of cells that are not among the best.
     """
     index = torch.full(objectness.shape, -1, dtype=torch.int64)
     matched = torch.zeros(objectness.shape, dtype=torch.float64)
@@ -88,7 +89,7 @@ def simota_match(
 def regions(
     cells: Tensor, boxes: Tensor, labels: Tensor, num_classes: int, radius: float, center_only: bool
 ) -> tuple[Tensor, Tensor]:
-    """(n, A) bool each: own candidates of each box, and the best of them."""
+    """Return (n, A) bool each: own candidates of each box, and the best of them."""
     valid = boxes.isfinite().all(1) & (boxes[:, 2:] >= 0).all(1) & (labels >= 0) & (labels < num_classes)
     away = (cells[None, :, :2] - boxes[:, None, :2]).abs()  # (n, A, 2)
     low, high = boxes[:, None, :2] - boxes[:, None, 2:] / 2, boxes[:, None, :2] + boxes[:, None, 2:] / 2
@@ -99,7 +100,7 @@ def regions(
 
 
 def pair_iou(gt_boxes: Tensor, pred_boxes: Tensor) -> Tensor:
-    """(n, A), float64."""
+    """Return the IoU of all pairs, (n, A) float64."""
     gt, pred = gt_boxes.double()[:, None], pred_boxes.double()[None]
     low = torch.maximum(gt[..., :2] - gt[..., 2:] / 2, pred[..., :2] - pred[..., 2:] / 2)
     high = torch.minimum(gt[..., :2] + gt[..., 2:] / 2, pred[..., :2] + pred[..., 2:] / 2)
@@ -111,7 +112,7 @@ def pair_iou(gt_boxes: Tensor, pred_boxes: Tensor) -> Tensor:
 def costs(
     scores: Tensor, objectness: Tensor, labels: Tensor, iou: Tensor, iou_weight: float, class_weight: float
 ) -> Tensor:
-    """(n, A), float64, without what sets apart the cells that are not among a box's best."""
+    """Return the costs, (n, A) float64; that a box's best candidates come first is not part of them."""
     a, b = scores.double(), objectness.double()[:, None]  # (A, C), (A, 1)
     log_p = (torch.nn.functional.logsigmoid(a) + torch.nn.functional.logsigmoid(b)) / 2
     # 1 - p = (1 - p^2) / (1 + p), and 1 - sigmoid(a) sigmoid(b) = sigmoid(-a) + sigmoid(a) sigmoid(-b).

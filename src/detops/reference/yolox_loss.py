@@ -1,4 +1,4 @@
-"""What `yolox_loss` means: YOLOX's four losses, image by image, and their gradient by autograd."""
+"""The definition of `yolox_loss`: YOLOX's four losses, image by image, and their gradient by autograd."""
 
 import math
 
@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-EPS = 1e-16  # added to the union, and the least of other divisors
+EPS = 1e-16  # added to the union; lower bound of other divisors
 LOG_EPS = 1e-8  # added to a size in cells before its logarithm
-IGNORED = -2  # in place of a box's index
+IGNORED = -2  # index of an ignored cell
 KINDS = ("iou_squared", "iou", "giou", "diou", "ciou")
 
 
@@ -30,34 +30,34 @@ def yolox_loss(
 ) -> tuple[Tensor, list[Tensor]]:
     """Return the losses of matched outputs, and the gradient of their weighted sum.
 
-    A row of an output is t = (x, y, w, h, objectness, classes); with the cell's place g in its level and side s it says
-    the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s). Cells with a box (positives) are trained towards it, and
-    in each class towards the IoU of the match (the box's label) or 0; all cells but the ignored are trained in
-    objectness.
+    A row of an output is t = (x, y, w, h, objectness, classes). With the cell's column and row g in its level and its
+    side s, it predicts the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s), cxcywh. A positive is a cell with a
+    box. The target of its class logits is the IoU of the match for the box's label and 0 for all other classes. The
+    objectness of every cell is trained, except that of ignored cells.
 
         iou = scale_0 * sum over positives of the IoU loss
-        obj = scale_1 * sum over cells that are not ignored of BCE(objectness, positive)
-        cls = scale_0 * sum over positives and classes of BCE(class, IoU where it is the label)
-        l1  = scale_0 * sum over positives of |t - what t would say the box exactly|, if `use_l1`
+        obj = scale_1 * sum over cells that are not ignored of BCE(objectness, 1 for a positive, else 0)
+        cls = scale_0 * sum over positives and classes of BCE(class, IoU for the label, else 0)
+        l1  = scale_0 * sum over positives of |t - the t that predicts the box exactly|; 0 without `use_l1`
 
     Args:
-        outputs: Each level's (B, A_l, 5 + C).
+        outputs: Each level's (B, A_l, 5 + C); A is the sum of the A_l.
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
         gt_boxes: (B, N, 4) cxcywh in pixels.
         gt_labels: (B, N) integers.
         index: (B, A) int64, the box of each cell, -1 for background, or -2 for an ignored cell.
-        iou: (B, A), of the match.
-        scale: (2,), see above.
+        iou: (B, A), IoU of the match.
+        scale: (2,), scale_0 and scale_1.
         class_pos_weight: (C,) factors of the positive part of each class's BCE, or None.
-        kind: Of the IoU loss, an index into `KINDS`.
-        use_l1: Whether there is the last loss.
-        iou_weight: Factor of the first loss in the sum; `obj_weight` and `cls_weight` likewise, that of L1 is 1.
-        obj_weight: See above.
-        cls_weight: See above.
-        with_gradient: Whether gradients are wanted.
+        kind: Kind of the IoU loss, an index into `KINDS`.
+        use_l1: Add the L1 loss.
+        iou_weight: Factor of the IoU loss in the sum; that of L1 is 1.
+        obj_weight: Factor of the objectness loss in the sum.
+        cls_weight: Factor of the class loss in the sum.
+        with_gradient: Whether to compute the gradients; if not, empty tensors are returned for them.
 
     Returns:
-        (4,) iou, obj, cls, l1, without the weights; gradients in the shapes of the outputs, or empty ones.
+        (4,) iou, obj, cls, l1, without these factors; gradients in the shapes of the outputs.
 
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
@@ -66,7 +66,7 @@ def yolox_loss(
     scale, cell = scale.double(), cells.double()
     with torch.enable_grad():
         rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
-        total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable without an image too
+        total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable even with an empty batch
         for b in range(len(rows)):
             positive, counted = index[b] >= 0, index[b] != IGNORED
             t, side = rows[b][positive], cell[positive, 2:]
@@ -90,7 +90,12 @@ def yolox_loss(
 
 
 def iou_loss(pred: Tensor, target: Tensor, kind: str) -> Tensor:
-    """(n,) loss of cxcywh boxes."""
+    """Return the loss of each pair of cxcywh boxes, (n,).
+
+    Reference:
+        Yu et al., "UnitBox", 2016; Rezatofighi et al., "Generalized Intersection over Union", 2019; Zheng et al.,
+        "Distance-IoU Loss", 2020 (DIoU and CIoU).
+    """
     low, high = pred[:, :2] - pred[:, 2:] / 2, pred[:, :2] + pred[:, 2:] / 2
     target_low, target_high = target[:, :2] - target[:, 2:] / 2, target[:, :2] + target[:, 2:] / 2
     inter = (torch.minimum(high, target_high) - torch.maximum(low, target_low)).clamp(min=0).prod(1)

@@ -1,1 +1,1 @@
-"""Each op in whole-batch PyTorch: no loop over boxes, no host synchronisation, on any device."""
+"""Each op in whole-batch PyTorch, without a loop over boxes, for any device."""

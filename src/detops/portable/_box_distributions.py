@@ -1,4 +1,4 @@
-"""What the ops at positives share in whole-batch PyTorch: reading maps at points, and boxes as distributions."""
+"""Parts of `positive_losses_` and its backward in whole-batch PyTorch: maps at points, boxes as distributions."""
 
 from typing import NamedTuple
 
@@ -9,26 +9,26 @@ from detops.portable._iou_loss import PLAIN, iou_loss
 
 
 def slots_of(index: Tensor, region: Tensor | None, most: int) -> Tensor:
-    """(B, M) the points of each image that have a box or are in the region, then others; M <= most."""
+    """Return (B, M) slots: the points of each image that have a box or are in the region, then others; M <= most."""
     there = index >= 0 if region is None else (index >= 0) | (region > 0)
     order: Tensor = (~there).to(torch.uint8).argsort(dim=1, stable=True)
     return order[:, : min(most, index.shape[1])]
 
 
 def at(maps: Tensor, rows: Tensor, wide: torch.dtype) -> Tensor:
-    """Channels (B, M, C) of maps (B, C, H, W) at rows (B, M)."""
+    """Return the channels (B, M, C) of maps (B, C, H, W) at rows (B, M)."""
     return maps.flatten(2).gather(2, rows[:, None].expand(-1, maps.shape[1], -1)).to(wide).transpose(1, 2)
 
 
 class Level(NamedTuple):
-    """The slots of one level; elements whose slot is of another level are zeros, or fit each other.
+    """The slots of one level. Slots of other levels are masked: their row is 0 and their logits are zeros.
 
     Attributes:
-        rows: (B, M) within the level; 0 for a slot of another.
-        positive: (B, M) whether it has a box.
+        rows: (B, M) row of the point within the level.
+        positive: (B, M) bool, whether the point has a box.
         raw: (B, M, 4, bins) logits of the distributions.
-        box: (B, M, 4) xyxy, relative to the point, in strides.
-        chosen: (B, M) index of the box, 0 where there is none.
+        box: (B, M, 4) xyxy, relative to the point, in strides; a box of two strides around it if it has none.
+        chosen: (B, M) index of the box, 0 if there is none.
     """
 
     rows: Tensor
@@ -66,7 +66,7 @@ class Sides(NamedTuple):
 
 
 def sides_of(raw: Tensor, box: Tensor, kind: int, margin: float) -> Sides:
-    """What logits (B, M, 4, bins) say of boxes (B, M, 4), as `Level` has them; `kind` is that of `iou_loss`."""
+    """Compute the losses of logits (B, M, 4, bins) against boxes (B, M, 4), as in `Level`; `kind` as in `iou_loss`."""
     last = raw.shape[3] - 1
     p, log_p, bins = raw.softmax(3), raw.log_softmax(3), torch.arange(last + 1, dtype=raw.dtype, device=raw.device)
     distance = (p * bins).sum(3)
@@ -77,13 +77,13 @@ def sides_of(raw: Tensor, box: Tensor, kind: int, margin: float) -> Sides:
     iou = 1 - iou_loss(pred, target, PLAIN)[0]
     by = torch.cat([by[..., 2:] - by[..., :2] / 2, by[..., 2:] + by[..., :2] / 2], -1)
     exact = torch.cat([-box[..., :2], box[..., 2:]], -1).clamp(0, last - margin)
-    share = (1 - (exact[..., None] - bins).abs()).clamp(min=0)  # of the two bins beside the target
+    share = (1 - (exact[..., None] - bins).abs()).clamp(min=0)  # weights of the two bins beside the target
     dfl = -(share * log_p).sum((2, 3))
     return Sides(iou, loss, dfl, by[..., None] * p * (bins - distance[..., None]), p - share)
 
 
 def distillation(raw: Tensor, soft: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The distillation loss (B, M) of logits (B, M, 4, bins) and its gradient."""
+    """Return the distillation loss (B, M) of logits (B, M, 4, bins) and its gradient."""
     log_s, log_t = (raw / temperature).log_softmax(3), (soft / temperature).log_softmax(3)
     t = log_t.exp()
     return temperature**2 * (t * (log_t - log_s)).mean(3).sum(2), temperature / raw.shape[3] * (log_s.exp() - t)

@@ -27,7 +27,7 @@ def from_cxcywh(boxes: Tensor) -> Boxes:
 
 
 def iou(first: Boxes, second: Boxes) -> Tensor:
-    """IoU of boxes that broadcast against each other; not finite where both are without area, or where a number is."""
+    """Return the IoU of boxes that broadcast against each other; not finite if both have no area or a number is not."""
     sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
     inter = sides.clamp(min=0).prod(-1)
     return inter / (first.area + second.area - inter)

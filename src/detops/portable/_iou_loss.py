@@ -10,12 +10,12 @@ SQUARED, PLAIN, GIOU, DIOU, CIOU = range(5)
 
 
 def iou_loss(pred: Tensor, target: Tensor, kind: int) -> tuple[Tensor, Tensor]:
-    """Loss (...,) of cxcywh boxes (..., 4), and its gradient by (cx, cy, w, h) of the prediction."""
+    """Return the loss (...,) of cxcywh boxes (..., 4), and its gradient by (cx, cy, w, h) of the prediction."""
     center, size = pred[..., :2], pred[..., 2:]
     low, high = center - size / 2, center + size / 2
     other_low, other_high = target[..., :2] - target[..., 2:] / 2, target[..., :2] + target[..., 2:] / 2
     sides = torch.minimum(high, other_high) - torch.maximum(low, other_low)
-    # How the overlap grows with the upper and the lower side; equal sides share it, as in PyTorch's minimum.
+    # Derivatives of the overlap by the upper and the lower side; equal sides get half each, as in PyTorch's minimum.
     open_ = (sides >= 0).to(pred.dtype)
     upper, lower = _share(other_high, high) * open_, _share(low, other_low) * open_
     sides = sides.clamp(min=0)
@@ -33,7 +33,7 @@ def iou_loss(pred: Tensor, target: Tensor, kind: int) -> tuple[Tensor, Tensor]:
         return (1 - iou)[..., 0], -iou_gradient
     around = torch.maximum(high, other_high) - torch.minimum(low, other_low)
     upper, lower = _share(high, other_high), _share(other_low, low)
-    around_center, around_size = upper - lower, (upper + lower) / 2  # of each side, by its own axis
+    around_center, around_size = upper - lower, (upper + lower) / 2  # of the hull, by axis
     if kind == GIOU:
         area = around.prod(-1, keepdim=True)
         least = area.clamp(min=EPS)
@@ -64,5 +64,5 @@ def iou_loss(pred: Tensor, target: Tensor, kind: int) -> tuple[Tensor, Tensor]:
 
 
 def _share(high: Tensor, low: Tensor) -> Tensor:
-    """1 where `high` is higher, 1/2 where both are equal, else 0."""
+    """Return 1 where `high` is higher, 1/2 where both are equal, else 0."""
     return (high > low).to(high.dtype) + 0.5 * (high == low).to(high.dtype)

@@ -1,6 +1,6 @@
-"""`atss_match` in whole-batch PyTorch: what runs where there is no kernel.
+"""`atss_match` in whole-batch PyTorch: used on devices without a kernel.
 
-Boxes are taken a chunk at a time, so that memory is bounded whatever their number. Ranks are one int64, unique to each
+Boxes are processed in chunks, so that memory is bounded whatever their number. Ranks are one int64, unique to each
 anchor or box, [number | index], so that ties go to the lower index.
 """
 
@@ -25,7 +25,7 @@ def atss_match(
     num_classes: int,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The box of each anchor, their IoU, and thresholds; arguments and meaning as in `detops.reference.atss_match`."""
+    """Match boxes with anchors; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     if batch == 0 or boxes == 0 or count == 0:
         index = torch.full((batch, count), -1, dtype=torch.int64, device=device)
@@ -53,7 +53,7 @@ def atss_match(
         candidate = anchor[index]  # (B, n, K, 4)
         iou = _iou(candidate, part[:, :, None]).where(there, 0)
         number = there.sum(2)
-        top = iou.amax(2)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
+        top = iou.amax(2)  # the mean is taken relative to it: the mean of equal IoUs is then exact, and they reach it
         mean = top + (iou - top[..., None]).where(there, 0).sum(2) / number.clamp(min=1)
         spread = (iou - mean[..., None]).where(there, 0).square().sum(2) / (number - 1).clamp(min=1)
         threshold = mean + spread.sqrt()
@@ -72,5 +72,5 @@ def atss_match(
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of boxes that broadcast against each other; 0 where it is not a number."""
+    """Return the IoU of boxes that broadcast against each other; 0 where it is not finite."""
     return iou(from_xyxy(first), from_xyxy(second)).nan_to_num(0.0)

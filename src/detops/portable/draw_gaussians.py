@@ -1,4 +1,4 @@
-"""`draw_gaussians_` in whole-batch PyTorch: what runs where there is no kernel."""
+"""`draw_gaussians_` in whole-batch PyTorch: used on devices without a kernel."""
 
 import torch
 from torch import Tensor
@@ -8,20 +8,20 @@ from detops.geometry.positions import position_dtype
 from detops.ragged.padded import exists
 
 EPS = torch.finfo(torch.float32).eps
-# Drawn Gaussians held at once, in map values: memory does not grow with the boxes. On 2 CPU cores 1 << 20 was
-# up to three times as fast as 1 << 24, whose pages are new each time.
+# Map values of the Gaussians that are drawn at once, so that memory does not grow with the boxes. On 2 CPU cores
+# 1 << 20 was up to three times as fast as 1 << 24, for which memory is mapped anew each time.
 CHUNK_VALUES = 1 << 20
 
 
 def profiles(center: Tensor, radius: Tensor, size: int, factor: float, dtype: torch.dtype) -> Tensor:
-    """One axis of every Gaussian.
+    """Compute every Gaussian along one axis.
 
     Args:
         center: (T,) position along the axis.
         radius: (T,) radius along the axis.
         size: Length S of the axis.
         factor: Diameter over sigma.
-        dtype: Of the result.
+        dtype: Dtype of the result.
 
     Returns:
         (T, S) values, NaN beyond the Gaussian's diameter.
@@ -44,7 +44,7 @@ def draw_gaussians_(
 ) -> None:
     """Draw every box of a batch; arguments and meaning as in `detops.reference.draw_gaussians`.
 
-    Boxes are drawn as whole maps, a bounded number at once, and reduced into their map by maximum.
+    A bounded number of boxes at once is drawn as whole maps, and each is reduced into its map by maximum.
     """
     batch, classes, height, width = heatmap.shape
     count = centers.shape[1]
@@ -69,7 +69,7 @@ def draw_gaussians_(
     target = target.where(valid, sample * classes)
 
     xy, r, target, valid = xy.reshape(-1, 2), r.reshape(-1, 2), target.reshape(-1), valid.reshape(-1)
-    # (B * C, H * W): the maps themselves where that is a view of them, else a copy that goes back at the end.
+    # (B * C, H * W): the maps themselves if they can be viewed so, else a copy that is copied back at the end.
     maps = heatmap.to(compute).reshape(batch * classes, height * width)
     step = max(1, CHUNK_VALUES // (height * width))
     for begin in range(0, batch * count, step):

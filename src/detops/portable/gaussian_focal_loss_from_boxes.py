@@ -1,6 +1,6 @@
-"""`gaussian_focal_loss_from_boxes` in whole-batch PyTorch: what runs where there is no kernel.
+"""`gaussian_focal_loss_from_boxes` in whole-batch PyTorch: used on devices without a kernel.
 
-It does store the targets, as PyTorch's expressions cannot draw them on the way.
+Unlike the kernels it stores the targets: PyTorch expressions cannot draw them while they compute the loss.
 """
 
 import torch
@@ -26,7 +26,7 @@ def gaussian_focal_loss_from_boxes(
     neg_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sum and gradient; arguments and meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
+    """Return sum and gradient; arguments and meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
     dtype = accumulate_dtype(logits)
     target = torch.zeros(logits.shape, dtype=dtype, device=logits.device)
     draw_gaussians_(target, centers, radii, labels, sample_sizes, diameter_to_sigma_factor, 1.0)

@@ -1,7 +1,7 @@
-"""`masks_to_rle` in whole-batch PyTorch: what runs where there is no kernel.
+"""`masks_to_rle` in whole-batch PyTorch: used on devices without a kernel.
 
-The result's size depends on the data, so the host learns it; and so only those columns are sampled that a mask
-reaches, a bounded number at once.
+The size of the result depends on the data, so the host must wait for it anyway. Therefore only the columns that a mask
+reaches are sampled, a bounded number at once.
 """
 
 import torch
@@ -17,14 +17,14 @@ CHUNK_VALUES = 1 << 20  # pixels at once
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, compress: bool
 ) -> tuple[Tensor, Tensor]:
-    """Run lengths of all masks; arguments and meaning as in `detops.reference.masks_to_rle`."""
+    """Return the run lengths of all masks; arguments and meaning as in `detops.reference.masks_to_rle`."""
     mask = bordered(masks).mT  # (N, w + 2, h + 2)
     rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
     columns, along_x = F.pad(columns, (0, 1)), F.pad(along_x, (0, 1))
     reached = (columns > 0) | (along_x > 0)  # (N, W + 1)
-    # One more column, of zeros: there every last run ends, and from there the next mask goes on.
+    # One more column, of zeros: the last run of each mask ends there, and the next mask starts from zeros.
     which, x = (reached | reached.roll(1, 1)).nonzero(as_tuple=True)  # (K,)
-    last = torch.zeros(1, dtype=torch.bool, device=masks.device)  # pixel of the column before
+    last = torch.zeros(1, dtype=torch.bool, device=masks.device)  # the last pixel of the column before
     parts = []
     for begin in range(0, len(which), max(1, CHUNK_VALUES // height)):
         n, i = (t[begin : begin + max(1, CHUNK_VALUES // height)] for t in (which, x))

@@ -1,6 +1,6 @@
-"""`nms_mask` in whole-batch PyTorch: what runs where there is no kernel.
+"""`nms_mask` in whole-batch PyTorch: used on devices without a kernel.
 
-All pairs at once, then as many short steps as there are boxes: whether a box is dropped depends on all before it.
+It compares all pairs at once, then takes one short step per box: whether a box is dropped depends on all before it.
 """
 
 import torch
@@ -13,7 +13,7 @@ from detops.portable._boxes import from_xyxy, iou
 def nms_mask(
     boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None, iou_threshold: float
 ) -> Tensor:
-    """Which boxes are kept; arguments and meaning as in `detops.reference.nms_mask`."""
+    """Return which boxes are kept; arguments and meaning as in `detops.reference.nms_mask`."""
     order, box, label, alive = in_order(boxes, scores, labels, valid)
     drops = iou(from_xyxy(box[:, :, None]), from_xyxy(box[:, None])) > iou_threshold  # (B, N, N)
     if label is not None:

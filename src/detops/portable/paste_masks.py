@@ -1,7 +1,7 @@
-"""`paste_masks` in whole-batch PyTorch: what runs where there is no kernel.
+"""`paste_masks` in whole-batch PyTorch: used on devices without a kernel.
 
-The size of a box depends on the data, so a form without host synchronisation samples the whole image, some rows of
-some masks at a time.
+The size of a box depends on the data, so a form without host synchronisation has to sample the whole image. It takes
+a few rows of a few masks at a time.
 """
 
 import torch

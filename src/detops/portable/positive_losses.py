@@ -1,4 +1,4 @@
-"""`positive_losses_` in whole-batch PyTorch: what runs where there is no kernel."""
+"""`positive_losses_` in whole-batch PyTorch: used on devices without a kernel."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -13,7 +13,7 @@ from detops.portable._box_distributions import at, distillation, level_at, sides
 class ClassLoss(NamedTuple):
     """A class loss, with p = sigmoid(x) of a logit x.
 
-    Towards q it is (by_quality * q + constant) * |q - p|^exponent * BCE(p, q), and as background
+    With the target q it is (by_quality * q + constant) * |q - p|^exponent * BCE(p, q), and as background it is
     background * p^background_exponent * BCE(p, 0).
     """
 
@@ -24,7 +24,7 @@ class ClassLoss(NamedTuple):
     background_exponent: float
 
 
-# Of alpha and gamma, in the order of the reference's CLASS_KINDS.
+# Made from alpha and gamma, in the order of the reference's CLASS_KINDS.
 CLASS_LOSSES: tuple[Callable[[float, float], ClassLoss], ...] = (
     lambda alpha, gamma: ClassLoss(0, 1, gamma, 1, gamma),  # quality
     lambda alpha, gamma: ClassLoss(0, 1, 0, 1, 0),  # bce
@@ -34,7 +34,7 @@ CLASS_LOSSES: tuple[Callable[[float, float], ClassLoss], ...] = (
 
 
 def class_loss(x: Tensor, q: Tensor, kind: ClassLoss) -> tuple[Tensor, Tensor]:
-    """The loss of logits x towards q, less that as background; the gradient of the former."""
+    """Return the loss of logits x with target q less that as background, and the gradient of the former."""
     p, cost = x.sigmoid(), F.binary_cross_entropy_with_logits(x, q, reduction="none")
     away, share = p - q, kind.by_quality * q + kind.constant
     power = away.abs().pow(kind.exponent)
@@ -64,7 +64,7 @@ def positive_losses_(
     margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """Losses and weights; arguments and meaning as in `detops.reference.positive_losses`."""
+    """Return losses and weights; arguments and meaning as in `detops.reference.positive_losses`."""
     wide = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
     slots, scale = slots_of(index, region, most), scale.to(wide).reshape(())
     kind = CLASS_LOSSES[class_kind](alpha, gamma)
@@ -90,8 +90,8 @@ def positive_losses_(
         if class_gradients:
             gradient = class_gradients[i].flatten(1)
             place = label * preds.shape[2] * preds.shape[3] + level.rows
-            # Other slots add zeros to elements that may be a positive's. What was there goes first: a difference would
-            # round the new number to what the old one leaves of a short type.
+            # Other slots add zeros to elements that may be a positive's. The old value is zeroed first: adding the
+            # difference would lose digits of the new value in a short type.
             gradient.scatter_add_(1, place, -gradient.gather(1, place).where(positive, 0))
             gradient.scatter_add_(1, place, (scale * slope).where(positive, 0).to(gradient.dtype))
         zero = torch.zeros_like(scale)
@@ -104,7 +104,7 @@ def positive_losses_(
             loss = distillation(level.raw, soft, temperature)[0]
             ld = (w * loss).where(counts, 0).sum()
             if region is not None:
-                # A slot of another level reads this level's first point, which counts for its own slot alone.
+                # A slot of another level reads this level's first point, whose region must count only in its own slot.
                 own = region.to(wide).gather(1, slots).where((slots == level.rows + start), 0)
                 of_region = (own * loss).where(own > 0, 0).sum()
         columns.append(torch.stack([*rows, ld, of_region]))

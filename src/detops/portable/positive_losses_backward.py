@@ -1,4 +1,4 @@
-"""`positive_losses_backward` in whole-batch PyTorch: what runs where there is no kernel."""
+"""`positive_losses_backward` in whole-batch PyTorch: used on devices without a kernel."""
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ def positive_losses_backward(
     margin: float,
     most: int,
 ) -> list[Tensor]:
-    """The gradients; arguments and meaning as in `detops.reference.positive_losses_backward`."""
+    """Return the gradients; arguments and meaning as in `detops.reference.positive_losses_backward`."""
     slots = slots_of(index, region, most)
     gradients, start = [], 0
     for i, preds in enumerate(bbox_preds):

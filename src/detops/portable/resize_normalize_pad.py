@@ -1,11 +1,11 @@
-"""`resize_normalize_pad` in plain PyTorch, an image at a time: what runs where there is no kernel."""
+"""`resize_normalize_pad` in plain PyTorch, one image at a time: used on devices without a kernel."""
 
 import torch
 from torch import Tensor
 
 
 def taps(size: int, resized: int, antialias: bool, device: torch.device) -> tuple[Tensor, Tensor]:
-    """Which pixels of an axis make each resized one, and how much each counts.
+    """Return which pixels of an axis make up each resized pixel, and their weights.
 
     Everything is an integer until the last division, so that indices are exact: in units of 1 / (2 resized) pixels,
     the distance of pixel j from the centre of resized pixel i is (2 j + 1) resized - (2 i + 1) size.
@@ -23,7 +23,7 @@ def taps(size: int, resized: int, antialias: bool, device: torch.device) -> tupl
 
 
 def _resized(image: Tensor, dim: int, size: int, antialias: bool) -> Tensor:
-    """An axis of an image resized, in float32."""
+    """Resize one axis of an image, in float32."""
     index, weight = taps(image.shape[dim], size, antialias, image.device)
     shape = [size if d == dim else 1 for d in range(3)]
     total = image.index_select(dim, index[:, 0]) * weight[:, 0].view(shape)
@@ -43,7 +43,7 @@ def resize_normalize_pad(
     antialias: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """The batch; arguments and meaning as in `detops.reference.resize_normalize_pad`."""
+    """Return the batch; arguments and meaning as in `detops.reference.resize_normalize_pad`."""
     batch = images[0].new_zeros((len(images), 3, height, width), dtype=dtype)
     for b, image in enumerate(images):
         h, w = sizes[2 * b : 2 * b + 2]

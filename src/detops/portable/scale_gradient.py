@@ -1,4 +1,4 @@
-"""`scale_gradient_` in PyTorch: what runs where there is no kernel."""
+"""`scale_gradient_` in PyTorch: used on devices without a kernel."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from detops.arguments import accumulate_dtype
 
 def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
     """Multiply in place; meaning as in `detops.reference.scale_gradient`."""
-    # In float32 for short types: the factor may be a loss scale of 65536, which float16 does not hold.
+    # In float32 for short types: the factor may be a loss scale of 65536, which overflows float16.
     wide = accumulate_dtype(gradient)
     factor = factor.to(wide)
     if columns is None:

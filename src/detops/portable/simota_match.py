@@ -1,7 +1,7 @@
-"""`simota_match` in whole-batch PyTorch: what runs where there is no kernel.
+"""`simota_match` in whole-batch PyTorch: used on devices without a kernel.
 
-Boxes are taken a chunk at a time, so that memory is bounded whatever their number. What is to be ranked becomes one
-int64, unique to each cell or box, so that ties go to the lower index: [not among the best | cost | index].
+Boxes are processed in chunks, so that memory is bounded whatever their number. Ranks are one int64, unique to each cell
+or box, so that ties go to the lower index: [not among the best | cost | index].
 """
 
 import math
@@ -36,7 +36,7 @@ def simota_match(
     iou_weight: float,
     class_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """The box of each cell and their IoU; arguments and meaning as in `detops.reference.simota_match`."""
+    """Return the box of each cell and their IoU; arguments and meaning as in `detops.reference.simota_match`."""
     (batch, num_cells), device = objectness.shape, objectness.device
     if batch == 0 or num_cells == 0 or gt_boxes.shape[1] == 0:
         return torch.full_like(objectness, -1, dtype=torch.int64), torch.zeros_like(objectness, dtype=torch.float32)
@@ -89,13 +89,13 @@ def _parts(batch: int, count: int, num_cells: int) -> Iterator[slice]:
 
 
 def _valid(boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
-    """(B, N) bool: boxes that may take cells."""
+    """Return (B, N) bool: the boxes that may be assigned."""
     valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2) & (labels >= 0) & (labels < num_classes)
     return valid if sample_sizes is None else valid & exists(sample_sizes, boxes.shape[1])
 
 
 def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_only: bool) -> tuple[Tensor, Tensor]:
-    """(B, n, A) bool each: a box's own candidates, and the best of them."""
+    """Return (B, n, A) bool each: a box's own candidates, and the best of them."""
     center, half = boxes[..., None, :2], boxes[..., None, 2:] / 2  # (B, n, 1, 2)
     near = ((cells[:, :2] - center).abs() < radius * cells[:, 2:]).all(-1) & valid[..., None]
     if center_only:
@@ -105,19 +105,19 @@ def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """IoU of cxcywh boxes that broadcast against each other; 0 where it is not a number."""
+    """Return the IoU of cxcywh boxes that broadcast against each other; 0 where it is not finite."""
     return iou(from_cxcywh(first), from_cxcywh(second)).nan_to_num(0.0, 0.0, 0.0)
 
 
 def _key(worse: Tensor, cost: Tensor, index: Tensor) -> Tensor:
-    """Rank as one integer; `cost` in the order of its bits, NaN as infinity."""
+    """Pack a rank into one integer; `cost` is ordered by its bits, with NaN as infinity."""
     bits = cost.nan_to_num(torch.inf, torch.inf).view(torch.int32)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(torch.int64) + 2**31
     return (worse.to(torch.int64) << 62) | (ordered << INDEX_BITS) | index
 
 
 def _log_rest(logits: Tensor, objectness: Tensor) -> Tensor:
-    """Logarithm of 1 - p, p = sqrt(sigmoid(logits) * sigmoid(objectness)), as (1 - p^2) / (1 + p)."""
+    """Return the logarithm of 1 - p for p = sqrt(sigmoid(logits) * sigmoid(objectness)), as (1 - p^2) / (1 + p)."""
     known, sure = logits.sigmoid(), objectness.sigmoid()
     # 1 - p^2 = sigmoid(-a) + sigmoid(a) sigmoid(-b)
     rest = (-logits).sigmoid_().addcmul_(known, (-objectness).sigmoid()).log_()
@@ -125,7 +125,7 @@ def _log_rest(logits: Tensor, objectness: Tensor) -> Tensor:
 
 
 def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tensor:
-    """(B, A): binary cross entropy of every class, as if none were the label."""
+    """Return (B, A): the binary cross entropy summed over classes, as if none were the label."""
     parts = objectness.split([level.shape[1] for level in class_logits], 1)
     return torch.cat(
         [
@@ -137,7 +137,7 @@ def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tens
 
 
 def _cost_of_labels(class_logits: list[Tensor], objectness: Tensor, labels: Tensor) -> Tensor:
-    """(B, n, A): what the cost changes by as the class of a box (B, n) is the label."""
+    """Return (B, n, A): the change of the class cost when the class of a box (B, n) is the label."""
     index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[:, None]  # (B, 1, n)
     own = torch.cat([level.gather(2, index.expand(-1, level.shape[1], -1)) for level in class_logits], 1)
     own, sure = own.to(torch.float32), objectness[..., None]

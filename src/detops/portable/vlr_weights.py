@@ -6,7 +6,7 @@ from torch import Tensor
 from detops.portable._boxes import from_xyxy, iou
 
 CHUNK_VALUES = 2**21  # pairs at once
-NEAR = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # lowest DIoU of an anchor of the region, as a fraction of the box's threshold
 
 
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
@@ -21,7 +21,7 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
 
 
 def _worth(anchors: Tensor, boxes: Tensor, threshold: Tensor) -> Tensor:
-    """The same of some boxes, at least one."""
+    """Return the same for one chunk of boxes, which has at least one."""
     limit = threshold[..., None]
     anchor, box = from_xyxy(anchors.to(torch.float32)), from_xyxy(boxes[:, :, None].to(torch.float32))
     overlap = iou(anchor, box)  # (B, N, A)

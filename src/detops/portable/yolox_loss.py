@@ -1,6 +1,6 @@
-"""`yolox_loss` in whole-batch PyTorch: what runs where there is no kernel.
+"""`yolox_loss` in whole-batch PyTorch: used on devices without a kernel.
 
-The gradient is written out, as an op runs below autograd.
+The gradient is written out, because an op runs below autograd.
 """
 
 import torch
@@ -29,7 +29,7 @@ def yolox_loss(
     cls_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Losses and gradients; arguments and meaning as in `detops.reference.yolox_loss`."""
+    """Return losses and gradients; arguments and meaning as in `detops.reference.yolox_loss`."""
     wide = accumulate_dtype(outputs[0])
     boxes, labels, cells, scale = gt_boxes.to(wide), gt_labels.to(torch.int64), cells.to(wide), scale.to(wide)
     total = torch.zeros(4, dtype=wide, device=index.device)
@@ -45,8 +45,8 @@ def yolox_loss(
         else:
             target, label = boxes.new_ones(*read.shape, 4), torch.zeros_like(read)
         side = cell[:, 2:]
-        # From the centre of the cell: a small box far from the origin keeps its digits. Where there is no box, one that
-        # fits: no number below is other than finite for want of one.
+        # Relative to the centre of the cell, so that a small box far from the origin keeps its digits. Cells without a
+        # box get one that fits, so that all numbers below are finite.
         target = target - torch.cat([cell[:, :2], torch.zeros_like(cell[:, :2])], 1)
         fitting = torch.cat([torch.zeros_like(cell[:, :2]), side, side], 1)
         target = torch.where(positive[..., None], target, fitting)

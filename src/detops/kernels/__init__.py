@@ -1,1 +1,1 @@
-"""GPU kernels in Triton, one op a file; imported when the first GPU tensor comes."""
+"""GPU kernels in Triton, one op per file; imported when the first GPU tensor comes."""

@@ -1,4 +1,4 @@
-"""A box as four distributions: what the Triton kernels at positives share. Tiles are (4 sides, bins)."""
+"""A box as four distributions, for the Triton kernels at positives. Tiles are (4 sides, bins)."""
 
 import triton
 import triton.language as tl
@@ -8,14 +8,14 @@ from detops.kernels._iou_loss import PLAIN, iou_loss
 
 @triton.jit
 def load_sides(maps, stride_c, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """The logits at a point; minus infinity beyond the bins."""
+    """Load the logits at a point; minus infinity beyond the bins."""
     s, j = tl.arange(0, 4)[:, None], tl.arange(0, BLOCK_J)[None, :]
     return tl.load(maps + (s * BINS + j) * stride_c, mask=j < BINS, other=-float("inf")).to(tl.float32)
 
 
 @triton.jit
 def softmax(x, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """Distributions (4, bins) and log sum exp (4,); NaN where a logit is not finite."""
+    """Return distributions (4, bins) and log sum exp (4,); NaN where a logit is not finite."""
     inside = tl.arange(0, BLOCK_J)[None, :] < BINS
     poison = tl.sum(tl.where(inside, x, 0.0) * 0, 1)
     top = tl.max(x, 1)
@@ -26,13 +26,13 @@ def softmax(x, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
 
 @triton.jit
 def _side(values, i):
-    """One of four."""
+    """Return number i of four values."""
     return tl.sum(tl.where(tl.arange(0, 4) == i, values, 0.0), 0)
 
 
 @triton.jit
 def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """IoU, IoU loss of a kind, distribution focal loss, and the gradients (4, bins) of both losses."""
+    """Return IoU, IoU loss of a kind, distribution focal loss, and the gradients (4, bins) of both losses."""
     s, j = tl.arange(0, 4), tl.arange(0, BLOCK_J)[None, :].to(tl.float32)
     inside = tl.arange(0, BLOCK_J)[None, :] < BINS
     p, log_sum = softmax(raw, BINS, BLOCK_J)
@@ -57,7 +57,7 @@ def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, 
 
 @triton.jit
 def distillation(raw, soft, temperature, BINS: tl.constexpr, BLOCK_J: tl.constexpr):
-    """The loss, and its gradient (4, bins)."""
+    """Return the distillation loss and its gradient (4, bins)."""
     inside = tl.arange(0, BLOCK_J)[None, :] < BINS
     student, student_sum = softmax(raw / temperature, BINS, BLOCK_J)
     teacher, teacher_sum = softmax(soft / temperature, BINS, BLOCK_J)

@@ -1,4 +1,4 @@
-"""IoU losses with their gradients: what several Triton kernels share."""
+"""IoU losses with their gradients, for several Triton kernels."""
 
 import triton
 import triton.language as tl
@@ -10,13 +10,13 @@ SQUARED, PLAIN, GIOU, DIOU = (tl.constexpr(kind) for kind in range(4))
 
 @triton.jit
 def share(high, low):
-    """1 where `high` is higher, 1/2 where both are equal, else 0."""
+    """Return 1 where `high` is higher, 1/2 where both are equal, else 0."""
     return tl.where(high > low, 1.0, tl.where(high == low, 0.5, 0.0))
 
 
 @triton.jit
 def _overlap(center, size, other_center, other_size):
-    """Length of an overlap along one axis, and how it grows with centre and size of the first."""
+    """Return the length of an overlap along one axis, and its derivatives by centre and size of the first box."""
     low, high = center - size / 2, center + size / 2
     other_low, other_high = other_center - other_size / 2, other_center + other_size / 2
     length = tl.minimum(high, other_high) - tl.maximum(low, other_low)
@@ -27,7 +27,7 @@ def _overlap(center, size, other_center, other_size):
 
 @triton.jit
 def _hull(center, size, other_center, other_size):
-    """The same of the run that holds both."""
+    """Return the same for the interval that encloses both boxes."""
     low, high = center - size / 2, center + size / 2
     other_low, other_high = other_center - other_size / 2, other_center + other_size / 2
     upper, lower = share(high, other_high), share(other_low, low)
@@ -36,7 +36,7 @@ def _hull(center, size, other_center, other_size):
 
 @triton.jit
 def _atan_ratio(w, h):
-    """atan(w / h) for w >= 0 and h > 0: reduced twice by pi / 4, then its series."""
+    """Return atan(w / h) for w >= 0 and h > 0: the argument is reduced twice by pi / 4, then the series is summed."""
     t = (w - h) / (w + h)
     m = tl.abs(t)
     far = m > 0.41421356
@@ -57,7 +57,7 @@ def _atan_ratio(w, h):
 
 @triton.jit
 def iou_loss(px, py, pw, ph, tx, ty, tw, th, KIND: tl.constexpr):
-    """Loss of cxcywh boxes, and its gradient by each number of the first."""
+    """Return the loss of cxcywh boxes, and its gradient by each coordinate of the first."""
     ox, ox_center, ox_size = _overlap(px, pw, tx, tw)
     oy, oy_center, oy_size = _overlap(py, ph, ty, th)
     inter = ox * oy
@@ -108,4 +108,4 @@ def iou_loss(px, py, pw, ph, tx, ty, tw, th, KIND: tl.constexpr):
                 g_w += slope * height
                 g_h -= slope * pw
                 loss += alpha * aspect
-    return loss + 0 * (px + py + pw + ph), g_x, g_y, g_w, g_h  # what is not finite shows: tl.minimum drops a NaN
+    return loss + 0 * (px + py + pw + ph), g_x, g_y, g_w, g_h  # keeps NaN and infinity: tl.minimum drops a NaN

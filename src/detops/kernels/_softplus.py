@@ -1,4 +1,4 @@
-"""log(1 + e) and log(1 + e^x), exact at the small end too, and powers: what several Triton kernels share."""
+"""log(1 + e) and log(1 + e^x), accurate for small values too, and powers, for several Triton kernels."""
 
 import triton
 import triton.language as tl
@@ -6,7 +6,7 @@ import triton.language as tl
 
 @triton.jit
 def log1p_of(e):
-    """log(1 + e) for 0 <= e <= 1, as 2 atanh(z) with z = e / (2 + e) <= 1 / 3; the best polynomial of its degree."""
+    """Return log(1 + e) for 0 <= e <= 1: 2 atanh(z), z = e / (2 + e) <= 1 / 3, by the best polynomial of its degree."""
     z = e / (2.0 + e)
     s = z * z
     p = 0.28178335 * s + 0.27960603
@@ -18,7 +18,7 @@ def log1p_of(e):
 
 @triton.jit
 def softplus(x):
-    """log(1 + e^x) and the sigmoid of x; both NaN where x is not finite."""
+    """Return log(1 + e^x) and the sigmoid of x; both are NaN where x is not finite."""
     e = tl.exp(-tl.abs(x))
     r = 1 / (1 + e)
     poison = x * 0
@@ -27,7 +27,7 @@ def softplus(x):
 
 @triton.jit
 def power(x, exponent, SQUARE: tl.constexpr):
-    """x^exponent for x >= 0, where 0^0 is 1; with SQUARE the exponent is 2."""
+    """Return x^exponent for x >= 0, where 0^0 is 1; with SQUARE the exponent is 2."""
     if SQUARE:
         result = x * x
     else:

@@ -1,7 +1,8 @@
 """`atss_match` in Triton: one program per box.
 
-It goes over each level once for each of its nearest anchors, keeps these in registers, and offers itself to those that
-it takes by an atomic maximum of [IoU | box] as one int64, which is the same in any order.
+A program passes over each level once per candidate, the nearest anchor first, and keeps the candidates in registers. It
+enters its box at those that pass the threshold, by an atomic maximum of [IoU | box] as one int64. The maximum does not
+depend on the order of the programs.
 """
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from detops.kernels._boxes import overlap
 from detops.ragged.padded import exists
 
-BLOCK = 512  # anchors of a step
+BLOCK = 512  # anchors per step
 NEVER = tl.constexpr(2**63 - 1)
 LOW = tl.constexpr(2**32 - 1)
 INSIDE = tl.constexpr(0.01)
@@ -22,7 +23,7 @@ INSIDE = tl.constexpr(0.01)
 def take_kernel(
     anchors,  # (A, 4)
     starts,  # a tuple: the first anchor of each level
-    sizes,  # a tuple: how many it has
+    sizes,  # a tuple: the number of anchors of each level
     boxes,  # (B, N, 4)
     exists,  # (B, N) uint8
     valid,  # (B, A) uint8, not read without HAS_VALID
@@ -36,7 +37,7 @@ def take_kernel(
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
 ):
-    """What one box takes."""
+    """Find the anchors of one box."""
     n = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     if tl.load(exists + b * N + n) > 0:
@@ -79,7 +80,7 @@ def take_kernel(
         iou = inter / union
         iou = tl.where(there & (iou >= 0), iou, 0.0)
         count = tl.maximum(slot, 1).to(tl.float32)
-        top = tl.max(iou, 0)  # relative to it, the mean of equal ones is not rounded: else none of them would reach it
+        top = tl.max(iou, 0)  # the mean is relative to it: then that of equal IoUs is exact, and they reach it
         mean = top + tl.sum(tl.where(there, iou - top, 0.0), 0) / count
         apart = tl.where(there, iou - mean, 0.0)
         threshold = mean + tl.sqrt(tl.sum(apart * apart, 0) / tl.maximum(count - 1, 1.0))

@@ -1,11 +1,11 @@
 """`draw_gaussians_` in Triton: each program owns a tile of one map and draws every box that reaches it.
 
-A tile's owner is its only writer: no atomics, hence any dtype, no race, and the same bits every run. It reads
-the boxes of its sample as one vector, keeps those of its class that reach the tile, and touches the map only if
-there are any: beside the boxes, the bytes moved are those of the drawn tiles, in one launch. Drawing by box with
-atomic maxima would move each drawn pixel once a box, and has no float16.
+A tile's owner is its only writer: no atomics, hence any dtype, no race, and the same bits every run. It reads the boxes
+of its sample in vectors, keeps those of its class that reach the tile, and accesses the map only if there are any. So
+besides the boxes only the drawn tiles are moved, in one launch. Drawing by box with atomic maxima would move each drawn
+pixel once per box, and is not possible in float16.
 
-One warp a tile makes the search for the next box a shuffle, without a barrier.
+With one warp per tile the search for the next box is a shuffle, without a barrier.
 """
 
 import torch
@@ -22,7 +22,7 @@ NUM_WARPS = 1
 @triton.jit
 def draw_kernel(
     heatmap,  # (B, C, H, W), of any strides
-    centers,  # (B, N, 2), contiguous, as all that follow
+    centers,  # (B, N, 2), contiguous like all that follow
     radii,  # (B, N) or (B, N, 2)
     labels,  # (B, N), not read without HAS_LABELS
     sample_sizes,  # (B,), not read without HAS_SIZES
@@ -80,7 +80,7 @@ def draw_kernel(
         pixel = pixel + rows[:, None].to(tl.int64) * stride_h + columns[None, :].to(tl.int64) * stride_w
         visible = (rows < H)[:, None] & (columns < W)[None, :]
         held = tl.load(pixel, mask=visible, other=0)
-        larger = drawn > held.to(COMPUTE)  # false for a NaN in the map, which so stays
+        larger = drawn > held.to(COMPUTE)  # false for a NaN in the map, which is kept
         tl.store(pixel, tl.where(larger, drawn.to(held.dtype), held), mask=visible)
 
 
@@ -93,7 +93,7 @@ def draw_gaussians_(
     diameter_to_sigma_factor: float,
     k_scale: float,
 ) -> None:
-    """Launch one program a tile; arguments and meaning as in `detops.reference.draw_gaussians`."""
+    """Launch one program per tile; arguments and meaning as in `detops.reference.draw_gaussians`."""
     batch, classes, height, width = heatmap.shape
     count = centers.shape[1]
     if heatmap.numel() == 0 or count == 0:

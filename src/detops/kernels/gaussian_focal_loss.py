@@ -1,7 +1,6 @@
 """`gaussian_focal_loss` in Triton: one pass that reads logits and targets, and writes the gradient.
 
-Each program sums its block; the few sums are added by PyTorch in a fixed order. No atomics, so the same bits
-every run.
+Each program sums its block; PyTorch adds the few sums in a fixed order. Without atomics, every run gives the same bits.
 """
 
 import torch
@@ -28,9 +27,9 @@ def cells(
     neg_weight,
     STANDARD: tl.constexpr,  # alpha = 2 and gamma = 4: powers are products
 ):
-    """Loss and gradient of a block of cells."""
+    """Return loss and gradient of a block of cells."""
     positive = t == 1.0
-    # A positive is a negative of the opposite logit.
+    # A positive's term is that of a negative with the opposite logit.
     y = tl.where(positive, -x, x)
     e = tl.exp(-tl.abs(y))
     r = 1.0 / (1.0 + e)
@@ -43,7 +42,7 @@ def cells(
     else:
         fall = power(away, gamma, False)
         scale = tl.where(positive, pos_weight, neg_weight * w * fall) * power(p, alpha, False)
-    poison = x * 0.0  # a logit that is not finite makes all of it NaN
+    poison = x * 0.0  # a logit that is not finite makes loss and gradient NaN
     g = factor * (scale * (p + alpha * q * cost)) + poison
     return scale * cost + poison, tl.where(positive, -g, g)
 
@@ -66,7 +65,7 @@ def loss_kernel(
     COMPUTE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Loss and gradient of one block of cells."""
+    """Compute loss and gradient of one block of cells."""
     pid = tl.program_id(0)
     index = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = index < count
@@ -91,7 +90,7 @@ def gaussian_focal_loss(
     neg_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launch one program a block; arguments and meaning as in `detops.reference.gaussian_focal_loss`."""
+    """Launch one program per block; arguments and meaning as in `detops.reference.gaussian_focal_loss`."""
     compute = accumulate_dtype(logits)
     logits, target = logits.contiguous(), target.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)

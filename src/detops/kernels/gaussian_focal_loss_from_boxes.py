@@ -1,7 +1,7 @@
 """`gaussian_focal_loss_from_boxes` in Triton: each program owns a tile of one map, and draws its targets in registers.
 
-It reads the logits and writes the gradient once; the bytes moved are those of a copy of the logits. No atomics,
-so the same bits every run; the tiles' sums are added by PyTorch in a fixed order.
+It reads the logits and writes the gradient once, so it moves as many bytes as a copy of the logits. PyTorch adds the
+sums of the tiles in a fixed order. Without atomics, every run gives the same bits.
 """
 
 import torch
@@ -19,7 +19,7 @@ NUM_WARPS = 4
 
 @triton.jit
 def loss_kernel(
-    logits,  # (B, C, H, W), contiguous, as all that follow
+    logits,  # (B, C, H, W), contiguous like all that follow
     centers,  # (B, N, 2)
     radii,  # (B, N) or (B, N, 2)
     labels,  # (B, N)
@@ -48,7 +48,7 @@ def loss_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Loss and gradient of one tile of one map."""
+    """Compute loss and gradient of one tile of one map."""
     pid = tl.program_id(0)
     tiles_w = tl.cdiv(W, BLOCK_W)
     tiles_h = tl.cdiv(H, BLOCK_H)
@@ -60,7 +60,7 @@ def loss_kernel(
     rows = top + tl.arange(0, BLOCK_H)
     lanes = tl.arange(0, BLOCK_N)
 
-    # The logits are on their way while the boxes are looked through.
+    # The logits are loaded first, so that they arrive while the boxes are searched.
     cell = rows[:, None].to(tl.int64) * W + columns[None, :]
     visible = (rows < H)[:, None] & (columns < W)[None, :]
     map_start = (b * C + c) * H * W
@@ -110,7 +110,7 @@ def gaussian_focal_loss_from_boxes(
     neg_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Launch one program a tile; meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
+    """Launch one program per tile; arguments and meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
     batch, classes, height, width = logits.shape
     compute = accumulate_dtype(logits)
     logits = logits.contiguous()

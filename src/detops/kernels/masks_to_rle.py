@@ -1,9 +1,9 @@
-"""`masks_to_rle` in Triton: one program a column of an image finds where runs of ones begin and end there.
+"""`masks_to_rle` in Triton: one program per column of an image finds where runs of ones begin and end in it.
 
 No pixel is stored: a run begins at a pixel above the threshold whose predecessor, down the columns, is not, and both
-are sampled anew. A first pass counts, a sum over the columns says where each writes, a second writes. The strings are
-made from the runs on the device too, so that they alone travel to the host. The host waits twice: for the number of
-runs and for that of counts; and once more for the number of characters.
+are sampled anew. A first pass counts, a cumulative sum over the columns gives the place where each writes, and a second
+pass writes. The strings are made from the runs on the device too, so that only they are copied to the host. The host
+waits twice: for the number of runs and for the number of counts; and once more for the number of characters.
 """
 
 import torch
@@ -21,7 +21,7 @@ NUM_WARPS = 2
 
 @triton.jit
 def is_inside(mask, rows, along_y, columns, along_x, x, y, H, W, stride, threshold, asked):
-    """Whether the pixels (x, y) of one image are above the threshold; false outside it."""
+    """Return whether the pixels (x, y) of one image are at least the threshold; false outside the image."""
     asked = asked & (x >= 0) & (x < W)
     column = tl.load(columns + x, mask=asked, other=0)
     fx = tl.load(along_x + x, mask=asked, other=0)
@@ -38,9 +38,9 @@ def runs_kernel(
     along_y,  # (N, H)
     columns,  # (N, W) int32
     along_x,  # (N, W)
-    counts,  # (2, N * W) int64: how many runs begin and end in each column; with WRITE, how many do before it
+    counts,  # (2, N * W) int64: runs that begin and end in each column; with WRITE, those before it
     starts,  # (R,) int64: position of each run's first pixel, down the columns of its image
-    ends,  # (R,) int64: and of the pixel after its last
+    ends,  # (R,) int64: position of the pixel after its last
     H,
     W,
     stride,

@@ -1,7 +1,7 @@
-"""`nms_mask` in Triton: all pairs as bits, then one program per image that walks through them in order.
+"""`nms_mask` in Triton: all pairs as bits, then one program per image that visits the boxes in order.
 
-Boxes are brought into the order of visits by PyTorch. The first kernel writes, for each box, which later boxes it
-would drop, 32 a word; the second holds the dropped boxes of an image as words in registers. No atomics.
+PyTorch sorts the boxes into the order of visits. The first kernel writes, for each box, which later boxes it would
+drop, 32 per word; the second keeps the dropped boxes of an image as words in registers. No atomics.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor
 from detops.geometry.boxes import in_order
 from detops.kernels._boxes import overlap
 
-BITS = 32  # boxes a word; words are int64, which spares the sign bit
+BITS = 32  # boxes per word; words are int64, so that no bit is the sign
 TILE = 32  # boxes per program of the first kernel
 
 
@@ -29,7 +29,7 @@ def pairs_kernel(
     TILE: tl.constexpr,
     BITS: tl.constexpr,
 ):
-    """Which boxes of one word each box of a tile drops."""
+    """Write which boxes of one word each box of a tile would drop."""
     w = tl.program_id(1)
     b = tl.program_id(2).to(tl.int64)
     i = tl.program_id(0) * TILE + tl.arange(0, TILE)
@@ -62,13 +62,13 @@ def pairs_kernel(
 @triton.jit
 def walk_kernel(
     words,  # (B, N, W)
-    alive,  # (B, N) uint8: which boxes count; afterwards, which are kept
+    alive,  # (B, N) uint8: which boxes take part; afterwards, which are kept
     N,
     W,
     BLOCK_W: tl.constexpr,
     BITS: tl.constexpr,
 ):
-    """Go through one image's boxes in order."""
+    """Visit one image's boxes in order."""
     b = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_W)
     dropped = tl.zeros((BLOCK_W,), tl.int64)
@@ -91,7 +91,7 @@ def nms_mask(
     width = triton.cdiv(count, BITS)
     words = box.new_empty((batch, count, width), dtype=torch.int64)
     with torch.cuda.device_of(boxes):
-        # Each product is rounded on its own, as everywhere: no fused multiply-add.
+        # No fused multiply-add: each product is rounded separately, as in every form of the op.
         pairs_kernel[(triton.cdiv(count, TILE), width, batch)](
             box.contiguous(),
             words if label is None else label.contiguous(),

@@ -1,7 +1,7 @@
-"""`paste_masks` in Triton: each program writes one tile of one image, and reads the mask only where its box is.
+"""`paste_masks` in Triton: each program writes one tile of one image, and reads the mask only inside its box.
 
-Positions, which are float64, are computed once for each row and column by PyTorch; a pixel then costs four reads of a
-small mask, which stay in the cache, and three interpolations. Every byte of the result is written once.
+PyTorch computes the positions, which are float64, once for each row and column. A pixel then costs four reads of a
+small mask, which stays in the cache, and three interpolations. Every byte of the result is written once.
 """
 
 import torch
@@ -17,13 +17,13 @@ NUM_WARPS = 4
 
 @triton.jit
 def between(first, second, fraction):
-    """Linear interpolation; compiled without fused multiply-add."""
+    """Interpolate linearly; compiled without fused multiply-add."""
     return first + (second - first) * fraction
 
 
 @triton.jit
 def value_at(mask, row, along_y, column, along_x, stride, valid):
-    """Value of pixels whose `row` and `column` are those of the bordered `mask` before them."""
+    """Return the value of pixels; `row` and `column` are the cells before them in the bordered `mask`."""
     cell = mask + row * stride + column
     top = between(tl.load(cell, mask=valid, other=0), tl.load(cell + 1, mask=valid, other=0), along_x)
     below = cell + stride
@@ -71,7 +71,7 @@ def paste_kernel(
 
 
 def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float) -> Tensor:
-    """Launch one program a tile; arguments and meaning as in `detops.reference.paste_masks`."""
+    """Launch one program per tile; arguments and meaning as in `detops.reference.paste_masks`."""
     count = len(masks)
     pasted = torch.empty((count, height, width), dtype=torch.bool, device=masks.device)
     if pasted.numel() == 0:

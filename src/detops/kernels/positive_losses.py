@@ -1,6 +1,6 @@
-"""`positive_losses_` in Triton: a program per run of points, of which nearly all have no box.
+"""`positive_losses_` in Triton: a program per run of points, nearly all of which have no box.
 
-It takes those that have one in turn; each program leaves six sums, which PyTorch adds in order.
+It visits those that have one in turn. Each program writes six sums, which PyTorch adds in order.
 """
 
 import torch
@@ -17,7 +17,10 @@ QUALITY, BCE, VARIFOCAL, FOCAL = (tl.constexpr(kind) for kind in range(4))
 
 @triton.jit
 def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
-    """The loss of a logit towards q, less that as background; the gradient of the former. With SQUARE, gamma is 2."""
+    """Return the loss of a logit with target q less that as background, and the gradient of the former.
+
+    With SQUARE, gamma is 2.
+    """
     negative, p = softplus(x)
     away, cost = p - q, negative - q * x
     share, background = 1.0, 1.0
@@ -47,7 +50,7 @@ def positives_kernel(
     preds_c,
     preds_y,
     preds_x,
-    soft,  # likewise
+    soft,  # (B, 4 * BINS, H, W)
     soft_b,
     soft_c,
     soft_y,
@@ -85,7 +88,7 @@ def positives_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Losses of a run of points."""
+    """Compute the losses of a run of points."""
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
     factor = tl.load(scale)
@@ -176,7 +179,7 @@ def positive_losses_(
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel for each level; arguments and meaning as in `detops.reference.positive_losses`.
 
-    All dtypes are computed in float32, float64 too.
+    Every dtype is computed in float32, even float64.
     """
     (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4

@@ -1,4 +1,4 @@
-"""`positive_losses_backward` in Triton: a program per run of points, which computes those that have a box anew."""
+"""`positive_losses_backward` in Triton: a program per run of points, which recomputes those that have a box."""
 
 import torch
 import triton
@@ -17,7 +17,7 @@ def gradient_kernel(
     preds_c,
     preds_y,
     preds_x,
-    soft,  # likewise
+    soft,  # (B, 4 * BINS, H, W)
     soft_b,
     soft_c,
     soft_y,
@@ -45,7 +45,7 @@ def gradient_kernel(
     BLOCK: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Gradient of a run of points."""
+    """Compute the gradient of a run of points."""
     b = tl.program_id(1).to(tl.int64)
     first = tl.program_id(0) * BLOCK
     s, j = tl.arange(0, 4)[:, None], tl.arange(0, BLOCK_J)[None, :]
@@ -93,7 +93,7 @@ def positive_losses_backward(
 ) -> list[Tensor]:
     """Launch the kernel for each level; arguments and meaning as in `detops.reference.positive_losses_backward`.
 
-    All dtypes are computed in float32, float64 too.
+    Every dtype is computed in float32, even float64.
     """
     (batch, num_points), num_boxes, bins = index.shape, boxes.shape[1], bbox_preds[0].shape[1] // 4
     points, boxes, factors = (t.to(torch.float32).contiguous() for t in (points, boxes, factors))

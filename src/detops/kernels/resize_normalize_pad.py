@@ -1,8 +1,8 @@
-"""`resize_normalize_pad` in Triton: one launch for images of all sizes, each program a tile of one image's result.
+"""`resize_normalize_pad` in Triton: one launch for images of all sizes, one program per tile of an image's result.
 
-A table tells each program where its image is and how it is stored, so the images need not lie together. A tile reads
-the bytes under it, which its neighbours find in the cache, and writes each value of the batch once, padding included.
-Grey images and a reversed order of channels are strides: 0, and negative from the last channel on.
+A table holds each image's address and strides, so the images need not lie together in memory. A tile reads the bytes
+under it, which its neighbours then find in the cache, and writes each value of the batch once, padding included. Grey
+images have a channel stride of 0; a reversed order of channels is a negative stride that starts at the last channel.
 """
 
 import torch
@@ -12,19 +12,19 @@ from torch import Tensor
 
 TILE = {"BLOCK_H": 8, "BLOCK_W": 128}
 NUM_WARPS = 4
-FIELDS = tl.constexpr(8)  # of a row of the table
+FIELDS = tl.constexpr(8)  # per row of the table
 
 
 @triton.jit
 def first_tap(place, size, resized, reach):
-    """Of each resized pixel: its centre in units of 1 / (2 resized) pixels, and the first pixel that counts."""
+    """Return each resized pixel's centre, in units of 1 / (2 resized) pixels, and the first pixel with a weight."""
     center = (2 * place + 1) * size
     return center, tl.maximum(center - reach + resized, 0) // (2 * resized)
 
 
 @triton.jit
 def tent(pixel, center, size, resized, reach):
-    """How much a pixel counts, before the weights are brought to a sum of 1; see the reference."""
+    """Return the weight of a pixel before normalisation to a sum of 1, as in `detops.reference`."""
     weight = tl.maximum(reach - tl.abs((2 * pixel + 1) * resized - center), 0)
     return tl.where(pixel < size, weight, 0).to(tl.float32)
 
@@ -119,13 +119,13 @@ def resize_normalize_pad(
     antialias: bool,
     dtype: torch.dtype,
 ) -> Tensor:
-    """Launch one program a tile; arguments and meaning as in `detops.reference.resize_normalize_pad`."""
+    """Launch one program per tile; arguments and meaning as in `detops.reference.resize_normalize_pad`."""
     device = images[0].device
     batch = images[0].new_empty((len(images), 3, height, width), dtype=dtype)
     if batch.numel() == 0:
         return batch
     rows = [_row(image, *sizes[2 * b : 2 * b + 2], reverse_channels) for b, image in enumerate(images)]
-    # From pinned memory, so that the host does not wait.
+    # Copied from pinned memory, so that the host does not wait.
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
     with torch.cuda.device_of(batch):
         resize_kernel[(triton.cdiv(width, TILE["BLOCK_W"]), triton.cdiv(height, TILE["BLOCK_H"]), len(images))](

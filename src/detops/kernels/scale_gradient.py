@@ -1,6 +1,6 @@
-"""`scale_gradient_` in Triton: each program looks at the factor first, and is done where that is 1.
+"""`scale_gradient_` in Triton: each program reads the factor first, and returns if it is 1.
 
-So the usual backward pass costs one launch and no memory traffic, without the host ever reading the factor.
+So the usual backward pass costs one launch and no memory traffic, and the host never reads the factor.
 """
 
 from itertools import accumulate
@@ -42,7 +42,7 @@ def scale_columns_kernel(
 
 
 def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
-    """Launch one program per block; meaning as in `detops.reference.scale_gradient`.
+    """Launch one program per block; arguments and meaning as in `detops.reference.scale_gradient`.
 
     Raises:
         ValueError: There are more than four groups of columns.

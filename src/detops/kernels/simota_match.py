@@ -1,8 +1,8 @@
-"""`simota_match` in Triton: candidates and their class costs by cell, picks by box, and who keeps a cell by cell.
+"""`simota_match` in Triton: candidates and their class costs by cell, picks by box, contests by cell.
 
-A program that picks for a box goes over the cells once for each number that it needs, the highest IoUs first, then the
-cheapest cells: nothing is stored for pairs of a box and a cell. What is ranked is one int64, unique to each cell or box
-([not among the best | cost | index]), so that minima, the atomic ones too, give the same result in any order.
+A program that picks for a box passes over the cells once for each number that it needs, first the highest IoUs, then
+the cheapest cells: nothing is stored for pairs of a box and a cell. Ranks are one int64, unique to each cell or box,
+[not among the best | cost | index], so that minima, including atomic ones, give the same result in any order.
 """
 
 import torch
@@ -13,8 +13,8 @@ from torch import Tensor
 from detops.kernels._boxes import overlap
 from detops.ragged.padded import exists
 
-BLOCK_CELLS = 256  # cells of a step of a program that picks
-BLOCK_TILE = 32  # cells of a program that sums over classes, or resolves
+BLOCK_CELLS = 256  # cells per step of a program that picks
+BLOCK_TILE = 32  # cells per program that sums over classes or resolves contests
 NEVER = tl.constexpr(2**63 - 1)
 INDEX_BITS = tl.constexpr(29)
 INDEX_MASK = tl.constexpr(2**29 - 1)
@@ -24,7 +24,7 @@ LOG_EPS = tl.constexpr(1e-8)
 
 @triton.jit
 def _log_terms(a, b):
-    """Logarithms of p and 1 - p, for p = sqrt(sigmoid(a) sigmoid(b)), each at least `LOG_FLOOR`."""
+    """Return the logarithms of p and 1 - p, for p = sqrt(sigmoid(a) sigmoid(b)), each at least `LOG_FLOOR`."""
     a = tl.minimum(tl.maximum(a, -1e4), 1e4)
     b = tl.minimum(tl.maximum(b, -1e4), 1e4)
     soft_a = tl.maximum(-a, 0.0) + tl.log(1 + tl.exp(-tl.abs(a)))
@@ -41,7 +41,7 @@ def _log_terms(a, b):
 
 @triton.jit
 def _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY: tl.constexpr):
-    """Whether cells are a box's own candidates, and among the best of them."""
+    """Return whether cells are a box's own candidates, and whether they are among the best."""
     near = (tl.abs(x - cx) < radius * side) & (tl.abs(y - cy) < radius * side)
     if CENTER_ONLY:
         own = near
@@ -55,7 +55,7 @@ def _regions(x, y, side, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY: tl.constex
 
 @triton.jit
 def _iou(pred, mask, x1, y1, x2, y2, area):
-    """IoU of predictions, cxcywh at `pred`, with boxes; 0 where it is not a number."""
+    """Return the IoU of predictions, cxcywh at `pred`, with boxes; 0 where it is NaN."""
     cx = tl.load(pred, mask=mask, other=0.0)
     cy = tl.load(pred + 1, mask=mask, other=0.0)
     w = tl.load(pred + 2, mask=mask, other=0.0)
@@ -67,7 +67,7 @@ def _iou(pred, mask, x1, y1, x2, y2, area):
 
 @triton.jit
 def _rank(best, cost, index):
-    """[not among the best | cost | index] as one int64; a cost that is NaN counts as infinite."""
+    """Pack [not among the best | cost | index] into one int64; a cost that is NaN counts as infinite."""
     cost = tl.where(cost == cost, cost, float("inf"))
     bits = cost.to(tl.int32, bitcast=True)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.int64) + 2147483648
@@ -96,7 +96,7 @@ def cells_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Which cells of a level are candidates of any box, and what all classes cost there."""
+    """Find the cells of a level that are candidates of any box, and the class cost there if no class is the label."""
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < R
@@ -136,14 +136,14 @@ def pick_kernel(
     strides_r,
     strides_c,
     starts,  # a tuple: the first cell of each level
-    rows,  # a tuple: how many it has
+    rows,  # a tuple: the number of cells of each level
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
     boxes,  # (B, N, 8)
     candidate,  # (B, A)
     total,  # (B, A)
-    present,  # (B, N) uint8: boxes with candidates of their own
+    present,  # (B, N) uint8: boxes with own candidates
     times,  # (B, A) int32: how many boxes picked a cell
     taken,  # (B, A) int64: rank of the cheapest of them
     A,
@@ -159,7 +159,7 @@ def pick_kernel(
     MOST: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """What one box picks."""
+    """Pick the cells of one box."""
     n = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
     box = boxes + (b * N + n) * 8
@@ -179,7 +179,7 @@ def pick_kernel(
             number_best += tl.sum((best & (a < A)).to(tl.int32), 0)
     tl.store(present + b * N + n, (number_own > 0).to(tl.uint8))
     if number_own > 0:
-        # The highest IoUs, one a pass: the next lower one, ties apart by the index.
+        # The highest IoUs, one per pass: each pass finds the next lower key, whose index separates ties.
         overlap = 0.0
         last = NEVER
         for _ in range(0, TOPK):
@@ -202,7 +202,7 @@ def pick_kernel(
                 last = highest
         k = tl.minimum(tl.maximum((overlap * k_scale).to(tl.int32), 1), MOST)
 
-        others = (number_best < k).to(tl.int32)  # whether cells are needed that are not among the best
+        others = (number_best < k).to(tl.int32)  # whether the best are too few
         least = tl.full((), -1, tl.int64)
         for _ in range(0, k):
             lowest = tl.full((), NEVER, tl.int64)
@@ -270,7 +270,7 @@ def resolve_kernel(
     OWN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Who keeps each cell of a level: where several picked it, the cheapest of all boxes, or (OWN) of these."""
+    """Resolve the cells of a level: the cheapest of all boxes, or with OWN of those that picked it, keeps a cell."""
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < R
@@ -368,7 +368,7 @@ def simota_match(
 
 
 def _prepared(gt_boxes: Tensor, gt_labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
-    """(B, N, 8): cx, cy, x1, y1, x2, y2, area and label, which is -1 for boxes that take nothing."""
+    """Return (B, N, 8): cx, cy, x1, y1, x2, y2, area and label, which is -1 for boxes that are not assigned."""
     boxes = gt_boxes.to(torch.float32)
     center, size = boxes[..., :2], boxes[..., 2:]
     valid = boxes.isfinite().all(2) & (size >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)

@@ -1,4 +1,4 @@
-"""`vlr_weights` in Triton: each program has a run of anchors of one image, and goes over the image's boxes."""
+"""`vlr_weights` in Triton: each program owns a run of anchors of one image, and visits the image's boxes."""
 
 import torch
 import triton
@@ -9,7 +9,7 @@ from detops.kernels._boxes import overlap
 
 BLOCK = 256
 NUM_WARPS = 4
-NEAR = 0.25  # share of a box's threshold from which an anchor is near
+NEAR = 0.25  # lowest DIoU of an anchor of the region, as a fraction of the box's threshold
 
 
 @triton.jit
@@ -25,7 +25,7 @@ def region_kernel(
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write a run of one image."""
+    """Write the weights of a run of anchors of one image."""
     runs = tl.cdiv(A, BLOCK)
     b = (tl.program_id(0) // runs).to(tl.int64)
     a = tl.program_id(0) % runs * BLOCK + tl.arange(0, BLOCK)

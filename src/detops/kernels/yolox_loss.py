@@ -1,7 +1,7 @@
 """`yolox_loss` in Triton: one pass over each level's outputs, which writes the gradient too.
 
-A program owns a run of cells of one image. What positives need is computed for all its cells at once, and only where it
-has any; each program leaves four sums, which PyTorch adds in order.
+A program owns a run of cells of one image. The terms of positives are computed for all its cells at once, but only if
+one of them is a positive. Each program writes four sums, which PyTorch adds in order.
 """
 
 import torch
@@ -13,7 +13,7 @@ from detops.arguments import accumulate_dtype
 from detops.kernels._iou_loss import iou_loss, share
 from detops.kernels._softplus import softplus
 
-BLOCK = 32  # cells of a program
+BLOCK = 32  # cells per program
 LOG_EPS = tl.constexpr(1e-8)
 IGNORED = tl.constexpr(-2)
 
@@ -49,7 +49,7 @@ def loss_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Losses and gradient of a run of cells."""
+    """Compute losses and gradient of a run of cells."""
     b = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = row < R
@@ -86,7 +86,7 @@ def loss_kernel(
         w = tl.load(source + 2 * stride_c, mask=positive, other=0.0).to(tl.float32)
         h = tl.load(source + 3 * stride_c, mask=positive, other=0.0).to(tl.float32)
         box = boxes + (b * N + chosen) * 4
-        # From the centre of the cell: a small box far from the origin keeps its digits.
+        # Relative to the centre of the cell, so that a small box far from the origin keeps its digits.
         tx = tl.load(box, mask=positive, other=0.0) - tl.load(cells + a * 3, mask=inside, other=0.0)
         ty = tl.load(box + 1, mask=positive, other=0.0) - tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
         tw = tl.load(box + 2, mask=positive, other=1.0)
@@ -153,7 +153,7 @@ def yolox_loss(
 ) -> tuple[Tensor, list[Tensor]]:
     """Launch the kernel for each level; arguments and meaning as in `detops.reference.yolox_loss`.
 
-    All dtypes are computed in float32, float64 too.
+    Every dtype is computed in float32, even float64.
     """
     batch, (num_cells, num_boxes) = len(outputs[0]), (index.shape[1], gt_boxes.shape[1])
     num_classes = outputs[0].shape[2] - 5

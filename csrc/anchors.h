@@ -1,4 +1,4 @@
-// Anchors as columns of coordinates: the form in which atss_match and vlr_weights read them.
+// Anchors as columns of coordinates, for atss_match and vlr_weights.
 #pragma once
 
 #include "boxes.h"

@@ -1,9 +1,9 @@
 // Adaptive training sample selection for a batch: the CPU kernel of atss_match.
 //
-// Two steps, each divided among torch's threads. By box: its candidates are the anchors with the nearest centres,
-// searched in a window around the box's own where a level's centres form a grid, and it takes those that pass its
-// threshold. By image: an anchor that several boxes took goes to the one of the highest IoU. No memory grows with boxes
-// x anchors.
+// Two steps, each divided among torch's threads. Per box: its candidates are the anchors with the nearest centres,
+// searched for in a window around the box's own if a level's centres form a grid; those that pass its threshold are its
+// anchors. Per image: an anchor of several boxes gets the one with the highest IoU. No memory grows with boxes x
+// anchors.
 #include "anchors.h"
 #include "boxes.h"
 #include "grid.h"
@@ -31,7 +31,7 @@ struct Taken {
   float iou;
 };
 
-// Squared distances from a point; infinite where there is a NaN, so that such an anchor comes last.
+// Squared distances from a point; infinite for an anchor with a NaN, so that it comes last.
 DETOPS_CLONES void distance_row(const float* x, const float* y, float cx, float cy, int64_t count, float* distance) {
   for (int64_t i = 0; i < count; ++i) {
     const float squared = (x[i] - cx) * (x[i] - cx) + (y[i] - cy) * (y[i] - cy);
@@ -39,7 +39,7 @@ DETOPS_CLONES void distance_row(const float* x, const float* y, float cx, float 
   }
 }
 
-// The anchors of a level whose centres are nearest to the box's go to `found`; of equal ones the lower index.
+// Writes the anchors of a level whose centres are nearest to the box's to `found`; ties go to the lower index.
 void nearest(const GridLevel& level, const Anchors& anchors, const Target& target, const std::optional<Reader>& valid,
              int64_t b, std::vector<float>& distance, TopK<>& found) {
   const float *x = anchors.cx.data() + level.start, *y = anchors.cy.data() + level.start;
@@ -61,14 +61,14 @@ void nearest(const GridLevel& level, const Anchors& anchors, const Target& targe
         found.offer(distance[i], level.start + first + i);
       }
     }
-    // No anchor outside the window is nearer than `beyond`, as rounding keeps order. One at just that distance may have
-    // the lower index.
+    // No anchor outside the window is nearer than `beyond`, because rounding keeps order. One at exactly that distance
+    // may have the lower index.
     const bool whole = columns.size() == width && rows.size() == height;
     if (whole || (found.full() && found.worst() < beyond)) return;
   }
 }
 
-// Writes which of its candidates a box takes, one entry per candidate; returns its threshold.
+// Writes which candidates pass the box's threshold, one entry per candidate; returns the threshold.
 float take(const Target& target, const Anchors& anchors, const std::vector<int32_t>& chosen, Taken* taken) {
   const Box<float>& g = target.box;
   std::vector<float> iou(chosen.size());
@@ -124,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
   const Reader box_reader(gt_boxes);
   const Labels labels(gt_labels, sample_sizes, boxes);
   const std::optional<Reader> exists = reader_of(valid);
-  // Reads a box; false for one that is to be skipped.
+  // Reads a box; returns false if it is to be skipped.
   const auto read = [&](int64_t b, int64_t n, Target& target) {
     if (n >= labels.rows(b) || labels.at(b, n, num_classes) < 0) return false;
     const Box<float> g = read_box<float>(box_reader, b, n);

@@ -1,6 +1,6 @@
-// Boxes as distributions of distances: the losses of a few points and their gradients, which positive_losses_ and
-// positive_losses_backward share. Points are taken in groups, whose sides lie next to each other: so a vector holds a
-// bin of all of them, and no sum goes across one. Boxes are in strides of their point, and relative to it.
+// Boxes as distributions of distances, for positive_losses_ and positive_losses_backward: the losses of a few points,
+// and their gradients. Points are processed in groups whose sides lie next to each other, so that a vector holds one
+// bin of all of them, and no sum runs across a vector. Boxes are relative to their point, in units of its stride.
 #pragma once
 
 #include "common.h"
@@ -15,8 +15,8 @@ constexpr int64_t kTaskPoints = 1024;  // points per task
 constexpr int kGroup = 4;              // points per group
 constexpr int kSides = 4 * kGroup;     // side s of point k is number s * kGroup + k
 
-// For each of kSides columns of x, exp(factor * x) over its sum goes to `p`, and the log of the sum to `log_sum`. A
-// logit that is not finite makes all of its column NaN.
+// For each of kSides columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
+// logit that is not finite makes its whole column NaN.
 #define DETOPS_SOFTMAX(C)                                                                      \
   DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
     C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
@@ -48,7 +48,7 @@ class Map {
       : data_(t.const_data_ptr()), type_(t.scalar_type()), b_(t.stride(0)), c_(t.stride(1)), y_(t.stride(2)),
         x_(t.stride(3)) {}
 
-  // Channel c of point k goes to to[place(c) + k]; `rows` number the map's points row by row.
+  // Writes channel c of point k to to[place(c) + k]; `rows` number the map's points row by row.
   template <class C, class Place>
   void read(int64_t b, const int64_t* rows, int64_t width, int64_t channels, C* to, const Place& place) const {
     int64_t first[kGroup];
@@ -92,9 +92,9 @@ class Map {
   int64_t b_, c_, y_, x_;
 };
 
-// What both ops read.
+// The arguments that both ops have.
 struct PositiveInputs {
-  std::vector<Map> preds, soft;  // of each level; `soft` is empty without a teacher
+  std::vector<Map> preds, soft;  // one per level; `soft` is empty without a teacher
   std::vector<int64_t> heights, widths, starts;
   Reader points, boxes;
   const int64_t* index;
@@ -187,7 +187,7 @@ inline void for_each_group(const Task& task, const PositiveInputs& in, const Vis
   }
 }
 
-// A group's distributions, and what they say of its boxes.
+// A group's distributions, and the boxes that they predict.
 template <class C>
 struct Group {
   int64_t bins;
@@ -204,7 +204,7 @@ struct Group {
              [bins = bins](int64_t c) { return c % bins * kSides + c / bins * kGroup; });
   }
 
-  // What the distributions are, and the distances that are their means.
+  // Computes the distributions, and their means, which are the distances.
   void distributions() {
     softmax(raw.data(), C(1), bins, p.data(), log_sum);
     std::fill(distance, distance + kSides, C(0));
@@ -213,7 +213,7 @@ struct Group {
     }
   }
 
-  // Losses, and how the box loss grows with the distances, of point `a` in place k, whose box is n.
+  // Computes the losses of point `a` at place k, whose box is n, and the derivatives of the box loss by the distances.
   template <bool WithIou>
   void box_losses(const PositiveInputs& in, int64_t b, int64_t a, int64_t n, int k) {
     const double stride = in.points.at(a, 2);
@@ -238,7 +238,7 @@ struct Group {
     to[2 * kGroup] = g[2] + g[0] / 2, to[3 * kGroup] = g[3] + g[1] / 2;
   }
 
-  // The distillation losses; both softened distributions stay.
+  // Computes the distillation losses, and keeps both softened distributions.
   void distillation(double temperature) {
     const C t = static_cast<C>(temperature);
     C of_student[kSides], of_teacher[kSides], sums[kSides] = {};

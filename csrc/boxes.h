@@ -1,5 +1,5 @@
 // Boxes as corners, (x1, y1, x2, y2): their area, intersection and IoU. Inlined by force and free of branches, so that
-// a loop over columns of coordinates is vectorised in whichever clone it stands.
+// a loop over columns of coordinates is vectorised in every clone.
 #pragma once
 
 #include "common.h"
@@ -35,8 +35,8 @@ DETOPS_INLINE Box<T> box_around(T cx, T cy, T width, T height) {
 template <class T>
 DETOPS_INLINE T area(const Box<T>& box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }
 
-// The area that two boxes share. A NaN in `b` makes its width or height 0. One in `a` is passed over: the caller knows
-// that there is none, or a's area makes the IoU NaN.
+// The area that two boxes share. A NaN in `b` makes its width or height 0. One in `a` is ignored: the caller knows that
+// there is none, or a's area makes the IoU NaN.
 template <class T>
 DETOPS_INLINE T intersection(const Box<T>& a, const Box<T>& b) {
   const T left = greater(a.x1, b.x1), right = lesser(a.x2, b.x2);
@@ -45,7 +45,7 @@ DETOPS_INLINE T intersection(const Box<T>& a, const Box<T>& b) {
 }
 
 // IoU of two boxes, from their intersection and their areas; NaN where an area is NaN, and where both are 0. All ops
-// add the areas before they subtract, so that all of them round alike.
+// add the areas before they subtract the intersection, so that all of them round alike.
 template <class T>
 DETOPS_INLINE T iou(T inter, T area_a, T area_b) { return inter / (area_a + area_b - inter); }
 

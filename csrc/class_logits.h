@@ -1,4 +1,4 @@
-// Class logits of all points of a batch, one tensor (B, A_l, C) per level, read where they are.
+// Class logits of all points of a batch, one tensor (B, A_l, C) per level, read in place.
 #pragma once
 
 #include "common.h"
@@ -41,7 +41,7 @@ class ClassLogits {
     int64_t count;
   };
 
-  // The level of a point, whose number becomes that within the level.
+  // Returns the level of a point, and turns its number into that within the level.
   const Level& locate(int64_t& a) const {
     size_t l = 0;
     while (a >= levels_[l].count) a -= levels_[l++].count;

@@ -1,4 +1,4 @@
-// What every C++ kernel of detops stands on: reading tensors of any dtype, checking them, and full-width vector code.
+// The basis of every C++ kernel of detops: reading tensors of any dtype, checking them, and full-width vector code.
 #pragma once
 
 #include <torch/csrc/stable/library.h>
@@ -14,16 +14,16 @@
 #include <optional>
 
 // DETOPS_CLONES compiles a function once per instruction set; which one runs is chosen when the library is loaded. So a
-// wheel built anywhere runs on any x86-64 at that machine's full vector width. Not under AddressSanitizer, which starts
-// only after the choice.
+// wheel built anywhere runs on any x86-64 at that machine's full vector width. Switched off under AddressSanitizer,
+// which starts only after the choice.
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && \
     !defined(DETOPS_NO_CLONES)
 #define DETOPS_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DETOPS_CLONES
 #endif
-// DETOPS_FLATTEN inlines all that a function calls into it, and so into each of its clones. DETOPS_INLINE does the same
-// from the side of the function called.
+// DETOPS_FLATTEN inlines all calls in a function, and so compiles them for each of its clones. DETOPS_INLINE does the
+// same, marked at the function that is called.
 #if defined(__GNUC__)
 #define DETOPS_FLATTEN __attribute__((flatten))
 #define DETOPS_INLINE __attribute__((always_inline)) inline
@@ -87,7 +87,7 @@ inline std::optional<Reader> reader_of(const std::optional<Tensor>& tensor) {
   return tensor ? std::optional<Reader>(*tensor) : std::nullopt;
 }
 
-// Whether a tensor has this shape, where -1 stands for any size.
+// Whether a tensor has this shape; -1 stands for any size.
 inline bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   if (tensor.dim() != static_cast<int64_t>(shape.size())) return false;
   int64_t d = 0;
@@ -98,18 +98,18 @@ inline bool has_shape(const Tensor& tensor, std::initializer_list<int64_t> shape
   return true;
 }
 
-// The same, of integers or floats.
+// The same for tensors of integers or floats.
 inline bool has_numbers(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   return has_shape(tensor, shape) && Reader::reads(tensor.scalar_type());
 }
 
-// The same, of booleans.
+// The same for tensors of booleans.
 inline bool has_booleans(const Tensor& tensor, std::initializer_list<int64_t> shape) {
   return has_shape(tensor, shape) && tensor.scalar_type() == ScalarType::Bool;
 }
 
-// exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly. Written out because it must give the same bits
-// at every position of a loop, vectorised or not. 2^n * p(r), r = x - n ln 2.
+// exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly, as 2^n * p(r) with r = x - n ln 2. Written out
+// because it must give the same bits at every position of a loop, vectorised or not.
 inline float exp_within(float x) {
   constexpr float kWhole = 12582912.0f;  // 3 * 2^22: a float from here to its double has no fraction
   const float shifted = x * 1.44269504088896341f + kWhole, n = shifted - kWhole;
@@ -121,7 +121,7 @@ inline float exp_within(float x) {
   p = p * r + 0.49999232f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  uint32_t exponent, bits;  // n stands in the lowest bits of `shifted`; added to the exponent of p, it is a factor 2^n
+  uint32_t exponent, bits;  // n is in the lowest bits of `shifted`; added to the exponent of p, it is a factor 2^n
   __builtin_memcpy(&exponent, &shifted, sizeof(exponent));
   __builtin_memcpy(&bits, &p, sizeof(bits));
   bits += exponent << 23;
@@ -129,7 +129,7 @@ inline float exp_within(float x) {
   return p;
 }
 
-// exp(x) for x <= 0; below -87 it stays at exp(-87), about 1e-38.
+// exp(x) for x <= 0; below -87 it is exp(-87), about 1e-38.
 inline float exp_negative(float x) { return exp_within(x > -87.0f ? x : -87.0f); }
 inline double exp_negative(double x) { return std::exp(x); }
 

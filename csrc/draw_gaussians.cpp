@@ -1,9 +1,9 @@
 // Draws Gaussians into maps, in place, by element-wise maximum: the CPU kernel of draw_gaussians_.
 //
-// The rows of all maps form one range, which is divided among torch's threads; each thread draws those rows of every
-// box that it owns. So no two threads write to one place, the result does not depend on their number, and one huge map
-// is divided as well as a thousand small ones. A Gaussian is an outer product: one row and one column of exponentials
-// per box, then a multiplication and a comparison per pixel.
+// The rows of all maps form one range, which is divided among torch's threads; each thread draws the part of every box
+// that lies in its rows. So no two threads write to one place, the result does not depend on their number, and one huge
+// map is divided as evenly as a thousand small ones. A Gaussian is an outer product: one row and one column of
+// exponentials per box, then a multiplication and a comparison per pixel.
 #include "gaussians.h"
 
 #include <algorithm>
@@ -26,7 +26,7 @@ class Drawer {
   Drawer(const Maps& maps, const Boxes& boxes, double factor, double k_scale)
       : maps_(maps), boxes_(boxes), factor_(factor), k_(static_cast<Compute>(k_scale)) {}
 
-  // Draws what falls into the rows [row_begin, row_end) of the batch * classes * height rows of all maps.
+  // Draws the part that lies in the rows [row_begin, row_end) of the batch * classes * height rows of all maps.
   void operator()(int64_t row_begin, int64_t row_end) const {
     std::vector<Compute> gx(maps_.width + kBlock), gy(maps_.height + kBlock);
     const int64_t sample_rows = maps_.classes * maps_.height;

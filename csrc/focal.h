@@ -1,6 +1,6 @@
-// CenterNet's focal loss at cells: what gaussian_focal_loss and gaussian_focal_loss_from_boxes share.
+// CenterNet's focal loss at cells, for gaussian_focal_loss and gaussian_focal_loss_from_boxes.
 //
-// A positive cell is a negative one of the opposite logit, so there is one formula without a branch.
+// A positive's term is that of a negative with the opposite logit, so there is one formula without a branch.
 #pragma once
 
 #include "common.h"
@@ -15,9 +15,9 @@ namespace detops {
 constexpr int kLanes = 32;           // partial sums
 constexpr int64_t kSumCells = 4096;  // cells that one float32 sum is taken over
 constexpr int64_t kRunCells = 256;   // cells that share a formula
-constexpr double kLowest = -87;      // exp of it is about the smallest normal float; lower logits count as this
+constexpr double kLowest = -87;      // its exp is about the smallest normal float; lower logits are raised to it
 
-// The exponents: alpha = 2 and gamma = 4, as in the paper, need products alone; alpha = 0 where no cell has a target
+// The exponents: alpha = 2 and gamma = 4, as in the paper, need only products; alpha = 0 where no cell has a target
 // needs no power at all.
 enum class Exponents { kAny, kTwoFour, kZero };
 
@@ -151,7 +151,7 @@ inline void bare_cells(const float* __restrict x, const float* __restrict weight
   }
 }
 
-// The sum of the cells' losses, and its gradient where one is wanted; targets and weights as in `focal_cells`.
+// The sum of the cells' losses, and its gradient if asked for; targets and weights as in `focal_cells`.
 template <Exponents E, bool HasTarget, bool HasWeight, class T, class U, class Compute>
 inline double focal_run(const T* logits, const U* target, const Compute* weight, T* gradient, int64_t count,
                         const FocalFactors& f) {

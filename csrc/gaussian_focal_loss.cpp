@@ -1,7 +1,7 @@
 // CenterNet's focal loss over Gaussian targets, the sum and its gradient in one pass: the CPU kernel of
 // gaussian_focal_loss.
 //
-// Sums are taken per block of fixed size and added in order, so that the number of threads changes nothing.
+// Sums are taken per block of fixed size and added in order, so the result does not depend on the number of threads.
 #include "focal.h"
 
 #include <algorithm>
@@ -10,7 +10,7 @@
 namespace detops {
 namespace {
 
-// Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not make faster: compiled once.
+// Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not speed up, so it is compiled once.
 #define DETOPS_BLOCK(T, U, Compute)                                                                                \
   DETOPS_CLONES DETOPS_FLATTEN double standard_block(const T* x, const U* t, T* g, int64_t n,                      \
                                                      const FocalFactors& f) {                                      \

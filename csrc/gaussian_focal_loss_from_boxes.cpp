@@ -1,8 +1,8 @@
 // CenterNet's focal loss straight from boxes: the CPU kernel of gaussian_focal_loss_from_boxes.
 //
-// Nearly all cells have target 0 and cost the bare negative term. The maps are cut into strips of rows; boxes that
+// Nearly all cells have target 0, and only the plain negative term. The maps are cut into strips of rows; boxes that
 // reach a strip are drawn into a small buffer, and only the part of each row that they cover reads its targets from
-// there. Sums are taken per strip and added in order, so that the number of threads changes nothing.
+// there. Sums are taken per strip and added in order, so the result does not depend on the number of threads.
 #include "focal.h"
 #include "gaussians.h"
 
@@ -29,8 +29,8 @@ struct Strip {
         right(g.strip_rows) {}
 };
 
-// Draws what reaches rows [top, bottom) of map (b, c); false if nothing does. Targets outside the covered columns are
-// left over from other strips.
+// Draws the boxes that reach rows [top, bottom) of map (b, c); returns false if none does. Targets outside the covered
+// columns are left over from other strips.
 template <class Compute>
 inline bool draw_strip(const Grid& grid, const Boxes& boxes, double factor, int64_t b, int64_t c, int64_t top,
                        int64_t bottom, Strip<Compute>& strip) {
@@ -114,7 +114,7 @@ inline void strips_loss(const T* logits, const Compute* weight, T* gradient, con
   }
 }
 
-// Powers of targets are calls of the C library unless gamma is 4, which no wider vector makes faster: compiled once.
+// Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not speed up, so it is compiled once.
 #define DETOPS_STRIPS(T, Compute)                                                                                  \
   DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,             \
                                                  const Boxes& boxes, double factor, const FocalFactors& f,         \

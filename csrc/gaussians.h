@@ -1,4 +1,4 @@
-// Gaussians on a grid: which pixels one covers, its row and column of exponentials, and drawing a row of it.
+// Gaussians on a grid: the pixels that one covers, its row and column of exponentials, and drawing one of its rows.
 #pragma once
 
 #include "common.h"
@@ -31,7 +31,7 @@ inline void profile(double* out, double first, double center, double inverse_sig
   }
 }
 
-// map[i] = max(map[i], value of the Gaussian); a NaN in the map stays, as torch.maximum keeps it.
+// map[i] = max(map[i], value of the Gaussian); a NaN in the map stays, as with torch.maximum.
 template <class T, class Compute>
 inline void draw_pixel(T& map, Compute gx, Compute gy, Compute k) {
   const Compute g = gx * gy;
@@ -51,8 +51,8 @@ struct Vector {
   }
 };
 
-// A row of Width to 2 * Width pixels as two vectors that may overlap, both read before either is written: a
-// read of what was just written would stall. Left to itself, the compiler makes scalars of such short rows.
+// A row of Width to 2 * Width pixels as two vectors that may overlap. Both are read before either is written, because
+// a read of what was just written would stall. The compiler alone would not vectorise such short rows.
 template <int Width>
 inline void draw_two_vectors(float* map, const float* gx, float gy, float k, int64_t n) {
   using V = Vector<Width>;
@@ -93,7 +93,7 @@ struct Window {
   int64_t padded() const { return (end - begin + kBlock - 1) / kBlock * kBlock; }
 };
 
-// One box, read: centre, radii and the class whose map it is drawn into.
+// One box as read: centre, radii, and the class whose map it is drawn into.
 struct Gaussian {
   double x, y, rx, ry;
   int64_t label;
@@ -111,7 +111,7 @@ struct Boxes {
       : centers(centers), radii(radii), labels(labels, sizes, centers.size(1)), count(centers.size(1)),
         elliptical(radii.dim() == 3) {}
 
-  // Reads a box, whatever its label; false for one that is to be skipped.
+  // Reads a box, whatever its label; returns false if it is to be skipped.
   bool read(int64_t b, int64_t n, Gaussian& g) const {
     g.x = centers.at(b, n, 0), g.y = centers.at(b, n, 1);
     g.rx = radii.at(b, n, 0), g.ry = elliptical ? radii.at(b, n, 1) : g.rx;

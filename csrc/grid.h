@@ -6,8 +6,8 @@
 
 namespace detops {
 
-// Points start .. start + size - 1 of columns of coordinates. Where they form a grid, row by row, `width` is its number
-// of columns, else 0.
+// Points start .. start + size - 1 of columns of coordinates. `width` is the number of columns if they form a grid, row
+// by row, else 0.
 struct GridLevel {
   int64_t start, size, width;
 
@@ -33,7 +33,7 @@ struct Range {
 };
 
 // The lines of a grid around a coordinate: its columns, whose x are line[0 .. count - 1], or its rows, whose y are
-// `step` (the number of columns) apart. At least `half` of them on either side, as far as there are any. `beyond` is
+// `step` (the number of columns) apart. At least `half` of them lie on either side, if there are so many. `beyond` is
 // lowered to the squared distance of the nearest line outside.
 inline Range lines_around(const float* line, int64_t count, int64_t step, float center, int64_t half, float& beyond) {
   int64_t low = 0, high = count - 1;  // the coordinate lies between these two: a grid's lines are in order

@@ -1,5 +1,5 @@
-// IoU losses of two boxes with their gradients, written out. They do not stand on boxes.h: a gradient needs the overlap
-// along each axis apart, and a NaN must reach the loss.
+// IoU losses of two boxes with their gradients, written out. They do not use boxes.h, because a gradient needs the
+// overlap along each axis separately, and a NaN must reach the loss.
 #pragma once
 
 #include <algorithm>
@@ -38,7 +38,7 @@ inline Side<C> hull(C center, C size, C other_center, C other_size) {
   return {std::max(high, other_high) - std::min(low, other_low), upper - lower, (upper + lower) / 2};
 }
 
-// IoU loss of two cxcywh boxes; its gradient by the first goes to `gradient`.
+// Returns the IoU loss of two cxcywh boxes, and writes its gradient by the first to `gradient`.
 template <class C>
 C iou_loss(const C* p, const C* t, int64_t kind, C* gradient) {
   const Side<C> x = overlap(p[0], p[2], t[0], t[2]), y = overlap(p[1], p[3], t[1], t[3]);

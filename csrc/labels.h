@@ -13,8 +13,7 @@ inline void check_labels(const std::optional<Tensor>& labels, const std::optiona
   STD_TORCH_CHECK(!sizes || has_numbers(*sizes, {batch}), "sample_sizes: expected numbers of shape (B,)");
 }
 
-// Labels (B, N), or none where there is but one class, and how many of its N rows each image uses (B,), or none for
-// all.
+// Labels (B, N), or none if there is only one class; and how many of its N rows each image uses (B,), or none for all.
 class Labels {
  public:
   Labels(const std::optional<Tensor>& labels, const std::optional<Tensor>& sizes, int64_t count)
@@ -27,7 +26,7 @@ class Labels {
     return size > 0 ? static_cast<int64_t>(std::ceil(std::min(size, static_cast<double>(count_)))) : 0;
   }
 
-  // The class of a row, or -1 where its label is none of 0 .. classes - 1: the box is then skipped.
+  // The class of a row, or -1 if its label is not in 0 .. classes - 1: the box is then skipped.
   int64_t at(int64_t b, int64_t n, int64_t classes) const {
     const double label = labels_ ? labels_->at(b, n) : 0.0;
     return label >= 0 && label < static_cast<double>(classes) ? static_cast<int64_t>(label) : -1;

@@ -1,7 +1,7 @@
-// Where the pixels of an image fall on a small mask that lies in a box: what paste_masks and masks_to_rle share, so
-// that both decide every pixel by the same arithmetic.
+// Where the pixels of an image fall on a small mask that lies in a box. paste_masks and masks_to_rle share it, so that
+// both decide every pixel by the same arithmetic.
 //
-// A pixel's value is two nested interpolations in float32, along x, then along y; its position is float64.
+// A pixel's value is interpolated in float32, along x, then along y; its position is float64.
 #pragma once
 
 #include "common.h"
@@ -9,8 +9,8 @@
 #include <algorithm>
 #include <vector>
 
-// Products are rounded before they are added to, so that all implementations decide alike, with fused multiply-add or
-// without.
+// Products are rounded before they are added, so that all implementations decide alike, with or without fused
+// multiply-add.
 #if defined(__clang__)
 #pragma clang fp contract(off)
 #elif defined(__GNUC__)
@@ -39,7 +39,7 @@ struct Axis {
     return share - 0.5;
   }
 
-  // False where the box has no extent, or a number that is not finite.
+  // Returns false if the box has no extent, or a coordinate that is not finite.
   bool place(double from, double to, int64_t mask_size, int64_t length) {
     low = from, side = to - from, cells = static_cast<double>(mask_size);
     if (!(side > 0) || !std::isfinite(side) || !std::isfinite(low)) return false;
@@ -72,7 +72,7 @@ class Masks {
   Masks(const Tensor& masks, const Tensor& boxes)
       : masks_(masks), boxes_(boxes), count(masks.size(0)), rows(masks.size(1)), columns(masks.size(2)) {}
 
-  // Finds the pixels that mask n reaches; false where there are none.
+  // Finds the pixels that mask n reaches; returns false if there are none.
   bool place(int64_t n, int64_t height, int64_t width, Axis& x, Axis& y) const {
     if (!x.place(boxes_.at(n, 0), boxes_.at(n, 2), columns, width)) return false;
     if (!y.place(boxes_.at(n, 1), boxes_.at(n, 3), rows, height)) return false;

@@ -1,8 +1,8 @@
 // COCO's run lengths of masks in boxes: the CPU kernel of masks_to_rle. No pixel is ever stored.
 //
 // Down one column of the image, the value between two rows of the mask is a straight line. Rounding keeps it monotone,
-// so the first and the last pixel of such a piece say what lies between: nothing, or one crossing, which is guessed by
-// a division and settled by the arithmetic that paste_masks uses. So a column costs as much as the mask has rows,
+// so the first and the last pixel of such a piece tell whether there is a crossing between them. Its row is estimated
+// by a division and then decided by the arithmetic of paste_masks. So a column costs as much as the mask has rows,
 // however high the box is.
 #include "mask_sampling.h"
 
@@ -21,7 +21,7 @@ class Runs {
     const int64_t run = position - last_;
     last_ = position;
     if (compress_) {
-      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the fourth on, less the last run of its kind
+      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the fourth on, minus the last run of its kind
       before_[count_ & 1] = run;
     } else {
       const int32_t value = static_cast<int32_t>(run);
@@ -35,7 +35,7 @@ class Runs {
   std::vector<uint8_t> bytes;
 
  private:
-  // Groups of five bits, the lowest first; the fifth is the sign if no group follows, and a sixth bit says that one
+  // Groups of five bits, the lowest first; the fifth is the sign if no group follows, and a sixth bit is set if one
   // does.
   void put(int64_t value) {
     for (bool more = true; more;) {
@@ -85,8 +85,8 @@ DETOPS_CLONES void evaluate(const float* left, const float* right, float fractio
   }
 }
 
-// The first row of a piece from which on the state is that of its last row: guessed from the fraction at which the line
-// meets the threshold, then settled by the pixels around it.
+// The first row of a piece from which on the state is that of its last row: estimated from the fraction at which the
+// line meets the threshold, then decided by the pixels around it.
 inline int32_t crossing(const Axis& y, int32_t first, int32_t end, float above, float below, float threshold,
                         bool last) {
   const double rows = ((threshold - above) / (below - above) - y.fraction[first]) * (y.side / y.cells);

@@ -1,7 +1,7 @@
 // Greedy non-maximum suppression of a batch: the CPU kernel of nms_mask.
 //
 // Images are divided among torch's threads. Boxes are copied in the order of their labels, then their scores: a box is
-// then compared with later ones of its own label alone, which follow it in one run.
+// then compared only with later ones of its own label, which follow it in one run.
 #include "boxes.h"
 
 #include <algorithm>
@@ -21,7 +21,7 @@ struct Candidates {
 };
 
 // Drops the candidates in [i + 1, end) that overlap candidate i too much. Two loops with a buffer between them, and
-// areas computed before: so no product is fused into the sum that it goes into, and all implementations round alike.
+// areas computed beforehand: so no product is fused into a sum, and all implementations round alike.
 #define DETOPS_DROP(T)                                                                                              \
   DETOPS_CLONES void intersect(const T* x1, const T* y1, const T* x2, const T* y2, T* inter, int64_t i,             \
                                int64_t end) {                                                                       \

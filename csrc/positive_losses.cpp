@@ -1,7 +1,7 @@
 // The losses at the points that have a box: the CPU kernel of positive_losses_.
 //
-// Runs of points are shared out among torch's threads. Each leaves its own sums, which are added in order, and writes
-// only elements of its own points: the number of threads changes nothing.
+// Runs of points are divided among torch's threads. Each run has its own sums, which are added in order, and writes
+// only elements of its own points, so the result does not depend on the number of threads.
 #include "box_distributions.h"
 #include "labels.h"
 
@@ -33,10 +33,10 @@ ClassLoss class_loss(int64_t kind, double alpha, double gamma) {
 
 struct Scores {
   std::vector<Map> levels;
-  std::vector<void*> gradients;  // contiguous, or empty
+  std::vector<void*> gradients;  // contiguous; or empty
   ScalarType type;
   Labels labels;
-  std::optional<Reader> quality, weight;  // where they are given
+  std::optional<Reader> quality, weight;  // if given
   int64_t classes;
   double scale;
   ClassLoss loss;
@@ -55,7 +55,7 @@ double raise(double value, double exponent) {
   return exponent == 2 ? value * value : exponent == 0 ? 1 : std::pow(value, exponent);
 }
 
-// Class loss of one logit, less that as background; its gradient without the latter.
+// Class loss of one logit, less that as background; and the gradient of the former.
 double correction(double x, double quality, const ClassLoss& f, double& gradient) {
   const double e = std::exp(-std::abs(x)), p = x < 0 ? e / (1 + e) : 1 / (1 + e);
   const double soft = std::max(x, 0.0) + std::log1p(e), cost = soft - quality * x;
@@ -66,7 +66,7 @@ double correction(double x, double quality, const ClassLoss& f, double& gradient
   return weight * power * cost - f.background * raise(p, f.background_exponent) * soft + x * 0;
 }
 
-// What a thread keeps.
+// A thread's buffers.
 template <class C>
 struct Work {
   Group<C> group;

@@ -1,5 +1,5 @@
-// The gradient of the box losses: the CPU kernel of positive_losses_backward. Runs of points are shared out among
-// torch's threads; each computes its points anew, which is cheaper than to keep what the losses had.
+// The gradient of the box losses: the CPU kernel of positive_losses_backward. Runs of points are divided among
+// torch's threads; each recomputes its points, which is cheaper than keeping the intermediate values of the losses.
 #include "box_distributions.h"
 
 #include <cstring>
@@ -10,10 +10,10 @@
 namespace detops {
 namespace {
 
-constexpr int64_t kBytes = 1 << 18;     // of a task that writes zeros
-constexpr int64_t kStreamed = 1 << 24;  // zeros of so many bytes would only push from the caches what is needed there
+constexpr int64_t kBytes = 1 << 18;     // per task that writes zeros
+constexpr int64_t kStreamed = 1 << 24;  // this many bytes of zeros would only evict useful data from the caches
 
-// What is streamed begins and ends at multiples of 16 bytes.
+// The streamed part begins and ends at multiples of 16 bytes.
 void clear_part(char* data, int64_t bytes, [[maybe_unused]] bool streamed) {
 #if defined(__SSE2__)
   if (streamed) {
@@ -38,7 +38,7 @@ struct Factors {
   std::vector<double> of_loss;  // (4, L)
 };
 
-// What each side's terms are multiplied by: 0 where a point does not have them.
+// Factors of each side's terms; 0 for a point that does not have them.
 template <class C>
 struct Terms {
   C box[kSides], dfl[kSides], ld[kSides];

@@ -1,8 +1,8 @@
 // uint8 images of any sizes into one resized, normalised, padded batch: the CPU kernel of resize_normalize_pad.
 //
-// The rows of the batch form one range, which is divided among torch's threads. For a row of the result, the rows of
-// the image that it lies between are blended first, with their channels as they are stored, which is plain vector code;
-// then columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
+// The rows of the batch form one range, which is divided among torch's threads. For a row of the result, the two rows
+// of the image around it are blended first, with their channels as they are stored, which is plain vector code; then
+// columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
 // shrink: the picking, which vectorises badly, is then done once per pixel of the result.
 #include "common.h"
 
@@ -18,7 +18,7 @@ constexpr int64_t kMaxStep = 4;  // bytes between pixels that are read as one ru
 
 constexpr int64_t kSerialValues = 8192;  // fewer values per channel cost less than waking a second thread
 
-// Which pixels of an axis make each resized one: `count` of them from `first` on, with weights that add up to 1.
+// The pixels of an axis that make up each resized one: `count` of them from `first` on, with weights that add up to 1.
 struct Axis {
   int64_t size, resized, count;
   std::vector<int32_t> first;
@@ -51,7 +51,7 @@ struct Image {
   const uint8_t* data;
   int64_t channels, stride_c, stride_h, stride_w;
   Axis rows, columns;
-  bool one_run;         // whether a row's channels are read together, as bytes in a line
+  bool one_run;         // whether a row's channels are read together, as one line of bytes
   int64_t step, plane;  // floats from a pixel to the next, and from a channel to the next, in the blended row
 
   Image(const Tensor& image, int64_t height, int64_t width, bool antialias)
@@ -135,8 +135,7 @@ DETOPS_CLONES void cast(const float* in, Half* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] = static_cast<Half>(in[i]);
 }
 
-// To the nearest, ties to even, as BFloat16 itself rounds; its own branch for NaN would keep the loop from being
-// vectorised.
+// Rounds to the nearest, ties to even, as BFloat16 does; its branch for NaN would keep the loop from being vectorised.
 DETOPS_CLONES void cast(const float* in, BFloat16* out, int64_t count) {
   uint16_t* bits = reinterpret_cast<uint16_t*>(out);
   for (int64_t i = 0; i < count; ++i) {

@@ -1,5 +1,5 @@
-// Multiplies a gradient in place by a number; where that is 1, as it nearly always is, nothing is touched: the CPU
-// kernel of scale_gradient_.
+// Multiplies a gradient in place by a number; if that is 1, as it nearly always is, nothing is written: the CPU kernel
+// of scale_gradient_.
 #include "common.h"
 
 #include <optional>
@@ -27,7 +27,7 @@ void scale_all(Tensor& gradient, double factor) {
   });
 }
 
-// Each factor is for as many elements of a row as its group of columns has.
+// Each factor applies to one group of columns of every row.
 template <class T, class Compute>
 void scale_columns(Tensor& gradient, const std::vector<double>& factors, const std::vector<int64_t>& columns,
                    int64_t width) {

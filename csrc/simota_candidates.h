@@ -1,4 +1,4 @@
-// SimOTA's boxes and candidates: which cells lie in a box's regions, and their IoU with it, over columns of numbers.
+// SimOTA's boxes and candidates: which cells lie in a box's regions, and the IoUs, over columns of numbers.
 #pragma once
 
 #include "boxes.h"
@@ -8,15 +8,15 @@
 
 namespace detops {
 
-// What a cell is to a box: a candidate of its own, and among the best, which it picks before all others.
+// Flags of a cell for a box: an own candidate, and one of the best, which it picks before all others.
 constexpr uint8_t kOwn = 1, kBest = 2;
 
-// A ground-truth box. Its area is width x height; from the corners it would be rounded otherwise.
+// A ground-truth box. Its area is width x height; computed from the corners it would round differently.
 struct Target {
   Box<float> box;
   float cx, cy, area;
   int64_t label;
-  bool present;  // valid; once candidates are known: and with some of its own
+  bool present;  // valid; once candidates are known, also has own candidates
 };
 
 // The boxes (B, N, 4), cxcywh, of a batch.
@@ -42,11 +42,11 @@ inline std::vector<Target> read_targets(const Tensor& boxes, const Labels& label
 struct Columns {
   float *x, *y, *side;              // of the cell
   float *x1, *y1, *x2, *y2, *area;  // of the prediction
-  float *objectness, *total;        // logit, and what all classes cost
+  float *objectness, *total;        // logit, and the class cost if no class is the label
 
   static constexpr int64_t kCount = 10;
 
-  // In memory for kCount columns of `cells` numbers.
+  // `memory` holds kCount columns of `cells` numbers.
   Columns(float* memory, int64_t cells) {
     for (float** column : {&x, &y, &side, &x1, &y1, &x2, &y2, &area, &objectness, &total}) {
       *column = memory;

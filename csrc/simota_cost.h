@@ -30,8 +30,8 @@ inline void log_terms(float a, float b, float& log_p, float& log_q) {
   log_q = q > -100.0f ? q : -100.0f;
 }
 
-// The cost of a box at each of `count` cells, from the logit of its label, the cell's objectness, what all classes cost
-// there, and the IoU.
+// The cost of a box at each of `count` cells, from the logit of its label, the cell's objectness, the class cost there
+// if no class is the label, and the IoU.
 DETOPS_CLONES static void cost_row(const float* logit, const float* objectness, const float* total, const float* iou,
                                    float iou_weight, float class_weight, int64_t count, float* cost) {
   for (int64_t i = 0; i < count; ++i) {

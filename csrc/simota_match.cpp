@@ -1,7 +1,7 @@
 // SimOTA for a batch: the CPU kernel of simota_match.
 //
-// Four steps, each divided among torch's threads: which cells are candidates (by image), what all classes cost there
-// (by cell), which cells each box picks (by box), and which box keeps a cell that several picked (by image). Memory
+// Four steps, each divided among torch's threads: which cells are candidates (by image), the class costs there (by
+// cell), which cells each box picks (by box), and which box keeps a cell that several picked (by image). Memory
 // grows with images x cells and with the picks, never with boxes x cells. Costs are computed only where they can
 // matter: at the few best cells of a box, and at its others only if it picks more than those.
 #include "class_logits.h"
@@ -44,7 +44,7 @@ class Match {
     std::fill(picks_, picks_ + batch_ * boxes_ * settings.most, -1);
   }
 
-  // Finds the candidates of an image, and which of its boxes have some of their own.
+  // Finds the candidates of an image, and which of its boxes have own candidates.
   void candidates(int64_t b) {
     std::vector<float> x(cells_), y(cells_), side(cells_);
     for (int64_t a = 0; a < cells_; ++a) {
@@ -81,7 +81,7 @@ class Match {
     counts_[b] = count;
   }
 
-  // Computes what all classes cost at the candidates in a range of images x cells.
+  // Computes the class cost, if no class is the label, at the candidates in a range of images x cells.
   void class_costs(int64_t begin, int64_t end) {
     const int64_t classes = logits_.classes, padded = (classes + kWide - 1) / kWide * kWide;
     std::vector<float> row(padded, -1e4f);
@@ -128,8 +128,8 @@ class Match {
     std::fill(iou, iou + cells_, 0.0f);
     const Columns c = columns(b);
     std::vector<int32_t> first(counts_[b], -1);
-    std::vector<std::vector<int64_t>> contenders;  // for each cell that several boxes picked: these boxes
-    std::vector<int64_t> place_of;                 // and its place among the candidates
+    std::vector<std::vector<int64_t>> contenders;  // the boxes of each cell that several picked
+    std::vector<int64_t> place_of;                 // the place of that cell among the candidates
     std::vector<int32_t> contest(counts_[b], -1);  // for each candidate: its number in these lists, or -1
     for (int64_t n = 0; n < boxes_; ++n) {
       const int32_t* picked = &picks_[(b * boxes_ + n) * settings_.most];
@@ -200,7 +200,7 @@ class Match {
     return lowest.size();
   }
 
-  // The box among `boxes` that is cheapest at a place. What all classes cost there is the same for each of them.
+  // The box among `boxes` that is cheapest at a place. The sum over all classes there is the same for each of them.
   int64_t winner(int64_t b, const Columns& c, int64_t place, const std::vector<int64_t>& boxes) {
     const float x = c.x[place], y = c.y[place], side = c.side[place];
     const size_t size = boxes.size();
@@ -229,7 +229,7 @@ class Match {
   Reader objectness_, pred_, cell_;
   std::vector<Target> targets_;
   std::vector<int64_t> counts_;  // how many candidates each image has
-  Tensor memory_[3];             // PyTorch's, so that its profiler sees it
+  Tensor memory_[3];             // allocated by PyTorch, so that its profiler sees it
   float* columns_;
   int32_t* ids_;    // the candidates of each image
   int32_t* picks_;  // for each box: places among the candidates, then -1

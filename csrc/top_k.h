@@ -7,7 +7,7 @@
 
 namespace detops {
 
-// The keys and indices of the k best candidates so far, best first; of equal keys the one offered first is the better.
+// The keys and indices of the k best candidates so far, best first; among equal keys the one offered first is better.
 // No key is NaN.
 template <class Better = std::less<float>>
 class TopK {
@@ -20,7 +20,7 @@ class TopK {
   const int32_t* indices() const { return indices_.data(); }
   float worst() const { return worst_; }  // the last key, if there is one
 
-  // Whether offer() would take this key: a loop over many candidates asks this first.
+  // Whether offer() would accept this key; a loop over many candidates checks this first.
   bool takes(float key) const { return !full() || Better()(key, worst_); }
 
   void offer(float key, int64_t index) {

@@ -1,7 +1,7 @@
 // The valuable localization region: the CPU kernel of vlr_weights.
 //
-// Runs of anchors are divided among torch's threads; each run visits those boxes of its image that reach it: without
-// an intersection there is no DIoU above 0.
+// Runs of anchors are divided among torch's threads; each run visits only those boxes of its image that intersect
+// it: without an intersection no DIoU is above 0.
 #include "anchors.h"
 #include "boxes.h"
 
@@ -11,8 +11,8 @@
 namespace detops {
 namespace {
 
-constexpr int64_t kRun = 64;    // anchors of a task
-constexpr float kNear = 0.25f;  // share of a box's threshold from which an anchor is near
+constexpr int64_t kRun = 64;    // anchors per task
+constexpr float kNear = 0.25f;  // lowest DIoU of an anchor of the region, as a fraction of the box's threshold
 
 // A ground-truth box, and the threshold by which ATSS chose its positives.
 struct Target {
@@ -20,7 +20,7 @@ struct Target {
   float limit;
 };
 
-// Raises the worth of a run of anchors to their IoU with the box where they are in its region.
+// Raises the weights of a run of anchors to their IoU with the box, for anchors in its region.
 DETOPS_CLONES DETOPS_FLATTEN void visit(const Anchors& anchors, int64_t first, int64_t count, const Target target,
                                         float* __restrict worth) {
   const float *x1 = &anchors.x1[first], *y1 = &anchors.y1[first], *x2 = &anchors.x2[first], *y2 = &anchors.y2[first];
@@ -28,8 +28,8 @@ DETOPS_CLONES DETOPS_FLATTEN void visit(const Anchors& anchors, int64_t first, i
   const float limit = target.limit, low = kNear * limit, own_area = area(g), x = g.x1 + g.x2, y = g.y1 + g.y2;
   for (int64_t i = 0; i < count; ++i) {
     const Box<float> a{x1[i], y1[i], x2[i], y2[i]};
-    // The intersection comes before the anchor's area: GCC fuses a product into a sum only where no branch lies between
-    // them, and so does it in the vector loop and in its scalar rest alike.
+    // The intersection comes before the anchor's area: GCC fuses a product into a sum only if no branch lies between
+    // them; in this order the vector loop and its scalar remainder round alike.
     const float inter = intersection(g, a), overlap = iou(inter, area(a), own_area);
     const float hull_x = greater(a.x2, g.x2) - lesser(a.x1, g.x1), hull_y = greater(a.y2, g.y2) - lesser(a.y1, g.y1);
     const float apart_x = (a.x1 + a.x2 - x) / 2, apart_y = (a.y1 + a.y2 - y) / 2;

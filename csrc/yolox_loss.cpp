@@ -1,7 +1,7 @@
 // YOLOX's losses and their gradient in one pass over the outputs: the CPU kernel of yolox_loss.
 //
 // Cells are divided among torch's threads in blocks of fixed size. Each block writes its part of the gradient and one
-// sum per loss; these are added in order, so that the number of threads changes nothing.
+// sum per loss; these are added in order, so the result does not depend on the number of threads.
 #include "focal.h"
 #include "iou_loss.h"
 
@@ -11,20 +11,20 @@ namespace detops {
 namespace {
 
 constexpr int64_t kBlock = 512;  // cells
-constexpr double kIgnored = -2;  // in place of a box's index
+constexpr double kIgnored = -2;  // index of an ignored cell
 
 struct Options {
   int64_t kind;
   bool use_l1;
   double iou_weight, obj_weight, cls_weight;
-  double scale, obj_scale;  // one over the number of positives, and what objectness is divided by
+  double scale, obj_scale;  // factor of the losses of positives, and of the objectness loss
 };
 
 struct Sums {
   double iou = 0, obj = 0, cls = 0, l1 = 0;
 };
 
-// log(1 + e^x); the sigmoid of x goes to `sigmoid`.
+// Returns log(1 + e^x), and writes the sigmoid of x to `sigmoid`.
 template <class C>
 inline C softplus(C x, C& sigmoid) {
   const C e = exp_negative(x < 0 ? x : -x), r = C(1) / (C(1) + e);
@@ -137,7 +137,7 @@ Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, c
   const int64_t width = 5 + targets.classes;
   for (int64_t r = begin; r < end; ++r) {
     const double chosen = chosen_box[r - begin] = targets.index.at(b, level.start + r);
-    logits[r - begin] = chosen == kIgnored ? C(-1e4) : level.at(b, r, 4);  // such a logit costs nothing
+    logits[r - begin] = chosen == kIgnored ? C(-1e4) : level.at(b, r, 4);  // the loss of such a logit is 0
   }
   sums.obj = objectness_row(logits, end - begin, sigmoid);
   if (level.gradient != nullptr) {
@@ -155,7 +155,7 @@ Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, c
     if (!positive) continue;
     sums.obj -= logits[r - begin];
     const double label = targets.labels.at(b, n);
-    if (!(label >= 0 && label < static_cast<double>(targets.classes))) continue;  // as no class has this label
+    if (!(label >= 0 && label < static_cast<double>(targets.classes))) continue;  // the label is no class
     positive_cell(level, targets, o, pos_weight, b, r, n, row.data(), row_gradient.data(), sums);
   }
   return sums;

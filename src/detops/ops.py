@@ -1,11 +1,11 @@
 """Every op of detops, each declared once: its name, its meaning, its schema and its shapes.
 
 A declaration is a function under `@op`. Its docstring says what the op does (`detops.reference` has it in full), its
-signature is the schema, and its body is the fake function: what the results are like, without their values. What the
-name then stands for is the op itself, with that signature, called by position or keyword.
+signature is the schema, and its body is the fake function: the shapes and dtypes of the results, without values. The
+decorator replaces the declaration by the op, which has the same signature and is called by position or keyword.
 
-PyTorch's dispatcher chooses who runs it: C++ on the CPU where the library was built, Triton on CUDA and ROCm where
-Triton is installed, and the portable PyTorch form everywhere else. Triton is imported when the first GPU tensor comes.
+PyTorch's dispatcher chooses the form that runs: C++ on the CPU if the library was built, Triton on CUDA and ROCm if
+Triton is installed, and portable PyTorch everywhere else. Triton is imported when the first GPU tensor comes.
 """
 
 import functools
@@ -44,7 +44,7 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
         if _has_triton:
             _library.impl(name, _lazily("kernels", name), "CUDA")
         torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
-        # The overload looks up keywords one by one (3 us for 13 of them); a Python function has them for nothing.
+        # The overload looks up keywords one by one (3 us for 13 of them); in a Python function they cost nothing.
         overload = getattr(torch.ops.detops, name).default
         names = ", ".join(inspect.signature(declaration).parameters)
         call = eval(f"lambda {names}: overload({names})", {"overload": overload})
@@ -55,7 +55,7 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
 
 
 def _lazily(package: str, name: str) -> Any:
-    """The implementation of an op in `detops.<package>`, imported at its first call."""
+    """Return the implementation of an op in `detops.<package>`, which is imported at its first call."""
     implementation: Any = None
 
     def call(*args: Any) -> Any:
@@ -79,7 +79,7 @@ def atss_match(
     num_classes: int,
     topk: int,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the box that each anchor is trained on by ATSS, their IoU, and the IoU from which each box takes anchors."""
+    """Find the box that ATSS assigns to each anchor, their IoU, and the IoU threshold of each box."""
     shape = (gt_boxes.shape[0], anchors.shape[0])
     threshold = gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32)
     return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32), threshold
@@ -129,7 +129,7 @@ def gaussian_focal_loss_from_boxes(
     neg_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Sum CenterNet's focal loss, and compute its gradient, with targets drawn on the way and never stored."""
+    """Sum CenterNet's focal loss and compute its gradient, with targets that are drawn from boxes and never stored."""
     return _sum_and_gradient(logits, with_gradient)
 
 
@@ -146,7 +146,7 @@ def masks_to_rle(
 def nms_mask(
     boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None, iou_threshold: float
 ) -> Tensor:
-    """Tell which boxes of a batch greedy non-maximum suppression keeps."""
+    """Mark the boxes of a batch that greedy non-maximum suppression keeps."""
     return boxes.new_empty(boxes.shape[:2], dtype=torch.bool)
 
 
@@ -220,7 +220,7 @@ def resize_normalize_pad(
 
 @op(mutates=("gradient",))
 def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
-    """Multiply a gradient in place, by one factor or one per group of columns; by 1, no memory is touched."""
+    """Multiply a gradient in place, by one factor or one per group of columns; by 1, nothing is written."""
 
 
 @op()
@@ -240,14 +240,14 @@ def simota_match(
     iou_weight: float,
     class_weight: float,
 ) -> tuple[Tensor, Tensor]:
-    """Find the box that each cell of a YOLOX network is trained on by SimOTA, and their IoU."""
+    """Find the box that SimOTA assigns to each cell of a YOLOX network, and their IoU."""
     shape = objectness.shape
     return objectness.new_empty(shape, dtype=torch.int64), objectness.new_empty(shape, dtype=torch.float32)
 
 
 @op()
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
-    """Weigh each anchor by the IoU with the box near which it learns from a teacher: LD's localization region."""
+    """Weigh each anchor of LD's localization region by its IoU with the box that it is near."""
     return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)
 
 
@@ -274,7 +274,7 @@ def yolox_loss(
 
 
 def _sum_and_gradient(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:
-    """What a loss of one map returns."""
+    """Return the results of a loss of one map, without values."""
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     return logits.new_empty((), dtype=accumulate_dtype(logits)), gradient
 

@@ -1,4 +1,4 @@
-"""Adaptive training sample selection (ATSS), the assignment of GFL and its kin, for a whole batch."""
+"""Adaptive training sample selection (ATSS), the assignment of GFL and related detectors, for a whole batch."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -25,25 +25,25 @@ def atss_assign(
     valid: Tensor | None = None,
     ignore_overlap: float = 0.5,
 ) -> Assignment:
-    """Assign each box the anchors that suit it, by a threshold of its own.
+    """Assign boxes to anchors by ATSS, with an IoU threshold per box.
 
     On each level the `topk` anchors nearest to the box's centre are candidates. The threshold is the mean of their IoUs
-    with the box plus their standard deviation; candidates of at least this IoU whose centre lies in the box, by more
-    than 0.01 pixels, are the box's. An anchor that several boxes took goes to the one of the highest IoU, ties to the
-    lower index. Whole batch, all levels; memory grows with images times anchors; the host waits for nothing.
+    with the box plus their standard deviation. The box is assigned to the candidates of at least this IoU whose centre
+    lies in it, by more than 0.01 pixels. An anchor that several boxes qualify for gets the one with the highest IoU,
+    ties go to the lower index. Memory grows with images times anchors, not with boxes; the host never waits.
 
-    A box takes nothing if it has a negative side, an area that is not finite in float32, or a label that is no class; a
+    A box is skipped if it has a negative side, an area that is not finite in float32, or a label that is no class; a
     negative label means "ignore this box".
 
     Args:
         anchors: (A, 4) xyxy in pixels, level after level; `grid_anchors` makes them.
-        level_sizes: How many anchors each level has.
+        level_sizes: Number of anchors of each level.
         targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels.
         num_classes: Number of classes; labels are 0 .. num_classes - 1.
         topk: Candidates per level, 1 .. 1000.
-        valid: (B, A) bool, anchors that exist for an image, as those over its padding may not; None for all.
-        ignore_overlap: An anchor of whose area more than this share lies in an ignored region of the targets takes
-            no part: it is no candidate, and its `box_index` is -2. MMDetection's `ignore_iof_thr`.
+        valid: (B, A) bool, anchors that take part in each image, such as those not over its padding; None for all.
+        ignore_overlap: An anchor is ignored if more than this fraction of its area lies in an ignored region of the
+            targets: it is not a candidate, and its `box_index` is -2. MMDetection's `ignore_iof_thr`.
 
     Returns:
         The assignment; `quality` is the IoU of anchor and box.
@@ -82,12 +82,12 @@ def atss_assign(
 
 
 class AnchorMatch(NamedTuple):
-    """What the op `atss_match` returns, and the anchors that it was given.
+    """The results of the op `atss_match`, and the anchors that took part.
 
     Attributes:
         index: (B, A) int64, the box of each anchor, or -1.
         iou: (B, A) float32, IoU of anchor and box, 0 where there is no box.
-        threshold: (B, N) float32, IoU from which a box takes an anchor; infinite for one without candidates.
+        threshold: (B, N) float32, lowest IoU of a box with its anchors; infinite for a box without candidates.
         valid: (B, A) bool, anchors that take part; None for all.
         ignored: (B, A) bool, anchors in ignored regions, which are not valid; None for none.
     """
@@ -99,7 +99,7 @@ class AnchorMatch(NamedTuple):
     ignored: Tensor | None
 
     def assignment(self, targets: GroundTruth) -> Assignment:
-        """Return the public form."""
+        """Return the match as an `Assignment`."""
         return Assignment.of(self.index, self.iou, targets.labels, self.ignored)
 
 
@@ -112,7 +112,7 @@ def match_anchors(
     valid: Tensor | None,
     ignore_overlap: float = 0.5,
 ) -> AnchorMatch:
-    """Call the op; arguments as in `atss_assign`, checked already."""
+    """Call the op; arguments as in `atss_assign`, already checked."""
     ignored = None
     if targets.ignored is not None:
         share = overlap_of_first(anchors.to(torch.float32), targets.ignored.to(torch.float32))  # (B, A, M)

@@ -32,20 +32,20 @@ def simota_assign(
     iou_weight: float = 3.0,
     class_weight: float = 1.0,
 ) -> Assignment:
-    """Assign each box the cells whose predictions suit it best, as YOLOX is trained.
+    """Assign boxes to the cells whose predictions fit them best, by SimOTA, as YOLOX is trained.
 
     A cell is a box's own candidate if its centre lies in the box or within `center_radius` cells of the box's centre;
-    where both hold it is preferred to all other cells (the original adds 1e5 to the cost of these). Each box takes its
-    k cheapest cells, k being the truncated sum of its ten highest IoUs, at least 1. The cost is
+    if both hold, it is preferred to all other cells (the original adds 1e5 to the cost of those). Each box picks its k
+    cheapest cells, where k is the truncated sum of its `topk` highest IoUs, at least 1. The cost is
 
         class_weight * sum over classes of BCE(sqrt(sigmoid(class) * sigmoid(objectness)), label)
         - iou_weight * log(IoU + 1e-8)
 
-    computed from logits, no logarithm of a probability below -100. Ties go to the lower index. Memory grows with images
-    times cells, not with boxes; nothing is differentiated, and the host waits for nothing.
+    computed from logits, with logarithms of probabilities of at least -100. Ties go to the lower index. Memory grows
+    with images times cells, not with boxes; nothing is differentiated, and the host never waits.
 
-    A box takes nothing if none of its own candidates exists (it lies off the image), it has a negative side or a number
-    that is not finite, or a label that is no class; a negative label means "ignore this box".
+    A box is skipped if it has no own candidates (it lies off the image), a negative side, a coordinate that is not
+    finite, or a label that is no class; a negative label means "ignore this box".
 
     Args:
         class_logits: (B, A, C), or a list of each level's (B, A_l, C), of any strides.
@@ -53,12 +53,13 @@ def simota_assign(
         pred_boxes: (B, A, 4) xyxy in pixels.
         points: (A, 3): x and y of each cell's centre, and its stride, in pixels; `grid_points` makes them.
         targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels 0 .. C - 1.
-        center_radius: In cells; both comparisons are strict.
+        center_radius: Largest distance from a box's centre along each axis, in cells, exclusive; a cell in a box must
+            lie strictly inside it as well.
         candidates: Cells that a box chooses from, for k and for its cells. "all": the candidates of all boxes of its
-            image; a cell that several took goes to the cheapest of all boxes (YOLOX). "own": its own candidates; such a
-            cell goes to the cheapest that took it (super-gradients' fast variant).
-        region: "center": own candidates are those near the centre alone, as YOLOX's current code has it, with a
-            `center_radius` of 1.5.
+            image; a cell that several boxes picked gets the cheapest of all boxes (YOLOX). "own": its own candidates;
+            such a cell gets the cheapest box that picked it (super-gradients' fast variant).
+        region: "center": own candidates are only the cells near the centre, as in YOLOX's current code, with a
+            `center_radius` of 1.5. "box_or_center" is the rule above.
         topk: Number of IoUs that are summed to k.
         dynamic_ks_bias: Factor of the sum, 1.1 in the fast variant; None for 1.
         iou_weight: Weight of the IoU's term in the cost.
@@ -109,10 +110,10 @@ class SimOTARule(NamedTuple):
     class_weight: float = 1.0
 
     def check(self) -> None:
-        """Check what is out of range.
+        """Check the options.
 
         Raises:
-            ValueError: An option is.
+            ValueError: An option is out of range.
         """
         for name, allowed in (("candidates", ("all", "own")), ("region", ("box_or_center", "center"))):
             if getattr(self, name) not in allowed:
@@ -133,7 +134,7 @@ def match_points(
     targets: GroundTruth,
     rule: SimOTARule,
 ) -> Assignment:
-    """Call the op; arguments as in `simota_assign`, checked already, predicted boxes as centre and size."""
+    """Call the op; arguments as in `simota_assign`, already checked, predicted boxes as centre and size."""
     index, iou = ops.simota_match(
         class_logits=class_logits,
         objectness=objectness,
@@ -157,7 +158,7 @@ def match_points(
 
 
 def _check(levels: list[Tensor], objectness: Tensor, pred_boxes: Tensor, points: Tensor) -> None:
-    """Check what can be checked without reading the device's memory."""
+    """Check types and shapes, without reading the device's memory."""
     require_tensor("objectness", objectness, FLOATS, "a floating-point tensor")
     if objectness.dim() != 2:
         raise ValueError(f"objectness: expected shape (B, A), got {tuple(objectness.shape)}")

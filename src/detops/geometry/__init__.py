@@ -1,1 +1,1 @@
-"""Boxes, points and grids: what training and inference both stand on."""
+"""Boxes, points and grids, for training and inference alike."""

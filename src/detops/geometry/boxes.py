@@ -1,4 +1,4 @@
-"""Boxes as tensors: what several parts of the package do with them."""
+"""Operations on boxes that several parts of the package share."""
 
 import torch
 from torch import Tensor
@@ -9,10 +9,10 @@ from detops.arguments import accumulate_dtype
 def in_order(
     boxes: Tensor, scores: Tensor, labels: Tensor | None, valid: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
-    """Bring boxes (B, N, 4) into descending order of their scores, ties by the lower index, a NaN as the lowest.
+    """Sort boxes (B, N, 4) by descending score; ties go to the lower index, and a NaN counts as the lowest score.
 
     Returns:
-        (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box counts.
+        (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box is valid.
     """
     wide = accumulate_dtype(boxes)
     score = scores.where(~scores.isnan(), -torch.inf)
@@ -23,13 +23,13 @@ def in_order(
 
 
 def to_cxcywh(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) xyxy as centre and size."""
+    """Convert boxes (..., 4) from xyxy to centre and size."""
     low, high = boxes[..., :2], boxes[..., 2:]
     return torch.cat([(low + high) / 2, high - low], -1)
 
 
 def to_xyxy(boxes: Tensor) -> Tensor:
-    """Boxes (..., 4) of centre and size as xyxy."""
+    """Convert boxes (..., 4) from centre and size to xyxy."""
     center, half = boxes[..., :2], boxes[..., 2:] / 2
     return torch.cat([center - half, center + half], -1)
 
@@ -51,7 +51,7 @@ def boxes_at_points(raw: Tensor, points: Tensor) -> Tensor:
 
 
 def overlap_of_first(boxes: Tensor, others: Tensor) -> Tensor:
-    """Return (..., N, M) the share of each box's own area that lies in another box; 0 for a box without area.
+    """Return (..., N, M), the fraction of each box's area that lies in each other box; 0 for a box without area.
 
     Args:
         boxes: (..., N, 4) xyxy.

@@ -17,7 +17,7 @@ def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None
         boxes: (..., 4) xyxy, in the same units; the leading dimensions broadcast.
         max_distance: If given, distances are clamped to 0 .. max_distance - eps, so that they lie below the last bin
             of a distribution up to max_distance.
-        eps: See above.
+        eps: Distance that `max_distance` is lowered by.
 
     Returns:
         (..., 4) distances.
@@ -29,6 +29,9 @@ def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None
     Example:
         >>> boxes_to_distances(torch.tensor([5.0, 5.0]), torch.tensor([0.0, -20, 7, 30]), max_distance=16)
         tensor([ 5.0000, 15.9000,  2.0000, 15.9000])
+
+    Reference:
+        MMDetection's `bbox2distance`.
     """
     _check(points, "boxes", boxes)
     distances = torch.cat([points - boxes[..., :2], boxes[..., 2:] - points], -1)
@@ -41,15 +44,18 @@ def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: Size | Imag
     Args:
         points: (..., 2) x and y, floating point.
         distances: (..., 4) left, top, right, bottom, in the same units; the leading dimensions broadcast.
-        max_shape: If given, height and width that boxes are clipped to: one pair, or one per image (B, 2), images being
-            the first dimension of the boxes.
+        max_shape: If given, height and width that boxes are clipped to: one pair, or one per image (B, 2), where images
+            are the first dimension of the boxes.
 
     Returns:
         (..., 4) boxes, xyxy.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or device does not match.
+
+    Reference:
+        MMDetection's `distance2bbox`.
     """
     _check(points, "distances", distances)
     low, high = points - distances[..., :2], points + distances[..., 2:]

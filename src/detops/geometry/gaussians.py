@@ -1,4 +1,4 @@
-"""Gaussians of a batch, checked and in the one form that the ops take."""
+"""Gaussians of a batch: checks, and conversion to the form that the ops take."""
 
 import math
 from typing import NamedTuple
@@ -12,7 +12,7 @@ from detops.ragged.padded import Batch, as_padded, exists
 
 
 class Gaussians(NamedTuple):
-    """Gaussians of a batch as the ops take them: see `detops.reference.draw_gaussians`."""
+    """Gaussians of a batch in the form that the ops take; fields as in `detops.reference.draw_gaussians`."""
 
     centers: Tensor
     radii: Tensor
@@ -21,7 +21,7 @@ class Gaussians(NamedTuple):
 
 
 def as_gaussians(centers: Batch, radii: Batch, labels: Batch | None, maps: Tensor, maps_name: str) -> Gaussians:
-    """Check a batch's Gaussians against the maps (B, C, H, W) that they belong to; see `draw_heatmap_batched`."""
+    """Check a batch's Gaussians against the maps (B, C, H, W) that they belong to."""
     batch = maps.shape[0]
     xy, sizes = as_padded("centers", centers)
     r, radii_sizes = as_padded("radii", radii)
@@ -56,7 +56,7 @@ def check_factor(factor: float) -> float:
 
 
 def check_numbers(name: str, value: object, dims: int) -> None:
-    """Check that a tensor of real numbers has so many dimensions; radii may have one more."""
+    """Check that a tensor of real numbers has `dims` dimensions; radii may have one more."""
     tensor = require_tensor(name, value, FLOATS + INTEGERS, "an integer or floating-point tensor")
     if tensor.dim() not in (dims, dims + (name == "radii")):
         raise ValueError(
@@ -65,7 +65,7 @@ def check_numbers(name: str, value: object, dims: int) -> None:
 
 
 def _check_same_sizes(sizes: Tensor | None, **others: Tensor | None) -> None:
-    """Raise where another argument has other sample sizes than the centres; reads values."""
+    """Raise if another argument has other sample sizes than the centres; reads values."""
     for name, other in others.items():
         if sizes is not None and other is not None and not torch.equal(sizes.cpu(), other.cpu()):
             raise ValueError(f"{name}: expected the sample sizes of centers {sizes.tolist()}, got {other.tolist()}")

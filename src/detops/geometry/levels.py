@@ -29,11 +29,11 @@ def require_maps(
 
     Args:
         name: Name of the argument.
-        levels: What came.
+        levels: The argument.
         channels: Number of channels; None for any.
         count: Number of levels.
         like: Maps of the same batch, heights, widths and device; None for none.
-        like_name: What the caller calls those.
+        like_name: Name of that argument.
 
     Raises:
         TypeError: It is not a list of floating-point tensors.
@@ -95,7 +95,7 @@ def require_strides(strides: Sequence[int]) -> tuple[int, ...]:
     """Return strides as a tuple of whole numbers of pixels.
 
     Raises:
-        ValueError: There is none, or one is not a whole number of at least 1.
+        ValueError: There is no stride, or one is not a whole number of at least 1.
     """
     numbers = tuple(strides.tolist()) if isinstance(strides, Tensor) else tuple(strides)
     if not numbers or not all(isinstance(stride, int) and stride >= 1 for stride in numbers):
@@ -141,8 +141,8 @@ def image_sizes_tensor(image_sizes: ImageSizes, batch: int, device: torch.device
     """Return heights and widths of images as a tensor (B, 2).
 
     Raises:
-        TypeError: They are no numbers.
-        ValueError: There is not one pair per image.
+        TypeError: They are not numbers.
+        ValueError: There is not exactly one pair per image.
     """
     # Non-blocking, since a plain copy of host memory to the device waits for the stream.
     sizes = torch.as_tensor(image_sizes).to(device, non_blocking=True)

@@ -1,6 +1,6 @@
 """Where the pixels of an image fall on a small mask that lies in a box; shared by the portable forms of the mask ops.
 
-Boxes come in. Out come, for each pixel of an axis, the mask's cell before it and the fraction of the way to the next.
+boxes -> for each pixel of an axis, the cell of the mask before it and the fraction of the way to the next
 """
 
 import torch
@@ -49,5 +49,5 @@ def bordered(masks: Tensor) -> Tensor:
 
 
 def between(first: Tensor, second: Tensor, fraction: Tensor) -> Tensor:
-    """Interpolate linearly, each operation rounded on its own."""
+    """Interpolate linearly, each operation rounded separately."""
     return first + (second - first) * fraction

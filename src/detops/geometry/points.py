@@ -29,7 +29,7 @@ def grid_points(
         (A, 3) float32: x, y and stride of each point, in pixels.
 
     Raises:
-        ValueError: There is not one stride per level.
+        ValueError: There is not exactly one stride per level.
 
     Example:
         >>> grid_points([(1, 2)], [8])
@@ -64,7 +64,7 @@ def grid_anchors(
         (A, 4) float32 xyxy in pixels, centred at (x * stride, y * stride): the corner of the cell, not its middle.
 
     Raises:
-        ValueError: There is not one stride per level.
+        ValueError: There is not exactly one stride per level.
 
     Example:
         >>> grid_anchors([(1, 2)], [8])
@@ -87,7 +87,7 @@ def points_in_images(points: Tensor, image_sizes: Tensor, offset: float = 0.0) -
     """Return (B, A) bool, which points' cells begin within their image, not in the padding of its batch.
 
     Args:
-        points: (A, 3), see `grid_points`.
+        points: (A, 3), as from `grid_points`.
         image_sizes: (B, 2) height and width of each image in pixels.
         offset: The offset that the points were made with.
     """
@@ -99,9 +99,9 @@ def points_in_boxes(points: Tensor, boxes: Tensor, exists: Tensor) -> Tensor:
     """Return (B, A) bool, which points lie in any of an image's boxes.
 
     Args:
-        points: (A, 3), see `grid_points`.
+        points: (A, 3), as from `grid_points`.
         boxes: (B, M, 4) xyxy in pixels.
-        exists: (B, M) bool, which boxes count.
+        exists: (B, M) bool, which boxes are real.
     """
     xy = points[:, None, :2]  # (A, 1, 2)
     inside = ((xy >= boxes[:, None, :, :2]) & (xy < boxes[:, None, :, 2:])).all(-1)  # (B, A, M)
@@ -109,7 +109,7 @@ def points_in_boxes(points: Tensor, boxes: Tensor, exists: Tensor) -> Tensor:
 
 
 class GridCache:
-    """Points of the feature sizes that a criterion has met, kept for when they come again."""
+    """Points of the feature sizes that a criterion has met, kept for the next call with the same sizes."""
 
     def __init__(self) -> None:
         self._kept: dict[tuple[object, torch.device], tuple[Tensor, ...]] = {}
@@ -121,7 +121,7 @@ class GridCache:
     def get(
         self, levels: Sequence[Tensor], make: Callable[[list[Size], torch.device], tuple[Tensor, ...]]
     ) -> tuple[Tensor, ...]:
-        """Return what `make` makes for these maps.
+        """Return the points that `make` returns for these maps.
 
         Args:
             levels: Each level's (B, C, H, W).

@@ -1,4 +1,4 @@
-"""The dtype in which positions on the pixel grid are computed, the same for all that places something on it."""
+"""The dtype in which positions on the pixel grid are computed, shared by everything that places something on it."""
 
 import torch
 

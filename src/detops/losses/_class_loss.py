@@ -1,4 +1,4 @@
-"""The class losses of dense heads by name, and what they cost where there is no box, which is nearly everywhere."""
+"""The class losses of dense heads by name, and their value at background, which is nearly every point."""
 
 from typing import Literal, NamedTuple
 
@@ -14,17 +14,17 @@ CLASS_KINDS: tuple[ClassKind, ...] = ("quality", "bce", "varifocal", "focal")  #
 class ClassLoss(NamedTuple):
     """A class loss, and its parameters.
 
-    Towards q in 0 .. 1, with a logit x and p = sigmoid(x); background is q = 0:
+    With the target q in 0 .. 1, a logit x and p = sigmoid(x); background is q = 0:
 
         quality     |q - p|^gamma * BCE(p, q)
         bce         BCE(p, q)
-        varifocal   q * BCE(p, q); of background alpha * p^gamma * BCE(p, 0)
+        varifocal   q * BCE(p, q); for background alpha * p^gamma * BCE(p, 0)
         focal       (alpha * q + (1 - alpha) * (1 - q)) * |q - p|^gamma * BCE(p, q)
 
     Attributes:
-        kind: Its name.
+        kind: Name of the loss.
         gamma: Exponent; GFL's beta.
-        alpha: Factor of background (varifocal), or share of the positives (focal).
+        alpha: Factor of background (varifocal), or of the positives (focal).
     """
 
     kind: ClassKind
@@ -33,7 +33,7 @@ class ClassLoss(NamedTuple):
 
     @property
     def background(self) -> tuple[float, float]:
-        """Factor and exponent of the loss of background, factor * p^exponent * softplus(x)."""
+        """Return factor and exponent of the loss of background, factor * p^exponent * softplus(x)."""
         factors = {"quality": 1.0, "bce": 1.0, "varifocal": self.alpha, "focal": 1 - self.alpha}
         return factors[self.kind], 0.0 if self.kind == "bce" else self.gamma
 
@@ -45,16 +45,16 @@ def background_loss(
 
         scale * sum over valid points and classes of factor * p^exponent * softplus(x)
 
-    with `loss.background` for factor and exponent. Where a point has a box, `positive_losses_` corrects both. As the
-    loss of background is CenterNet's focal loss of a heatmap without a centre, it is the op of that loss, called
-    without boxes.
+    with `loss.background` for factor and exponent. `positive_losses_` corrects both at points that have a box. The loss
+    of background is CenterNet's focal loss of a heatmap without a centre, so the op of that loss is called without
+    boxes.
 
     Args:
         logits: (B, C, H, W).
         loss: Which class loss.
         valid: (B, H, W) bool; the logits of other points are not read, and their gradient is 0. None for all.
         scale: One number; None for 1.
-        with_gradient: Whether the gradient is wanted; if not it comes back empty.
+        with_gradient: Whether to compute the gradient; if not, an empty tensor is returned for it.
 
     Returns:
         0-d sum, float64 for float64 logits, else float32; contiguous gradient in the shape and dtype of the logits.
@@ -71,7 +71,7 @@ def background_loss(
         scale=scale,
         diameter_to_sigma_factor=6.0,
         alpha=exponent,
-        gamma=4.0,  # of the distance from a target, of which there is none
+        gamma=4.0,  # exponent of 1 - target; all targets are 0
         pos_weight=1.0,
         neg_weight=factor,
         with_gradient=with_gradient,

@@ -16,16 +16,16 @@ INSTEAD = "quality_focal_loss, distribution_focal_loss and box_iou_loss"  # have
 
 
 class Match(NamedTuple):
-    """What each point of a batch is trained on. A positive is a point with a box.
+    """The training targets of each point of a batch. A positive is a point with a box.
 
     Attributes:
         points: (A, 3): x, y and stride of each point in pixels, level after level, row by row.
         boxes: (B, N, 4) xyxy in pixels.
         labels: (B, N) integers, 0 .. C - 1.
         index: (B, A) int64, the box of each point; negative where there is none.
-        most: No image has more positives than this, nor more points in the region.
+        most: Upper bound of the points of an image that are positive or in the region.
         valid: (B, A) bool, the points that are background if they have no box; None for all.
-        quality: (B, A), what the class of a positive is trained towards; None for the IoU of the predicted box.
+        quality: (B, A), class target of a positive; None for the IoU of the predicted box.
         weight: (B, A), factor of a positive's box losses; None for its highest class probability.
         region: (B, A) float32, factor of the distillation loss at points that learn from a teacher whether they have a
             box or not, 0 at all others; None for no such points.
@@ -43,13 +43,13 @@ class Match(NamedTuple):
 
 
 class DenseLosses(NamedTuple):
-    """Which losses, and their parameters.
+    """The kinds of the losses, and their parameters.
 
     Attributes:
         class_loss: The class loss.
         box_kind: The IoU loss, by its name in `box_iou_loss`.
-        margin: By which the targets of the distribution focal loss stay below the last bin, 0 .. 1.
-        temperature: Of the distillation.
+        margin: How far the targets of the distribution focal loss stay below the last bin, 0 .. 1.
+        temperature: Softmax temperature of the distillation.
     """
 
     class_loss: ClassLoss
@@ -72,19 +72,19 @@ def level_losses(
         1  sum of the positives' weights w; not differentiable
         2  w * IoU loss of the positives' boxes, in strides
         3  w * distribution focal loss, summed over sides
-        4  w * distillation loss, summed over sides, where there is a teacher
-        5  the last over the points of the region, with the region's factor in place of w
+        4  w * distillation loss, summed over sides; 0 without a teacher
+        5  row 4 over the points of the region, with the region's factor in place of w
 
-    Forward makes the gradient of the class logits in the pass that reads them, backward that of the box logits, which
-    are read at positives alone.
+    Forward computes the gradient of the class logits in the pass that reads them, backward that of the box logits,
+    which are read only at positives.
 
     Args:
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: left, top, right, bottom.
-        match: What each point is trained on; constants.
-        losses: Which losses.
-        scale: One number, of the class loss alone.
-        soft_targets: A teacher's `bbox_preds`, or none.
+        match: Targets of each point, as constants.
+        losses: Kinds and parameters of the losses.
+        scale: One number, the factor of the class loss.
+        soft_targets: A teacher's `bbox_preds`; empty without a teacher.
     """
     kept, rest = split_scale(cls_scores[0], scale)
     # Backward reads boxes and labels again, and by then a caller may have loaded the next batch into the same memory.
@@ -100,12 +100,12 @@ def level_losses(
 
 
 class _Call(NamedTuple):
-    """What the ops are called with but tensors, and how the tensors are told apart: maps, match, scale.
+    """The arguments of the ops that are not tensors, and the order of those that are: maps, match, scale.
 
     Attributes:
-        num_levels: How many levels there are: so many maps of class logits, of box logits, and of a teacher's.
-        num_maps: How many maps there are.
-        losses: Which losses.
+        num_levels: Number of levels, and so of maps of class logits, of box logits, and of a teacher's.
+        num_maps: Number of maps.
+        losses: Kinds and parameters of the losses.
         most: As in `Match`.
     """
 
@@ -115,7 +115,7 @@ class _Call(NamedTuple):
     most: int
 
     def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Losses (6, L), weights (B, A), and gradients of the class logits, which are empty where none are wanted."""
+        """Return losses (6, L), weights (B, A), and the gradients of the class logits; none without `with_gradient`."""
         scores, preds, soft = self.split(tensors)
         match, scale = self.match(tensors), tensors[-1]
         class_loss, box_kind, margin, temperature = self.losses
@@ -154,7 +154,7 @@ class _Call(NamedTuple):
         return losses, weight, gradients
 
     def box_gradients(self, tensors: Sequence[Tensor], weight: Tensor, factors: Tensor) -> list[Tensor]:
-        """The gradients of the box logits."""
+        """Return the gradients of the box logits."""
         _, preds, soft = self.split(tensors)
         match = self.match(tensors)
         return ops.positive_losses_backward(
@@ -173,18 +173,18 @@ class _Call(NamedTuple):
         )
 
     def split(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Maps of class logits, of box logits, and of a teacher's."""
+        """Return the maps of class logits, of box logits, and of a teacher's."""
         maps, levels = list(tensors[: self.num_maps]), self.num_levels
         return maps[:levels], maps[levels : 2 * levels], maps[2 * levels :]
 
     def match(self, tensors: Sequence[Tensor]) -> Match:
-        """What each point is trained on."""
+        """Return the targets of each point."""
         points, boxes, labels, index, *others, _ = tensors[self.num_maps :]
         return Match(points, boxes, labels, index, self.most, *others)
 
 
 class _Losses(torch.autograd.Function):
-    """Forward makes the gradient of the class logits, backward that of the box logits."""
+    """Forward computes the gradient of the class logits, backward that of the box logits."""
 
     @staticmethod
     def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -208,7 +208,7 @@ class _Losses(torch.autograd.Function):
         gradients: list[Tensor | None] = [None] * len(tensors)
         with torch.no_grad():
             if any(ctx.needs_input_grad[2 : 2 + levels]):
-                # The gradients leave with the first pass; a second one over a retained graph makes them again.
+                # The first pass hands out the gradients; a second one over a retained graph computes them again.
                 of_scores, ctx.gradients = ctx.gradients, None
                 if of_scores is None:
                     of_scores = call.class_part(tensors, True)[2]

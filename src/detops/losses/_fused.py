@@ -1,4 +1,4 @@
-"""How ops that compute a loss and its gradient in one pass meet autograd."""
+"""Autograd for ops that compute a loss and its gradient in one pass."""
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
@@ -12,7 +12,7 @@ from detops.arguments import accumulate_dtype
 from detops.losses.reduction import EPS
 
 Op = Callable[..., tuple[Tensor, Any]]
-HALF_RANGE = 2.0**14  # what gradients of float16 may be multiplied by and stay in range, if they are little above 1
+HALF_RANGE = 2.0**14  # factor that keeps gradients of about 1 in range of float16
 
 
 def fused_loss(
@@ -27,8 +27,8 @@ def fused_loss(
     """Call an op that returns a loss and, `with_gradient`, its gradient with respect to the logits.
 
     Args:
-        op: The op, with its arguments that are numbers already given.
-        logits: Its first argument: contiguous; what the loss is differentiated by.
+        op: The op, with its numeric arguments already bound.
+        logits: Its first argument, contiguous; the loss is differentiated by it.
         scale: 0-d factor of the loss; None for 1. `split_scale` divides it between the op and what follows.
         steepest: As in `split_scale`.
         instead: A loss to recommend to those who want second derivatives.
@@ -57,11 +57,11 @@ def fused_level_losses(
     """Call an op that returns the losses of several levels' outputs and, `with_gradient`, the outputs' gradients.
 
     Args:
-        op: The op, with its arguments that are numbers already given.
-        outputs: Its first argument, of each level: what the losses are differentiated by. Their columns (last
-            dimension) fall into groups.
-        combine: Makes of the op's losses one loss (G,) per group of columns, which alone depends on them; the op's
-            gradient is that of the sum of these.
+        op: The op, with its numeric arguments already bound.
+        outputs: Its first argument, one per level; the losses are differentiated by them. Their columns (last
+            dimension) fall into G groups.
+        combine: Turns the op's losses into one loss (G,) per group of columns, each of which depends only on its own
+            columns; the op's gradient is that of the sum of these.
         columns: Number of columns of each group.
         scale: Factors that the op multiplies the losses by. `split_scale` divides them between the op and what follows.
         steepest: As in `split_scale`.
@@ -79,11 +79,11 @@ def fused_level_losses(
 
 
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
-    """Return what the sum of a loss is multiplied by, as a 0-d tensor; None for a sum.
+    """Return the factor of the sum of a loss, as a 0-d tensor; None for a sum.
 
     Args:
         reduction: "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of elements of `like`.
+        avg_factor: Divisor of a mean in place of the number of elements of `like`.
         like: The logits.
     """
     if reduction == "sum":
@@ -99,17 +99,17 @@ def split_scale(logits: Tensor, scale: Tensor | None, steepest: float = 1.0) -> 
     """Split the factor of a loss in two, so that its gradient does not underflow in float16.
 
     An op writes the gradient in the dtype of the logits. Divided by the number of positives, most of it would be below
-    what float16 holds, and the loss scale of PyTorch's AMP, which arrives with backward, would be too late for what is
-    0 by then. So the op's own factor is large, as a loss scale is, and the rest of the factor multiplies the loss that
-    the op returns, from where backward brings it to the gradient, together with AMP's.
+    the range of float16, and become 0 before the loss scale of PyTorch's AMP arrives with backward. So the op applies a
+    large factor, like a loss scale, that stays within float16's range. The rest of the factor multiplies the op's
+    losses, and reaches the gradient in backward, together with AMP's scale.
 
     Args:
-        logits: What the gradient is of.
+        logits: The tensor whose gradient the op writes.
         scale: The factor, of one loss or of several; None for 1.
-        steepest: About how large the gradient of the unscaled loss can be.
+        steepest: Approximate largest gradient of the unscaled loss.
 
     Returns:
-        The op's factor, and the 0-d factor by which its losses have yet to be multiplied; None for 1.
+        The op's factor, and the 0-d factor that its losses are multiplied by afterwards; None for 1.
     """
     if logits.dtype != torch.float16:
         return scale, None
@@ -123,12 +123,13 @@ def first_order_only(
 ) -> Sequence[Tensor | None]:
     """Return gradients that raise a `RuntimeError` where they are differentiated; for the end of a backward pass.
 
-    With `create_graph=True` a gradient that an op made would count as a constant, and a penalty on it for nothing.
+    Otherwise, with `create_graph=True`, a gradient from an op would count as a constant, and a penalty on it would have
+    no effect.
     (PyTorch's `once_differentiable` raises only where the incoming gradient is differentiated.)
 
     Args:
-        gradients: What backward returns.
-        sources: What they depend on: the incoming gradient, and the saved tensors.
+        gradients: The gradients that backward returns.
+        sources: The tensors that they depend on: the incoming gradient, and the saved tensors.
         instead: A loss to recommend.
     """
     if not torch.is_grad_enabled() or torch.compiler.is_compiling():
@@ -141,10 +142,10 @@ class _Call(NamedTuple):
     """An op, and how it is called.
 
     Attributes:
-        op: The op, but for its maps and the arguments that are tensors.
+        op: The op, with all arguments bound except its maps and other tensors.
         names: Names of the arguments that are tensors.
         instead: A loss to recommend.
-        num_maps: How many maps it has.
+        num_maps: Number of maps.
         combine: As in `fused_level_losses`; None if the op takes one map, and returns one loss and one gradient.
         columns: As in `fused_level_losses`.
     """
@@ -167,7 +168,7 @@ class _Call(NamedTuple):
 
 
 class _Fused(torch.autograd.Function):
-    """Forward makes the gradients; backward hands them on, scaled in place where that changes anything."""
+    """Forward computes the gradients; backward hands them on, scaled in place unless the factor is 1."""
 
     @staticmethod
     def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -188,8 +189,8 @@ class _Fused(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
             return (None,) * len(ctx.needs_input_grad)
-        # The gradients leave with the first pass, so that only one of their size ever exists; a second pass over a
-        # retained graph makes them again.
+        # The first pass hands out the gradients, so that only one copy of them ever exists; a second pass over a
+        # retained graph computes them again.
         gradients, ctx.gradients = ctx.gradients, None
         tensors = ctx.saved_tensors
         with torch.no_grad():

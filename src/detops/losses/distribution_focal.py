@@ -1,4 +1,4 @@
-"""Boxes as distributions over distances: their mean, their focal loss, and their distillation, as in GFL and LD."""
+"""Distribution focal loss, GFL's loss of the distances to a box's sides, as a function and as a module."""
 
 import torch
 from torch import Tensor, nn
@@ -16,17 +16,17 @@ def distribution_focal_loss(
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Cross entropy towards the two bins beside the target, each by its nearness.
+    """Compute the cross entropy towards the two bins beside the target, weighted by their nearness to it.
 
         -((l + 1 - y) * log p_l + (y - l) * log p_(l+1)),  l = floor(y)
 
     Args:
         pred: (..., reg_max + 1) logits, floating point.
-        target: (...) distances, 0 .. reg_max, both ends included; not differentiated. What lies beyond is moved to
-            the end; `detops.checked()` names it.
+        target: (...) distances in bins, 0 .. reg_max, both ends included; not differentiated. Distances beyond are
+            clamped to this range; `detops.checked()` names them.
         weight: (...) factors.
         reduction: "none", "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of distances (plus float32's epsilon): a number or
+        avg_factor: Divisor of a mean in place of the number of distances (plus float32's epsilon): a number or
             a 0-d tensor.
 
     Returns:
@@ -72,6 +72,9 @@ class DistributionFocalLoss(nn.Module):
     Args:
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result; 0.25 in GFL.
+
+    Raises:
+        ValueError: `reduction` is unknown.
     """
 
     def __init__(self, reduction: Reduction = "mean", loss_weight: float = 1.0) -> None:

@@ -31,7 +31,7 @@ def gaussian_focal_loss(
     avg_factor: Tensor | float | None = None,
     from_logits: bool = True,
 ) -> Tensor:
-    """Focal loss for heatmaps whose targets fall off from 1 around each centre.
+    """Compute the focal loss of heatmaps whose targets fall off from 1 around each centre.
 
     A cell whose target t is exactly 1 is a positive, all others are negatives. With the probability p:
 
@@ -41,7 +41,7 @@ def gaussian_focal_loss(
     From logits, with a sum or mean and without element weights, the loss and its gradient take one pass over
     memory (C++, Triton); it is exact where sigmoid-then-log overflows (float16 from logit 9) or is clamped.
     On probabilities both logarithms have 1e-12 added, as CornerNet and its descendants do.
-    The one-pass form has no second derivative, and raises where it is asked for; elements (`reduction="none"`) have it.
+    The one-pass form has no second derivative, and raises an error if one is needed; `reduction="none"` has it.
 
     With `pos_inds` and `pos_labels` the positives are the cells pred[pos_inds, pos_labels], whatever their target,
     and every cell is a negative too, if t < 1. The mean is then that of the positives plus that of all cells.
@@ -49,17 +49,17 @@ def gaussian_focal_loss(
     Args:
         pred: Logits, or probabilities without `from_logits`; any shape, floating point; (N, C) with `pos_inds`.
         target: The same shape, 0 .. 1; not differentiated.
-        alpha: Exponent that plays down what is classified well already.
-        gamma: Exponent that plays down negatives near a centre.
+        alpha: Exponent that weighs down cells that are classified well already.
+        gamma: Exponent that weighs down negatives near a centre.
         pos_inds: (M,) integers 0 .. N - 1, the rows of given positives.
         pos_labels: (M,) integers 0 .. C - 1, their columns.
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
         weight: Factors of all cells, broadcast against them.
-        negative_weight: Factors of the negatives alone, as `CenterNetTargets` has them for ignored regions. Where it is
-            0, a negative counts for nothing, whatever is predicted there.
+        negative_weight: Factors of the negatives, such as those of `CenterNetTargets` for ignored regions. Where it is
+            0, the loss of a negative is 0, whatever is predicted there.
         reduction: "none", "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
+        avg_factor: Divisor of a mean in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
         from_logits: Whether `pred` holds logits; False for probabilities, as MMDetection's function takes them.
 
@@ -67,7 +67,7 @@ def gaussian_focal_loss(
         0-d loss, or elements in the shape of `pred` with "none"; float32, or float64 for float64.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: Shapes or devices do not match, or `reduction` is unknown; in checked mode also a logit that
             is not finite.
 
@@ -126,7 +126,7 @@ def _given_positives(
     pos_weight: float,
     from_logits: bool,
 ) -> Tensor:
-    """(M,) positive terms of the cells pred[pos_inds, pos_labels]."""
+    """Return the positive terms (M,) of the cells pred[pos_inds, pos_labels]."""
     if pos_inds is None or pos_labels is None:
         raise ValueError("pos_inds, pos_labels: expected both or neither")
     if pred.dim() != 2:
@@ -149,17 +149,17 @@ def _elements(
     negative_weight: Tensor | None,
     from_logits: bool,
 ) -> Tensor:
-    """The loss of each cell, as PyTorch expressions under autograd."""
+    """Return the loss of each cell, as PyTorch expressions under autograd."""
     pred = pred.to(accumulate_dtype(pred))
     target = target.to(pred.dtype)
     positive = target == 1
     fall = neg_weight * (1 - target).pow(gamma)
     if negative_weight is not None:
         fall = fall * negative_weight
-        pred = pred.where(positive | (negative_weight != 0), 0)  # not read where it counts for nothing: it may be NaN
+        pred = pred.where(positive | (negative_weight != 0), 0)  # not read where its loss is 0: it may be NaN
     scale = torch.where(positive, pos_weight, fall)
     if from_logits:
-        # The same term for both kinds of cells: a positive is a negative of the opposite logit.
+        # One term for both kinds of cells: a positive's is that of a negative with the opposite logit.
         y = torch.where(positive, -pred, pred)
         return -scale * y.sigmoid().pow(alpha) * nn.functional.logsigmoid(-y) + 0 * pred
     wrong = torch.where(positive, 1 - pred, pred)
@@ -178,13 +178,16 @@ class GaussianFocalLoss(nn.Module):
     """`gaussian_focal_loss` as a module, multiplied by `loss_weight`; by default from logits.
 
     Args:
-        alpha: Exponent that plays down what is classified well already.
-        gamma: Exponent that plays down negatives near a centre.
+        alpha: Exponent that weighs down cells that are classified well already.
+        gamma: Exponent that weighs down negatives near a centre.
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
         from_logits: Whether the predictions are logits; MMDetection's loss takes probabilities.
+
+    Raises:
+        ValueError: `reduction` is unknown.
     """
 
     def __init__(

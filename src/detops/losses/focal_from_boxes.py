@@ -29,29 +29,28 @@ def gaussian_focal_loss_from_boxes(
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """`gaussian_focal_loss` of the heatmap that `draw_heatmap_batched` would draw, which is never stored.
+    """Compute `gaussian_focal_loss` for the heatmap that `draw_heatmap_batched` would draw, without storing it.
 
-    The same number and the same gradient as those two calls with a float32 heatmap. Nearly all cells have target
-    0 and cost the bare negative term; targets are computed only under the boxes, on the way. The kernels (C++,
-    Triton) read the logits once and write the gradient once: that is all their memory. Where there is no kernel,
-    the portable form does store the heatmap.
+    Loss and gradient are those of these two calls with a float32 heatmap. Nearly all cells have target 0, and only the
+    plain negative term; targets are computed only under the boxes. The kernels (C++, Triton) read the logits once,
+    write the gradient once, and need no other memory. On devices without a kernel the portable form stores the heatmap.
 
     Args:
         logits: (B, C, H, W), floating point.
         centers: `RaggedBatch` (B, N, 2), or a list of B tensors (n, 2): x and y in cells, integers or floats. A
             tensor (B, N, 2) is a batch without padding.
-        radii: Likewise (B, N) in cells, or (B, N, 2) for a radius along x and one along y.
-        labels: Likewise (B, N) integers, 0 .. C - 1. A box of another label is skipped.
-        alpha: Exponent that plays down what is classified well already.
-        gamma: Exponent that plays down negatives near a centre.
+        radii: (B, N) in cells in the same forms, or (B, N, 2) for a radius along x and one along y.
+        labels: (B, N) integers in the same forms, 0 .. C - 1. A box with another label is skipped.
+        alpha: Exponent that weighs down cells that are classified well already.
+        gamma: Exponent that weighs down negatives near a centre.
         diameter_to_sigma_factor: Diameter (2 radius + 1) of a Gaussian over its sigma.
         pos_weight: Factor of the positives.
         neg_weight: Factor of the negatives.
         negative_weight: (B, H, W) or (B, 1, H, W), factors of the negatives of a cell in all classes, as
-            `CenterNetTargets` has them for ignored regions. Where it is 0, a negative counts for nothing, whatever
-            its logit.
+            `CenterNetTargets` has them for ignored regions. Where it is 0, the loss of a negative is 0, whatever its
+            logit.
         reduction: "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of cells (plus float32's epsilon): a number or
+        avg_factor: Divisor of a mean in place of the number of cells (plus float32's epsilon): a number or
             a 0-d tensor, in CenterNet the number of objects. Not differentiated.
 
     Returns:
@@ -68,6 +67,9 @@ def gaussian_focal_loss_from_boxes(
         >>> centers, radii, labels = torch.tensor([[[3, 3]]]), torch.tensor([[2]]), torch.tensor([[1]])
         >>> gaussian_focal_loss_from_boxes(logits, centers, radii, labels, avg_factor=1)
         tensor(1.8646)
+
+    Reference:
+        Law and Deng, "CornerNet", 2018, equation 1; Zhou et al., "Objects as Points", 2019.
     """
     check_reduction(reduction, avg_factor)
     if reduction == "none":

@@ -25,7 +25,7 @@ def box_iou_loss(
     box_format: BoxFormat = "xyxy",
     eps: float = 1e-7,
 ) -> Tensor:
-    """IoU loss of predicted boxes and their targets, pair by pair.
+    """Compute the IoU loss of predicted boxes and their targets, pair by pair.
 
         iou          1 - IoU
         iou_squared  1 - IoU^2 (YOLOX)
@@ -33,21 +33,20 @@ def box_iou_loss(
         diou         1 - IoU + (distance of the centres / diagonal of the enclosing box)^2
         ciou         diou + alpha * v, v = 4 / pi^2 (atan(w*/h*) - atan(w/h))^2, alpha = v / (1 - IoU + v)
 
-    alpha is a constant to the gradient, as its authors have it, and torchvision; MMDetection sets it to 0 where the IoU
-    is at most 0.5. A box with a negative side is an empty one at its
-    centre. Value and gradient are finite for all boxes, empty, equal and distant ones too, the squares of whose lengths
-    are finite.
+    alpha is a constant to the gradient, as in its authors' code and torchvision; MMDetection sets it to 0 where the IoU
+    is at most 0.5. A box with a negative side counts as an empty one at its centre. Value and gradient are finite for
+    empty, equal and distant boxes too, as long as the squares of their lengths are finite.
 
     Args:
-        pred: (..., 4) boxes, floating point.
-        target: The same shape; not differentiated.
+        pred: (..., 4) boxes, floating point, in any unit.
+        target: Boxes in the same shape and unit; not differentiated.
         kind: Name of the loss, one of those above.
         weight: (...) factors of the pairs.
         reduction: "none", "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of pairs (plus float32's epsilon): a number or a
+        avg_factor: Divisor of a mean in place of the number of pairs (plus float32's epsilon): a number or a
             0-d tensor.
         box_format: "xyxy", or "cxcywh": centre, width and height.
-        eps: Areas, and squares of lengths, up to this are not divided by: such a quotient is 0.
+        eps: A quotient is 0 if its divisor, an area or the square of a length, is at most this.
 
     Returns:
         0-d loss, or (...) elements with "none"; float32, or float64 for float64.
@@ -87,9 +86,9 @@ def box_iou_loss(
 
 
 def _elements(size: Tensor, other_size: Tensor, apart: Tensor, kind: str, eps: float) -> Tensor:
-    """(...) losses of boxes by their sizes (..., 2) and how far their centres are apart (..., 2).
+    """Return the losses (...) of boxes from their sizes (..., 2) and the distance of their centres (..., 2).
 
-    No corner or centre is formed: rounded far from the origin, it would cost small boxes a thousandth of IoU.
+    No corner or centre is formed: rounded far from the origin, it would change the IoU of small boxes by a thousandth.
     """
     size, other_size = size.clamp(min=0), other_size.clamp(min=0)
     reach, distance = (size + other_size) / 2, apart.abs()
@@ -124,7 +123,7 @@ def _ratio(part: Tensor, whole: Tensor, eps: float) -> Tensor:
 
 
 def _angle(size: Tensor, eps: float) -> Tensor:
-    """Angle of a box's diagonal; an empty box has that of a square."""
+    """Return the angle of a box's diagonal; for an empty box, that of a square."""
     exists = size.square().sum(-1, keepdim=True) > eps
     size = size.where(exists, 1)
     return torch.atan2(size[..., 0], size[..., 1])
@@ -138,7 +137,10 @@ class BoxIoULoss(nn.Module):
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
         box_format: "xyxy" or "cxcywh".
-        eps: Areas, and squares of lengths, up to this are not divided by.
+        eps: A quotient is 0 if its divisor, an area or the square of a length, is at most this.
+
+    Raises:
+        ValueError: A name is unknown.
     """
 
     def __init__(

@@ -16,19 +16,19 @@ def localization_distillation_loss(
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Kullback-Leibler divergence of a student's distributions from a teacher's, both softened by a temperature.
+    """Compute the KL divergence of a student's distributions from a teacher's, both softened by a temperature.
 
         temperature^2 * mean over bins of p_t * (log p_t - log p_s),  p = softmax(logits / temperature)
 
-    The mean over the bins, where one would expect their sum, is that of the method's code and of its weights.
+    It is the mean over the bins, not their sum, as in the authors' code, for which the published weights were chosen.
 
     Args:
         pred: (..., reg_max + 1) logits of the student, floating point.
-        soft_target: The same shape, of the teacher; not differentiated.
-        temperature: At least 1.
+        soft_target: Logits of the teacher, in the same shape; not differentiated.
+        temperature: Softmax temperature, at least 1.
         weight: (...) factors.
         reduction: "none", "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of distributions (plus float32's epsilon): a number
+        avg_factor: Divisor of a mean in place of the number of distributions (plus float32's epsilon): a number
             or a 0-d tensor.
 
     Returns:
@@ -69,7 +69,10 @@ class LocalizationDistillationLoss(nn.Module):
     Args:
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
-        temperature: At least 1.
+        temperature: Softmax temperature, at least 1.
+
+    Raises:
+        ValueError: The temperature is below 1, or `reduction` is unknown.
     """
 
     def __init__(self, reduction: Reduction = "mean", loss_weight: float = 0.25, temperature: float = 10.0) -> None:

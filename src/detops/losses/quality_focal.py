@@ -18,22 +18,22 @@ def quality_focal_loss(
     reduction: Reduction = "mean",
     avg_factor: Tensor | float | None = None,
 ) -> Tensor:
-    """Focal loss whose target for the true class is the IoU of the predicted box.
+    """Compute a focal loss whose target for the true class is the IoU of the predicted box.
 
     With the logit x of a class, p = sigmoid(x), and the target y, which is the score at the label and 0 elsewhere:
 
         |y - p|^beta * BCE(p, y)
 
-    summed over classes; from logits, so exact where p rounds to 0 or 1.
+    summed over classes. It is computed from logits, so it is exact where p rounds to 0 or 1.
 
     Args:
         pred: (..., C) logits, floating point.
         labels: (...) integers; one that is no class (negative, or C and above) is background.
         scores: (...) targets at the labels, 0 .. 1; not differentiated.
-        beta: Exponent that plays down what is close to its target.
+        beta: Exponent that weighs down probabilities close to their target.
         weight: (...) factors of the rows.
         reduction: "none", "mean" or "sum".
-        avg_factor: What a mean divides by in place of the number of rows (plus float32's epsilon): a number or a
+        avg_factor: Divisor of a mean in place of the number of rows (plus float32's epsilon): a number or a
             0-d tensor.
 
     Returns:
@@ -70,9 +70,12 @@ class QualityFocalLoss(nn.Module):
     """`quality_focal_loss` as a module, multiplied by `loss_weight`.
 
     Args:
-        beta: Exponent that plays down what is close to its target.
+        beta: Exponent that weighs down probabilities close to their target.
         reduction: "none", "mean" or "sum".
         loss_weight: Factor of the result.
+
+    Raises:
+        ValueError: `reduction` is unknown.
     """
 
     def __init__(self, beta: float = 2.0, reduction: Reduction = "mean", loss_weight: float = 1.0) -> None:

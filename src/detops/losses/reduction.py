@@ -1,4 +1,4 @@
-"""How elements of a loss become one number: the rules of MMDetection's weighted losses."""
+"""Reduction of the elements of a loss to one number, by the rules of MMDetection's weighted losses."""
 
 from typing import Literal
 
@@ -23,13 +23,13 @@ def check_reduction(reduction: str, avg_factor: Tensor | float | None) -> None:
 
 
 def divide(total: Tensor, count: int, reduction: str, avg_factor: Tensor | float | None) -> Tensor:
-    """Turn the sum of a loss into what `reduction` asks for.
+    """Divide the sum of a loss as `reduction` requires.
 
     Args:
         total: Sum over all elements.
         count: Number of elements.
         reduction: "mean" or "sum".
-        avg_factor: What a mean divides by in place of `count`, plus float32's epsilon.
+        avg_factor: Divisor of a mean in place of `count`, plus float32's epsilon.
     """
     if reduction == "sum":
         return total
@@ -46,7 +46,7 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_f
         loss: Elements, any shape.
         weight: Factors that broadcast against them, or None.
         reduction: "none" keeps the elements.
-        avg_factor: What a mean divides by in place of the number of elements; a number or a 0-d tensor.
+        avg_factor: Divisor of a mean in place of the number of elements; a number or a 0-d tensor.
     """
     if weight is not None:
         loss = loss * weight

@@ -1,4 +1,4 @@
-"""CenterNet's training targets for a whole batch: heatmap, size and offset maps, and what to divide by."""
+"""CenterNet's training targets for a whole batch: heatmap, size and offset maps, and the divisor of the losses."""
 
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from detops.targets.radius import Formula, gaussian_radius
 
 
 class CenterNetTargets(NamedTuple):
-    """What a CenterNet is trained on.
+    """The training targets of a CenterNet.
 
     Attributes:
         heatmap: (B, C, H, W), 1 at the centre of each box in the map of its class, falling off around it.
@@ -24,7 +24,8 @@ class CenterNetTargets(NamedTuple):
         offset: (B, 2, H, W), x and y of the centre minus its cell; 0 elsewhere.
         weight: (B, 2, H, W), 1 at the cells that hold a centre, 0 elsewhere.
         num_objects: 0-d int64, number of distinct centres (class and cell), at least 1: the losses' divisor.
-        negative_weight: (B, 1, H, W), 0 at cells whose centre an ignored box covers, else 1; None without such.
+        negative_weight: (B, 1, H, W), 0 at cells whose centre lies in an ignored region, else 1; None without
+            ignored regions.
     """
 
     heatmap: Tensor
@@ -68,7 +69,7 @@ def centernet_targets(
         num_classes: Number of classes C.
         min_overlap: IoU that a box keeps when its corners move by the radius.
         min_radius: Smallest radius in cells (CenterPoint: 2).
-        formula: Of the radius; "legacy" for models of the CornerNet family, see `gaussian_radius`.
+        formula: Formula of the radius as in `gaussian_radius`; "legacy" for models of the CornerNet family.
         elliptical: If given, radii along x and y are this fraction of half the box's width and height, and
             `min_overlap` is not used (TTFNet: 0.54).
         k_scale: Value of the heatmap at a centre.
@@ -88,7 +89,7 @@ def centernet_targets(
         (tensor([0.5000, 0.5000]), tensor([2., 2.]), tensor(1))
 
     Reference:
-        Zhou et al., "Objects as Points", 2019; the numbers of MMDetection's `CenterNetHead.get_targets`.
+        Zhou et al., "Objects as Points", 2019; values as in MMDetection's `CenterNetHead.get_targets`.
     """
     truth = require_ground_truth(targets, num_classes)
     cells = centernet_cells(
@@ -98,10 +99,10 @@ def centernet_targets(
     height, width = feature_size
     batch, device = len(cells.labels), cells.labels.device
     heatmap = torch.zeros(batch, num_classes, height, width, dtype=dtype, device=device)
-    with unchecked():  # what is to be skipped has label -1 now
+    with unchecked():  # boxes to be skipped have label -1 by now
         cell, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
         draw_heatmap_batched(heatmap, cell, radius, k_scale=k_scale, labels=label)
-    # All maps at once, with one cell more that takes what is skipped or overwritten: no cell is written twice.
+    # All maps at once, with one more cell for boxes that are skipped or overwritten: no cell is written twice.
     index = cells.flat_index.where(last_at_cell(cells), height * width)
     values = torch.cat([cells.wh, cells.offset, torch.ones_like(cells.wh[..., :1])], -1).to(dtype)  # (B, N, 5)
     maps = torch.zeros(batch, 5, height * width + 1, dtype=dtype, device=device)
@@ -118,7 +119,7 @@ def centernet_targets(
 
 
 class CenterNetCells(NamedTuple):
-    """Boxes on the feature map: what dense targets are filled with, and sparse losses read.
+    """Boxes on the feature map, from which dense targets are filled and sparse losses are computed.
 
     Attributes:
         center: (B, N, 2) int64, x and y of the cell of the box's centre.
@@ -127,7 +128,7 @@ class CenterNetCells(NamedTuple):
         wh: (B, N, 2), width and height in cells.
         offset: (B, N, 2), centre minus its cell.
         flat_index: (B, N) int64, cell as y * W + x; H * W for boxes that are skipped.
-        sample_sizes: (B,)
+        sample_sizes: (B,), how many of the N boxes of each image are real.
     """
 
     center: Tensor
@@ -150,7 +151,7 @@ def centernet_cells(
     formula: Formula = "fixed",
     elliptical: float | None = None,
 ) -> CenterNetCells:
-    """Bring boxes onto the feature map; arguments and what is skipped as in `centernet_targets`.
+    """Scale boxes to the feature map; arguments and skipped boxes as in `centernet_targets`.
 
     Raises:
         ValueError: A size or number is out of range.
@@ -172,7 +173,7 @@ def centernet_cells(
     touches = ((high > 0) & (low < image)).all(-1)
     known = (label >= 0) & (label < num_classes)
     valid = exists(sizes, count) & known & touches & ((high >= low) & low.isfinite() & high.isfinite()).all(-1)
-    # What is not valid may hold anything; zeros in its place keep every number below finite.
+    # Invalid boxes may hold anything; zeros in their place keep every number below finite.
     low, high = low.where(valid[..., None], 0), high.where(valid[..., None], 0)
 
     ratio = _pair((height, width), xyxy) / image
@@ -196,12 +197,12 @@ def centernet_cells(
 
 
 def _pair(shape: tuple[int, int], like: Tensor) -> Tensor:
-    """(height, width) as a tensor (x, y), made without a copy from the host."""
+    """Return (height, width) as a tensor (x, y), made without a copy from the host."""
     return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in reversed(shape)])
 
 
 def count_centers(cells: CenterNetCells, map_size: int) -> Tensor:
-    """How many distinct centres (class and cell) a batch has: 0-d int64. `map_size` is H * W."""
+    """Count the distinct centres (class and cell) of a batch: 0-d int64. `map_size` is H * W."""
     keys = (cells.labels * map_size + cells.flat_index).where(cells.labels >= 0, -1)
     ordered = keys.sort(1).values
     first = torch.ones_like(ordered[:, :1], dtype=torch.bool)
@@ -210,7 +211,7 @@ def count_centers(cells: CenterNetCells, map_size: int) -> Tensor:
 
 
 def last_at_cell(cells: CenterNetCells) -> Tensor:
-    """(B, N) bool: boxes that are not skipped, and the last of those with their cell."""
+    """Return (B, N) bool: the boxes that are not skipped and come last among those of their cell."""
     ordered, order = cells.flat_index.sort(dim=1, stable=True)
     last = torch.ones_like(ordered[:, :1], dtype=torch.bool)
     new = torch.cat([ordered[:, 1:] != ordered[:, :-1], last], 1)[:, : ordered.shape[1]]
@@ -220,7 +221,7 @@ def last_at_cell(cells: CenterNetCells) -> Tensor:
 def ignored_cells(
     targets: GroundTruth, feature_size: Size, image_size: Size, dtype: torch.dtype = torch.float32
 ) -> Tensor | None:
-    """(B, 1, H, W): 0 where the centre of a cell lies in an ignored region, else 1; None without such regions."""
+    """Return (B, 1, H, W): 0 where the centre of a cell lies in an ignored region, else 1; None without regions."""
     if targets.ignored is None:
         return None
     regions = targets.ignored.detach()

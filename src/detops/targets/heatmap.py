@@ -1,7 +1,7 @@
 """Gaussian heatmaps: boxes' centres and radii in, dense maps out, for a whole batch in one call.
 
-Both functions check shapes, dtypes and devices, bring their arguments into the one form that the op
-`draw_gaussians_` takes, and draw in place.
+Both functions check shapes, dtypes and devices, convert their arguments to the form that the op `draw_gaussians_`
+takes, and draw in place.
 """
 
 import math
@@ -28,8 +28,8 @@ def draw_heatmap(
 
     The value at an offset (dx, dy) from the centre is k_scale * exp(-(dx^2 + dy^2) / (2 sigma^2)), with
     sigma = (2 radius + 1) / diameter_to_sigma_factor, within the radius; values below float32's epsilon times
-    the peak are zero. A map keeps the larger of what it holds and what is drawn. Of a box that reaches beyond
-    the map, the visible part is drawn. A box with a map index out of range, a negative radius or a number that
+    the peak are zero. A map keeps the larger of its own value and the drawn one. Gaussians are cut at the edges of
+    the map. A box with a map index out of range, a negative radius or a number that
     is not finite is skipped (`detops.checked()` names it instead). Not differentiable.
 
     Args:
@@ -44,7 +44,7 @@ def draw_heatmap(
         `heatmaps`.
 
     Raises:
-        TypeError: An argument is no tensor or has the wrong dtype.
+        TypeError: An argument is not a tensor or has the wrong dtype.
         ValueError: Shapes or devices do not match, or a factor is out of range.
 
     Example:
@@ -85,7 +85,7 @@ def draw_heatmap_batched(
 ) -> Tensor:
     """Draw the Gaussians of a batch of images, in place: into one map per image, or one map per class.
 
-    What is drawn, and which boxes are skipped, is as in `draw_heatmap`. Padding is never read.
+    Gaussians are drawn, and boxes skipped, as in `draw_heatmap`. Padding is never read.
 
     Args:
         heatmap: (B, H, W), or (B, C, H, W) with `labels`; float32, float16, bfloat16 or float64, of any strides.
@@ -113,7 +113,7 @@ def draw_heatmap_batched(
                 [0., 0., 0.]])
 
     Reference:
-        Arguments as in ACCV-Lab's `draw_heatmap_batched`.
+        Law and Deng, "CornerNet", 2018. Arguments as in ACCV-Lab's `draw_heatmap_batched`.
     """
     if labels is None:
         _check_maps("heatmap", heatmap, 3, "(B, H, W)")
@@ -135,7 +135,7 @@ def _draw(
     factor: float,
     k_scale: float,
 ) -> None:
-    """Call the op, after the checks that both forms share."""
+    """Call the op after the checks that both forms share."""
     factor = check_factor(factor)
     if not (isinstance(k_scale, int | float) and 0 <= k_scale < math.inf):
         raise ValueError(f"k_scale: expected a finite number of at least 0, got {k_scale!r}")

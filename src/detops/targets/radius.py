@@ -1,4 +1,4 @@
-"""How wide to draw a box's Gaussian (`gaussian_radius`), and a single Gaussian as a small tensor."""
+"""The radius of a box's Gaussian (`gaussian_radius`), and a single Gaussian as a small tensor."""
 
 import math
 from typing import Literal, overload
@@ -121,8 +121,8 @@ def gaussian_kernel(
     Args:
         radius: Half the size, at least 0: the result has 2 radius + 1 rows and columns.
         sigma: Standard deviation in pixels, above 0.
-        dtype: Of the result, floating point.
-        device: Of the result.
+        dtype: Dtype of the result, floating point.
+        device: Device of the result.
 
     Returns:
         (2 radius + 1, 2 radius + 1): exp(-(dx^2 + dy^2) / (2 sigma^2)), and 0 where that is below float32's
@@ -136,6 +136,9 @@ def gaussian_kernel(
         tensor([[0.3679, 0.6065, 0.3679],
                 [0.6065, 1.0000, 0.6065],
                 [0.3679, 0.6065, 0.3679]])
+
+    Reference:
+        Law and Deng, "CornerNet", 2018; values as in MMDetection's `gaussian2D`.
     """
     if isinstance(radius, bool) or not isinstance(radius, int) or radius < 0:
         raise ValueError(f"radius: expected an integer of at least 0, got {radius!r}")

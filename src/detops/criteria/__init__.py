@@ -1,1 +1,1 @@
-"""A detector family's whole loss, one module each."""
+"""The whole losses of detector families, one module per family."""

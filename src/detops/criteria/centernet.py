@@ -15,12 +15,12 @@ from detops.targets.radius import Formula
 
 
 class CenterNetLoss(nn.Module):
-    """Heatmap, size and offset loss of CenterNet for a whole batch, without any dense target.
+    """CenterNet's heatmap, size and offset losses for a whole batch, without dense targets.
 
-    The numbers are those of `centernet_targets` with `gaussian_focal_loss` and an L1 loss at the centres. The
+    The values are those of `centernet_targets` with `gaussian_focal_loss` and an L1 loss at the centres. The
     heatmap's logits are read once and their gradient is written once, in the forward pass; size and offset are
-    read at the centres alone. All three are divided by the number of distinct centres of the batch, at least 1
-    (size and offset by twice that, as each has two numbers a centre). Under `torch.distributed` it is averaged over
+    read only at the centres. All three are divided by the number of distinct centres of the batch, at least 1 (size
+    and offset by twice that, as each has two values per centre). Under `torch.distributed` the number is averaged over
     the ranks, so that N ranks give the gradient of one rank on the whole batch.
 
     Args:
@@ -29,16 +29,19 @@ class CenterNetLoss(nn.Module):
         heatmap_weight: Factor of the heatmap's loss.
         wh_weight: Factor of the size's loss.
         offset_weight: Factor of the offset's loss.
-        alpha: Exponent of the focal loss that plays down what is classified well already.
-        gamma: Exponent of the focal loss that plays down negatives near a centre.
+        alpha: Exponent of the focal loss that weighs down cells that are classified well already.
+        gamma: Exponent of the focal loss that weighs down negatives near a centre.
         pos_weight: Factor of the heatmap's positives.
         neg_weight: Factor of the heatmap's negatives.
         min_radius: Smallest radius in cells.
-        formula: Of the radius, see `gaussian_radius`.
-        elliptical: Fraction of half the box that its radii are, see `centernet_targets`; None for circles.
+        formula: Formula of the radius, as in `gaussian_radius`.
+        elliptical: Radii along x and y as a fraction of half the box's width and height; None for circles.
+
+    Raises:
+        ValueError: `num_classes` is below 1.
 
     Reference:
-        Zhou et al., "Objects as Points", 2019; the numbers of MMDetection's `CenterNetHead`.
+        Zhou et al., "Objects as Points", 2019; values as in MMDetection's `CenterNetHead`.
     """
 
     def __init__(
@@ -92,7 +95,7 @@ class CenterNetLoss(nn.Module):
             image_size: Height and width of the network's input in pixels.
 
         Returns:
-            "loss_center_heatmap", "loss_wh" and "loss_offset", 0-d; their sum is what is trained.
+            "loss_center_heatmap", "loss_wh" and "loss_offset", 0-d each; their sum is trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -113,7 +116,7 @@ class CenterNetLoss(nn.Module):
         if is_checked():
             check_finite("heatmap_logits", heatmap_logits)
         center, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
-        with unchecked():  # what is to be skipped has label -1 now
+        with unchecked():  # boxes to be skipped have label -1 by now
             heatmap_loss = gaussian_focal_loss_from_boxes(
                 heatmap_logits,
                 center,
@@ -147,7 +150,7 @@ class CenterNetLoss(nn.Module):
 
 
 def _l1_at_centers(pred: Tensor, target: Tensor, cells: CenterNetCells, kept: Tensor, count: Tensor) -> Tensor:
-    """Mean absolute difference of a map (B, 2, H, W) and its target (B, N, 2) at the centres that are kept."""
+    """Return the mean absolute difference of a map (B, 2, H, W) and its target (B, N, 2) at the kept centres."""
     index = cells.flat_index.where(kept, 0)
     read = pred.flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).transpose(1, 2)  # (B, N, 2)
     difference = (read.to(target.dtype) - target).abs().where(kept[..., None], 0)

@@ -20,18 +20,18 @@ from detops.losses.reduction import EPS, average_over_ranks
 class GFLLoss(nn.Module):
     """ATSS, quality focal loss, distribution focal loss and GIoU loss, for a whole batch.
 
-    The numbers of MMDetection's `GFLHead`: box and distribution losses are weighted by the highest class probability of
-    each positive and divided by the sum of these weights; the class loss is divided by the number of positives (each
-    image counts as having one). Both divisors are at least 1, and under `torch.distributed` averaged over the ranks, so
-    that N ranks give the gradient of one rank on the whole batch. The class logits are read once where they are; box
-    logits are read at the positives alone; nothing waits for the host.
+    The values are those of MMDetection's `GFLHead`: box and distribution losses are weighted by the highest class
+    probability of each positive and divided by the sum of these weights; the class loss is divided by the number of
+    positives (each image counts as having one). Both divisors are at least 1, and under `torch.distributed` averaged
+    over the ranks, so that N ranks give the gradient of one rank on the whole batch. The class logits are read once, in
+    place; box logits are read only at the positives; the host never waits.
 
     Args:
         num_classes: Number of classes C.
         reg_max: Last bin of the distributions: distances are 0 .. reg_max strides.
         strides: Pixels per cell of each level.
         anchor_scale: Side of an anchor in strides.
-        topk: Candidates per level, 1 .. 1000; see `atss_assign`.
+        topk: Candidates per level in `atss_assign`, 1 .. 1000.
         beta: Exponent of the quality focal loss, above 0.
         cls_weight: Factor of the class loss.
         bbox_weight: Factor of the GIoU loss.
@@ -41,7 +41,7 @@ class GFLLoss(nn.Module):
         ValueError: A number is out of range.
 
     Reference:
-        Li et al., "Generalized Focal Loss", 2020; the numbers of MMDetection's `GFLHead`.
+        Li et al., "Generalized Focal Loss", 2020; values as in MMDetection's `GFLHead`.
     """
 
     def __init__(
@@ -85,13 +85,13 @@ class GFLLoss(nn.Module):
             cls_scores: Each level's (B, C, H, W) logits.
             bbox_preds: Each level's (B, 4 * (reg_max + 1), H, W) logits: left, top, right, bottom.
             targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels
-                0 .. C - 1; a negative label means "ignore this box". An anchor more than half of whose area lies in an
-                ignored region takes no part.
+                0 .. C - 1; a negative label means "ignore this box". An anchor is ignored if more than half of its
+                area lies in an ignored region.
             image_sizes: Height and width of each image within the batch's padding, (B, 2) or a list; anchors beyond
-                them take no part, whatever their logits. None for those of the targets, if they have any.
+                them take no part, whatever their logits. None takes those of the targets, if they have any.
 
         Returns:
-            "loss_cls", "loss_bbox" and "loss_dfl", 0-d each; their sum is what is trained.
+            "loss_cls", "loss_bbox" and "loss_dfl", 0-d each; their sum is trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
@@ -118,7 +118,7 @@ class GFLLoss(nn.Module):
     def assign(
         self, cls_scores: Sequence[Tensor], targets: Targets, image_sizes: ImageSizes | None = None
     ) -> Assignment:
-        """Return what each anchor is trained on; arguments as in `forward`, anchors level by level, row by row."""
+        """Assign boxes to anchors; arguments and errors as in `forward`, anchors level by level, row by row."""
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
         truth = self._ground_truth(cls_scores, targets)
         points, anchors = self._grids.get(cls_scores, self._grid)
@@ -131,7 +131,7 @@ class GFLLoss(nn.Module):
         targets: Targets,
         image_sizes: ImageSizes | None,
     ) -> dict[str, Tensor]:
-        """Each loss by level, (L,)."""
+        """Return each loss by level, (L,)."""
         return self._level_losses(cls_scores, bbox_preds, [], targets, image_sizes)[0]
 
     def _level_losses(
@@ -144,7 +144,7 @@ class GFLLoss(nn.Module):
         temperature: float = 1.0,
         with_region: bool = False,
     ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """GFL's losses (L,) by name; all that the ops return, (6, L); what box losses are divided by."""
+        """Return GFL's losses (L,) by name, all results of the ops, (6, L), and the divisor of the box losses."""
         self._check(cls_scores, bbox_preds)
         truth = self._ground_truth(cls_scores, targets)
         points, anchors = self._grids.get(cls_scores, self._grid)
@@ -155,7 +155,7 @@ class GFLLoss(nn.Module):
                 anchors=anchors, gt_boxes=truth.boxes.detach(), threshold=found.threshold, valid=found.valid
             )
         count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
-        # No box takes more than its candidates, so memory follows from shapes where positives are gathered.
+        # No box has more anchors than candidates, so the memory of gathered positives follows from shapes.
         sizes = _level_sizes(cls_scores)
         most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)
         matched = Match(points, truth.boxes.detach(), truth.labels, found.index, most, found.valid, region=region)
@@ -175,7 +175,7 @@ class GFLLoss(nn.Module):
         )
 
     def _grid(self, feature_sizes: list[Size], device: torch.device) -> tuple[Tensor, Tensor]:
-        """(A, 3) points, (A, 4) anchors."""
+        """Return (A, 3) points and (A, 4) anchors."""
         points = grid_points(feature_sizes, self.strides, device, offset=0.0)
         return points, anchors_at(points, self.anchor_scale)
 

@@ -1,4 +1,4 @@
-"""LD's losses: a GFL that learns from a teacher's box distributions too."""
+"""LD's losses: GFL with the distillation of a teacher's box distributions."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -15,10 +15,10 @@ from detops.losses.reduction import EPS, average_over_ranks
 class LDLoss(GFLLoss):
     """`GFLLoss`, and the distillation of a teacher's box distributions into the student's.
 
-    The numbers of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided by their
-    sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself, which may
-    be below 1. With `ld_region="main+vlr"` anchors near a box learn from the teacher too, by their IoU with it, as a
-    fifth loss; most are no positives.
+    The values are those of MMDetection's `LDHead`: the fourth loss has the weights of the positives but is not divided
+    by their sum, so it grows with the batch; `normalize_ld` divides it too. Box losses are divided by the sum itself,
+    which may be below 1. With `ld_region="main+vlr"` anchors near a box, most of which are not positives, also learn
+    from the teacher, weighted by their IoU with the box, as a fifth loss.
 
     Args:
         num_classes: Number of classes C.
@@ -26,7 +26,7 @@ class LDLoss(GFLLoss):
         strides: Pixels per cell of each level.
         temperature: Softmax temperature of both distributions.
         ld_weight: Factor of the distillation losses.
-        normalize_ld: Whether the distillation losses are divided as the box losses are.
+        normalize_ld: Divide the distillation losses as the box losses are divided.
         ld_region: "main" for the positives, "main+vlr" for the valuable localization region too.
         options: Further keyword arguments of `GFLLoss`.
 
@@ -74,8 +74,8 @@ class LDLoss(GFLLoss):
         Args:
             cls_scores: Each level's (B, C, H, W) logits.
             bbox_preds: Each level's (B, 4 * (reg_max + 1), H, W) logits: left, top, right, bottom.
-            targets: Ground truth, see `GFLLoss.forward`.
-            image_sizes: Height and width of each image within the batch's padding, see `GFLLoss.forward`.
+            targets: Ground truth, as in `GFLLoss.forward`.
+            image_sizes: Height and width of each image within the batch's padding, as in `GFLLoss.forward`.
             soft_targets: The teacher's `bbox_preds`, of the same shapes; required.
 
         Returns:
@@ -114,7 +114,7 @@ class LDLoss(GFLLoss):
         image_sizes: ImageSizes | None,
         soft_targets: Sequence[Tensor],
     ) -> dict[str, Tensor]:
-        """Each loss by level, (L,)."""
+        """Return each loss by level, (L,)."""
         self._check(cls_scores, bbox_preds)
         channels, count = 4 * (self.reg_max + 1), len(self.strides)
         require_maps("soft_targets", soft_targets, channels, count, cls_scores, "cls_scores")

@@ -15,17 +15,17 @@ def _second(output: Any) -> Any:
 
 
 class Teacher:
-    """Runs a trained network for its box distributions: frozen, in evaluation mode, without gradients.
+    """A trained network that is run for its box distributions: frozen, in evaluation mode, without gradients.
 
-    It is not an `nn.Module`, so that a student which holds it neither trains, saves nor synchronises it, and that the
-    student's `train()` leaves it in evaluation mode. It follows the device of its images by itself.
+    It is not an `nn.Module`, so that a student that holds it does not train, save or synchronise it, and the student's
+    `train()` leaves it in evaluation mode. It moves to the device of its images by itself.
 
     Args:
         network: From images to the outputs that `distributions` takes.
         strides: Pixels per cell of each of its levels.
         student_strides: Strides of the student's levels, each one of `strides`; None for the same.
         distributions: Takes the network's output and returns the (B, 4 * (reg_max + 1), H, W) logits of each level; by
-            default the second item, where a GFL head has them.
+            default it returns the second item, as for a GFL head.
 
     Raises:
         TypeError: The network is not an `nn.Module`.
@@ -62,7 +62,10 @@ class Teacher:
         """Return the logits of the levels that the student has too.
 
         Args:
-            images: Input of the network.
+            images: Input of the network, on the device where it is to run.
+
+        Returns:
+            (B, 4 * (reg_max + 1), H, W) logits per level of the student, without a gradient.
 
         Raises:
             TypeError: The network does not return a list of floating-point tensors.

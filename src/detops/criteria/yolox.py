@@ -19,32 +19,32 @@ from detops.losses.reduction import average_over_ranks
 
 BoxKind = Literal["iou_squared", "iou", "giou", "diou", "ciou"]
 KINDS = {"iou_squared": 0, "iou": 1, "giou": 2, "diou": 3, "ciou": 4}  # numbers of the op
-STEEPEST = 320.0  # an IoU loss by an offset in cells grows as stride over width: a box of a tenth of a pixel, stride 32
+STEEPEST = 320.0  # largest gradient of an IoU loss: stride over width, here of a box 0.1 pixels wide at stride 32
 
 
 class YOLOXLoss(nn.Module):
-    """Assignment by SimOTA, and the box, objectness and class losses, for a whole batch.
+    """SimOTA's assignment, and the box, objectness and class losses, for a whole batch.
 
-    The raw maps are read where they are; the assignment and the losses are one op each, and the gradient is written by
-    the pass that computes the losses. Nothing of the size boxes x points x classes exists, nothing waits for the host,
-    and any number of boxes fits. A box off the image, of negative size, with a number that is not finite or a label
-    that is no class takes no point; an image without boxes, or without a match, trains its objectness. Under
+    The raw maps are read in place; the assignment and the losses are one op each, and the gradient is written in the
+    pass that computes the losses. Nothing of the size boxes x points x classes is stored, the host never waits, and any
+    number of boxes fits. A box is skipped if it lies off the image, or has a negative side, a coordinate that is not
+    finite, or a label that is no class. An image without boxes, or without a match, trains its objectness. Under
     `torch.distributed` the number of positives is averaged over the ranks, so that N ranks give the gradient of one
     rank on the whole batch.
 
     Args:
         num_classes: Number of classes C.
         strides: Pixels per cell of each level.
-        use_l1: Whether the box loss has an L1 loss on the raw numbers too; may be set between two calls.
-        center_radius: Candidates lie within so many cells of a box's centre, or in the box.
-        candidates: What a box chooses from, see `simota_assign`.
-        dynamic_ks_bias: Factor of the sum of IoUs that decides how many points a box takes; None for 1.
-        box_kind: The IoU loss: "iou_squared" is 1 - IoU^2, as YOLOX has it; the others as in `box_iou_loss`.
+        use_l1: Add an L1 loss on the raw box values to the box loss; may be set between two calls.
+        center_radius: Candidates lie within this many cells of a box's centre, or in the box.
+        candidates: Points that a box chooses from, "all" or "own" as in `simota_assign`.
+        dynamic_ks_bias: Factor of the sum of IoUs that gives the number of points per box; None for 1.
+        box_kind: Kind of the IoU loss, as in `box_iou_loss`; YOLOX's is "iou_squared", 1 - IoU^2.
         box_weight: Factor of the IoU loss.
         obj_weight: Factor of the objectness loss.
         cls_weight: Factor of the class loss.
         cls_pos_weight: Factor of the positive part of each class's cross entropy: a number, or one per class.
-        obj_divisor: What divides the objectness loss: the number of "positives" (YOLOX), or of all "points".
+        obj_divisor: Divisor of the objectness loss: the number of "positives" (YOLOX), or of all "points".
 
     Raises:
         ValueError: A number or name is out of range.
@@ -101,18 +101,18 @@ class YOLOXLoss(nn.Module):
 
         Args:
             model_output: Each level's raw map (B, 1, H, W, 5 + C): x, y, w, h, objectness and class logits; or a tuple
-                whose second item is that list. Maps that are channels last in memory are read where they are.
+                whose second item is that list. Maps that are channels last in memory are read without a copy.
             targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels, labels
-                0 .. C - 1; a negative label means "ignore this box". Points in ignored regions that no box takes have
-                no objectness loss.
+                0 .. C - 1; a negative label means "ignore this box". Points without a box in ignored regions have no
+                objectness loss.
 
         Returns:
-            "loss_bbox" (with the L1 loss, if that is used), "loss_obj" and "loss_cls", 0-d each; their sum is what is
-            trained.
+            "loss_bbox" (with the L1 loss, if that is used), "loss_obj" and "loss_cls", 0-d each; their sum is trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match; in checked mode also a box that takes no point for its values.
+            ValueError: Shapes or devices do not match; in checked mode also a box that would be skipped
+                for its values.
         """
         outputs = require_yolox_maps(model_output, self.strides, self.num_classes)
         losses = self._compute(outputs, self._ground_truth(outputs, targets)).losses
@@ -120,7 +120,7 @@ class YOLOXLoss(nn.Module):
 
     @torch.no_grad()
     def assign(self, model_output: Sequence[Tensor] | tuple[object, Sequence[Tensor]], targets: Targets) -> Assignment:
-        """Return which box each point is trained on; arguments as in `forward`, points level by level, row by row."""
+        """Assign boxes to points; arguments and errors as in `forward`, points level by level, row by row."""
         outputs = require_yolox_maps(model_output, self.strides, self.num_classes)
         return self._assign(outputs, self._ground_truth(outputs, targets))
 
@@ -177,13 +177,13 @@ class YOLOXLoss(nn.Module):
         return YOLOXParts(losses, parts, positives)
 
     def _combine(self, parts: Tensor) -> Tensor:
-        """Weighted box, objectness and class loss (3,) of the op's IoU, objectness, class and L1 losses (4,)."""
+        """Weight the op's IoU, objectness, class and L1 losses (4,) into box, objectness and class loss (3,)."""
         iou, objectness, classes, l1 = parts.unbind()
         return torch.stack([self.box_weight * iou + l1, self.obj_weight * objectness, self.cls_weight * classes])
 
 
 class YOLOXParts(NamedTuple):
-    """What `YOLOXLoss` computes.
+    """The losses of `YOLOXLoss`, and their parts.
 
     Attributes:
         losses: (3,) weighted box, objectness and class loss, differentiable.

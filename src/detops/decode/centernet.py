@@ -1,4 +1,4 @@
-"""Network outputs to boxes: fixed shapes, whole batches, no host synchronisation."""
+"""CenterNet's maps to boxes: fixed shapes, whole batches, no host synchronisation."""
 
 import torch
 import torch.nn.functional as F
@@ -21,26 +21,26 @@ def decode_centernet(
     iou_threshold: float | None = None,
     image_sizes: ImageSizes | None = None,
 ) -> Detections:
-    """Decode CenterNet's maps: the k highest local maxima of the heatmap, with the box at each.
+    """Decode CenterNet's maps: the highest local maxima of the heatmap, with the box at each.
 
     A cell is a local maximum if no cell of its class within the kernel has a higher logit; equal neighbours are
-    all maxima. Ties go to the lower class, then row, then column. A NaN is no maximum.
+    all maxima. Ties go to the lower class, then row, then column. A NaN is not a maximum.
 
     Args:
         heatmap_logits: (B, C, H, W), before the sigmoid.
         wh: (B, 2, H, W), width and height in cells.
         offset: (B, 2, H, W), x and y of a centre minus its cell.
         image_size: Height and width of the network's input in pixels.
-        max_detections: Number of detections per image; where there are fewer, the rest has score 0 and label -1.
+        max_detections: Number of detections per image; if there are fewer, the rest has score 0 and label -1.
         kernel: Size of the window (odd). A peak is the maximum of its window.
-        iou_threshold: If given, boxes that overlap a better one of their class by more are dropped (NMS).
+        iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
         image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
 
     Returns:
-        The detections. A box without area, before or after clipping, is none.
+        The detections. A box without area, before or after clipping, is dropped.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:
@@ -52,7 +52,7 @@ def decode_centernet(
         (tensor([[[ 2.,  6., 10., 14.]]]), tensor([[1]]))
 
     Reference:
-        Zhou et al., "Objects as Points", 2019, section 4; as MMDetection's `CenterNetHead` decodes.
+        Zhou et al., "Objects as Points", 2019, section 4; as in MMDetection's `CenterNetHead`.
     """
     _check(heatmap_logits, wh, offset, image_size, kernel)
     require_options(max_detections, iou_threshold=iou_threshold)

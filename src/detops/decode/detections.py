@@ -1,4 +1,4 @@
-"""What every decoder returns, and the steps they share: the best, clipping, suppression, padding."""
+"""`Detections`, the result of every decoder, and their common steps: sorting, clipping, suppression, padding."""
 
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ from detops.inference.nms import nms_mask
 
 
 class Detections(NamedTuple):
-    """Detections of a batch, the best first; K is the same for every image.
+    """Detections of a batch, the highest score first; K is the same for every image.
 
     Attributes:
         boxes: (B, K, 4) float32, xyxy in pixels of the network's input.
@@ -26,7 +26,7 @@ class Detections(NamedTuple):
     def to_list(self) -> list[dict[str, Tensor]]:
         """Return torchvision's results: a dict of "boxes", "labels" and "scores" per image, without padding.
 
-        Waits for the device, as the number of detections decides the shapes.
+        Waits for the device, because the number of detections determines the shapes.
         """
         counts = (self.labels >= 0).sum(1).tolist()
         return [
@@ -44,15 +44,15 @@ def select(
     iou_threshold: float | None,
     image_sizes: ImageSizes | None = None,
 ) -> Detections:
-    """Make detections of candidates, the best first: clip, drop boxes without area, suppress, pad.
+    """Turn candidates, the highest score first, into detections: clip, drop boxes without area, suppress, pad.
 
     Args:
         boxes: (B, M, 4) xyxy.
         labels: (B, M) integers.
         scores: (B, M), descending among those that exist.
-        exists: (B, M) bool, which candidates count.
+        exists: (B, M) bool, which candidates are real.
         max_detections: K.
-        iou_threshold: For suppression within classes; None for none.
+        iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
         image_sizes: Sizes that boxes are clipped to; None for no clipping.
     """
     if image_sizes is not None:
@@ -70,12 +70,12 @@ def select(
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """The k highest of each row (B, M) of float32 without NaN, and where they are; ties to the lower index.
+    """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
 
-    `torch.topk` leaves open which of equal values it takes. So it is given integers that are all different: the
-    value's bits in an order that integers have too, then the index.
+    `torch.topk` does not define which of equal values it takes. So it is given integers that are all different: the
+    bits of the value, changed so that they sort as integers, then the index.
     """
-    bits = (values + 0.0).view(torch.int32)  # + 0.0 makes one zero of the two
+    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     index = torch.arange(values.shape[1], device=values.device)
     keys = (bits.to(torch.int64) << 32) | (2**32 - 1 - index)
@@ -84,7 +84,7 @@ def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
 
 
 def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_detections: int) -> Detections:
-    """Take the first so many of each image; what does not exist is 0, with label -1."""
+    """Take the first `max_detections` of each image; those that do not exist are 0, with label -1."""
     count = min(max_detections, scores.shape[1])
     exists, boxes, labels, scores = (t[:, :count] for t in (exists, boxes, labels, scores))
     missing = max_detections - count

@@ -27,7 +27,7 @@ def decode_gfl(
     """Decode GFL's maps: each level's best scores, the means of their distributions, suppression within classes.
 
     A cell may be a detection of several classes. Ties go to the lower index: level, then row, column and class. A score
-    or box that is not finite is no detection.
+    or box that is not finite is not a detection.
 
     Args:
         cls_scores: Each level's (B, C, H, W) logits.
@@ -36,14 +36,14 @@ def decode_gfl(
         image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
         score_threshold: Lowest score of a detection.
         iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
-        max_detections: Number of detections per image; where there are fewer, the rest has score 0 and label -1.
-        candidates: Number of scores per level, the best, that suppression considers.
+        max_detections: Number of detections per image; if there are fewer, the rest has score 0 and label -1.
+        candidates: Number of highest scores per level that suppression considers.
 
     Returns:
-        The detections. A box without area, before or after clipping, is none.
+        The detections. A box without area, before or after clipping, is dropped.
 
     Raises:
-        TypeError: The maps are no lists of floating-point tensors.
+        TypeError: The maps are not lists of floating-point tensors.
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:
@@ -70,7 +70,7 @@ def decode_gfl(
         for scores, preds, stride in zip(cls_scores, bbox_preds, strides, strict=True)
     ]
     scores, boxes, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
-    # Best first, so that what suppression leaves is in order.
+    # Sorted by score, so that the boxes that suppression leaves are too.
     scores, order = top(scores, scores.shape[1])
     boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     return select(
@@ -81,7 +81,7 @@ def decode_gfl(
 def _level(
     scores: Tensor, preds: Tensor, stride: int, score_threshold: float, candidates: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Scores (B, K), boxes (B, K, 4) and labels (B, K) of a level; the score of what is none is minus infinity."""
+    """Return scores (B, K), boxes (B, K, 4) and labels (B, K) of a level; a score of minus infinity marks none."""
     classes, height, width = scores.shape[1:]
     probability = scores.permute(0, 2, 3, 1).flatten(1).to(torch.float32).sigmoid()  # by cell, then class
     probability = probability.where(probability >= score_threshold, -torch.inf)  # false for a NaN

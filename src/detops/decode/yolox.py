@@ -21,10 +21,10 @@ def decode_yolox(
     max_detections: int = 100,
     candidates: int = 1000,
 ) -> Detections:
-    """Decode YOLOX's maps: each cell's best class, non-maximum suppression within classes, the best of an image.
+    """Decode YOLOX's maps: each cell's best class, non-maximum suppression within classes, each image's best.
 
     The score is sigmoid(objectness) * sigmoid(class). Ties go to the lower index: level, row, column, and class. A cell
-    with a score or box that is not finite is no detection.
+    with a score or box that is not finite is not a detection.
 
     Args:
         model_output: Each level's raw map (B, 1, H, W, 5 + C), or a tuple whose second item is that list.
@@ -32,14 +32,14 @@ def decode_yolox(
         image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
         score_threshold: Lowest score of a detection.
         iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
-        max_detections: Number of detections per image; where there are fewer, the rest has score 0 and label -1.
-        candidates: Number of cells per image, the best by score, that suppression considers.
+        max_detections: Number of detections per image; if there are fewer, the rest has score 0 and label -1.
+        candidates: Number of highest-scoring cells per image that suppression considers.
 
     Returns:
-        The detections. A box without area, before or after clipping, is none.
+        The detections. A box without area, before or after clipping, is dropped.
 
     Raises:
-        TypeError: The output is no list of floating-point tensors.
+        TypeError: The output is not a list of floating-point tensors.
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:

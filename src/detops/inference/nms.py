@@ -32,7 +32,7 @@ def nms_mask(
         scores: (B, N) or (N,).
         iou_threshold: IoU above which the box of the lower score is dropped; rounded to the dtype of the IoU.
         labels: (B, N) or (N,) integers; only boxes of the same label suppress each other. None for one label.
-        valid: (B, N) or (N,) bool; other boxes are neither kept nor suppress any. None for all.
+        valid: (B, N) or (N,) bool; other boxes are not kept and suppress nothing. None for all.
 
     Returns:
         (B, N) or (N,) bool, in the order of the boxes.
@@ -45,6 +45,9 @@ def nms_mask(
         >>> boxes = torch.tensor([[0.0, 0, 10, 10], [1, 1, 10, 10], [20, 20, 30, 30]])
         >>> nms_mask(boxes, torch.tensor([0.8, 0.9, 0.1]), 0.5)
         tensor([False,  True,  True])
+
+    Reference:
+        torchvision's `nms`, as its CUDA kernel computes it.
     """
     return _mask(boxes, scores, iou_threshold, labels, valid, "labels")
 
@@ -52,8 +55,7 @@ def nms_mask(
 def nms(boxes: Tensor, scores: Tensor, iou_threshold: float) -> Tensor:
     """Suppress boxes that overlap one of a higher score, with the signature and the result of torchvision's `nms`.
 
-    The number of kept boxes depends on their values, so the host reads it back: one synchronisation. `nms_mask` has
-    none.
+    The number of kept boxes depends on their values, so the host waits for it once. `nms_mask` does not wait.
 
     torchvision has two rules for an IoU that equals the threshold up to rounding. Its CUDA kernel compares both in
     float32, and so does this function on every device. Its CPU kernel compares the float32 IoU with the threshold in
@@ -119,7 +121,7 @@ def _mask(
     valid: Tensor | None,
     labels_name: str,
 ) -> Tensor:
-    """Check the arguments and call the op; `labels_name` is what the caller's own argument is called."""
+    """Check the arguments and call the op; `labels_name` is the name of the caller's argument."""
     require_tensor("boxes", boxes, FLOATS, "a floating-point tensor")
     if boxes.dim() not in (2, 3) or boxes.shape[-1] != 4:
         raise ValueError(f"boxes: expected shape (B, N, 4) or (N, 4), got {tuple(boxes.shape)}")

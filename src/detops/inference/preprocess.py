@@ -1,7 +1,7 @@
-"""Images of any kind and size to the batch that a network reads, in one pass, and boxes back again.
+"""Images of any kind and size to the batch that a network reads, in one pass, and boxes back to the images.
 
 numpy arrays, tensors and Pillow images come in. The op `resize_normalize_pad` resizes, normalises and pads them on the
-network's device, so that only their bytes travel there.
+network's device, so that only their bytes are copied there.
 """
 
 import math
@@ -110,16 +110,16 @@ def preprocess(
         scale: Longest and shortest side, in any order, as MMDetection's (1333, 800): images are scaled by
             min(long / max(h, w), short / min(h, w)). A side becomes int(side * factor + 0.5), and at least 1.
         mean: Mean per channel, in the channel order of the result, on the scale 0 .. 255.
-        std: Standard deviation per channel, likewise; the result is (value - mean) / std.
+        std: Standard deviation per channel, in the same order and scale; the result is (value - mean) / std.
         to_rgb: Arrays and tensors are BGR, as OpenCV reads them, and become RGB. Pillow images are RGB either way.
         pad_divisor: The batch has the largest height and width among the images, rounded up to a multiple of this.
         keep_ratio: Keep the ratio of an image's sides when `size` is given.
         dtype: dtype of the result: float32, float16 or bfloat16. Computed in float32.
-        antialias: Average over all that a pixel of the result covers, as Pillow and torchvision do. OpenCV always
-            reads four pixels, however small the result.
+        antialias: Average over all pixels that a pixel of the result covers, as Pillow and torchvision do. OpenCV
+            always reads four pixels, however small the result.
         layout: "HWC" or "CHW", for arrays and tensors alike; None takes arrays as HWC and tensors as CHW.
         device: Device of the result; None takes that of the tensors among the images, or the CPU. Images on the host
-            travel as bytes, in one copy from pinned memory, and the host does not wait.
+            are copied as bytes, in one copy from pinned memory, and the host does not wait.
 
     Returns:
         The batch, the sizes of the images within it and as given, and the scale factors between them.
@@ -254,7 +254,7 @@ def is_single_image(images: object) -> bool:
 
 
 def no_list_of_images(images: object) -> TypeError:
-    """Return the error to raise where something else came in place of a list of images."""
+    """Return the error to raise for anything but a list of images."""
     shape = f" {tuple(images.shape)}" if hasattr(images, "shape") else ""
     hint = "; for one image pass [image]" if is_single_image(images) else ""
     return TypeError(f"images: expected a list of images, got {type(images).__name__}{shape}{hint}")

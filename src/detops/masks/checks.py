@@ -1,4 +1,4 @@
-"""Checks of what `InstanceMasks` is given, and the ways to read it: fields by name, the mask of the predicted class."""
+"""Checks of the arguments of `InstanceMasks`, and reading them: fields by name, the mask of the predicted class."""
 
 import operator
 from collections.abc import Mapping, Sequence

@@ -1,4 +1,4 @@
-"""Instance masks as the network made them: nothing of the image's size exists until it is asked for.
+"""Instance masks as the network predicted them: nothing of the image's size is stored until you ask for it.
 
 A Mask R-CNN's masks of 28 x 28 cells come in with their boxes. Pasted masks, crops, COCO's RLE, areas, overlaps and
 pictures go out.
@@ -51,10 +51,10 @@ class MaskCrop(NamedTuple):
 class InstanceMasks:
     """The instances of an image, with raw masks.
 
-    Methods make what is needed of them. Each enlarges a mask to its box by bilinear interpolation, beyond whose edge
-    it is 0, and cuts it at a threshold: a pixel belongs to the mask if its probability is at least that. What lies
-    outside the image is cut away. A box that is inverted, has no width or height, lies outside the image, or has a
-    number that is not finite gives an empty mask.
+    Each method enlarges the masks to their boxes by bilinear interpolation, with 0 beyond their edge, and cuts them at
+    a threshold: a pixel belongs to a mask if its probability is at least the threshold. Parts outside the image are cut
+    off. A box that is inverted, has no width or height, lies outside the image, or has a coordinate that is not finite
+    gives an empty mask.
 
     Args:
         boxes: (N, 4) xyxy in pixels of the image, floating point.
@@ -71,8 +71,8 @@ class InstanceMasks:
 
     Raises:
         TypeError: An argument has the wrong type or dtype.
-        ValueError: Shapes or devices do not match, or the mode is unknown; in checked mode, a box has a number that
-            is not finite.
+        ValueError: Shapes or devices do not match, or the mode is unknown; in checked mode, a box has a coordinate
+            that is not finite.
 
     Example:
         >>> boxes = torch.tensor([[2.0, 1, 6, 4]])
@@ -225,7 +225,7 @@ class InstanceMasks:
         return pasted[0] if isinstance(index, Integral) else pasted
 
     def crops(self, *, threshold: float = 0.5) -> list[MaskCrop]:
-        """Make each mask at the size of its own box, cut to the image, so that no pixel of the mask is lost.
+        """Make each mask at the size of its own box, clipped to the image, so that no pixel of the mask is lost.
 
         A crop has the pixels that its box touches. With a threshold below 0.5 a mask reaches up to half a cell beyond
         its box, and crops are larger by that. The host reads the boxes once.
@@ -257,14 +257,14 @@ class InstanceMasks:
     def to_rle(self, *, threshold: float = 0.5) -> list[dict[str, Any]]:
         """Encode all masks by COCO's compressed run lengths, without pasting them.
 
-        On a GPU the strings are made there, and only they travel to the host.
+        On a GPU the strings are made there, and only they are copied to the host.
 
         Args:
             threshold: Least probability of a pixel of the mask; above 0.
 
         Returns:
-            {"size": [height, width], "counts": bytes} per mask: what `pycocotools.mask.encode` makes of the pasted
-            mask, byte for byte. For JSON, `counts.decode()`.
+            {"size": [height, width], "counts": bytes} per mask: what `pycocotools.mask.encode` returns for the
+            pasted mask, byte for byte. For JSON, `counts.decode()`.
 
         Raises:
             ValueError: The threshold is not above 0.
@@ -331,7 +331,7 @@ class InstanceMasks:
             threshold: Least probability of a pixel of the mask; above 0.
 
         Returns:
-            (N, M) float32: shared pixels over pixels of both; 0 where both are empty.
+            (N, M) float32: shared pixels over pixels of either; 0 if both are empty.
 
         Raises:
             ValueError: The images differ in size or device, or the threshold is not above 0.
@@ -340,7 +340,7 @@ class InstanceMasks:
             raise ValueError(f"other: expected masks in an image of size {self.image_size}, got {other.image_size}")
         require_device("other", other.masks, self.masks, "self")
         runs, others = self._runs(threshold, compress=False), other._runs(threshold, compress=False)
-        # At a threshold of 0: the pixels that masks of any values reach.
+        # At a threshold of 0, these are the pixels that masks of any values can reach.
         first, second = self._windows(0), other._windows(0)
         low = torch.maximum(first[:, None, :2], second[:, :2])
         high = torch.minimum(first[:, None, 2:], second[:, 2:])

@@ -1,6 +1,6 @@
-"""Which pixels of an image a mask in a box can reach, and the boxes in which masks are placed as torchvision does.
+"""The pixels of an image that a mask can reach, and converting boxes so that detops pastes as torchvision does.
 
-Sizes stay plain numbers here: as tensors they would be copied to the device, and the host would wait.
+Sizes stay plain numbers, because tensors would have to be copied to the device, and the host would wait.
 """
 
 from typing import Literal
@@ -49,15 +49,15 @@ def as_torchvision(boxes: Tensor, mask_size: tuple[int, ...]) -> Tensor:
     """Convert boxes (N, 4) so that sampling masks at pixel centres in them places the masks as torchvision does.
 
     torchvision pads a mask by one cell on each side, grows the box by as much, truncates it to whole pixels, and
-    resizes the mask to these, the last one included. Without the padding that is a box again, one cell smaller on each
-    side. Computed in float32 as in torchvision, because truncation makes a rounding error a whole pixel.
+    resizes the mask to these, the last one included. Without the padding the result is a box, one cell smaller on each
+    side. Computed in float32 as in torchvision, because truncation can turn a rounding error into a whole pixel.
 
     Reference:
         torchvision's `paste_masks_in_image`, `padding=1`.
     """
     box = boxes if boxes.dtype == torch.float64 else boxes.to(torch.float32)
     positions = position_dtype(boxes.device)
-    scale = (mask_size[-1] + 2) / mask_size[-1]  # torchvision takes the width's for both axes
+    scale = (mask_size[-1] + 2) / mask_size[-1]  # torchvision uses that of the width for both axes
     usable, ends = torch.ones_like(box[:, 0], dtype=torch.bool), []
     for axis in (0, 1):
         cells = mask_size[1 - axis]

@@ -1,1 +1,1 @@
-"""For users to check: values, synchronisations, the machine, time."""
+"""Tools for users: checks of values, counts of synchronisations, the machine, and time."""

@@ -40,5 +40,5 @@ def is_checked() -> bool:
 
 
 def unchecked() -> AbstractContextManager[None]:
-    """Checked mode off, for calls whose arguments have been checked already."""
+    """Turn checked mode off, for calls whose arguments have been checked already."""
     return checked(False) if is_checked() else nullcontext()

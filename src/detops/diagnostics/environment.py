@@ -1,4 +1,4 @@
-"""What this machine is, where the C++ kernels are, and which backend runs each op."""
+"""The machine, the file of the C++ kernels, and the backend that runs each op."""
 
 import ctypes
 import os
@@ -16,7 +16,7 @@ from detops._version import __version__
 
 
 def library_path() -> Path | None:
-    """Return the file of the C++ kernels, or None where they were not built; `DETOPS_LIBRARY` names another."""
+    """Return the file of the C++ kernels, or None if they were not built; `DETOPS_LIBRARY` names another."""
     if os.environ.get("DETOPS_LIBRARY"):
         return Path(os.environ["DETOPS_LIBRARY"]).absolute()
     folder = Path(__file__).parents[1]
@@ -41,7 +41,7 @@ def _triton_version() -> str | None:
 
 
 def _cpu_model() -> str:
-    """Name of the processor where the system tells it, with its architecture."""
+    """Return the name of the processor, if the system knows it, with its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):

@@ -1,4 +1,4 @@
-"""How long each stage of a pipeline takes: named spans in; a table, JSON and a Chrome trace out.
+"""Timing of the stages of a pipeline: named spans in; a table, JSON and a Chrome trace out.
 
 On a GPU a stage is two CUDA events, and only reading the times waits for the device. On the CPU it is two clock
 readings.
@@ -39,8 +39,8 @@ class StageStats:
         min_ms: Shortest call.
         max_ms: Longest call.
         host_ms: Mean host time: from entering the stage to leaving it, without waiting for the GPU. On a GPU it is
-            shorter than `mean_ms` where the host queues work ahead, and as long where the stage itself waits or the
-            host is the slower of the two.
+            shorter than `mean_ms` if the host queues work ahead, and equal if the stage itself waits or the host is
+            the slower of the two.
     """
 
     path: tuple[str, ...]

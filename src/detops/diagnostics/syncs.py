@@ -17,7 +17,7 @@ _HOST_READS = (Tensor.tolist, Tensor.numpy, Tensor.cpu, Tensor.__array__)
 
 
 def _copies_across(args: tuple[Any, ...], kwargs: dict[str, Any], name: str) -> bool:
-    """Whether a copy goes between the host and a device, and waits for it."""
+    """Return whether a copy goes between the host and a device, and waits for it."""
     if kwargs.get("non_blocking"):
         return False
     if name == "_to_copy":
@@ -49,7 +49,7 @@ class _SyncDispatch(TorchDispatchMode):
 
 
 class _SyncFunction(TorchFunctionMode):
-    """Sees what never reaches the dispatcher on the CPU, where there is nothing to wait for."""
+    """Counts the calls that never reach the dispatcher on the CPU, where there is nothing to wait for."""
 
     def __init__(self, dispatch: _SyncDispatch) -> None:
         super().__init__()
@@ -79,7 +79,7 @@ def count_syncs(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:
     Counted on any device, by watching which operators run: `.item()` and all that calls it (`bool`, `int`,
     `if tensor`), `nonzero`, `unique`, indexing with a boolean mask, `masked_select`, `torch.equal`,
     `repeat_interleave` without `output_size`, `.tolist()`, `.numpy()`, `.cpu()`, and blocking copies between
-    host and device. What a compiled kernel does inside is not seen.
+    host and device. Synchronisations inside a compiled kernel are not seen.
 
     Args:
         fn: The function to call, once.

@@ -22,17 +22,17 @@ def collate(
     Options go in by `functools.partial(detops.collate, pad_to=100)`.
 
     Args:
-        samples: (image, target) each; images (C, H, W) tensors of one C and dtype. A target is a dict of torchvision's
-            ("boxes", "labels", see `GroundTruth.from_dicts`) or of Transformers' ("boxes" normalised, "class_labels").
-            Or (image, boxes, labels).
+        samples: Pairs (image, target), or triples (image, boxes, labels). Images are (C, H, W) tensors of one C and
+            dtype. A target is a dict of torchvision's ("boxes", "labels", as in `GroundTruth.from_dicts`) or of
+            Transformers' ("boxes" normalised, "class_labels").
         pad_to: Boxes per image, so that all batches have one shape; None for as many as the largest sample has.
-        pad_ignored_to: Ignored regions (crowds) per image, for the same reason, where the data set has such.
+        pad_ignored_to: Ignored regions (crowds) per image, for the same reason, if the data set has any.
         first_label: Label of the first class, as in `GroundTruth.from_dicts`.
         size_divisor: Sides of the batch are rounded up to multiples of this.
 
     Returns:
-        (B, C, H, W) images, zeros at the right and below where sizes differ; their ground truth, with `image_sizes`
-        where there is such padding.
+        (B, C, H, W) images, padded with zeros at the right and below if sizes differ; and their ground truth, with
+        `image_sizes` if there is padding.
 
     Raises:
         TypeError: A sample has another form.
@@ -66,7 +66,7 @@ def collate(
 
 
 def _stacked(images: Sequence[Any], size_divisor: int) -> tuple[Tensor, list[tuple[int, int]]]:
-    """Images in one batch, and the height and width of each."""
+    """Return the images in one batch, and the height and width of each."""
     for b, image in enumerate(images):
         where = f"samples: sample {b}: expected"
         if not isinstance(image, Tensor) or image.dim() != 3:

@@ -19,21 +19,21 @@ ALIGNMENT = 16  # bytes: a tensor of any dtype may begin at a multiple of it
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GroundTruth(GroundTruthSources):
-    """What is on a batch of images, padded to the image with the most boxes.
+    """The ground truth of a batch of images, padded to the image with the most boxes.
 
     Assigners and criteria take it as `targets`. The constructors are named for their source (`from_boxes`,
     `from_dicts`, `from_rows`, `from_transformers`, `from_coco`), and `detops.collate` makes it in a `DataLoader`; the
     class itself takes tensors that are padded already. Nothing in it is differentiated.
 
-    A box is skipped, that is, takes no part in training, if its label is negative or no class, or if its numbers are
-    not finite or have x2 < x1 or y2 < y1. Under `detops.checked()` criteria raise an error that names the box instead,
+    A box is skipped, that is, takes no part in training, if its label is negative or no class, a coordinate is not
+    finite, or x2 < x1 or y2 < y1. Under `detops.checked()` criteria raise an error that names the box instead,
     except for negative labels, which mean "ignore this box".
 
     Args:
         boxes: (B, N, 4) numbers, xyxy in pixels of the network's input.
         labels: (B, N) integers, 0 .. num_classes - 1.
         sample_sizes: (B,) integers, how many of the N boxes of each image are real; None for all.
-        image_sizes: (B, 2) height and width of each image within the batch's padding; None where there is no padding.
+        image_sizes: (B, 2) height and width of each image within the batch's padding; None if there is no padding.
         ignored: (B, M, 4) xyxy, regions that are neither object nor background, such as crowds; None for none.
         ignored_sizes: (B,) integers, how many of the M regions of each image are real; None for all.
         masks: (B, N, H, W), masks of the boxes; None for none.
@@ -95,7 +95,7 @@ class GroundTruth(GroundTruthSources):
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors are."""
+        """The device of the tensors."""
         return self.boxes.device
 
     def exists(self) -> Tensor:
@@ -105,7 +105,7 @@ class GroundTruth(GroundTruthSources):
         return exists(self.sample_sizes, self.boxes.shape[1])
 
     def ignored_exists(self) -> Tensor:
-        """Return (B, M) bool, which ignored regions are real; M is 0 without such."""
+        """Return (B, M) bool, which ignored regions are real; M is 0 without ignored regions."""
         if self.ignored is None:
             return self.labels.new_zeros(len(self), 0, dtype=torch.bool)
         if self.ignored_sizes is None:
@@ -119,17 +119,17 @@ class GroundTruth(GroundTruthSources):
         return to_cxcywh(self.boxes if self.boxes.is_floating_point() else self.boxes.to(torch.float32))
 
     def pad_to(self, count: int | None, ignored: int | None = None) -> Self:
-        """Pad every image to so many boxes, so that all batches have one shape and compile once.
+        """Pad every image to a fixed number of boxes, so that all batches have one shape and compile once.
 
         Args:
             count: Boxes per image; None leaves them as they are.
             ignored: Ignored regions per image; None leaves them as they are, which is one shape if no batch has any.
 
         Returns:
-            The same ground truth, padded; or, where there is more padding than that, with less.
+            The same ground truth with this padding, which may be less than before.
 
         Raises:
-            ValueError: An image has more boxes or regions, or they lie on a device and may be more.
+            ValueError: An image has more boxes or regions, or may have more, because the sizes lie on a device.
         """
         made = self
         if count is not None:
@@ -162,10 +162,10 @@ class GroundTruth(GroundTruthSources):
         """Copy to a device, in one piece.
 
         Args:
-            device: Where to.
-            non_blocking: Whether the host goes on at once, as it may after `pin_memory()`.
+            device: The device to copy to.
+            non_blocking: Do not wait for the copy; effective after `pin_memory()`.
         """
-        target = torch.empty(0, device=device).device  # with the index that is meant where none is given
+        target = torch.empty(0, device=device).device  # with the index of the current device if none is given
         if target == self.device:
             return self
         if self.device.type != "cpu":
@@ -185,7 +185,7 @@ class GroundTruth(GroundTruthSources):
     def to_list(self) -> list[dict[str, Tensor]]:
         """Return torchvision's targets: a dict of "boxes" and "labels" (and "masks") per image, without padding.
 
-        Ignored regions are left out. Reads the sample sizes, and so waits for a device.
+        Ignored regions are left out. Reads the sample sizes, so it waits for the device.
         """
         sizes = [self.boxes.shape[1]] * len(self) if self.sample_sizes is None else self.sample_sizes.tolist()
         names = ("boxes", "labels") if self.masks is None else ("boxes", "labels", "masks")
@@ -199,13 +199,13 @@ class GroundTruth(GroundTruthSources):
         return self._replaced({name: change(tensor) for name, tensor in self._tensors().items()})
 
     def _replaced(self, new: dict[str, Tensor]) -> Self:
-        """The same with other tensors; unlike `dataclasses.replace`, `_cxcywh` stays."""
+        """Return the same with other tensors; unlike `dataclasses.replace`, it keeps `_cxcywh`."""
         made = replace(self, **{name: tensor for name, tensor in new.items() if name != "_cxcywh"})
         object.__setattr__(made, "_cxcywh", new.get("_cxcywh", self._cxcywh))
         return made
 
     def _packed(self, place: Callable[[Tensor], Tensor] | None) -> tuple[Tensor, dict[str, tuple[int, Tensor]]]:
-        """All tensors in one buffer of bytes, and where each begins; no copy where they lie in one already."""
+        """Return all tensors in one buffer of bytes, and where each begins; no copy if they lie in one already."""
         pieces, total = {}, 0
         for name, tensor in self._tensors().items():
             pieces[name] = (total, tensor)
@@ -231,7 +231,7 @@ class GroundTruth(GroundTruthSources):
 
 
 def _require_rows(name: str, value: Tensor, shape: tuple[int | str, ...]) -> None:
-    """Check a shape whose sides that have a name may be of any size."""
+    """Check a shape; dimensions that are given by a name may have any size."""
     if value.dim() != len(shape) or any(
         isinstance(side, int) and side != got for side, got in zip(shape, value.shape, strict=True)
     ):
@@ -240,7 +240,7 @@ def _require_rows(name: str, value: Tensor, shape: tuple[int | str, ...]) -> Non
 
 
 def _piece(buffer: Tensor, start: int, like: Tensor) -> Tensor:
-    """Part of a buffer of bytes, as a tensor of another's dtype and shape."""
+    """Return part of a buffer of bytes as a tensor of the dtype and shape of `like`."""
     size = like.numel() * like.element_size()
     return buffer[start : start + size].view(like.dtype).view(like.shape)
 

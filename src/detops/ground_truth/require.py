@@ -1,4 +1,4 @@
-"""How assigners and criteria take ground truth: in any form, checked once, scanned for values in checked mode."""
+"""Ground truth as an argument of assigners and criteria: any form, checked once, scanned in checked mode."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
@@ -27,10 +27,10 @@ def require_ground_truth(
     Args:
         targets: A `GroundTruth`, the pair (boxes, labels), or a list of dicts with "boxes" and "labels".
         num_classes: C, at least 1; in checked mode labels must be below it.
-        batch: Number of images that the network's outputs have; None where there are none.
-        like: What must lie on the same device.
-        like_name: What the caller calls that.
-        needs_area: In checked mode, refuse boxes whose area float32 does not hold.
+        batch: Number of images that the network's outputs have; None without outputs.
+        like: A tensor that must be on the same device.
+        like_name: Name of that argument.
+        needs_area: In checked mode, refuse boxes whose area is not finite in float32.
 
     Raises:
         TypeError: The targets have none of these forms.
@@ -60,10 +60,10 @@ def require_ground_truth(
 
 
 def check_values(targets: GroundTruth, num_classes: int, needs_area: bool = False) -> None:
-    """Raise for the first box that would be skipped for its values; waits for the device.
+    """Raise an error for the first box that would be skipped for its values; waits for the device.
 
     Raises:
-        ValueError: Names sample, box and value.
+        ValueError: A box would be skipped; the message names sample, box and value.
     """
     for name, sizes, count in (
         ("boxes", targets.sample_sizes, targets.boxes.shape[1]),

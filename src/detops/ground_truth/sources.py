@@ -1,4 +1,4 @@
-"""Constructors of `GroundTruth`, one per source: what data sets, data loaders and other libraries have."""
+"""Constructors of `GroundTruth`, one per source: the forms of data sets, data loaders and other libraries."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Self, cast
@@ -29,7 +29,7 @@ class GroundTruthSources:
         pad_to: int | None = None,
         pad_ignored_to: int | None = None,
     ) -> Self:
-        """Bring boxes and labels to one form.
+        """Take boxes and labels as lists, ragged batches or tensors.
 
         Args:
             boxes: A list of B tensors, arrays or lists (n, 4), a `RaggedBatch` (B, N, 4), or a tensor (B, N, 4), which
@@ -38,8 +38,8 @@ class GroundTruthSources:
             ignored: (B, M, 4) ignored regions in the same forms.
             image_sizes: Height and width of each image.
             masks: A list of B tensors (n, H, W) of one H and W, or a tensor (B, N, H, W).
-            pad_to: Pad every image to so many boxes, so that all batches have one shape.
-            pad_ignored_to: Pad every image to so many ignored regions.
+            pad_to: Pad every image to this many boxes, so that all batches have one shape.
+            pad_ignored_to: Pad every image to this many ignored regions.
 
         Returns:
             The ground truth, on the device of `boxes`.
@@ -82,8 +82,8 @@ class GroundTruthSources:
 
         Args:
             targets: Dicts with "boxes" (n, 4), xyxy in pixels or `tv_tensors.BoundingBoxes` of any format, and "labels"
-                (n,). Where "iscrowd" (n,) is 1, the box is an ignored region. "masks" (n, H, W) come along where every
-                image has them, in one size. Other keys are not read.
+                (n,). Where "iscrowd" (n,) is 1, the box is an ignored region. "masks" (n, H, W) are kept if every image
+                has them, in one size. Other keys are not read.
             first_label: Label of the first class; it is subtracted. 1 for labels that reserve 0 for the background, as
                 torchvision's models expect them.
             image_sizes: Height and width of each image; by default those that `BoundingBoxes` hold, if all do.
@@ -143,21 +143,21 @@ class GroundTruthSources:
         """Take YOLO's flat rows: image, class, cx, cy, w, h.
 
         Args:
-            rows: (T, 6) numbers, in any order of images. A class that is no whole number is ignored.
+            rows: (T, 6) numbers, in any order of images. A row whose class is not a whole number is ignored.
             num_images: B; rows of another image are dropped.
-            image_sizes: Height and width of each image; needed where rows are normalised.
-            normalized: Whether boxes are fractions of their image's width and height, not pixels.
-            pad_to: Room for boxes per image; rows beyond them are dropped, as on a device nobody may count
-                (in checked mode an error). None needs no counting either: every image holds all T boxes, those of other
-                images with label -1, so that box n is row n.
+            image_sizes: Height and width of each image; required for normalised boxes.
+            normalized: Boxes are fractions of their image's width and height, not pixels.
+            pad_to: Number of boxes per image; rows beyond it are dropped, because counting them would wait for the
+                device (in checked mode they raise an error). None avoids counting too: every image holds all T boxes,
+                those of other images with label -1, so that box n is row n.
 
         Returns:
             The ground truth, on the device of the rows; made without waiting for it.
 
         Raises:
             TypeError: `rows` has the wrong type or dtype.
-            ValueError: The shape is another, or normalised boxes come without image sizes; in checked mode also a row
-                that is skipped for its values.
+            ValueError: The shape differs, or normalised boxes come without image sizes; in checked mode also a row that
+                is skipped for its values.
         """
         require_tensor("rows", rows, FLOATS + INTEGERS, "a tensor (T, 6) of numbers")
         if rows.dim() != 2 or rows.shape[1] != 6:
@@ -185,7 +185,7 @@ class GroundTruthSources:
     def _of_cxcywh(
         cls, boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, image_sizes: Tensor | None = None
     ) -> Self:
-        """The ground truth of padded boxes (B, N, 4) cxcywh in pixels, which are kept as they are too."""
+        """Make ground truth of padded boxes (B, N, 4) cxcywh in pixels, which it keeps in this form too."""
         made = cls(to_xyxy(boxes), labels, sample_sizes, image_sizes)  # type: ignore[call-arg]
         object.__setattr__(made, "_cxcywh", boxes)
         return made
@@ -284,7 +284,7 @@ class GroundTruthSources:
 
 
 def whole_labels(column: Tensor) -> Tensor:
-    """Labels (...) int64 from a column of numbers; -1 where that is no whole number."""
+    """Return labels (...) int64 from a column of numbers; -1 where a number is not whole."""
     if not column.is_floating_point():
         return column.to(torch.int64)
     whole = column.isfinite() & (column == column.floor()) & (column.abs() < 2**31)
@@ -294,7 +294,7 @@ def whole_labels(column: Tensor) -> Tensor:
 def _packed(
     image: Tensor, cxcywh: Tensor, labels: Tensor, num_images: int, pad_to: int
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes (B, pad_to, 4), labels (B, pad_to) and sizes (B,) of rows in any order, which stay in order per image."""
+    """Pack rows into boxes (B, pad_to, 4), labels (B, pad_to) and sizes (B,); rows of an image stay in order."""
     known = (image >= 0) & (image < num_images) & (image == image.floor())
     image = image.where(known, num_images).to(torch.int64)
     order = image.argsort(stable=True)
@@ -303,7 +303,7 @@ def _packed(
     if is_checked() and num_images and int(starts.diff().amax()) > pad_to:
         raise ValueError(f"rows: expected at most pad_to = {pad_to} boxes per image, got {int(starts.diff().amax())}")
     rank = torch.arange(len(image), device=image.device) - starts[image]
-    last = num_images * pad_to  # one place more, for what belongs to no image or has no room
+    last = num_images * pad_to  # one more place, for rows of no image and rows beyond pad_to
     place = (image * pad_to + rank).where((image < num_images) & (rank < pad_to), last)
     boxes = cxcywh.new_zeros(last + 1, 4).scatter(0, place[:, None].expand(-1, 4), cxcywh[order])
     label = labels.new_full((last + 1,), -1).scatter(0, place, labels[order])
@@ -312,7 +312,7 @@ def _packed(
 
 
 def _scaled(cxcywh: Tensor, sizes: Tensor) -> Tensor:
-    """Boxes (..., 4) as fractions of images in pixels; `sizes` (..., 2) are the images' heights and widths."""
+    """Convert boxes (..., 4) from fractions to pixels; `sizes` (..., 2) are the images' heights and widths."""
     boxes = cxcywh.to(accumulate_dtype(cxcywh))
     return boxes * torch.cat([sizes.flip(-1)] * 2, -1).to(boxes.dtype)
 
@@ -347,7 +347,7 @@ def _as_boxes(value: Any, where: str) -> Tensor:
 
 
 def _plain_xyxy(value: Any, where: str) -> tuple[Tensor, tuple[int, int] | None]:
-    """Boxes (n, 4) xyxy as a plain tensor, and the size of the image where torchvision's `BoundingBoxes` know it."""
+    """Return boxes (n, 4) xyxy as a plain tensor, and the size of the image if `BoundingBoxes` have it."""
     form, canvas = getattr(value, "format", None), getattr(value, "canvas_size", None)
     name = getattr(form, "name", form)
     if name not in (None, "XYXY", "XYWH", "CXCYWH"):
@@ -367,7 +367,7 @@ def _as_labels(value: Any, first_label: int, where: str) -> Tensor:
 
 
 def _crowds(target: Mapping[str, Any]) -> Tensor | None:
-    """(n,) bool, which boxes are crowds; None where no such flags are given."""
+    """Return (n,) bool, which boxes are crowds; None without such flags."""
     if target.get("iscrowd") is None:
         return None
     return torch.as_tensor(target["iscrowd"]).reshape(-1) != 0
@@ -383,15 +383,15 @@ def _padded_masks(masks: Sequence[Any]) -> Tensor:
 
 
 def check_rows(name: str, rows: Tensor, num_images: int) -> None:
-    """Raise for the first row (image, class, box) that would be skipped for its values; reads them.
+    """Raise an error for the first row (image, class, box) that would be skipped for its values; waits for them.
 
     Args:
-        name: What the caller calls the rows.
+        name: Name of the caller's argument.
         rows: (T, 6).
-        num_images: How many images there are.
+        num_images: Number of images.
 
     Raises:
-        ValueError: A row has another image, a class that is no whole number, or an invalid box.
+        ValueError: A row has another image, a class that is not a whole number, or an invalid box.
     """
     image, label, box = rows[:, 0], rows[:, 1], rows[:, 2:]
     for what, wrong, value, expected in (

@@ -1,1 +1,1 @@
-"""Other libraries' conventions over detops."""
+"""Wrappers of detops with other libraries' conventions."""

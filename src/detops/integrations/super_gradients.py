@@ -1,4 +1,4 @@
-"""super-gradients' YOLOX losses: its classes' names, arguments and results over `YOLOXLoss`."""
+"""super-gradients' YOLOX losses: its names, arguments and results around `YOLOXLoss`."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -98,9 +98,9 @@ class YoloXDetectionLoss(nn.Module):
 
         Args:
             model_output: Each level's raw map (B, 1, H, W, 5 + C): x, y, w, h, objectness and class logits; or a tuple
-                whose second item is that list. Maps that are channels last in memory are read where they are.
+                whose second item is that list. Maps that are channels last in memory are read without a copy.
             targets: (T, 6): image, class, cx, cy, w, h in pixels. Or a `RaggedBatch` (B, N, 5) of class, cx, cy, w, h.
-                Or what `YOLOXLoss` takes.
+                Or any targets that `YOLOXLoss` takes.
 
         Returns:
             0-d loss: the weighted sum; and (6,) detached components, without the weights: IoU, objectness, class and L1
@@ -108,7 +108,8 @@ class YoloXDetectionLoss(nn.Module):
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match; in checked mode also a box that takes no point for its values.
+            ValueError: Shapes or devices do not match; in checked mode also a box that would be skipped
+                for its values.
         """
         outputs = require_yolox_maps(model_output, self.loss.strides, self.loss.num_classes)
         truth = self._targets(outputs, targets)
@@ -120,9 +121,9 @@ class YoloXDetectionLoss(nn.Module):
 
     @torch.no_grad()
     def assign(self, model_output: Outputs, targets: Tensor | RaggedBatch | Targets) -> Assignment:
-        """Return which box each point is trained on; arguments as in `forward`.
+        """Assign boxes to points; arguments and errors as in `forward`.
 
-        Boxes have the index of their row where targets are (T, 6), else their index in the image.
+        For targets (T, 6) the index of a box is that of its row, else its index in the image.
         """
         outputs = require_yolox_maps(model_output, self.loss.strides, self.loss.num_classes)
         return self.loss._assign(outputs, self._targets(outputs, targets))
@@ -146,27 +147,30 @@ class YoloXDetectionLoss(nn.Module):
 
 
 class YoloXFastDetectionLoss(YoloXDetectionLoss):
-    """super-gradients' fast variant: each box chooses among its own candidates alone.
+    """super-gradients' fast variant: each box chooses only among its own candidates.
 
-    It is as fast as `YoloXDetectionLoss` here, where the original's is not; it stays for models trained with it.
+    Here both variants are about as fast; this one is for models that were trained with the original.
 
     Args:
         strides: Pixels per cell of each level.
         num_classes: Number of classes C.
         use_l1: Whether to add an L1 loss on the raw box numbers; may be set between two calls.
         center_sampling_radius: Candidates lie within so many cells of a box's centre, or in the box. It is used here,
-            while the original computes with 2.5 whatever is given.
+            while the original always computes with 2.5.
         iou_type: "iou" is 1 - IoU^2 here, as in super-gradients; "giou", "diou", "ciou"; "iou_linear" is 1 - IoU.
         iou_weight: Factor of the IoU loss in the sum; None for 5.
         obj_weight: Factor of the objectness loss; None for 1.
         cls_weight: Factor of the class loss; None for 1.
         cls_pos_weight: Factor of the positive part of each class's cross entropy: a number, or one per class.
-        dynamic_ks_bias: Factor of the sum of IoUs that decides how many points a box takes; None for 1.
-        sync_num_fgs: Whether to average the number of positives over ranks; off by default, as in the original.
-        obj_loss_fix: Whether the objectness loss is divided by the number of all points, not of positives.
+        dynamic_ks_bias: Factor of the sum of IoUs that gives the number of points per box; None for 1.
+        sync_num_fgs: Average the number of positives over ranks; off by default, as in the original.
+        obj_loss_fix: Divide the objectness loss by the number of all points, not of positives.
 
     Raises:
         ValueError: A number or name is out of range.
+
+    Reference:
+        Constructor, arguments and components are those of super-gradients' class of this name.
     """
 
     candidates = "own"

@@ -29,16 +29,15 @@ class MaskRCNNPipeline:
     """Run a `torchvision.models.detection.MaskRCNN`, with each improvement behind its own switch.
 
     With all switches off the results are those of `model(images)`, bit for bit. The model is not changed and its
-    weights are not copied; what is done to it later (moving, training) takes effect here too, except in a compiled
-    backbone.
+    weights are not copied; later changes to it (moving, training) take effect here too, except in a compiled backbone.
 
-    Half precision keeps what torchvision's own modules lose under `torch.autocast`: anchors, boxes and scores stay
-    float32, and only convolutions and linear layers run in half precision.
+    With half precision only convolutions and linear layers run in it; anchors, boxes and scores stay float32, unlike
+    in torchvision's own modules under `torch.autocast`.
 
     Args:
         model: The model, in evaluation mode, with any backbone and heads. The `forward` of the model and of its
             transform, RPN and RoI heads must be torchvision's own.
-        half: Parts to run in half precision, some of "backbone", "rpn", "heads"; True for all.
+        half: Parts to run in half precision, any of "backbone", "rpn", "heads"; True for all.
         half_dtype: dtype of half precision; None takes float16 on a GPU and bfloat16 on the CPU.
         device_preprocess: Resize, normalise and pad by `preprocess`, from uint8 on the model's device, in place of
             torchvision's transform, which needs float images.
@@ -104,8 +103,8 @@ class MaskRCNNPipeline:
                 only. A batch (B, 3, H, W) works as well.
 
         Returns:
-            Per image "boxes" (N, 4) xyxy in its pixels, "labels", "scores", best first, as from torchvision; and
-            "masks" in the form that was chosen.
+            Per image "boxes" (N, 4) xyxy in its pixels, "labels", "scores", highest score first, as in
+            torchvision; and "masks" in the chosen form.
 
         Raises:
             TypeError: `images` is a single image or not a list, or an image is of another kind or dtype.
@@ -233,7 +232,7 @@ class MaskRCNNPipeline:
         return torch.autocast(self._device().type, self._dtype()) if part in self.half else nullcontext()
 
     def _cast(self, part: str, values: Tensor) -> Tensor:
-        """Cast to float32 what goes into a part that does not run in half precision."""
+        """Cast the inputs of a part that does not run in half precision to float32."""
         return values if part in self.half else values.float()
 
 

@@ -43,7 +43,7 @@ class RaggedLayouts(RaggedBatchDims):
 
     @classmethod
     def _from_samples(cls, name: str, tensors: Sequence[Tensor]) -> Self:
-        """`from_list` of what the caller calls `name`, for messages."""
+        """Do the work of `from_list`; messages call the argument `name`."""
         data, counts = pad_samples(name, tensors)
         # Non-blocking, since a blocking copy from host memory waits for the stream.
         sizes = torch.tensor(counts, dtype=torch.int64).to(data.device, non_blocking=True)

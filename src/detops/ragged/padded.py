@@ -1,4 +1,4 @@
-"""The one form that the rest of the package computes with: a padded tensor and its sample sizes."""
+"""Conversion of batches to the form that the rest of the package uses: a padded tensor and its sample sizes."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -15,10 +15,10 @@ Batch = RaggedBatch | Tensor | Sequence[Any]  # a list has a tensor, an array or
 def as_padded(
     name: str, value: object, rest: tuple[int, ...] | None = None, dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """Bring a batch, in whatever form a caller has it, to a padded tensor.
+    """Convert a batch in any of its forms to a padded tensor.
 
     Args:
-        name: What the caller calls it, for messages.
+        name: Name of the caller's argument, for messages.
         value: A `RaggedBatch` with one batch dimension; a list of tensors, arrays or lists, one per image; or a tensor,
             which is a batch without padding.
         rest: Shape of one entry, which lists without entries take; None where it is not known.
@@ -47,7 +47,7 @@ def as_padded(
 
 
 def exists(sample_sizes: Tensor, count: int) -> Tensor:
-    """(B, N) bool, which entries of a padded batch are real.
+    """Return (B, N) bool, which entries of a padded batch are real.
 
     Args:
         sample_sizes: (B,) integers.
@@ -62,10 +62,10 @@ def compare_sizes(
     """Check that two batches have the same sizes, so that no padding of one is read as data of the other.
 
     Args:
-        name: What the caller calls the first.
-        value: What was given, and its sample sizes.
-        like_name: What the caller calls the second.
-        like: The same for the second.
+        name: Name of the first.
+        value: The first as it was given, and its sample sizes.
+        like_name: Name of the second.
+        like: The second as it was given, and its sample sizes.
 
     Raises:
         ValueError: An image has more of one than of the other. Sizes on a device are compared in checked mode only.
@@ -82,7 +82,7 @@ def compare_sizes(
 
 
 def _sample(name: str, given: Any, rest: tuple[int, ...] | None, dtype: torch.dtype | None) -> Tensor:
-    """One image's entries as a plain tensor."""
+    """Return one image's entries as a plain tensor."""
     if isinstance(given, Tensor):
         value = given
     else:

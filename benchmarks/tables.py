@@ -1,4 +1,4 @@
-"""Writes the speed tables of README and docs from the files in benchmarks/results, so that no number is typed by hand.
+"""Write the speed tables of README and docs from the files in benchmarks/results, so that no number is typed by hand.
 
 python benchmarks/tables.py
 """
@@ -15,23 +15,23 @@ NOTABLE = 0.1  # a spread from here on is shown: half the interquartile range, r
 
 
 def number(value: float) -> str:
-    """Three digits, and no exponent."""
+    """Format with three digits and no exponent."""
     return f"{value:.0f}" if value >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def ratio(value: float) -> str:
-    """One decimal; below 1 two, from 100 on none."""
+    """Format with one decimal; below 1 with two, from 100 on with none."""
     return f"{value:.{2 if value < 1 else 1 if value < 100 else 0}f}"
 
 
 def time(timing: dict) -> str:
-    """The median, and the spread where it matters."""
+    """Format the median, and the spread if it matters."""
     spread = (timing["high"] - timing["low"]) / 2 / timing["median"]
     return number(timing["median"]) + (f" ±{spread:.0%}" if spread >= NOTABLE else "")
 
 
 def table(path: Path) -> str:
-    """A file of results as a Markdown table, with the machine beneath; older files have no launches."""
+    """Write a file of results as a Markdown table, with the machine beneath; older files have no launches."""
     record = json.loads(path.read_text())
     results = record["results"]
     timed = dict.fromkeys(name for result in results for name in result["timings"])
@@ -59,7 +59,7 @@ def table(path: Path) -> str:
 
 
 def stages(path: Path) -> str:
-    """A file of `detops bench inference` as a Markdown table, with the machine beneath."""
+    """Write a file of `detops bench inference` as a Markdown table, with the machine beneath."""
     record = json.loads(path.read_text())
     columns = list(record["sizes"][0]["rows"][0]["columns"])
     rows = [["milliseconds", *columns, "speed-up"], ["---", *["--:"] * (len(columns) + 1)]]
@@ -74,12 +74,12 @@ def stages(path: Path) -> str:
 
 
 def lines(rows: list[list[str]]) -> str:
-    """Rows as Markdown."""
+    """Write rows as Markdown."""
     return "\n".join("| " + " | ".join(row).strip() + " |" for row in rows)
 
 
 def machine(record: dict) -> str:
-    """Where, when and, if it is known, at which commit it was measured."""
+    """Write where, when and, if known, at which commit the results were measured."""
     env = record["env"]
     name = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"
     if record["device"] == "cuda":
@@ -90,7 +90,7 @@ def machine(record: dict) -> str:
 
 
 def filled(text: str) -> str:
-    """The text with every marked table made anew."""
+    """Return the text with every marked table written anew."""
     text = STAGES.sub(lambda match: match[1] + stages(RESULTS / match[2]) + match[3], text)
     return MARKED.sub(lambda match: match[1] + table(RESULTS / match[2]) + match[3], text)
 

@@ -38,13 +38,12 @@ def score(
 ) -> dict[str, Any]:
     """Compare detections with annotations.
 
-    Invalid annotations are left out. A score that no annotation counts for, such as that of an area or a class without
-    boxes, is None.
+    Invalid annotations are left out. A score without annotations, such as that of a class without boxes, is None.
 
     Args:
         annotations: COCO file.
         results: Detections in COCO's results format.
-        kind: What the IoU is computed of: "bbox", boxes, or "segm", masks.
+        kind: The IoU is that of boxes ("bbox") or of masks ("segm").
         image_ids: Evaluate only on these images.
 
     Returns:
@@ -69,7 +68,7 @@ def score(
         evaluation.accumulate()
         evaluation.summarize()
     names = {category["id"]: str(category.get("name", category["id"])) for category in truth.dataset["categories"]}
-    # Of (IoU, recall, class, area, detections): all areas, 100 detections per image.
+    # Dimensions: IoU, recall, class, area, detections. Taken: all areas, 100 detections per image.
     precision = torch.from_numpy(evaluation.eval["precision"])[:, :, :, 0, 2]  # (IoU, recall, class)
     classes = {}
     for index, category in enumerate(evaluation.params.catIds):
@@ -150,7 +149,7 @@ def run(
         results: COCO results file, in place of a run.
         annotations: COCO file; required with `results`, by default the validation data of the run.
         images: Folder of the images of `annotations`; by default `images` beside it.
-        kind: What the IoU is computed of: "bbox", or "segm" for results with masks.
+        kind: The IoU is that of boxes ("bbox") or, for results with masks, of masks ("segm").
         json_path: File to write the scores to; by default `evaluation.json` in the run.
         device: Torch device of the run's network; by default a GPU if there is one.
         console: Where to print.

@@ -1,1 +1,1 @@
-"""`detops bench`: a module for each suite."""
+"""`detops bench`: one module per suite."""

@@ -1,7 +1,8 @@
 """`python -m detops.apps.bench`: measures all suites, or those named, after their tests have passed.
 
-It needs PyTorch alone, and Triton on a GPU, so it runs on machines where nothing else can be installed. A suite whose
-tests fail is not measured. Results go to OUT/SUITE_DEVICE.json and, of an op alone, OUT/SUITE_DEVICE_kernel.json.
+It needs only PyTorch, and Triton on a GPU, so it runs on machines where nothing else can be installed. A suite whose
+tests fail is not measured. Results go to OUT/SUITE_DEVICE.json, and those of an op alone to
+OUT/SUITE_DEVICE_kernel.json.
 """
 
 import argparse
@@ -17,7 +18,7 @@ from detops.apps.bench import _compare, runner
 
 
 def tested(files: Sequence[str]) -> str:
-    """Run test files of the working copy and return "passed", "failed" or, where they cannot run, "not run"."""
+    """Run test files of the working copy and return "passed", "failed" or, if they cannot run, "not run"."""
     root = runner.working_copy() or runner.FOLDER.parents[3]
     missing = [name for name in ("pytest", "hypothesis") if importlib.util.find_spec(name) is None]
     if missing or not (root / "tests").is_dir():
@@ -37,11 +38,11 @@ def measure_all(names: Sequence[str], device: str, out: Path | None, quick: bool
         device: "cpu" or "cuda".
         out: Folder of the results; None prints them only.
         quick: Fewer cases and a shorter time for each.
-        kernel: Only suites that measure an op alone, and only this form.
-        tests: Whether to run each suite's tests before.
+        kernel: Only suites that measure an op alone, and only in this form.
+        tests: Run each suite's tests before it.
 
     Returns:
-        Whether all went well.
+        Whether no test and no suite failed.
     """
     good = True
     for name in names:

@@ -1,4 +1,4 @@
-"""What the suites of CenterNet share: boxes as COCO has them, and the losses as training code computes them today."""
+"""Shared by CenterNet's suites: boxes like those of COCO, and the losses as training code computes them today."""
 
 from collections.abc import Callable
 
@@ -13,7 +13,7 @@ GRID, IMAGE = (CELLS, CELLS), (CELLS * STRIDE, CELLS * STRIDE)
 
 
 def truth_of(batch: int, device: str) -> GroundTruth:
-    """Twenty seeded boxes per image, mostly small as in COCO."""
+    """Make twenty seeded boxes per image, mostly small as in COCO."""
     g = torch.Generator().manual_seed(0)
     sides = 8 + 300 * torch.rand(batch, BOXES, 2, generator=g) ** 2
     low = (IMAGE[0] - sides) * torch.rand(batch, BOXES, 2, generator=g)
@@ -23,7 +23,7 @@ def truth_of(batch: int, device: str) -> GroundTruth:
 
 
 def maps_of(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
-    """What an untrained network predicts: logits of the heatmap, sizes and offsets, as leaves with a gradient."""
+    """Make an untrained network's predictions: heatmap logits, sizes and offsets, as leaves with a gradient."""
     g = torch.Generator().manual_seed(1)
     logits = torch.randn(batch, CLASSES, *GRID, generator=g) - 4
     wh, offset = (torch.rand(batch, 2, *GRID, generator=g).to(device).requires_grad_() for _ in range(2))
@@ -31,7 +31,7 @@ def maps_of(batch: int, device: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """The focal loss as training code has it today: sigmoid, clamp, two logarithms, a dozen passes."""
+    """Compute the focal loss as training code does today: sigmoid, clamp, two logarithms, a dozen passes."""
     p = logits.sigmoid().clamp(1e-4, 1 - 1e-4)
     positive = target.eq(1).to(p.dtype)
     negative = (1 - target).pow(4)
@@ -39,7 +39,7 @@ def plain_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def backward(loss: Callable[[], Tensor], *leaves: Tensor) -> Callable[[], None]:
-    """A function that computes a loss and its gradients, and leaves nothing behind."""
+    """Return a function that computes a loss and its gradients, and discards them."""
 
     def run() -> None:
         loss().backward()

@@ -42,7 +42,7 @@ FORMER_NAMES = {
     "simota_match": "simota",
     "vlr_weights": "region",
 }
-# And for a while the suite of a criterion had the name of its op.
+# Later, the suite of a criterion had the name of its op for a while.
 FORMER_OPS = {"centernet": "gaussian_focal_loss_from_boxes", "gfl": "positive_losses", "yolox": "yolox_loss"}
 TURNS = 10  # at least; with fewer than 8, no difference would be beyond the noise
 
@@ -58,12 +58,12 @@ class Pair:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the working copy takes: the median over the turns."""
+        """The time of the working copy over that of the commit: the median over the turns."""
         return statistics.median(now / before for now, before in zip(self.now, self.before, strict=True))
 
     @property
     def verdict(self) -> str:
-        """Whether the working copy is "slower" or "faster" beyond the noise, by a sign test over the turns at 1 %."""
+        """Tell if the working copy is "slower" or "faster" beyond the noise, by a sign test over the turns at 1 %."""
         slower = sum(now > before for now, before in zip(self.now, self.before, strict=True))
         faster = sum(now < before for now, before in zip(self.now, self.before, strict=True))
         turns, extreme = slower + faster, max(slower, faster)
@@ -95,7 +95,7 @@ class Side(AbstractContextManager["Side"]):
         """Send a request to `_timing.Server` and return its answer.
 
         Raises:
-            RuntimeError: It failed there.
+            RuntimeError: The request failed in that process.
         """
         assert self._process.stdin is not None
         assert self._process.stdout is not None
@@ -127,12 +127,12 @@ def compare(
     """Measure suites with the working copy and with a commit, and print a line per case.
 
     Args:
-        names: Suites; where there are none, all.
+        names: Suites; all if empty.
         rev: The commit, in any form that git understands.
-        kernel: Measure ops alone, where a suite has that form.
+        kernel: Measure ops alone, in suites that have this form.
         quick: Fewer cases and a shorter time for each.
-        device: "cpu" or "cuda"; None takes a GPU where there is one.
-        fail_above: How many times as long as before a case may take.
+        device: "cpu" or "cuda"; None takes a GPU if there is one.
+        fail_above: Largest allowed ratio of a case's time to that of the commit.
         root: The working copy; None for the one that this package is part of.
 
     Returns:
@@ -149,7 +149,7 @@ def compare(
     commit = _resolved(root, rev)
     environment = {**os.environ}
     if "DETOPS_LIBRARY" not in environment:
-        _run([sys.executable, "tools/kernels.py"], root)  # does nothing where the library is up to date
+        _run([sys.executable, "tools/kernels.py"], root)  # does nothing if the library is up to date
     print(f"{commit[:9]} against the working copy, on {runner.machine(device)};", end=" ")
     print("milliseconds: median ± half the interquartile range")
     source = built(root, commit) / "src"
@@ -173,7 +173,7 @@ def compare(
 
 
 def pairs_of(name: str, now: Side, before: Side, options: dict[str, Any]) -> Iterator[Pair]:
-    """Measure each case that both sides have; the others are named."""
+    """Measure each case that both sides have, and print the names of the others."""
     now.ask("open", modules=[f"detops.apps.bench.{name}"], **options)
     if before.ask("open", modules=former_modules(name), **options) is None:
         print("  no such suite there")
@@ -191,7 +191,7 @@ def pairs_of(name: str, now: Side, before: Side, options: dict[str, Any]) -> Ite
 
 
 def former_modules(name: str) -> list[str]:
-    """Where a suite may be at another commit, the present place first."""
+    """Return the modules where a suite may be at another commit, the present one first."""
     places = [f"detops.apps.bench.{name}"]
     if name in FORMER_OPS:
         places.append(f"detops.apps.bench.{FORMER_OPS[name]}")
@@ -199,7 +199,7 @@ def former_modules(name: str) -> list[str]:
 
 
 def built(root: Path, commit: str) -> Path:
-    """The commit's files under build/compare, with its C++ library; built at the first call.
+    """Unpack a commit under build/compare, and build its C++ library at the first call.
 
     Raises:
         ValueError: It does not build.

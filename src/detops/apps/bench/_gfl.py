@@ -1,4 +1,4 @@
-"""What the suites of GFL share: its scene, and the assignment and the losses as a head in use today computes them."""
+"""Shared by GFL's suites: its scene, and the assignment and the losses as a head in use today computes them."""
 
 import torch
 import torch.nn.functional as F
@@ -18,9 +18,9 @@ class Scene:
     """A batch of images of 800 x 1344 pixels: anchors, boxes and labels, and the maps of a network and its teacher.
 
     Attributes:
-        anchors: (A, 4).
-        sizes: Anchors per level.
-        boxes: (B, N, 4).
+        anchors: (A, 4) xyxy in pixels.
+        sizes: Number of anchors per level.
+        boxes: (B, N, 4) xyxy in pixels.
         labels: (B, N).
         truth: Boxes and labels as criteria take them.
         scores: Class logits of each level, (B, C, H, W).
@@ -47,13 +47,13 @@ class Scene:
         return match_anchors(self.anchors, self.sizes, self.truth, CLASSES, 9, None)
 
     def points(self) -> Tensor:
-        """Centre and stride of each anchor, (A, 3)."""
+        """Return centre and stride of each anchor, (A, 3)."""
         stride = (self.anchors[:, 2:3] - self.anchors[:, :1]) / 8
         return torch.cat([(self.anchors[:, :2] + self.anchors[:, 2:]) / 2, stride], 1)
 
 
 def loop_match(anchors: Tensor, sizes: list[int], boxes: Tensor, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Image by image, with all pairs of a box and an anchor, and box by box where a threshold needs it."""
+    """Assign image by image, with all pairs of a box and an anchor; thresholds box by box."""
     center, found = (anchors[:, :2] + anchors[:, 2:]) / 2, []
     for image, label in zip(boxes, labels, strict=True):
         sides = torch.minimum(anchors[:, None, 2:], image[:, 2:]) - torch.maximum(anchors[:, None, :2], image[:, :2])
@@ -87,7 +87,7 @@ def plain_loss(
     cls_scores: list[Tensor], bbox_preds: list[Tensor], soft: list[Tensor] | None, boxes: Tensor, labels: Tensor,
     anchors: Tensor, sizes: list[int],
 ) -> Tensor:  # fmt: skip
-    """Assignment by a loop over images, then the losses of each level by masks, plain PyTorch throughout."""
+    """Assign by a loop over images, then compute the losses of each level by masks, all in plain PyTorch."""
     found = loop_match(anchors, sizes, boxes, labels)
     index, label = (torch.stack([pair[i] for pair in found]) for i in (0, 1))
     count = sum(max(int((row >= 0).sum().item()), 1) for row in index)

@@ -1,7 +1,7 @@
 """The objects that `detops bench inference` detects without trained weights: a hundred, of everyday sizes.
 
 Random weights detect nothing sensible, and the cost of masks depends on the detections. So a picture of generated
-objects is drawn, and the model is made to find them: its heads compute as always, and then their boxes and masks are
+objects is drawn, and the model is made to find them: its heads compute as usual, and then their boxes and masks are
 replaced by those of the objects.
 """
 

@@ -1,6 +1,6 @@
-"""How a call is timed. This file needs torch alone and imports nothing of detops.
+"""Timing of calls. This file needs only torch and imports nothing of detops.
 
-So it can run as a script beside the detops of any commit: it is then one of the two processes of `--compare`, which
+So it can run as a script with the detops of any commit: it is then one of the two processes of `--compare`, which
 answers requests for samples, one JSON object per line.
 """
 
@@ -23,7 +23,7 @@ import torch
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds per call: the median and the quartiles of so many samples."""
+    """Milliseconds per call: median, quartiles, and the number of samples."""
 
     median: float
     low: float
@@ -32,18 +32,18 @@ class Timing:
 
     @classmethod
     def of(cls, seconds: list[float]) -> "Timing":
-        """Sum up samples of seconds per call."""
+        """Summarise samples of seconds per call."""
         low, median, high = (1e3 * value for value in statistics.quantiles(seconds, n=4))
         return cls(median, low, high, len(seconds))
 
     def __str__(self) -> str:
-        """Three digits, and half the interquartile range in percent."""
+        """Format with three digits, and half the interquartile range in percent."""
         text = f"{self.median:.0f}" if self.median >= 1000 else f"{self.median:#.3g}".rstrip(".")
         return f"{text} ±{50 * (self.high - self.low) / self.median:.0f}%"
 
 
 def seconds_per_call(fn: Callable[[], object], repeats: int, cuda: bool) -> float:
-    """Time some calls together; CUDA events count the host's share too where the host is slower."""
+    """Time some calls together; CUDA events include the host's time if the host is slower."""
     if cuda:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
         begin.record()
@@ -59,7 +59,7 @@ def seconds_per_call(fn: Callable[[], object], repeats: int, cuda: bool) -> floa
 
 
 def repeats_for(fn: Callable[[], object], seconds: float, cuda: bool) -> int:
-    """Warm a function up, and return how many calls take about so many seconds, from 1 to 1000."""
+    """Warm a function up, and return how many calls, 1 to 1000, take about this many seconds."""
     fn()
     return max(1, min(1000, int(seconds / max(seconds_per_call(fn, 1, cuda), 1e-7))))
 
@@ -67,8 +67,8 @@ def repeats_for(fn: Callable[[], object], seconds: float, cuda: bool) -> int:
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory rather than return it to the system.
 
-    Otherwise each large temporary gets new pages. Their page faults, some microseconds each on a virtual machine, hide
-    what is measured, for all sides alike.
+    Otherwise each large temporary gets new pages. Their page faults, some microseconds each on a virtual machine, would
+    dominate the times of all sides.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -80,7 +80,7 @@ def keep_freed_memory() -> None:
 
 
 def arguments_of(cases: Callable[..., Any], **known: Any) -> dict[str, Any]:
-    """Those of the arguments that a suite's `cases` takes; a suite with one form takes no `kernel`."""
+    """Return the arguments that a suite's `cases` accepts; a suite with one form has no `kernel`."""
     return {name: known[name] for name in inspect.signature(cases).parameters}
 
 
@@ -94,7 +94,7 @@ class Server:
         self._repeats, self._cuda = 1, False
 
     def where(self) -> str:
-        """Path of the detops that is imported here."""
+        """Return the path of the detops that is imported here."""
         return str(Path(importlib.import_module("detops").__file__ or "").parent)
 
     def open(self, modules: list[str], device: str, **options: Any) -> str | None:
@@ -125,7 +125,7 @@ class Server:
         return False
 
     def sample(self) -> float:
-        """Seconds per call; the first call, which finds the caches as another process left them, does not count."""
+        """Return seconds per call; the first call, with caches as another process left them, is not timed."""
         if self._repeats > 1:
             self._fn()
         return seconds_per_call(self._fn, self._repeats, self._cuda)
@@ -157,6 +157,6 @@ def serve(requests: TextIO, answers: TextIO) -> None:
 
 if __name__ == "__main__":
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # whatever the measured code prints is no answer
+    os.dup2(2, 1)  # the output of the measured code must not mix with the answers
     keep_freed_memory()
     serve(sys.stdin, replies)

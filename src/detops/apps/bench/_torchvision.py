@@ -1,4 +1,4 @@
-"""torchvision where its compiled operators do not load, as with a CPU-only PyTorch: for benchmarks and tests.
+"""torchvision without its compiled operators, which a CPU-only PyTorch cannot load: for benchmarks and tests.
 
 There `import torchvision` raises, because the operator `nms` is missing. So that operator is defined here, by that of
 detops; and torchvision's own RoIAlign in plain PyTorch, which takes a minute to compile, is replaced by another.
@@ -38,7 +38,7 @@ def load(command: str = "bench inference") -> ModuleType:
         raise
     except (ImportError, RuntimeError):
         for name in [name for name in sys.modules if name.split(".")[0] == "torchvision"]:
-            del sys.modules[name]  # the import broke off halfway
+            del sys.modules[name]  # the import failed halfway
         _define_nms()
         try:
             torchvision = importlib.import_module("torchvision")
@@ -116,7 +116,7 @@ def _cells(start: Tensor, length: Tensor, bins: int, ratio: int, cells: int) -> 
 
 
 def _replaced(original: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """The RoIAlign above, except where the number of points depends on the box."""
+    """Return the RoIAlign above, except if the number of points depends on the box."""
 
     def chosen(features: Tensor, rois: Tensor, scale: float, height: int, width: int, ratio: int, aligned: bool) -> Any:
         fn = roi_align if ratio > 0 else original

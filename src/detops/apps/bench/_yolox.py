@@ -1,4 +1,4 @@
-"""What the suites of YOLOX share: its scene, and the assignment and the loss as the original computes them."""
+"""Shared by YOLOX's suites: its scene, and the assignment and the loss as the original computes them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +41,7 @@ class Scene:
 
 
 def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int = CLASSES, side: int = SIDE) -> Scene:
-    """Seeded boxes, mostly small as in COCO, and predictions near some of them, as a network in training makes."""
+    """Make seeded boxes, mostly small as in COCO, and predictions near some of them, as in training."""
     g = torch.Generator().manual_seed(most)
     shapes = [(side // s, side // s) for s in STRIDES]
     cells = grid_points(shapes, STRIDES)
@@ -158,7 +158,7 @@ def loop_loss(outputs: list[Tensor], targets: Tensor, cells: Tensor, use_l1: boo
 
 
 def match_arguments(data: Scene, own: bool = False) -> dict[str, Any]:
-    """What the op `simota_match` takes; `own` is the rule of super-gradients' fast loss."""
+    """Return the arguments of the op `simota_match`; `own` selects the rule of super-gradients' fast loss."""
     levels = [output.detach().flatten(1, 3) for output in data.outputs]
     raw = torch.cat([level[..., :5] for level in levels], 1)
     return {
@@ -180,7 +180,7 @@ def match_arguments(data: Scene, own: bool = False) -> dict[str, Any]:
 
 
 def loss_arguments(data: Scene, index: Tensor, iou: Tensor) -> dict[str, Any]:
-    """What the op `yolox_loss` takes, for the boxes that `simota_match` found."""
+    """Return the arguments of the op `yolox_loss`, for the boxes that `simota_match` assigned."""
     return {
         "outputs": [output.detach().flatten(1, 3) for output in data.outputs],
         "cells": data.cells,

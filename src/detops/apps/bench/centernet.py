@@ -29,7 +29,7 @@ TESTS = ("tests/library/test_centernet_loss.py", "tests/library/test_centernet_t
 
 
 def loop_targets(boxes: Tensor, labels: Tensor) -> CenterNetTargets:
-    """Targets as training code makes them today: image by image, box by box, a handful of calls each."""
+    """Make targets as training code does today: image by image, box by box, with a handful of calls each."""
     batch, device = len(boxes), boxes.device
     heatmap = torch.zeros(batch, CLASSES, CELLS, CELLS, device=device)
     wh, offset, weight = (torch.zeros(batch, 2, CELLS, CELLS, device=device) for _ in range(3))
@@ -52,7 +52,7 @@ def loop_targets(boxes: Tensor, labels: Tensor) -> CenterNetTargets:
 
 
 def plain_losses(maps: tuple[Tensor, Tensor, Tensor], targets: CenterNetTargets) -> Tensor:
-    """All three losses as PyTorch expressions over dense targets."""
+    """Compute all three losses by PyTorch expressions over dense targets."""
     logits, wh, offset = maps
     count = targets.num_objects
     loss = plain_loss(logits, targets.heatmap) / count

@@ -63,7 +63,7 @@ def boxes(config: Config, device: str) -> Boxes:
     radii = integers(*config.radius, b, n)
     sizes = integers(0, n, b)
     if config.form == "coco":
-        # As in COCO: a median of 6 boxes per image with a long tail, and mostly small ones.
+        # As in COCO: a median of 6 boxes per image with a long tail, and mostly small boxes.
         sizes = (-8.7 * torch.log1p(-torch.rand(b, generator=g))).clamp(max=n).to(torch.int32)
         radii = (config.radius[1] * torch.rand(b, n, generator=g) ** 2).to(torch.int32)
     labels = integers(0, config.classes - 1, b, n)
@@ -72,11 +72,11 @@ def boxes(config: Config, device: str) -> Boxes:
 
 
 def loop(maps: Tensor, data: Boxes) -> None:
-    """Draw one box at a time, its Gaussian made and merged with a handful of calls, as training code does today.
+    """Draw one box at a time, with a handful of calls for each Gaussian, as training code does today.
 
     Args:
         maps: (B, C, H, W).
-        data: The boxes, on the device of the maps: reading their numbers synchronises.
+        data: The boxes, on the device of the maps; reading their values synchronises.
     """
     height, width = maps.shape[-2:]
     for b in range(len(maps)):
@@ -94,7 +94,7 @@ def loop(maps: Tensor, data: Boxes) -> None:
 
 
 def _graph(fn: Callable[[], object]) -> Callable[[], object]:
-    """The call as a replayed CUDA graph: the kernels without the host."""
+    """Return the call as a replayed CUDA graph: the kernels without the host."""
     fn()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -136,7 +136,7 @@ def _loop(data: Boxes) -> Draw:
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield the configurations; each side allocates and clears its maps, draws, and returns them.
 
-    With `kernel`, the maps exist already and the drawing alone is timed.
+    With `kernel`, the maps exist already and only the drawing is timed.
     """
     for config in CONFIGS:
         if quick and not config.quick:

@@ -1,6 +1,6 @@
-"""`detops bench gaussian_focal_loss_from_boxes`: the focal loss whose targets are drawn on the way, and its gradient.
+"""`detops bench gaussian_focal_loss_from_boxes`: the focal loss straight from boxes, and its gradient.
 
-The baseline is the loss of a heatmap that exists already, so the drawing is in ours alone.
+The baseline is the loss of a heatmap that exists already, so only our times include the drawing.
 """
 
 from collections.abc import Callable, Iterator

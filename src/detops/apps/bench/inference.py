@@ -1,6 +1,6 @@
 """`detops bench inference`: what each improvement saves at each stage of torchvision's Mask R-CNN.
 
-No suite as the others are: it times whole images by their stages, and is not part of `make bench`.
+Unlike the suites, it times whole images by their stages, and is not part of `make bench`.
 """
 
 from collections.abc import Callable, Sequence
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-COUNT = 100  # detections where there are no weights, and at most where there are
+COUNT = 100  # detections without weights, and at most with weights
 INNER, ENCODE = ("total", "roi_heads"), ("total", "encode")
 COLUMNS: dict[str, list[tuple[str, ...]]] = {  # the stages whose times are summed
     "preprocessing": [("total", "preprocessing")],
@@ -59,7 +59,7 @@ class Contender:
     run: Callable[[Any], list[dict[str, Any]]]
     timer: StageTimer
     detections: int = 0
-    result: dict[str, Any] | None = None  # kept of the two that the picture shows
+    result: dict[str, Any] | None = None  # kept only for the two that the picture shows
 
 
 def run(
@@ -73,17 +73,17 @@ def run(
     console: "Console | None" = None,
     build: Callable[..., Any] | None = None,
 ) -> list[Row]:
-    """Measure, print the tables, and draw what both kinds of masks look like.
+    """Measure, print the tables, and draw both kinds of masks.
 
     Args:
-        sizes: "WIDTHxHEIGHT" of the network's input, and of the image where none is given.
+        sizes: "WIDTHxHEIGHT" of the network's input, and of a generated image.
         image: Picture to detect on, at its own size; None generates one.
         weights: Weights of torchvision's `maskrcnn_resnet50_fpn`; without them, weights are random and detections
             generated.
         out: Folder of the pictures.
-        repeats: Images per row, after one that does not count.
+        repeats: Images per row, after one that is not timed.
         json_path: File to write the numbers to as JSON; None for nowhere.
-        device: "cpu" or "cuda"; None takes a GPU where there is one.
+        device: "cpu" or "cuda"; None takes a GPU if there is one.
         console: Where to print.
         build: Builds the model from its sizes and weights; None takes `maskrcnn_resnet50_fpn`.
 
@@ -164,12 +164,12 @@ def _image(model: Any, size: Size, path: Path | None, weights: Path | None) -> "
 def measure(
     model: Any, view: "Image", device: torch.device, repeats: int, tell: Callable[[str], None] = lambda text: None
 ) -> tuple[list[Row], dict[str, Any], InstanceMasks]:
-    """Time all rows in turns, so that a slow moment of the machine hits all of them.
+    """Time all rows in turns, so that a slow moment of the machine affects all of them.
 
     Args:
         model: A Mask R-CNN.
-        view: What it sees.
-        device: Where it is.
+        view: The image to detect on.
+        device: Device of the model.
         repeats: Images per row.
         tell: Called with the name of each step.
 
@@ -206,7 +206,7 @@ def _contender(name: str, model: Any, device: torch.device, **switches: Any) -> 
 
 
 def _encoding(contender: Contender) -> Contender:
-    """The same, followed by pycocotools' encoding of the pasted masks."""
+    """Return the same contender, followed by pycocotools' encoding of the pasted masks."""
     numpy, coco = (require(name, "pycocotools", "bench inference") for name in ("numpy", "pycocotools.mask"))
 
     def encoded(images: Any) -> list[dict[str, Any]]:
@@ -234,7 +234,7 @@ def _run(contenders: list[Contender], view: "Image", repeats: int, tell: Callabl
                 if isinstance(result["masks"], Tensor):  # gigabytes of probabilities
                     result["masks"] = (result["masks"][:, 0] >= 0.5).cpu()
                 contender.result = result
-            del result  # gigabytes as well, which the next one must not find taken
+            del result  # gigabytes as well, which the next one needs
 
 
 def _row(contender: Contender) -> Row:
@@ -247,7 +247,7 @@ def _row(contender: Contender) -> Row:
 
 
 def table(rows: list[Row], title: str, weights: Path | None) -> "Table":
-    """The rows for the terminal."""
+    """Lay the rows out for the terminal."""
     note = "milliseconds per image, medians; RoI head includes both columns of masks"
     if weights is None:
         note += f"\nno weights: the heads' boxes and masks are replaced by those of {COUNT} generated objects"

@@ -1,7 +1,7 @@
 """`detops bench masks_to_rle`: COCO's RLE and pasted masks of an image's detections, against pasting as in Detectron2.
 
-The baseline of RLE pastes, copies to the host, and encodes by pycocotools, as an evaluation does today; it is left out
-where pycocotools is not installed.
+The baseline of RLE pastes, copies to the host, and encodes by pycocotools, as evaluations do today; it is left out if
+pycocotools is not installed.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +23,13 @@ IMAGES = ((800, 1333), (2304, 3840))
 
 
 def usual_sides(image_size: tuple[int, int]) -> Tensor:
-    """Sides from 2 % to half of an image's longer one, equally many per octave."""
+    """Return sides from 2 % to half of an image's longer one, equally many per octave."""
     share = torch.rand(COUNT, generator=torch.Generator().manual_seed(1))
     return max(image_size) * 0.02 * 25**share
 
 
 def encode(pasted: Tensor) -> list[Any]:
-    """Pasted masks by pycocotools, one after another, as Detectron2 and MMDetection do."""
+    """Encode pasted masks by pycocotools, one after another, as Detectron2 and MMDetection do."""
     numpy, coco = (
         require("numpy", "numpy", "bench masks_to_rle"),
         require("pycocotools.mask", "pycocotools", "bench masks_to_rle"),
@@ -38,7 +38,7 @@ def encode(pasted: Tensor) -> list[Any]:
 
 
 def rle_case(image_size: tuple[int, int], device: str, kernel: bool) -> Case:
-    """RLE of all masks; the floor copies the raw masks. On a GPU the op alone leaves the strings there."""
+    """Return the case of RLE; the floor copies the raw masks. On a GPU the op alone leaves the strings there."""
     masks, boxes = masks_and_boxes(usual_sides(image_size), image_size, device)
     labels = torch.zeros(COUNT, dtype=torch.int64, device=device)
     found = InstanceMasks(boxes, labels, boxes[:, 0], masks, image_size)

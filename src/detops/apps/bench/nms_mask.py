@@ -17,7 +17,7 @@ THRESHOLD = 0.5
 
 
 def loop(boxes: Tensor, scores: Tensor) -> Tensor:
-    """Greedy suppression as one writes it in PyTorch: the best of the remaining boxes against all others."""
+    """Suppress greedily in plain PyTorch: the best of the remaining boxes against all others."""
     keep = torch.zeros(scores.shape, dtype=torch.bool, device=scores.device)
     for b, box in enumerate(boxes):
         area = (box[:, 2:] - box[:, :2]).prod(1)

@@ -1,7 +1,7 @@
 """`detops bench paste_masks`: masks of 28 x 28 at the image's size, against Detectron2's way and batched PyTorch.
 
-Boxes of several sizes in images of one size, so that the table shows what a pixel of a box costs beside filling the
-result.
+Boxes of several sizes in images of one size, so that the table separates the cost per pixel of a box from that of
+filling the result.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ CHUNK_BYTES = 2**30  # of values at once on a GPU, as in Detectron2
 
 
 def masks_and_boxes(sides: Tensor, image_size: tuple[int, int], device: str) -> tuple[Tensor, Tensor]:
-    """Smooth masks with wavy edges, and boxes with these sides (N,) on average, cut to the image."""
+    """Make smooth masks with wavy edges, and boxes with these sides (N,) on average, clipped to the image."""
     g = torch.Generator().manual_seed(0)
     height, width = image_size
     stretch = torch.exp(torch.rand(len(sides), 1, generator=g) - 0.5)
@@ -59,7 +59,7 @@ def grid_sample_paste(masks: Tensor, boxes: Tensor, image_size: tuple[int, int])
 
 
 def case(name: str, sides: Tensor, image_size: tuple[int, int], device: str, kernel: bool, batched: bool) -> Case:
-    """Pasting all masks; the floor is a result of zeros."""
+    """Return the case of pasting all masks; the floor is a result of zeros."""
     masks, boxes = masks_and_boxes(sides, image_size, device)
     labels = torch.zeros(len(masks), dtype=torch.int64, device=device)
     found = InstanceMasks(boxes, labels, boxes[:, 0], masks, image_size)

@@ -16,7 +16,7 @@ TESTS = ("tests/ops/test_positive_losses_backward.py",)
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
-    """Yield few and many boxes per image, without and with a teacher; the floor fills as much with zeros."""
+    """Yield few and many boxes per image, without and with a teacher; the floor fills the same memory with zeros."""
     for count in COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
         index = scene.match().index

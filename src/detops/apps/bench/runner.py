@@ -32,7 +32,7 @@ FOLDER = Path(__file__).parent
 
 @dataclass(frozen=True)
 class Case:
-    """One configuration: `ours` against its baselines, and the floor, which does less than any of them has to."""
+    """One configuration: `ours` against its baselines, and the floor, which does less than any of them must."""
 
     name: str
     ours: Callable[[], object]
@@ -43,16 +43,16 @@ class Case:
 
 @dataclass(frozen=True)
 class Result:
-    """What was measured at one case, for each side by name: "floor", "ours" and the baselines.
+    """The measurements of one case, by side: "floor", "ours" and the baselines.
 
     Attributes:
         case: Name of the case.
-        floor: What the floor does.
+        floor: Description of the floor.
         timings: Milliseconds per call.
-        ratios: How many times slower than ours each baseline is ("NAME / ours"), and ours than the floor.
-        syncs: Host synchronisations per call, on a GPU; not of the floor.
-        launches: Kernels per call, likewise; counted on a GPU, estimated on the CPU.
-        peak_extra_bytes: Memory that a call holds at most beyond its arguments, likewise.
+        ratios: Time of each baseline over ours ("NAME / ours"), and of ours over the floor.
+        syncs: Host synchronisations per call on a GPU, without the floor.
+        launches: Kernels per call, without the floor; counted on a GPU, estimated on the CPU.
+        peak_extra_bytes: Peak memory of a call beyond its arguments, without the floor.
     """
 
     case: str
@@ -76,7 +76,7 @@ def suite(name: str) -> ModuleType:
     """Return the suite of this name.
 
     Raises:
-        ValueError: There is none.
+        ValueError: There is no such suite.
     """
     if name not in suites():
         raise ValueError(f"suite: expected one of {', '.join(suites())}, got {name!r}")
@@ -84,12 +84,12 @@ def suite(name: str) -> ModuleType:
 
 
 def has_forms(module: ModuleType) -> bool:
-    """Whether a suite measures an op both through its public function and alone."""
+    """Return whether a suite measures an op both through its public function and alone."""
     return "kernel" in signature(module.cases).parameters
 
 
 def is_op_alone(name: str, kernel: bool) -> bool:
-    """Whether a suite, measured with or without `kernel`, times an op without its public function."""
+    """Return whether a suite, measured with or without `kernel`, times an op without its public function."""
     return kernel or (not has_forms(suite(name)) and name in {op.rstrip("_") for op in env()["ops"]})
 
 
@@ -97,12 +97,12 @@ def measure(functions: dict[str, Callable[[], object]], seconds: float, cuda: bo
     """Time functions in turns, so that a slow moment of the machine affects all of them.
 
     Args:
-        functions: What to call, by name.
-        seconds: About how long to measure each; at least three samples are taken.
-        cuda: Whether to time with CUDA events.
+        functions: The functions to call, by name.
+        seconds: Approximate time to measure each; at least three samples are taken.
+        cuda: Time with CUDA events.
 
     Returns:
-        The timing of each.
+        The timing of each function.
     """
     repeats = {name: repeats_for(fn, 0.002, cuda) for name, fn in functions.items()}
     samples: dict[str, list[float]] = {name: [] for name in functions}
@@ -117,7 +117,7 @@ def measure(functions: dict[str, Callable[[], object]], seconds: float, cuda: bo
 
 
 def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
-    """Return how many bytes of tensors a call holds at most beyond those that existed before.
+    """Return the peak memory of a call, in bytes of tensors, beyond those that existed before.
 
     On a GPU its allocator counts them; on the CPU they are summed from the allocations that the profiler sees.
     """
@@ -142,7 +142,7 @@ def peak_extra(fn: Callable[[], object], cuda: bool) -> int:
 
 
 def run_case(case: Case, seconds: float, cuda: bool) -> Result:
-    """Measure one case: first the times, then what a call of each side launches, waits for and holds."""
+    """Measure one case: first the times, then launches, synchronisations and memory of a call of each side."""
     sides = {"ours": case.ours, **case.baselines}
     timings = measure({"floor": case.floor, **sides}, seconds, cuda)
     ratios = {f"{name} / ours": timings[name].median / timings["ours"].median for name in case.baselines}
@@ -160,7 +160,7 @@ HEADER = f"{'':32}{'milliseconds':>16}{'':>16}{'syncs':>8}{'launches':>10}{'MiB'
 
 
 def lines(result: Result) -> Iterable[str]:
-    """A result as text: the case, the floor, and a line per side."""
+    """Yield a result as text: the case, the floor, and a line per side."""
     yield result.case
     yield f"  {'floor: ' + result.floor:30}{result.timings['floor']!s:>16}"
     for name, syncs in result.syncs.items():
@@ -173,7 +173,7 @@ def lines(result: Result) -> Iterable[str]:
 
 
 def shortened(ratio: float) -> str:
-    """A ratio with one decimal; below 1 with two, from 100 on with none."""
+    """Format a ratio with one decimal; below 1 with two, from 100 on with none."""
     return f"{ratio:.{2 if ratio < 1 else 1 if ratio < 100 else 0}f}"
 
 
@@ -189,12 +189,12 @@ def main(
 
     Args:
         name: Name of the suite.
-        kernel: Measure the op alone: without its public function, and on a GPU as a replayed CUDA graph where the
-            suite has one.
+        kernel: Measure the op alone: without its public function, and on a GPU as a replayed CUDA graph if the suite
+            has one.
         json_path: File to write the results to as JSON; None for nowhere.
         quick: Fewer cases and a shorter time for each.
-        device: "cpu" or "cuda"; None takes a GPU where there is one.
-        tests: What came of the suite's tests, for the JSON: "passed" or "not run".
+        device: "cpu" or "cuda"; None takes a GPU if there is one.
+        tests: Result of the suite's tests, for the JSON: "passed" or "not run".
 
     Raises:
         ValueError: The suite is unknown, or has no op to measure alone.
@@ -220,18 +220,18 @@ def main(
 
 
 def default_device() -> str:
-    """A GPU where there is one."""
+    """Return "cuda" if there is a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def machine(device: str) -> str:
-    """The GPU's name, or how many threads compute."""
+    """Return the name of the GPU, or the number of CPU threads."""
     cuda = torch.device(device).type == "cuda"
     return torch.cuda.get_device_name(device) if cuda else f"{torch.get_num_threads()} CPU threads"
 
 
 def described(name: str, device: str) -> dict[str, Any]:
-    """What every file of results begins with: suite, time, code and machine."""
+    """Return the head of every file of results: suite, time, code and machine."""
     return {
         "suite": name,
         "device": torch.device(device).type,
@@ -244,16 +244,16 @@ def described(name: str, device: str) -> dict[str, Any]:
 
 
 def working_copy() -> Path | None:
-    """The root of the git working copy that this package is part of; None if it is installed elsewhere."""
+    """Return the root of the git working copy that this package is part of; None if it is installed elsewhere."""
     root = FOLDER.parents[3]
     top = _git(root, "rev-parse", "--show-toplevel")
     return root if top is not None and Path(top) == root.resolve() and FOLDER.parents[2].name == "src" else None
 
 
 def commit() -> dict[str, Any] | None:
-    """The commit of the working copy, and whether the code that is measured differs from it.
+    """Return the commit of the working copy, and whether the measured code differs from it.
 
-    Where there is no git, as in a plain copy on another machine, DETOPS_COMMIT may name the commit; else None.
+    Without git, as in a plain copy on another machine, DETOPS_COMMIT may name the commit; else it is None.
     """
     root = working_copy()
     if root is None:

@@ -1,4 +1,4 @@
-"""`detops bench vlr_weights`: which anchors near a box learn from a teacher too, against batched PyTorch."""
+"""`detops bench vlr_weights`: the anchors of LD's localization region, against batched PyTorch."""
 
 from collections.abc import Iterator
 from functools import partial

@@ -32,9 +32,9 @@ def by_ops(data: Scene, own: bool, match: Callable[..., tuple[Tensor, Tensor]], 
 
     Args:
         data: The scene.
-        own: Whether to use the rule of super-gradients' fast loss.
+        own: Use the rule of super-gradients' fast loss.
         match: `simota_match` in one of its forms.
-        loss: `yolox_loss` likewise.
+        loss: `yolox_loss` in one of its forms.
     """
     return loss(**loss_arguments(data, *match(**match_arguments(data, own))))
 

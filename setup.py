@@ -1,4 +1,4 @@
-"""Adds the C++ kernels to the build; all else about the package stands in pyproject.toml.
+"""Add the C++ kernels to the build; pyproject.toml has everything else about the package.
 
 Without a compiler or torch's headers the package still installs: the portable PyTorch forms then run on the CPU,
 and `import detops` says so once.

@@ -1,4 +1,4 @@
-"""Localization distillation in a loop of your own: a GFL of 8 channels is taught the distributions of one of 32."""
+"""Localization distillation in a loop of your own: a GFL of 8 channels learns from one of 32 channels."""
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class Network(nn.Module):
             nn.init.constant_(layer.bias, -4.6)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Each level's (B, 1, H, W) logits and (B, 68, H, W) distributions."""
+        """Return each level's (B, 1, H, W) class logits and (B, 68, H, W) box logits."""
         fine = self.stem(images)
         levels = (fine, self.down(fine))
         return (
@@ -33,7 +33,7 @@ class Network(nn.Module):
 
 
 def scene(count: int, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
-    """Images (B, 1, 128, 128) with a bright rectangle each, its box and label."""
+    """Make images (B, 1, 128, 128) with a bright rectangle each, and its box and label."""
     g = torch.Generator().manual_seed(seed)
     sides = 24 + 48 * torch.rand(count, 2, generator=g)
     low = torch.rand(count, 2, generator=g) * (SIZE - sides)
@@ -45,7 +45,7 @@ def scene(count: int, seed: int) -> tuple[Tensor, list[Tensor], list[Tensor]]:
 
 
 def train(network: Network, steps: int, teacher: detops.Teacher | None = None) -> None:
-    """By GFL's losses alone, or with the teacher's distributions too."""
+    """Train by GFL's losses alone, or with a teacher's distributions too."""
     device = next(network.parameters()).device
     alone = detops.GFLLoss(1, REG_MAX, STRIDES, anchor_scale=4)
     taught = detops.LDLoss(1, REG_MAX, STRIDES, anchor_scale=4, ld_weight=4.0, normalize_ld=True)
@@ -62,7 +62,7 @@ def train(network: Network, steps: int, teacher: detops.Teacher | None = None) -
 
 @torch.no_grad()
 def quality(network: Network) -> float:
-    """Mean IoU of the best detection of each image with its box."""
+    """Return the mean IoU of the best detection of each image with its box."""
     images, boxes, _ = scene(64, 10_000)
     scores, distributions = network(images.to(next(network.parameters()).device))
     found = detops.decode_gfl(scores, distributions, STRIDES, score_threshold=0.0, max_detections=1)
@@ -71,7 +71,7 @@ def quality(network: Network) -> float:
 
 
 def main(steps: int = 150) -> dict[str, float]:
-    """Train a teacher, a student alone and a student that is taught; return what each reaches."""
+    """Train a teacher, a student alone and a student with the teacher; return the mean IoU of each."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(0)
     large = Network(32).to(device)

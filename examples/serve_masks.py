@@ -1,6 +1,6 @@
-"""What surrounds an instance segmentation network when it is served, each stage timed.
+"""The stages around an instance segmentation network when it is served, each of them timed.
 
-A network is played by random numbers; yours gives boxes, labels, scores and masks of 28 x 28 cells for each image.
+Random numbers stand in for the network; yours predicts boxes, labels, scores and masks of 28 x 28 cells for each image.
 """
 
 import torch
@@ -12,7 +12,7 @@ MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
 
 
 def network(images: Tensor, count: int = 100) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Boxes (B, N, 4) in pixels of the input, labels, scores, and mask logits (B, N, 80, 28, 28)."""
+    """Predict boxes (B, N, 4) in pixels of the input, labels, scores, and mask logits (B, N, 80, 28, 28)."""
     batch, _, height, width = images.shape
     low = torch.rand(batch, count, 2, device=images.device) * torch.tensor([width, height], device=images.device) * 0.8
     boxes = torch.cat([low, low + 20 + 150 * torch.rand(batch, count, 2, device=images.device)], 2)

@@ -10,7 +10,7 @@ SIZE, STRIDE, CLASSES = 64, 4, 2  # pixels of an image's side, pixels per cell, 
 
 
 class Rectangles(Dataset[tuple[Tensor, Tensor, Tensor]]):
-    """Images (1, 64, 64) with one to three rectangles; boxes (n, 4) in pixels, labels (n,)."""
+    """A data set of images (1, 64, 64) with one to three rectangles; boxes (n, 4) in pixels, labels (n,)."""
 
     def __len__(self) -> int:
         return 512
@@ -29,7 +29,7 @@ class Rectangles(Dataset[tuple[Tensor, Tensor, Tensor]]):
 
 
 class Network(nn.Module):
-    """Images to heatmap logits, sizes and offsets at stride 4."""
+    """A network from images to heatmap logits, sizes and offsets at stride 4."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -40,12 +40,12 @@ class Network(nn.Module):
         nn.init.constant_(self.body[-1].bias[:CLASSES], -4.6)  # objects are rare: p = 0.01 at first
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """(B, 2, 16, 16) each."""
+        """Return three maps (B, 2, 16, 16)."""
         return self.body(images).split([CLASSES, 2, 2], 1)
 
 
 def main(epochs: int = 4) -> float:
-    """Train, and return the share of boxes that are found with IoU 0.5."""
+    """Train, and return the fraction of boxes that are found with IoU 0.5."""
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     network, criterion = Network().to(device), detops.CenterNetLoss(num_classes=CLASSES)
@@ -72,7 +72,7 @@ def main(epochs: int = 4) -> float:
 
 
 def overlap(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU (n, m) of every box with every other one."""
+    """Return the IoU (n, m) of every box with every other one."""
     pairs = boxes[:, None].expand(-1, len(others), -1), others[None].expand(len(boxes), -1, -1)
     return 1 - detops.box_iou_loss(*(side.reshape(-1, 4) for side in pairs), reduction="none").view(len(boxes), -1)
 

@@ -1,4 +1,4 @@
-"""What all tests share: Triton's interpreter where there is no GPU, examples that do not change, memory that is NaN."""
+"""Set-up of all tests: Triton's interpreter if there is no GPU, fixed examples, unwritten memory that is NaN."""
 
 import os
 from collections.abc import Iterator

@@ -79,7 +79,7 @@ BELOW_THE_APPS = sorted({path.name for path in PACKAGE.iterdir() if path.suffix 
 
 @pytest.mark.parametrize("room", [room for room in BELOW_THE_APPS if room != "__pycache__"])
 def test_below_the_apps_nothing_needs_an_extra(room: str) -> None:
-    """Wherever the import stands, in a function too."""
+    """Imports inside functions count too."""
     files = [PACKAGE / room] if room.endswith(".py") else sorted((PACKAGE / room).rglob("*.py"))
     assert files
     found = {(str(path.relative_to(PACKAGE)), name) for path in files for name in imports(path)}
@@ -95,7 +95,7 @@ WRONG = {  # file -> an import that the layout forbids
 
 
 def test_the_layout_is_enforced(tmp_path: Path) -> None:
-    """import-linter finds an import that goes up, one of an extra, one of the reference, and a module without a floor."""
+    """import-linter finds imports that go up, imports of an extra or of the reference, and modules without a floor."""
     pytest.importorskip("importlinter")
     shutil.copytree(PACKAGE, tmp_path / "detops", ignore=shutil.ignore_patterns("_C*", "__pycache__"))
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
@@ -123,7 +123,7 @@ def copy_without_library(tmp_path: Path) -> Path:
 
 
 def test_without_the_library_the_cpu_runs_portable_code(copy_without_library: Path) -> None:
-    """A copy of the package without its C++ library: it warns once, says so in env(), and draws the same."""
+    """A copy of the package without its C++ library warns once, reports it in env(), and draws the same."""
     code = """
 import torch, detops
 print(detops.__file__)

@@ -24,7 +24,7 @@ def functions(path: Path) -> list[ast.FunctionDef]:
 
 
 def called(call: ast.Call) -> str:
-    """The last name of what is called."""
+    """Return the last name of the called function."""
     function = call.func
     return function.id if isinstance(function, ast.Name) else getattr(function, "attr", "")
 
@@ -37,7 +37,7 @@ def compares(node: ast.AST, names: set[str]) -> bool:
 
 
 def surely_compares(statements: Sequence[ast.stmt], names: set[str]) -> bool:
-    """Whether these statements compare whichever way conditions go; a loop is taken to run."""
+    """Return whether these statements compare whichever way conditions go; loops are assumed to run."""
     for statement in statements:
         if isinstance(statement, ast.If):
             if surely_compares(statement.body, names) and surely_compares(statement.orelse, names):

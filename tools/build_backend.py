@@ -1,7 +1,7 @@
-"""Setuptools' build backend, with one addition: it asks for torch only where torch is not installed.
+"""Setuptools' build backend, with one addition: it requires torch only if torch is not installed.
 
-The C++ kernels need torch's headers, nothing else of it (they stand on its stable ABI). Listing torch as a
-build requirement would download a second copy of it for every build.
+The C++ kernels need only torch's headers (they use its stable ABI). Listing torch as a build requirement would download
+a second copy of it for every build.
 """
 
 import sys
@@ -19,10 +19,10 @@ def _with_torch(requirements):
 
 
 def get_requires_for_build_wheel(config_settings=None):
-    """What a wheel needs to be built (PEP 517)."""
+    """Return the requirements for building a wheel (PEP 517)."""
     return _with_torch(build_meta.get_requires_for_build_wheel(config_settings))
 
 
 def get_requires_for_build_editable(config_settings=None):
-    """What an editable install needs to be built (PEP 660)."""
+    """Return the requirements for building an editable install (PEP 660)."""
     return _with_torch(build_meta.get_requires_for_build_editable(config_settings))

@@ -1,4 +1,4 @@
-"""The extension that holds every C++ kernel. Run as a script, builds it into src/detops, and nothing else.
+"""The extension that holds every C++ kernel. Run as a script, this builds only the extension, into src/detops.
 
 DETOPS_ASAN=1 builds it under AddressSanitizer and UBSan.
 """
@@ -18,7 +18,7 @@ ASAN_FLAGS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=undefined",
 
 
 def extensions() -> list[Extension]:
-    """The extension in a list, or nothing where torch's headers are missing."""
+    """Return the extension in a list, or an empty list if torch's headers are missing."""
     root = torch_root()
     if root is None:
         print("detops: torch's headers were not found; building without C++ kernels", file=sys.stderr)
@@ -33,7 +33,7 @@ def extensions() -> list[Extension]:
             "detops._C",
             sources=sorted(str(path) for path in Path("csrc").glob("*.cpp")),
             depends=[__file__, *sorted(str(path) for path in Path("csrc").glob("*.h"))],
-            # No search path for it is recorded: `import torch` has loaded it before.
+            # No search path is recorded: `import torch` has loaded this library by then.
             library_dirs=[str(root / "lib")],
             libraries=["torch_cpu"],
             extra_compile_args=flags + include,
@@ -50,10 +50,10 @@ def extensions() -> list[Extension]:
 
 
 def build(folder: str | None = None) -> None:
-    """Build into src/detops, or into `folder`/detops; reads no pyproject.toml, so any setuptools will do."""
+    """Build into src/detops, or into `folder`/detops; reads no pyproject.toml, so any setuptools works."""
     modules = extensions()
     for module in modules:
-        module.optional = False  # who asks for the kernels alone wants to see why there are none
+        module.optional = False  # whoever builds only the kernels wants to see why they fail
     distribution = Distribution({"name": "detops", "package_dir": {"": "src"}, "ext_modules": modules})
     command = distribution.get_command_obj("build_ext")
     command.inplace = folder is None

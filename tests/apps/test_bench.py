@@ -1,4 +1,4 @@
-"""The benchmarks: suites are found, their sides compute the same, and results are strict JSON with all that matters."""
+"""The benchmarks: suites are found, their sides compute the same, and results are complete strict JSON."""
 
 import importlib
 import itertools
@@ -108,7 +108,7 @@ def test_both_sides_of_yolox_lose_the_same(monkeypatch):
 
 @pytest.mark.parametrize("kernel", [False, True])
 def test_all_sides_paste_the_same(kernel):
-    """But for a pixel in many thousands, which rounding decides."""
+    """Except for one pixel in many thousands, which rounding decides."""
     size = (240, 320)
     case = paste_masks.case("", masks_to_rle.usual_sides(size), size, "cpu", kernel, batched=True)
     pasted = case.ours()
@@ -285,7 +285,7 @@ def test_the_tests_of_a_suite_run_in_the_working_copy(monkeypatch, tmp_path):
 
 
 def test_it_runs_with_torch_alone():
-    """On a machine without the extras it says what is missing, measures, and tells by its exit code."""
+    """On a machine without the extras it names what is missing, measures, and reports errors by its exit code."""
     missing = ["rich", "typer", "numpy", "PIL", "pycocotools", "torchvision", "lightning", "pytest", "hypothesis"]
     code = f"""
 import importlib.util, sys

@@ -1,4 +1,4 @@
-"""`detops bench inference`: its table, its pictures, and the torchvision that it mends."""
+"""`detops bench inference`: its table, its pictures, and replacing torchvision's missing operators."""
 
 import json
 import runpy

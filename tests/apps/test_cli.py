@@ -131,7 +131,7 @@ def test_broken_annotations_are_reported_one_line_each(run: Run, tmp_path: Path)
 
 
 def test_ids_and_names_are_printed_verbatim(run: Run, tmp_path: Path) -> None:
-    """Square brackets and colons are no markup of the terminal."""
+    """Square brackets and colons are not interpreted as markup."""
     path = tmp_path / "a.json"
     images = [{"id": "[red]a[/red] :smile:", "file_name": "a.png", "width": 64, "height": 48}]
     annotations = [{"id": "[/bold]", "image_id": images[0]["id"], "category_id": 5, "bbox": [0, 0, 0, 4]}]

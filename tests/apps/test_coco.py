@@ -1,4 +1,4 @@
-"""Reading annotations: generated ones with every mistake, and the real sets where they are."""
+"""Reading annotations: generated ones with every mistake, and the real data sets if they are present."""
 
 import gzip
 import json

@@ -1,4 +1,4 @@
-"""`detops evaluate`: COCO's own scores, and what is wrong with files."""
+"""`detops evaluate`: COCO's scores, and errors about invalid files."""
 
 import io
 import json
@@ -118,7 +118,7 @@ def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
 
 
 def discs(seed: int, count: int) -> detops.InstanceMasks:
-    """Round masks of many sizes, in an image of 100 x 100."""
+    """Make round masks of many sizes in an image of 100 x 100."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=g) * 60
     boxes = torch.cat([low, low + 8 + torch.rand(count, 2, generator=g) * 30], 1)

@@ -1,4 +1,4 @@
-"""Images in order, also where there are more than are sorted at once."""
+"""Images in order, even if there are more than are sorted at once."""
 
 import os
 from itertools import islice

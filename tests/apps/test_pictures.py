@@ -13,7 +13,7 @@ from detops.inference.drawing import FAINT, class_color
 
 
 def overlaid(boxes: Tensor, side: int = 480) -> NDArray[np.uint8]:
-    """Boxes of class 0 over a black image without heat."""
+    """Draw boxes of class 0 over a black image without heat."""
     record = ImageRecord(1, "image.png", side, side)
     heat, labels = torch.zeros(1, side // 4, side // 4), torch.zeros(len(boxes), dtype=torch.int64)
     image = Image.new("RGB", (side, side))
@@ -21,7 +21,7 @@ def overlaid(boxes: Tensor, side: int = 480) -> NDArray[np.uint8]:
 
 
 def grid(count: int) -> Tensor:
-    """Boxes of 40 pixels in rows of six, with gaps."""
+    """Make boxes of 40 pixels in rows of six, with gaps."""
     corner = torch.stack([torch.arange(count) % 6, torch.arange(count) // 6], 1) * 70 + 30.0
     return torch.cat([corner, corner + 40], 1)
 

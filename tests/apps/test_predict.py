@@ -1,4 +1,4 @@
-"""`detops predict` over folders: one file of results, whoever reads the images and whenever the run is killed."""
+"""`detops predict` over folders: the same file of results however images are read, and after a kill at any time."""
 
 import json
 import signal
@@ -24,7 +24,7 @@ np = pytest.importorskip("numpy")
 
 
 def save(path: Path, seed: int) -> Path:
-    """An image of noise, of a size of its own."""
+    """Save an image of noise, each with a different size."""
     generator = np.random.default_rng(seed)
     path.parent.mkdir(parents=True, exist_ok=True)
     width, height = generator.integers(8, 70, 2)
@@ -94,7 +94,7 @@ def test_half_precision_rounds_otherwise(noise_run: Path, images: Path, tmp_path
 def test_a_last_line_that_is_cut_anywhere(
     box_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The whole command, at each byte of its last line."""
+    """Run the whole command for a cut at each byte of the last line."""
     monkeypatch.setattr("detops.apps.predict.results.os.fsync", lambda _: None)
     arguments = ("predict", images, "--run", box_run, "--workers", 0, "--batch-size", 3, "--pictures", 0)
     assert call(*arguments, "--out", tmp_path / "whole")[0] == 1
@@ -115,7 +115,7 @@ def test_a_last_line_that_is_cut_anywhere(
 def test_a_resumed_run_computes_the_same_as_a_whole_one(
     noise_run: Path, images: Path, tmp_path: Path, left: int
 ) -> None:
-    """Batches are the same wherever the run stopped, so the numbers are, to the last bit."""
+    """Batches are the same wherever the run stopped, so the values are equal bit for bit."""
     arguments = ("predict", images, "--run", noise_run, "--workers", 0, "--batch-size", 4, "--out", tmp_path / "out")
     call(*arguments)
     whole = (tmp_path / "out" / "results.jsonl").read_bytes()
@@ -168,7 +168,7 @@ def test_a_killed_process_is_resumed(tmp_path: Path) -> None:
 
 
 def read_torn(out: Path) -> list[dict]:
-    """The whole lines."""
+    """Return the complete lines."""
     return list(map(json.loads, (out / "results.jsonl").read_bytes().split(b"\n")[:-1]))
 
 
@@ -295,7 +295,7 @@ def test_a_folder_without_images(box_run: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_only_a_few_batches_are_asked_for_ahead(box_run: Path, tmp_path: Path, workers: int) -> None:
-    """Whatever the number of images, those in memory are few."""
+    """Few images are in memory, whatever their number."""
     path = str(save(tmp_path / "0.png", 0))
     asked = 0
 
@@ -331,7 +331,7 @@ def test_errors_beyond_the_first_are_only_counted(
 @pytest.mark.gpu
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_gpu_gives_the_same_lines(box_run: Path, tmp_path: Path, workers: int) -> None:
-    """A network whose arithmetic is exact: what is copied while another batch is computed is whole, and in order."""
+    """The network's arithmetic is exact: results copied while another batch is computed are complete and in order."""
     for index in range(60):
         save(tmp_path / "images" / f"{index:02}.png", index)
     arguments = ("predict", tmp_path / "images", "--run", box_run, "--workers", workers, "--batch-size", 4)

@@ -60,7 +60,7 @@ def test_lines_are_what_the_pipeline_finds(images: Path, tmp_path: Path, half: b
 
 
 def test_results_are_scored_by_their_masks(images: Path, tmp_path: Path) -> None:
-    """Against a truth that is the masks themselves."""
+    """The ground truth is the masks themselves."""
     call("predict", images, *MODEL, "--out", tmp_path / "out", "--pictures", 0)
     rows = json.loads((tmp_path / "out" / "results.json").read_text())
     truth = [
@@ -85,7 +85,7 @@ def test_results_are_scored_by_their_masks(images: Path, tmp_path: Path) -> None
 def test_pictures_show_masks_and_names_of_the_annotations(
     images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A pixel in the middle of the best mask is coloured, one outside of all is as it was."""
+    """A pixel in the middle of the best mask is coloured; one outside all masks is unchanged."""
     names, draw = [], predict_pictures.draw_masks
 
     def remember(*arguments: Any) -> Any:

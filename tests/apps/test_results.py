@@ -1,4 +1,4 @@
-"""results.jsonl: whatever a kill leaves, resuming gives the file of a run that was not stopped."""
+"""results.jsonl: whatever a kill leaves, resuming gives the file of an uninterrupted run."""
 
 import json
 import subprocess
@@ -32,7 +32,7 @@ def write(
     paths: list[str] = PATHS,
     resume: bool = False,
 ) -> tuple[int, Summary | None]:
-    """Add what is missing of the lines, and finish where they are all there."""
+    """Add the missing lines, and finish once all are there."""
     with ResultsFile(out, settings, paths, resume) as results:
         count = results.count
         for line in lines[count:]:

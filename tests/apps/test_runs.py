@@ -19,7 +19,7 @@ KINDS = {"centernet": "OneBox", "yolox": "OneYoloXBox", "gfl": "OneGFLBox", "ld"
 
 @pytest.fixture(params=KINDS)
 def run_folder(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
-    """A run beside its data, whose images are 128x64, so half a pixel of the input each."""
+    """Make a run and its data, whose images are 128x64, twice the size of the input."""
     data = tmp_path / "data"
     (data / "images").mkdir(parents=True)
     records = []

@@ -1,4 +1,4 @@
-"""`detops train`: what is learnt, what survives a kill, and what bad data does."""
+"""`detops train`: what is learnt, resuming after a kill, and invalid data."""
 
 import errno
 import io
@@ -97,7 +97,7 @@ def test_training_learns_and_records(tmp_path: Path, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_it_finds_what_it_was_shown(tmp_path: Path) -> None:
-    """Four images, to be memorised: from other weights AP50 was 0.67 to 0.94."""
+    """It memorises four images; with other initial weights AP50 was 0.67 to 0.94."""
     shapes.generate(tmp_path / "train", images=4, seed=0)
     shutil.copytree(tmp_path / "train", tmp_path / "val")
     scores = run(tmp_path / "run", tmp_path, epochs=60, eval_every=60, augmentation=STILL, ema=0.9)

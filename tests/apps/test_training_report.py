@@ -1,4 +1,4 @@
-"""The page about a training: whole, true to the record, and in need of nothing outside itself."""
+"""The page about a training: complete, true to the record, and self-contained."""
 
 import base64
 import io
@@ -105,7 +105,7 @@ def test_the_page_needs_nothing_outside_itself(run_folder: Path) -> None:
 def test_the_shares_of_the_stages_are_those_recorded(
     run_folder: Path, tmp_path: Path, targets: float, expected: dict[str, tuple[float, float]]
 ) -> None:
-    """The loss includes its targets; one row shows both where their times, measured separately, cannot be told apart."""
+    """The loss includes its targets; one row shows both if their separately measured times cannot be told apart."""
     shutil.copytree(run_folder, tmp_path / "run")
     times = {"data": 10.0, "targets": targets, "network": 30.0, "loss": 3.0, "backward": 50.0, "optimizer": 7.0}
     rows = [{"step": step, "losses": {"loss": 1.0}, "lr": 0.1, "milliseconds": times} for step in (1, 2, 3)]

@@ -1,4 +1,4 @@
-"""Compiling Triton kernels for GPUs that are not there.
+"""Compiling Triton kernels for GPUs that are not present.
 
 The test file of each op lists its kernels in `KERNELS`, and test_ahead_of_time.py compiles them all: in one process per
 target, because a process that has chosen the interpreter, as the tests do where there is no GPU, compiles nothing.
@@ -60,7 +60,7 @@ def assert_compiles(op: str, kernels: Sequence[tuple[Any, ...]], target: Target)
 
 
 def main(target: Target) -> None:
-    """Compile what stands in the standard input, and write a line of JSON per op: its name, and how it went."""
+    """Compile the kernels named in standard input, and write a line of JSON per op: its name and the outcome."""
     warnings.simplefilter("ignore")
     for op, rows in ast.literal_eval(sys.stdin.read()).items():
         try:

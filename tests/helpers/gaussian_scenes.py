@@ -20,7 +20,7 @@ class GaussianScene:
         return GaussianScene(**moved(vars(self), device))
 
     def args(self, factor: float = 6.0, k_scale: float = 1.0) -> tuple[object, ...]:
-        """All but the heatmap."""
+        """Return all arguments except the heatmap."""
         return (self.centers, self.radii, self.labels, self.sizes, factor, k_scale)
 
 
@@ -40,7 +40,7 @@ def gaussian_scene(
     ragged: bool = True,
     filled: bool = True,
 ) -> GaussianScene:
-    """Boxes in and around the maps, some of them to be skipped, over maps that hold something already."""
+    """Make boxes in and around the maps, some of them to be skipped, over maps that are not empty."""
     g = torch.Generator().manual_seed(seed)
 
     def integers(low: int, high: int, *shape: int) -> torch.Tensor:

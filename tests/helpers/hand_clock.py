@@ -7,7 +7,7 @@ from detops import StageStats, StageTimer
 
 
 class Clock:
-    """Nanoseconds that pass only by `sleep`."""
+    """A clock in nanoseconds that moves only by `sleep`."""
 
     def __init__(self) -> None:
         self.now = 1_000_000_000
@@ -37,7 +37,7 @@ class Device:
 
             def elapsed_time(self, end: "Event") -> float:
                 assert device.waits, "read before the device was waited for"
-                return float(torch.tensor(end.at - self.at, dtype=torch.float32))  # as CUDA tells it
+                return float(torch.tensor(end.at - self.at, dtype=torch.float32))  # as CUDA returns it
 
         def synchronize(where: object) -> None:
             self.waits += 1

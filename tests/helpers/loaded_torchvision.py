@@ -1,4 +1,4 @@
-"""torchvision for the tests, or a skip that says why there is none.
+"""torchvision for the tests, or a skip that gives the reason.
 
 Where it has no build for the PyTorch that is installed, `import torchvision` raises until it is mended, and so does
 whatever imports it in passing, as Lightning does. So it may lie in a folder of its own, DETOPS_TORCHVISION, which only
@@ -17,7 +17,7 @@ from detops.apps.bench import _torchvision
 
 
 def load() -> None:
-    """Import torchvision, mended where its compiled operators are missing."""
+    """Import torchvision, with replacements for compiled operators that are missing."""
     _look_into_its_folder()
     try:
         _torchvision.load("tests")
@@ -26,7 +26,7 @@ def load() -> None:
 
 
 def has_compiled_operators() -> bool:
-    """Whether its own operators load, not ours in their place; found out without the seconds that its import takes."""
+    """Return whether its own operators load; found out without its import, which takes seconds."""
     _look_into_its_folder()
     if "torchvision.extension" in sys.modules:
         return bool(sys.modules["torchvision.extension"]._has_ops())

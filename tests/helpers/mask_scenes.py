@@ -1,4 +1,4 @@
-"""Masks in boxes, for the tests of everything that takes them, and what other libraries make of them."""
+"""Masks in boxes for the tests, and the pixels that other libraries give for them."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -25,7 +25,7 @@ def mask_scene(
     odd: bool = False,
     spread: float = 1.6,
 ) -> tuple[Tensor, Tensor, int, int]:
-    """Masks and boxes in and around an image.
+    """Make masks and boxes in and around an image.
 
     With `ties`, masks are eighths or tenths and boxes whole or half pixels, so that many values meet the threshold and
     rounding decides; with `odd`, some boxes are empty, inverted, huge, NaN or infinite, and some cells of masks NaN,
@@ -72,7 +72,7 @@ THRESHOLDS = (0.5, 0.1, 0.9, 1.0, 1e-6)
 def one_mask(
     box: Sequence[float], value: float = 1.0, size: Size = (6, 8), threshold: float = 0.5
 ) -> tuple[Tensor, Tensor, int, int, float]:
-    """A mask of one value in a box, and a threshold: all that the ops take."""
+    """Make a mask of one value in a box, and a threshold: the arguments of the ops."""
     return torch.full((1, 4, 4), value), torch.tensor([box], dtype=torch.float32), *size, threshold
 
 
@@ -99,7 +99,7 @@ CASES: dict[
 }
 
 
-# What both ops refuse in the place of four masks.
+# Arguments that both ops refuse in place of four masks.
 REFUSED: list[dict[str, Any]] = [
     dict(masks=torch.zeros(4, 3)),
     dict(masks=torch.zeros(4, 0, 3)),
@@ -115,7 +115,7 @@ REFUSED: list[dict[str, Any]] = [
 
 
 def blobs(count: int, image_size: Size, seed: int = 0, mask_size: int = 28) -> tuple[Tensor, Tensor]:
-    """Smooth round masks in boxes of an image's usual sizes, all within it."""
+    """Make smooth round masks in boxes of usual sizes, all within the image."""
     g = torch.Generator().manual_seed(seed)
     height, width = image_size
     side = max(image_size) * torch.exp(torch.rand(count, 1, generator=g) * 3.2 - 3.9)
@@ -139,7 +139,7 @@ def instances(
     ties: bool = False,
     odd: bool = False,
 ) -> InstanceMasks:
-    """The masks of `mask_scene` as `InstanceMasks`, with random labels of five classes and random scores."""
+    """Return the masks of `mask_scene` as `InstanceMasks`, with random labels of five classes and random scores."""
     masks, boxes, *_ = mask_scene(seed, count, mask_size, image_size, ties=ties, odd=odd)
     g = torch.Generator().manual_seed(seed)
     labels, scores = torch.randint(0, 5, (count,), generator=g), torch.rand(count, generator=g)
@@ -150,20 +150,20 @@ def instances(
 def round_masks(
     count: int = 12, image_size: Size = (120, 200), seed: int = 0, mode: Mode = "detectron2"
 ) -> InstanceMasks:
-    """The masks of `blobs` as `InstanceMasks`, each of a class of its own, the best first."""
+    """Return the masks of `blobs` as `InstanceMasks`, each with its own class, the highest score first."""
     masks, boxes = blobs(count, image_size, seed)
     return InstanceMasks(boxes, torch.arange(count), torch.linspace(1, 0, count), masks, image_size, mode=mode)
 
 
 def full_masks(boxes: list[list[float]] | Tensor, image_size: Size, mode: Mode = "detectron2") -> InstanceMasks:
-    """Masks of ones, of class 0 and score 1, in boxes."""
+    """Return masks of ones in boxes, with class 0 and score 1."""
     given = torch.as_tensor(boxes)
     labels, scores = torch.zeros(len(given), dtype=torch.int64), torch.ones(len(given))
     return InstanceMasks(given, labels, scores, torch.ones(len(given), 28, 28), image_size, mode=mode)
 
 
 def detectron2_values(masks: Tensor, boxes: Tensor, height: int, width: int) -> Tensor:
-    """Detectron2's and MMDetection's `_do_paste_mask` over the whole image, before its threshold: (N, H, W)."""
+    """Paste like Detectron2's and MMDetection's `_do_paste_mask`, over the whole image, before the threshold: (N, H, W)."""
     x1, y1, x2, y2 = boxes[:, :, None].unbind(1)  # (N, 1) each
     x = (torch.arange(width).to(boxes) + 0.5 - x1) / (x2 - x1) * 2 - 1
     y = (torch.arange(height).to(boxes) + 0.5 - y1) / (y2 - y1) * 2 - 1
@@ -173,9 +173,9 @@ def detectron2_values(masks: Tensor, boxes: Tensor, height: int, width: int) -> 
 
 
 def torchvision_values(masks: Tensor, boxes: Tensor, image_size: Size) -> Tensor:
-    """torchvision's `paste_masks_in_image`, before any threshold: a border, whole pixels, a resize.
+    """Paste like torchvision's `paste_masks_in_image`, before any threshold: a border, whole pixels, a resize.
 
-    Boxes are rounded as there, in float32, masks resized in float64.
+    Boxes are rounded in float32, as in torchvision; masks are resized in float64.
     """
     size = masks.shape[-1]
     pasted = torch.zeros(len(masks), *image_size, dtype=torch.float64)

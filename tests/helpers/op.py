@@ -1,4 +1,4 @@
-"""What the tests of all ops share: an op in all its forms, and checks that hold for every op.
+"""Shared by the tests of all ops: an op in all its forms, and checks that hold for every op.
 
 The file of an op, tests/ops/test_NAME.py, says `op = Op("NAME")`, runs its tests over `op.forms`, and lists its kernels
 in `KERNELS`. Copy test_draw_gaussians.py.
@@ -32,13 +32,13 @@ THREADS = (1, 2, 3, 5)
 
 
 class Tolerance(NamedTuple):
-    """How far a value may be off, as torch.testing.assert_close takes it."""
+    """The allowed error of a value, as torch.testing.assert_close takes it."""
 
     rtol: float
     atol: float
 
 
-# Of losses and gradients that are computed in float32, or in float64 for float64, and rounded to the dtype.
+# For losses and gradients that are computed in float32, or in float64 for float64, and rounded to the dtype.
 TOLERANCES = {
     torch.float32: Tolerance(1e-4, 1e-5),
     torch.float64: Tolerance(1e-6, 1e-7),
@@ -48,7 +48,7 @@ TOLERANCES = {
 
 
 class Form:
-    """One of the forms of an op; it is called as the op is."""
+    """One of the forms of an op; it is called like the op."""
 
     def __init__(self, name: str, call: Callable[..., Any]) -> None:
         self.name = name
@@ -62,11 +62,11 @@ class Form:
 
     @property
     def interpreted(self) -> bool:
-        """Whether Triton's interpreter runs it: slowly, and with float32 where other forms have float64."""
+        """Whether Triton's interpreter runs it: slowly, and with float32 instead of float64."""
         return self.name.startswith("triton")
 
     def computes(self, dtype: torch.dtype) -> torch.dtype:
-        """The dtype by whose tolerance the results of inputs of `dtype` are judged."""
+        """Return the dtype whose tolerance applies to inputs of `dtype`."""
         return torch.float32 if self.interpreted and dtype == torch.float64 else dtype
 
 
@@ -95,15 +95,15 @@ class Op(Form):
 
     @property
     def for_each_kernel(self) -> pytest.MarkDecorator:
-        """Run a test with each form that reads memory by itself: where PyTorch does, an index out of range raises."""
+        """Run a test with each form that reads memory by itself; in PyTorch, an index out of range raises an error."""
         return pytest.mark.parametrize("form", _parameters(self.kernels))
 
     def check(self, *args: Any) -> None:
-        """PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
+        """Run PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
         torch.library.opcheck(self.overload, args)
 
     def refuses(self, args: Sequence[Any], **change: Any) -> None:
-        """Called without the public function and with one argument changed, the op raises and names the argument."""
+        """Check that the op, called directly with one argument changed, raises an error that names the argument."""
         (name,) = change
         names = [argument.name for argument in self.overload._schema.arguments]
         assert name in names, f"{self.op} has no argument {name}"
@@ -122,13 +122,13 @@ def _load(package: str, op: str) -> Callable[..., Any]:
 
 
 def moved(args: T, device: str) -> T:
-    """The same with all tensors, however nested, on a device."""
+    """Return the same with all tensors, however nested, on a device."""
     found: T = tree_map_only(Tensor, lambda tensor: tensor.to(device), args)
     return found
 
 
 def assert_same_bits(actual: Any, expected: Any) -> None:
-    """All tensors of both are equal bit for bit: NaN is NaN, and -0 is not 0."""
+    """Check that all tensors of both are equal bit for bit: NaN equals NaN, and -0 does not equal 0."""
     ours, theirs = (tree_flatten(value)[0] for value in (actual, expected))
     assert len(ours) == len(theirs) > 0
     for mine, other in zip(ours, theirs, strict=True):
@@ -152,7 +152,7 @@ def threads(count: int) -> Iterator[None]:
 
 
 def assert_same_bits_for_any_threads(call: Callable[[], Any]) -> None:
-    """However many threads there are, `call` returns the same bits."""
+    """Check that `call` returns the same bits for any number of threads."""
     results = []
     for count in THREADS:
         with threads(count):
@@ -162,7 +162,7 @@ def assert_same_bits_for_any_threads(call: Callable[[], Any]) -> None:
 
 
 def faked(call: Callable[..., T], *args: Any) -> T:
-    """What a call returns for tensors that have a shape and no values: it raises where a value is asked for."""
+    """Call a function with tensors that have a shape but no values: reading a value raises an error."""
     with FakeTensorMode(allow_non_fake_inputs=True) as mode:
         return call(*tree_map_only(Tensor, mode.from_tensor, args))
 
@@ -171,10 +171,10 @@ changed_argument = "/".join  # the name of a test's case `{argument: value}`
 
 
 def assert_no_syncs(call: Callable[..., Any], *args: Any) -> Any:
-    """No form of waiting for a device: none is counted, and no value is asked for.
+    """Check that a call never waits for a device: no synchronisation is counted, and no value is read.
 
     Returns:
-        What the call returns for fake tensors, whose shapes are to be looked at.
+        The call's result for fake tensors, whose shapes can be checked.
     """
     assert detops.count_syncs(call, *args) == 0
     return faked(call, *args)
@@ -183,7 +183,7 @@ def assert_no_syncs(call: Callable[..., Any], *args: Any) -> Any:
 def assert_compiles_whole(
     call: Callable[..., Any], *calls: tuple[Any, ...], backend: str = "aot_eager", rtol: float = 0.0, atol: float = 0.0
 ) -> None:
-    """Compiled as one graph, `call` returns for each tuple of arguments what it returns without; at best of two sizes."""
+    """Check that `call`, compiled as one graph, gives the same for each tuple of arguments; pass at least two sizes."""
     assert calls
     torch._dynamo.reset()  # what other tests compiled counts against the limit of recompilations
     compiled = torch.compile(call, fullgraph=True, backend=backend)
@@ -192,7 +192,7 @@ def assert_compiles_whole(
 
 
 def assert_replays_in_cuda_graph(step: Callable[[], Any]) -> None:
-    """Captured in a CUDA graph and replayed, `step` returns the same bits."""
+    """Check that `step`, captured in a CUDA graph and replayed, returns the same bits."""
     expected = step()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
@@ -208,11 +208,11 @@ def two_ranks(step: Callable[[int, int], T], folder: Path) -> tuple[T, list[T]]:
     """Run `step(rank, ranks)` in a process group of one rank, and of two.
 
     Args:
-        step: A function of a module's top level, as each of two ranks is a process of its own.
+        step: A function at the top level of a module, because each of two ranks is a process.
         folder: An empty folder.
 
     Returns:
-        What it returns as the only rank, and as each of two.
+        Its result as the only rank, and as each of two.
     """
     _run_rank(0, step, 1, str(folder))
     spawn(_run_rank, (step, 2, str(folder)), nprocs=2)

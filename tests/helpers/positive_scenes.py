@@ -1,4 +1,4 @@
-"""Random inputs of the ops at positives."""
+"""Random inputs of `positive_losses_` and its backward."""
 
 from typing import Any
 
@@ -29,7 +29,7 @@ def positive_scene(
     channels_last: bool = False,
     label_dtype: torch.dtype = torch.int64,
 ) -> Scene:
-    """Maps, boxes and a random box at a share of the points, by the names of the ops' arguments."""
+    """Make maps, boxes, and a random box at some of the points, by the names of the ops' arguments."""
     g = torch.Generator().manual_seed(seed)
 
     def maps(channels: int) -> list[Tensor]:
@@ -47,7 +47,7 @@ def positive_scene(
         taken = torch.rand(batch, len(points), generator=g) < share
         index = torch.randint(0, boxes, index.shape, generator=g).where(taken, -1)
     in_region = (torch.rand(batch, len(points), generator=g) - 0.5).clamp(min=0)
-    # What stands where there is no box is not read; some boxes have no weight.
+    # Values at points without a box are not read; some boxes have no weight.
     given, weights = torch.rand(2, batch, len(points), generator=g).where(index >= 0, torch.nan)
     weights = weights.where((weights > 0.2) | (index < 0), 0)
     return dict(
@@ -59,7 +59,7 @@ def positive_scene(
 
 
 def with_one_box(logits: list[float], quality: list[float] | None = None, **options: Any) -> Scene:
-    """A scene of one box, of class 1 of 2, at the first points of the first level: a positive per logit."""
+    """Make a scene of one box, of class 1 of 2, at the first points of the first level: one positive per logit."""
     count = len(logits)
     data = positive_scene(0, batch=1, boxes=1, classes=2, teacher=False, **options)
     data["index"] = torch.full_like(data["index"], -1)
@@ -83,7 +83,7 @@ def loss_arguments(
     scale: float = 0.25,
     gradient: bool = True,
 ) -> tuple[Any, ...]:
-    """Arguments of `positive_losses_`; the gradients that it changes are new each time."""
+    """Return arguments of `positive_losses_`; the gradients that it changes are new each time."""
     g = torch.Generator().manual_seed(0)
     gradients = [torch.randn(t.shape, generator=g).to(t.dtype) for t in scene["cls_scores"]] if gradient else []
     names = ("cls_scores", "bbox_preds", "soft_targets", "points", "boxes", "labels", "index", "quality", "weight",
@@ -95,7 +95,7 @@ def loss_arguments(
 def backward_arguments(
     scene: Scene, box_kind: str = "giou", temperature: float = 3.0, margin: float = 0.1
 ) -> tuple[Any, ...]:
-    """Arguments of `positive_losses_backward`."""
+    """Return arguments of `positive_losses_backward`."""
     g = torch.Generator().manual_seed(1)
     weight = torch.rand(scene["index"].shape, generator=g).where(scene["index"] >= 0, 0)
     factors = torch.rand(4, len(SHAPES), generator=g) + 0.5

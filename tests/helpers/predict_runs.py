@@ -1,4 +1,4 @@
-"""Runs as training leaves them, of networks whose detections are known, and the command line."""
+"""Runs as training writes them, with networks whose detections are known, and the command line."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from detops.apps.train import models
 
 
 class OneBox(nn.Module):
-    """Finds class 1 at cell (6, 4), 8 by 4 cells large, in every image: in pixels of the input (8, 8, 40, 24)."""
+    """Predicts class 1 at cell (6, 4), 8 by 4 cells large, in every image: (8, 8, 40, 24) in pixels of the input."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class OneBox(nn.Module):
 
 
 class SlowBox(OneBox):
-    """Takes its time, to be killed in the midst of it."""
+    """Predicts slowly, so that it can be killed meanwhile."""
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         time.sleep(0.03)
@@ -38,7 +38,7 @@ class SlowBox(OneBox):
 
 
 class Together(nn.Module):
-    """Finds much, in each image something else, and with scores that depend on all images of the batch."""
+    """Predicts many boxes, different in each image, with scores that depend on all images of the batch."""
 
     def __init__(self, num_classes: int, width: int) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class OneGFLBox(OneBox):
 
 
 def write_run(run: Path, network: nn.Module, model: str, detector: str = "centernet") -> Path:
-    """A folder with the configuration and the averaged weights of a network for cats and dogs, of 64 by 32 pixels."""
+    """Write a folder with the configuration and averaged weights of a network for cats and dogs, of 64 by 32 pixels."""
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     config = {
         "detector": detector, "width": 8, "size": [32, 64], "classes": ["cat", "dog"], "category_ids": [3, 7],

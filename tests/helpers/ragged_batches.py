@@ -58,5 +58,5 @@ def leaves(nested: list[Any]) -> list[Tensor]:
 
 
 def same(first: Sequence[Tensor], second: Sequence[Tensor]) -> bool:
-    """Whether two lists hold equal tensors."""
+    """Return whether two lists hold equal tensors."""
     return len(first) == len(second) and all(torch.equal(a, b) for a, b in zip(first, second, strict=True))

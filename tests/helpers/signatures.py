@@ -1,4 +1,4 @@
-"""The signatures of everything public, as tests/public_signatures.json keeps them.
+"""The signatures of everything public, as in tests/public_signatures.json.
 
 Run as a script, prints them: python tests/helpers/signatures.py > tests/public_signatures.json
 """
@@ -13,7 +13,7 @@ MODULES = ("detops", "detops.ragged")
 
 
 def public_signatures() -> dict[str, str]:
-    """Arguments and defaults of every public function, constructor and public method, and the properties, by name."""
+    """Return arguments and defaults of every public function, constructor and method, and the properties, by name."""
     found: dict[str, str] = {}
     classes: dict[type, str] = {}
     for name in MODULES:
@@ -30,12 +30,12 @@ def public_signatures() -> dict[str, str]:
 
 
 def as_text(signatures: dict[str, str]) -> str:
-    """The contents of the file, a line per signature."""
+    """Return the contents of the file, one line per signature."""
     return json.dumps(signatures, indent=1) + "\n"
 
 
 def _members(cls: type) -> Iterator[tuple[str, str]]:
-    """What the package's own classes define, not those of PyTorch and Python."""
+    """Yield the members that the package's own classes define, not those of PyTorch and Python."""
     own = {name for owner in cls.__mro__ if owner.__module__.startswith("detops") for name in vars(owner)}
     for name in sorted(name for name in own if not name.startswith("_")):
         value = inspect.getattr_static(cls, name)
@@ -46,7 +46,7 @@ def _members(cls: type) -> Iterator[tuple[str, str]]:
 
 
 def _arguments(function: Callable[..., object]) -> str:
-    """A signature without annotations, which Python's versions print in different ways."""
+    """Return a signature without annotations, which Python's versions print differently."""
     signature = inspect.signature(function)
     plain = [_plain(parameter) for parameter in signature.parameters.values()]
     return str(signature.replace(parameters=plain, return_annotation=inspect.Signature.empty))

@@ -34,7 +34,7 @@ class Backbone(nn.Module):
 
 
 def build(seed: int = 0, **settings: object) -> MaskRCNN:
-    """The network, with random weights so scaled that its classes differ and its masks have an inside and an outside."""
+    """Build the network, with random weights scaled so that classes differ and masks have an inside and an outside."""
     torch.manual_seed(seed)
     model = MaskRCNN(
         Backbone(),
@@ -56,7 +56,7 @@ def build(seed: int = 0, **settings: object) -> MaskRCNN:
 
 
 def pictures(*sizes: tuple[int, int], seed: int = 0) -> list[torch.Tensor]:
-    """Images of blocks of colour, (3, H, W) uint8."""
+    """Make images of blocks of colour, (3, H, W) uint8."""
     g = torch.Generator().manual_seed(seed)
     found = []
     for height, width in sizes:

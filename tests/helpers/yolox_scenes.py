@@ -8,13 +8,13 @@ from detops.reference import simota_match as definition
 
 STRIDES = (8, 16, 32)
 
-# Of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
+# Options of simota_match: radius, center_only, own_candidates, topk, k_scale, iou_weight, class_weight.
 Rule = tuple[float, bool, bool, int, float, float, float]
 EXACT: Rule = (2.5, False, False, 10, 1.0, 3.0, 1.0)
 FAST: Rule = (2.5, False, True, 10, 1.1, 3.0, 1.0)
 
 
-# Class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes: what simota_match takes.
+# Tensors of simota_match: class logits by level, objectness, predictions, cells, boxes (cxcywh), labels, sizes.
 YoloxScene = tuple[list[Tensor], Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
 
 
@@ -30,7 +30,7 @@ def yolox_scene(
     coarse: bool = False,
     ragged: bool = False,
 ) -> YoloxScene:
-    """Tensors of simota_match, without its rules.
+    """Make the tensors of simota_match, without its options.
 
     With `odd` some boxes lie off the image, have no size, a negative one, NaN or infinity, or a label that is no class,
     and some predictions are not finite. With `coarse` numbers repeat, so that there are ties.
@@ -84,7 +84,7 @@ def yolox_scene(
 def raw_outputs(
     levels: list[Tensor], objectness: Tensor, pred: Tensor, cells: Tensor, dtype: torch.dtype = torch.float32
 ) -> list[Tensor]:
-    """Rows (B, A_l, 5 + C) of a network that predicts this."""
+    """Return each level's rows (B, A_l, 5 + C) of a network that predicts these boxes."""
     side = cells[:, 2:]
     t = torch.cat([pred[..., :2] / side - (cells[:, :2] / side - 0.5), (pred[..., 2:] / side).log()], -1)
     outputs: list[Tensor] = []
@@ -107,7 +107,7 @@ def decided(
     rule: Rule,
     margin: float = 1e-3,
 ) -> bool:
-    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
+    """Return whether float32 must decide alike: each decision is a tie of equal inputs, or clear by `margin`."""
     radius, center_only, own_only, topk, k_scale, iou_weight, class_weight = rule
     for b in range(len(objectness)):
         count = gt.shape[1] if sizes is None else int(sizes[b])

@@ -57,7 +57,7 @@ def test_matches_the_formulas(kind):
 
 
 def test_by_hand():
-    """Two squares of side 4, half over each other: IoU 8 / 24, no empty area around them but a distance of 2."""
+    """Two squares of side 4 that overlap by half: IoU 8 / 24, no empty area in the enclosing box, a distance of 2."""
     pred, target = torch.tensor([[0.0, 0, 4, 4]]), torch.tensor([[2.0, 0, 6, 4]])
     expected = {"iou": 2 / 3, "iou_squared": 8 / 9, "giou": 2 / 3, "diou": 2 / 3 + 4 / 52, "ciou": 2 / 3 + 4 / 52}
     for kind, value in expected.items():

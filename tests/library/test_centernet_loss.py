@@ -72,7 +72,7 @@ def test_equals_the_plain_loss(seed, boxes, cells):
 
 
 def test_two_boxes_at_one_cell():
-    """Of one class they are one object, of two classes two; the last gives size and offset."""
+    """With one class they are one object, with two classes two; the last box sets size and offset."""
     logits, wh, offset = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
     boxes = [torch.tensor([[16.0, 16, 40, 40], [24, 24, 32, 32]])]
     for labels, count in (([1, 1], 1), ([0, 1], 2)):

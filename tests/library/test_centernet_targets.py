@@ -42,7 +42,7 @@ def reference(boxes, labels, feature_size, image_size, classes, min_overlap=0.3,
 
 
 def random_boxes(seed, batch, most, image_size, device="cpu"):
-    """Multiples of 1/4, so that float32 and float64 agree on every floor; some reach beyond the image."""
+    """Make boxes in multiples of 1/4, so that float32 and float64 agree on every floor; some reach beyond the image."""
     g = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
     for _ in range(batch):
@@ -94,7 +94,7 @@ def test_forms_of_a_batch_agree(device):
 
 
 def test_known_scene():
-    """Two images with the box (20, 20, 36, 36): what MMDetection's head gives."""
+    """Two images with the box (20, 20, 36, 36), with the values of MMDetection's head."""
     boxes = torch.tensor([[[20.0, 20, 36, 36]], [[20, 20, 36, 36]]])
     targets = detops.centernet_targets((boxes, torch.tensor([[0], [2]])), (8, 8), (64, 64), 4)
     assert targets.heatmap.nonzero().tolist() == [[0, 0, 3, 3], [1, 2, 3, 3]]
@@ -163,7 +163,7 @@ def test_the_last_box_of_a_cell_wins_and_centres_are_counted_once():
 
 
 def test_ignored_regions():
-    """A region holds the middles of cells from its left and upper side on, and none on the right and lower."""
+    """A region includes cell centres on its left and upper side, and excludes those on its right and lower side."""
     box, label = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]])
     regions = RaggedBatch(torch.tensor([[[6.0, 0, 14, 8], [0, 0, 16, 16]]]), sample_sizes=torch.tensor([1]))
     truth = detops.GroundTruth.from_boxes(box, label, ignored=regions)

@@ -21,14 +21,14 @@ def image(n: int, shape: tuple[int, int] = (8, 6)) -> Tensor:
 
 
 def target(n: int) -> dict[str, Tensor]:
-    """So many boxes as its number says, the last of three a crowd."""
+    """Make as many boxes as the sample's number; the last of three is a crowd."""
     corner = torch.arange(n, dtype=torch.float32)[:, None].expand(n, 2) + n
     flags = torch.tensor([0, 0, 1, 0, 0, 0])[:n]
     return {"boxes": torch.cat([corner, corner + 2], 1), "labels": torch.arange(n) + 1, "iscrowd": flags}
 
 
 class Boxes(Dataset[tuple[Tensor, dict[str, Tensor]]]):
-    """Images of one size with 0 .. 4 boxes."""
+    """A data set of images of one size with 0 .. 4 boxes."""
 
     def __len__(self) -> int:
         return 10
@@ -127,7 +127,7 @@ def test_plain_collate_is_enough() -> None:
 
 
 def pinned_by(loader: DataLoader[Any]) -> list[Any]:
-    """Batches of a loader as its pinning thread would leave them, where there is no GPU to pin for."""
+    """Return a loader's batches as its pinning thread would leave them, without a GPU to pin for."""
     from torch.utils.data._utils.pin_memory import pin_memory
 
     return [pin_memory(batch) for batch in loader]

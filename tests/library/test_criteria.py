@@ -1,4 +1,4 @@
-"""What all criteria and assigners have in common: forms of targets, static shapes, ignored regions, ranks."""
+"""All criteria and assigners: forms of targets, static shapes, ignored regions, ranks."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,7 +22,7 @@ Criterion = Callable[[Any], Losses]  # of targets alone
 
 
 def boxes_of(seed: int, batch: int = 2, most: int = 6) -> tuple[list[Tensor], list[Tensor]]:
-    """Up to `most` boxes per image, some of them ignored."""
+    """Make up to `most` boxes per image, some of them ignored."""
     g = torch.Generator().manual_seed(seed)
     boxes, labels = [], []
     for _ in range(batch):
@@ -34,7 +34,7 @@ def boxes_of(seed: int, batch: int = 2, most: int = 6) -> tuple[list[Tensor], li
 
 
 def regions_of(seed: int, batch: int = 2, most: int = PAD_IGNORED_TO) -> list[Tensor]:
-    """Ignored regions, larger than boxes; the last has no area, or sides in the wrong order, or a NaN."""
+    """Make ignored regions, larger than boxes; the last has no area, sides in the wrong order, or a NaN."""
     boxes, _ = boxes_of(seed + 1000, batch, most)
     broken = torch.tensor([[9.0, 9, 9, 60], [50, 50, 4, 60], [float("nan"), 0, 60, 60]])
     larger = [region[: most - 1] + torch.tensor([0, 0, 24, 24]) for region in boxes]
@@ -93,7 +93,7 @@ for_each_criterion = pytest.mark.parametrize("name", CRITERIA)
 
 
 def results(name: str, targets: Any, seed: int = 0) -> tuple[Losses, list[Tensor]]:
-    """Losses, and the gradient of their sum."""
+    """Return the losses and the gradient of their sum."""
     maps, call = CRITERIA[name](seed)
     losses = call(targets)
     total = sum(losses.values(), torch.zeros(())).sum()
@@ -101,7 +101,7 @@ def results(name: str, targets: Any, seed: int = 0) -> tuple[Losses, list[Tensor
 
 
 def forms_of(boxes: list[Tensor], labels: list[Tensor], regions: list[Tensor] | None = None) -> dict[str, Any]:
-    """The same targets in every form that criteria take; with regions, in those that have room for them."""
+    """Return the same targets in every form that criteria take; with regions, only in forms that can hold them."""
     truth = GroundTruth.from_boxes(boxes, labels, ignored=regions)
     dicts: list[dict[str, Any]] = [{"boxes": b, "labels": n} for b, n in zip(boxes, labels, strict=True)]
     padded = truth.pad_to(PAD_TO, ignored=PAD_IGNORED_TO)
@@ -225,7 +225,7 @@ def test_padded_batches_compile_once(name: str, source: str) -> None:
 
 
 def covered_share(anchor: list[float], region: list[float]) -> float:
-    """Share of an anchor's own area that lies in a region; nothing lies in one with a NaN."""
+    """Return the fraction of an anchor's own area that lies in a region; nothing lies in one with a NaN."""
     if any(side != side for side in region):
         return 0.0
     width = min(anchor[2], region[2]) - max(anchor[0], region[0])
@@ -235,7 +235,7 @@ def covered_share(anchor: list[float], region: list[float]) -> float:
 
 @pytest.mark.parametrize("ignore_overlap", [0.5, 0.0, 0.8, 1.0])
 def test_atss_takes_no_anchor_of_which_much_is_ignored(ignore_overlap: float) -> None:
-    """MMDetection's `ignore_iof_thr`: such anchors are no candidates, and neither positive nor negative."""
+    """MMDetection's `ignore_iof_thr`: such anchors are not candidates, and neither positive nor negative."""
     anchors, sizes = detops.grid_anchors(SHAPES, STRIDES, 4.0), [height * width for height, width in SHAPES]
     found_ignored = 0
     for seed in range(8):

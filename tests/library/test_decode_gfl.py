@@ -104,7 +104,7 @@ def test_what_is_not_finite_is_no_detection():
 
 
 def test_boxes_without_area_are_no_detections() -> None:
-    """A class of the last cell, which begins beyond an image 100 pixels wide, and a distribution of distance 0."""
+    """The last cell begins beyond an image 100 pixels wide; another box has a distance of 0 to all sides."""
     scores, preds = torch.full((1, 2, 1, 5), -9.0), torch.zeros(1, 4 * 3, 1, 5)
     scores[0, 1, 0, 4] = 3.0
     preds[0, 0, 0, 4] = 200.0  # left side: no distance

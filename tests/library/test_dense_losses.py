@@ -30,7 +30,7 @@ def class_losses(x: Tensor, target: Tensor, positive: Tensor, kind: str, gamma: 
 
 
 def scene(seed: int, given: bool = False, masked: bool = False, dtype: torch.dtype = torch.float32) -> Any:
-    """Class and box logits, a match at random, and its valid points."""
+    """Make class and box logits, a random match, and its valid points."""
     g = torch.Generator().manual_seed(seed)
     scores, preds = (
         [torch.randn(2, channels, *shape, generator=g).to(dtype).requires_grad_() for shape in SHAPES]

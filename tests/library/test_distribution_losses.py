@@ -57,7 +57,7 @@ def test_quality_focal_loss_is_exact_far_out():
 
 
 def test_distribution_focal_loss_by_hand():
-    """Values of MMDetection's class, and both ends: it has no place for the upper one."""
+    """Values of MMDetection's class, and both ends; MMDetection does not accept the upper one."""
     for y, expected in ((15.9, 1.519325), (3.25, 4.681825), (0.0, 5.494324)):
         assert detops.distribution_focal_loss(RISING, torch.tensor(y)).item() == pytest.approx(expected, abs=1e-5)
     assert detops.distribution_focal_loss(RISING, torch.tensor(16.0)) == -RISING.log_softmax(0)[16]

@@ -1,4 +1,4 @@
-"""What the losses whose op computes the gradient too leave to their users: `torch.func`, and no silent derivatives."""
+"""Losses whose op computes the gradient too: `torch.func` works, and no derivative is silently wrong."""
 
 import pytest
 import torch
@@ -57,7 +57,7 @@ def maps_of(loss, requires_grad=True):
 
 @every_loss
 def test_a_second_derivative_raises(loss):
-    """It would be 0, and a penalty on the gradient would count for nothing."""
+    """Without an error it would be 0, and a penalty on the gradient would have no effect."""
     maps = maps_of(loss)
     total = loss(maps)
     gradients = torch.autograd.grad(total, maps, create_graph=True)

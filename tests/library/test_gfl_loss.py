@@ -32,7 +32,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 
 def scene(seed, batch=2, counts=(4, 3, 0, 5)):
-    """Class and box logits, a teacher's, boxes and labels an image; some boxes are to be skipped."""
+    """Make class and box logits, a teacher's, and boxes and labels per image; some boxes are to be skipped."""
     g = torch.Generator().manual_seed(seed)
     maps = [
         [torch.randn(batch, channels, *shape, generator=g) for shape in SHAPES]
@@ -177,7 +177,7 @@ def test_image_sizes_of_the_targets_are_used_where_none_are_given() -> None:
 
 @pytest.mark.parametrize("portable", [False, True])
 def test_logits_beyond_an_image_are_not_read(portable, monkeypatch):
-    """As attention leaves them NaN where all of a row is padding."""
+    """Attention makes them NaN if a whole row is padding."""
     if portable:
         for name, form in PORTABLE.items():
             monkeypatch.setattr(detops.ops, name, form)
@@ -215,7 +215,7 @@ def test_gfl_equals_the_plain_head():
 
 
 def test_gfl_divides_by_1_at_least():
-    """As early in training, where the weights' sum is below."""
+    """Early in training the sum of the weights is below 1."""
     cls_scores, bbox_preds, soft, boxes, labels = scene(1)
     mine, theirs = (leaves_of([*(level - 6 for level in cls_scores), *bbox_preds]) for _ in range(2))
     got = detops.GFLLoss(CLASSES, strides=STRIDES).level_losses(mine[:3], mine[3:], (boxes, labels))
@@ -282,7 +282,7 @@ def test_each_loss_has_its_own_gradient_and_a_second_pass_the_same():
 
 
 def test_backward_takes_the_boxes_that_forward_had():
-    """A loader may put the next batch into the same memory between the two."""
+    """A loader may write the next batch into the same memory between forward and backward."""
     cls_scores, bbox_preds, _, boxes, labels = scene(5, counts=(4, 4))
     boxes, labels, leaves = torch.stack(boxes), torch.stack(labels), leaves_of([*cls_scores, *bbox_preds])
     loss = sum(detops.GFLLoss(CLASSES, strides=STRIDES)(leaves[:3], leaves[3:], (boxes, labels)).values())
@@ -321,7 +321,7 @@ def test_kept_anchors_change_nothing():
 
 @pytest.mark.parametrize("region", ["main", "main+vlr"])
 def test_portable_ops_give_the_same(region, monkeypatch):
-    """They hold as many anchors as the criterion says that there can be."""
+    """The portable ops reserve memory for the number of positives that the criterion computes."""
     cls_scores, bbox_preds, soft, boxes, labels = scene(7)
     criterion, found = detops.LDLoss(CLASSES, strides=STRIDES, ld_region=region), []
     for _ in range(2):
@@ -365,7 +365,7 @@ def test_half_precision():
 
 
 def test_a_loss_scale_saves_the_gradients_of_float16():
-    """Early in training they are below what float16 holds, and a loss scale is there to lift them."""
+    """Early in training they would underflow in float16; a loss scale prevents it."""
     cls_scores, bbox_preds, _, boxes, labels = scene(2, counts=(40, 40))
     leaves = leaves_of([*((level / 4 - 5).half() for level in cls_scores), *(level.half() for level in bbox_preds)])
     wide = leaves_of([leaf.detach().float() for leaf in leaves])
@@ -400,7 +400,7 @@ def test_no_host_sync_and_compiles_whole(device):
 
 
 def test_batches_of_other_sizes_are_not_compiled_each():
-    """More than the eight times that PyTorch compiles a function anew before it gives up."""
+    """There are more sizes than PyTorch's limit of eight recompilations."""
     torch._dynamo.reset()
     criterion = detops.LDLoss(CLASSES, strides=(8,), ld_region="main+vlr")
 

@@ -1,4 +1,4 @@
-"""GroundTruth: the same boxes by every road, errors that name what is wrong, padding, and moves in one piece."""
+"""GroundTruth: the same boxes from every source, errors that name what is wrong, padding, and copies in one piece."""
 
 import copy
 import dataclasses
@@ -48,7 +48,7 @@ def fractions(b: int) -> Tensor:
 
 
 def rows(normalized: bool = False) -> Tensor:
-    """YOLO's rows, images in no order."""
+    """Return YOLO's rows, with the images in no order."""
     found = [
         torch.cat([torch.tensor([float(b), float(LABELS[b][n])]), (fractions(b) if normalized else cxcywh(b))[n]])
         for b, n in ((2, 0), (0, 0), (0, 1))
@@ -78,7 +78,7 @@ def coco(category_ids: list[int] | None = None) -> list[list[dict[str, Any]]]:
 
 
 class BoundingBoxes(Tensor):
-    """As torchvision's `tv_tensors.BoundingBoxes`: a tensor that knows its format and its image's size."""
+    """Like torchvision's `tv_tensors.BoundingBoxes`: a tensor with a format and the size of its image."""
 
     format: Any
     canvas_size: tuple[int, int]
@@ -277,7 +277,7 @@ def test_masks_come_along_where_every_image_has_them() -> None:
     dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.int64]),
 )
 def test_rows_against_a_loop(seed: int, images: int, count: int, pad_to: int, dtype: torch.dtype) -> None:
-    """Rows of unknown images and classes that are no whole number among them; what has no room is dropped."""
+    """Some rows have unknown images, or classes that are not whole numbers; rows beyond `pad_to` are dropped."""
     g = torch.Generator().manual_seed(seed)
     flat = torch.cat(
         [
@@ -328,7 +328,7 @@ def test_rows_need_no_sync() -> None:
 
 
 def test_other_forms_need_no_sync() -> None:
-    """On a device all of them are made of tensors that lie there."""
+    """From tensors on a device, every form is made without waiting for it."""
     targets = transformers()
     for target in targets:
         target["iscrowd"] = None
@@ -407,7 +407,7 @@ def test_rows_without_room_are_dropped_or_named() -> None:
 
 
 def whole() -> GroundTruth:
-    """Ground truth with every field."""
+    """Make ground truth with every field."""
     masks = [torch.rand(len(boxes), 3, 5) > 0.5 for boxes in BOXES]
     made = GroundTruth.from_boxes(BOXES, LABELS, ignored=BOXES[::-1], image_sizes=SIZES, masks=masks)
     return made._replaced({"boxes": made.boxes, "_cxcywh": made.cxcywh()})
@@ -422,7 +422,7 @@ def assert_same(truth: GroundTruth, other: GroundTruth) -> None:
 
 
 class Copies(TorchDispatchMode):
-    """Counts copies, and those to another device among them."""
+    """Counts copies, and separately those to another device."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -541,7 +541,7 @@ def test_copies_pickles_and_trees() -> None:
 
 
 def test_replaced_boxes_are_the_boxes() -> None:
-    """The centres and sizes that came with rows are those of the old boxes."""
+    """The centres and sizes that were kept from rows belong to the old boxes, and must not be used."""
     truth = GroundTruth.from_rows(rows(), 3, pad_to=2)
     doubled = dataclasses.replace(truth, boxes=truth.boxes * 2)
     assert torch.equal(doubled.cxcywh(), truth.cxcywh() * 2)
@@ -564,7 +564,7 @@ def test_what_it_says() -> None:
 
 
 def first(change: dict[str, Any]) -> list[dict[str, Any]]:
-    """Dicts whose second image is changed; None leaves a key out."""
+    """Make dicts whose second image is changed; None removes a key."""
     targets = dicts()
     targets[1] = {key: value for key, value in (targets[1] | change).items() if value is not None}
     return targets

@@ -269,7 +269,7 @@ def test_checked_mode_names_sample_sizes():
 
 
 def public_calls(scene):
-    """Everything of this file that runs on the training path."""
+    """Call every function of the training path."""
     classwise(scene)
     centers, radii = ragged(scene, "centers", "radii")
     detops.draw_heatmap_batched(scene.heatmap[:, 0], centers, radii)

@@ -26,7 +26,7 @@ def fields(found: InstanceMasks) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 def test_dtypes(dtype: torch.dtype) -> None:
-    """What is given in another dtype is what float32 makes of the same numbers."""
+    """Other dtypes give the results of float32 for the same numbers."""
     found = instances(1)
     boxes, scores, masks = (t.to(dtype) for t in (found.boxes, found.scores, found.masks))
     # torchvision truncates float64 boxes in float64.

@@ -1,4 +1,4 @@
-"""count_launches: what a GPU would be given to do, counted on any device."""
+"""count_launches: the kernels that a GPU would run, counted on any device."""
 
 import pytest
 import torch
@@ -60,7 +60,7 @@ def test_an_op_of_detops_counts_what_its_launcher_starts():
 
 
 def test_counting_changes_nothing():
-    """Ops that write into their arguments do so once."""
+    """An op that writes into its arguments still does so exactly once."""
     gradient = torch.full((5,), 2.0)
     count_launches(lambda: ops.scale_gradient_(gradient, torch.tensor(3.0)))
     assert torch.equal(gradient, torch.full((5,), 6.0))

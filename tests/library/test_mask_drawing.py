@@ -39,7 +39,7 @@ def test_draw_touches_only_boxes(background: Pixels) -> None:
 
 
 def test_draw_colours_the_mask(background: Pixels) -> None:
-    """Half the picture, half the colour of the class, away from lines and names."""
+    """Away from lines and names, a pixel is half the picture and half the colour of the class."""
     found = full_masks([[-500.0, -500, 700, 700]], (120, 200))
     found.labels[0] = 7
     pixel = np.asarray(found.draw(background, opacity=0.5))[110, 190]
@@ -56,7 +56,7 @@ def test_draw_has_the_best_on_top_whatever_their_order() -> None:
 
 
 def drawn_box(box: list[float], **options: Any) -> NDArray[np.int64]:
-    """A box of class 2 with an empty mask, on black."""
+    """Draw a box of class 2 with an empty mask on black."""
     found = InstanceMasks(torch.tensor([box]), torch.tensor([2]), torch.ones(1), torch.zeros(1, 28, 28), (120, 200))
     return np.asarray(found.draw(black(), **options)).astype(np.int64)
 
@@ -105,7 +105,7 @@ def test_draw_takes_images_and_arrays(background: Pixels) -> None:
 
 @pytest.mark.parametrize("label", [-1, 5])
 def test_draw_refuses_a_label_without_a_name(background: Pixels, label: int) -> None:
-    """A negative one would take the last name."""
+    """A negative label would otherwise get the last name."""
     found = round_masks(5)
     found.labels[3] = label
     with pytest.raises(ValueError, match=rf"labels: expected 0 \.\. 4, one per class name, got {label}"):
@@ -120,13 +120,13 @@ def test_without_pillow(monkeypatch: pytest.MonkeyPatch, background: Pixels) -> 
 
 
 def lit(picture: Image.Image) -> NDArray[np.bool_]:
-    """Which pixels are not black."""
+    """Return which pixels are not black."""
     found: NDArray[np.bool_] = np.asarray(picture).max(2) > 0
     return found
 
 
 def named(box: tuple[float, float, float, float], inside: bool = False) -> NDArray[np.bool_]:
-    """The pixels of a name's plate at a box, without the box."""
+    """Return the pixels of a name's plate at a box, without the box."""
     picture = Image.fromarray(black())
     Pen(picture).name("a name", box, 0, inside=inside)
     return lit(picture)
@@ -160,7 +160,7 @@ def test_lines_grow_with_the_image_and_faint_ones_do_not() -> None:
 
 
 def test_boxes_beyond_the_image_are_cut() -> None:
-    """Pillow takes no more than 32 bits; the side that is cut off shows no line."""
+    """Pillow takes coordinates of 32 bits; a side beyond the image shows no line."""
     picture = Image.fromarray(black())
     Pen(picture).outline((-1e12, 20, 1e12, 1e12), 0)
     drawn = lit(picture)

@@ -1,4 +1,4 @@
-"""What InstanceMasks makes of pixels: pasting as Detectron2 and torchvision do, crops, RLE, areas and overlaps."""
+"""The pixels of InstanceMasks: pasting as Detectron2 and torchvision do, crops, RLE, areas and overlaps."""
 
 from dataclasses import replace
 from typing import Any
@@ -57,7 +57,7 @@ def test_torchvision_agrees() -> None:
 
 
 def test_the_modes_differ() -> None:
-    """Which is why there are two: on discs, the mean IoU of the results is known to be 0.96."""
+    """On discs, the mean IoU of the two modes' results is known to be 0.96."""
     found = round_masks(40, (800, 1333))
     first, second = found.paste(), replace(found, mode="torchvision").paste()
     iou = (first & second).flatten(1).sum(1) / (first | second).flatten(1).sum(1)
@@ -109,7 +109,7 @@ def test_empty_boxes_have_empty_masks(mode: Mode) -> None:
 
 
 def test_crops_hold_what_rounding_adds() -> None:
-    """In a box of 1e9 pixels, float32 takes pixels just outside it for its edge, where a full mask is 1/2."""
+    """In a box of 1e9 pixels, float32 rounds pixels just outside it onto its edge, where a full mask is 1/2."""
     side = 1e9
     boxes = torch.tensor([[-side, 0, 3, 20], [0, -side, 24, 3], [-side, 5, 3, 9]], dtype=torch.float64)
     found = full_masks(boxes, (20, 24))
@@ -139,7 +139,7 @@ def test_rle_is_that_of_pycocotools(mode: Mode, found: InstanceMasks, threshold:
 @settings(max_examples=60, deadline=None)
 @given(found=usual | strange, seed=st.integers(0, 10**6), threshold=st.sampled_from([0.5, 0.2]))
 def test_iou_is_that_of_the_pixels(mode: Mode, found: InstanceMasks, seed: int, threshold: float) -> None:
-    """Each side in its own mode."""
+    """Each side is pasted in its own mode."""
     other = instances(seed, 4, odd=seed % 2 == 0, image_size=found.image_size, mask_size=(3, 5), mode=mode)
     first, second = (masks.paste(threshold=threshold).flatten(1).double() for masks in (found, other))
     shared = first @ second.T
@@ -190,7 +190,7 @@ def test_huge_boxes_cost_no_memory(mode: Mode) -> None:
 @pytest.mark.gpu
 @modes
 def test_gpu_is_the_cpu(mode: Mode) -> None:
-    """Integers and bool tensors, so bit for bit."""
+    """Results are integers and bool tensors, so they are compared bit for bit."""
     for seed in range(5):
         here, there = (
             instances(seed, device=device, mode=mode, odd=seed > 2, mask_size=(28, 28)) for device in ("cpu", "cuda")

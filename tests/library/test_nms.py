@@ -1,4 +1,4 @@
-"""nms, batched_nms and nms_mask: which boxes they keep, their likeness to torchvision's, and their errors."""
+"""nms, batched_nms and nms_mask: the boxes they keep, comparison with torchvision, and their errors."""
 
 import importlib
 from collections.abc import Callable
@@ -17,7 +17,7 @@ SCORES = torch.tensor([0.8, 0.9, 0.2, 0.1])
 
 
 def crowd(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Boxes that overlap, scores, and labels of four classes."""
+    """Make boxes that overlap, scores, and labels of four classes."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(count, 2, generator=g) * 40
     boxes = torch.cat([low, low + torch.rand(count, 2, generator=g) * 30], -1)
@@ -25,7 +25,7 @@ def crowd(seed: int, count: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def test_by_hand() -> None:
-    """IoU of the first two is 81 / 100; the third meets the first alone, which is dropped."""
+    """The IoU of the first two is 81 / 100; the third overlaps only the first, which is dropped."""
     assert detops.nms(BOXES, SCORES, 0.5).tolist() == [1, 2, 3]
     assert detops.nms(BOXES, SCORES, 0.81).tolist() == [1, 0, 2, 3]  # strictly above
     assert detops.nms(BOXES, SCORES, 0.0).tolist() == [1, 3]
@@ -54,7 +54,7 @@ def test_large_boxes_and_labels_in_half_precision(dtype: torch.dtype) -> None:
 
 
 def per_class(boxes: Tensor, scores: Tensor, labels: Tensor, threshold: float) -> Tensor:
-    """What torchvision's vanilla form does: class after class, then by score."""
+    """Suppress as torchvision's vanilla form does: class after class, then sort by score."""
     kept = []
     for label in labels.unique().tolist():
         rows = (labels == label).nonzero()[:, 0]

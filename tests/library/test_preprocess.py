@@ -1,4 +1,4 @@
-"""preprocess: what kinds of images it takes, the sizes it makes, and the way back for boxes."""
+"""preprocess: kinds of images, resized sizes, and mapping boxes back."""
 
 import subprocess
 import sys
@@ -211,7 +211,7 @@ def test_no_images() -> None:
 
 
 def test_antialias_sees_what_lies_between() -> None:
-    """One white column in eight: bilinear reads two columns in eight, and misses or overrates it."""
+    """With one white column in eight, bilinear reads two columns in eight, and misses the column or overweights it."""
     image = np.zeros((8, 64, 3), np.uint8)
     image[:, 1::8] = 255
     options: dict[str, Any] = dict(size=(1, 8), keep_ratio=False, pad_divisor=1, **PLAIN)
@@ -322,7 +322,7 @@ def test_errors_name_the_argument(change: dict[str, Any], error: type[Exception]
 
 
 def test_images_are_packed_as_they_are_stored() -> None:
-    """What travels to a GPU: each image's bytes once, interleaved ones without a transposition."""
+    """Each image's bytes are copied to a GPU once, interleaved ones without a transposition."""
     planar, interleaved = as_planar(array(5, 7)), torch.from_numpy(array(4, 6, seed=1)).permute(2, 0, 1)
     grey = torch.from_numpy(array(3, 8, 0, seed=2))[None, :, ::2]
     buffer, views = _packed([planar, interleaved, grey], pin=False)

@@ -88,7 +88,7 @@ def test_thin_tiny_and_huge_boxes_lose_no_precision(h, w):
 
 
 def test_the_radius_keeps_the_overlap():
-    """What it is for: corners moved by the radius, in each of the three directions, still overlap enough."""
+    """Corners moved by the radius, in each of the three directions, still overlap enough."""
     h, w, o = 37.0, 81.0, 0.6
     r = detops.gaussian_radius(h, w, o)
     same_way = (h - r) * (w - r) / (2 * h * w - (h - r) * (w - r))

@@ -96,7 +96,7 @@ def test_every_tensor_is_pinned(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class OneBatch(Dataset[RaggedBatch]):
-    """A data set that is one batch, mask and sizes included."""
+    """A data set of one batch, mask and sizes included."""
 
     def __len__(self) -> int:
         return 1

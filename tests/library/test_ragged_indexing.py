@@ -51,7 +51,7 @@ def indices(
     gen: torch.Generator,
     unique: bool = False,
 ) -> RaggedBatch:
-    """Random valid indices in [low, high) in random numbers, garbage behind them."""
+    """Draw random numbers of valid indices in [low, high), followed by garbage."""
     rows, counts = [], []
     for _ in range(math.prod(batch_shape)):
         count = int(torch.randint(0, width + 1, (), generator=gen))

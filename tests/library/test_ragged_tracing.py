@@ -19,7 +19,7 @@ def masked_product(tensor: Tensor, mask: Tensor | None = None) -> Tensor:
 def many_operations(
     data: Tensor, index: Tensor, sizes: Tensor, into: Tensor, mask: Tensor, rows: Tensor, image: Tensor
 ) -> list[Tensor]:
-    """Everything whose result has a shape known beforehand."""
+    """Call every operation whose result has a shape that is known beforehand."""
     indices = RaggedBatch(index, sample_sizes=sizes)
     read = ragged.batched_indexing_access(data, indices, 1.5)
     read.set_padded_to(0.5)

@@ -1,4 +1,4 @@
-"""StageTimer: what it measures by a clock that tests move by hand, how it nests, and how stages fail."""
+"""StageTimer: times by a clock that tests move by hand, nesting, and failed stages."""
 
 import json
 import threading

@@ -53,7 +53,7 @@ def test_wrapped_modules_nest_and_can_be_unwrapped(timer: StageTimer, clock: Clo
 
 
 def test_a_copy_of_a_wrapped_module_is_timed_too(timer: StageTimer, clock: Clock) -> None:
-    """As a model's moving average is made: the copy has its hooks, and they tell the same timer."""
+    """A model's moving average is such a copy: its hooks report to the same timer."""
     module = Slow(clock)
     handle = timer.wrap(module, "module")
     average = copy.deepcopy(module)

@@ -1,4 +1,4 @@
-"""What StageTimer writes: table, JSON and Chrome trace."""
+"""StageTimer's output: table, JSON and Chrome trace."""
 
 import io
 import itertools
@@ -123,7 +123,7 @@ def test_table(timer: StageTimer, clock: Clock) -> None:
 
 
 def test_table_of_rich(timer: StageTimer, clock: Clock) -> None:
-    """The same cells; what is no markup stays as it is, and no other row follows."""
+    """It has the same cells, prints names verbatim, and has no further row."""
     from rich.console import Console
 
     with timer.stage("net[red]work"):

@@ -46,7 +46,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
 
 
 def close(found: list[dict[str, Any]], expected: list[dict[str, Any]], overlap: float, score: float) -> None:
-    """Every confident detection of either side is one of the other, by its class, box and score."""
+    """Check that every confident detection of either side matches one of the other, in class, box and score."""
     for one, other in zip(found, expected, strict=True):
         for a, b in ((one, other), (other, one)):
             sure = a["scores"] > b["scores"].min() + score  # others may be below the threshold there
@@ -97,7 +97,7 @@ def test_batches(model: Any) -> None:
 
 @pytest.mark.parametrize("device_preprocess", [False, True])
 def test_a_single_image_is_refused(model: Any, device_preprocess: bool) -> None:
-    """Iterating over one would take its channels or rows for grey images."""
+    """Iterating over it would treat its channels or rows as grey images."""
     np, image_module = pytest.importorskip("numpy"), pytest.importorskip("PIL.Image")
     (image,) = pictures((90, 110))
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
@@ -145,7 +145,7 @@ def test_half_precision_detects_the_same(half: Any) -> None:
 
 
 def test_preprocessing_on_the_device(model: Any) -> None:
-    """Sizes are torchvision's, and pixels but for rounding: one batch for all sizes, equal ones in one call."""
+    """Sizes equal torchvision's, pixels up to rounding; all sizes make one batch, and equal ones are resized at once."""
     for images in (pictures(*SIZES), pictures((100, 130), (100, 130)), pictures((96, 101))):
         ours, expected = MaskRCNNPipeline(model, device_preprocess=True), MaskRCNNPipeline(model)
         batch, *sizes = ours._prepared(images)
@@ -225,7 +225,7 @@ def test_rle_is_that_of_the_pasted_masks(model: Any, mode: Mode) -> None:
 
 
 class Seen(nn.Module):
-    """Passes on, and remembers the dtype that came and the one that a layer computes in."""
+    """A layer that records the dtype of its input and the one that it computes in."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
@@ -259,7 +259,7 @@ def test_each_part_has_its_own_precision(half: Any) -> None:
 
 
 def test_boxes_stay_exact_in_half_precision() -> None:
-    """bfloat16 has every fourth pixel from 512 on; proposals of unmoved anchors are at the pixel all the same."""
+    """From 512 on bfloat16 holds only every fourth pixel; proposals of unmoved anchors are exact all the same."""
     model = tiny_mask_rcnn.build(seed=1, min_size=1000, max_size=1400)
     for values in (model.rpn.head.bbox_pred.weight, model.rpn.head.bbox_pred.bias):
         nn.init.zeros_(values)
@@ -281,7 +281,7 @@ def test_boxes_stay_exact_in_half_precision() -> None:
 
 
 def test_proposals_are_chosen_by_float32_scores() -> None:
-    """In bfloat16 many scores are equal, and another sort or NMS order would follow."""
+    """In bfloat16 many scores would be equal, which would change the order of sorting and NMS."""
     model, seen = tiny_mask_rcnn.build(seed=1), []
     choose = model.rpn.filter_proposals
 

@@ -1,4 +1,4 @@
-"""YOLOXLoss and super-gradients' classes over it: whole losses against the loop over images, every kind of input."""
+"""YOLOXLoss and super-gradients' classes: whole losses against the loop over images, every kind of input."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ SIZE = 64
 
 
 def data(seed, **options):
-    """Raw maps (B, 1, H, W, 5 + C), rows (T, 6), and what simota_match takes."""
+    """Make raw maps (B, 1, H, W, 5 + C), rows (T, 6), and the arguments of simota_match."""
     args = yolox_scene(seed, size=SIZE, **options)
     levels, objectness, pred, cells, gt, labels, sizes = args
     outputs = [
@@ -104,7 +104,7 @@ WEIGHTS = {"box_weight": 2.0, "obj_weight": 0.5, "cls_weight": 1.5}
 def parts_by_definition(
     levels: list[Tensor], args: tuple[Any, ...], found: detops.Assignment, use_l1: bool, **alone: float
 ) -> tuple[Tensor, list[Tensor]]:
-    """The op's four losses (4,) and the gradient of a weighted sum, with other weights than `alone` 0."""
+    """Return the op's four losses (4,) and the gradient of their weighted sum; `alone` sets the other weights to 0."""
     scale = 1 / found.num_positives.clamp(min=1).expand(2)
     weights = [alone.get(name, 0.0) for name in WEIGHTS]
     numbers = (None, KINDS.index("iou_squared"), use_l1 and "box_weight" in alone, *weights, True)
@@ -278,7 +278,7 @@ def test_options_of_the_fast_variant():
 
 @pytest.mark.parametrize("obj_loss_fix", [False, True])
 def test_a_loss_scale_saves_the_gradients_of_float16(obj_loss_fix):
-    """Over the number of positives, those of cells that are rightly empty are below what float16 holds."""
+    """Divided by the number of positives, the gradients of correctly empty cells would underflow in float16."""
     outputs, targets, _ = data(6, boxes=5)
     rounded = []
     for output in outputs:
@@ -431,7 +431,7 @@ def test_constructors_name_the_argument():
 
 
 def test_a_box_whose_area_float32_does_not_hold():
-    """It is a box like any other."""
+    """It is assigned like any other box."""
     outputs, _, _ = data(6, boxes=2)
     criterion = detops.YoloXDetectionLoss(STRIDES, 4)
     with detops.checked():

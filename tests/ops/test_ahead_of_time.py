@@ -19,14 +19,14 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 
 def kernels(op: str) -> list[Kernel]:
-    """The table of the op's test file."""
+    """Return the kernels that the op's test file lists."""
     found: list[Kernel] = importlib.import_module(f"test_{op.rstrip('_')}").KERNELS
     return found
 
 
 @pytest.fixture(scope="module")
 def compiled() -> Callable[[Target], dict[str, str]]:
-    """How the ops' kernels compile for a target: in one process, started when it is first asked for."""
+    """Compile the ops' kernels for a target, in one process that starts at the first use."""
 
     @functools.cache
     def results(target: Target) -> dict[str, str]:

@@ -42,7 +42,7 @@ def arguments(
     index_dtype: torch.dtype = torch.int64,
     topk: int = 9,
 ) -> Arguments:
-    """Boxes of all sizes in and around an image of 64 pixels; with `coarse` on whole pixels, so that distances tie."""
+    """Make boxes of all sizes in and around an image of 64 pixels; with `coarse` on whole pixels, to make ties."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(batch, boxes, 2, generator=g) * 70 - 10
     gt = torch.cat([low, low + 2 + torch.rand(batch, boxes, 2, generator=g) ** 2 * 60], -1)
@@ -66,7 +66,7 @@ def arguments(
 
 
 def decided(args: Arguments, margin: float = 1e-4) -> bool:
-    """Whether float32 must come to the same decisions: each is a tie of equal inputs, or clear by `margin`."""
+    """Return whether float32 must decide alike: each decision is a tie of equal inputs, or clear by `margin`."""
     anchors, level_sizes, gt, _, _, valid, _, topk = args
     for b in range(len(gt)):
         exists = torch.ones(len(anchors), dtype=torch.bool) if valid is None else valid[b]
@@ -131,7 +131,7 @@ def test_hundreds_of_boxes(form: Form) -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_grid_gives_what_its_anchors_in_any_order_give(masked: bool) -> None:
-    """Where anchors form a grid only those around a box are looked at; shuffled, the same are chosen among all."""
+    """In a grid only the anchors around a box are searched; shuffled, all are searched, and the same are chosen."""
     shapes, strides = [(40, 60), (20, 30), (1, 15), (15, 1)], (8, 16, 8, 8)
     sizes, g = [h * w for h, w in shapes], torch.Generator().manual_seed(5)
     anchors = detops.grid_anchors(shapes, strides)
@@ -166,7 +166,7 @@ def test_gpu_matches_reference() -> None:
 
 
 def test_values_of_mmdetection() -> None:
-    """The five grids of a 256 pixel image and two boxes; what its assigner takes, and the IoUs it finds."""
+    """Five grids of an image of 256 pixels and two boxes; anchors and IoUs as MMDetection's assigner finds them."""
     shapes = [(32, 32), (16, 16), (8, 8), (4, 4), (2, 2)]
     anchors = detops.grid_anchors(shapes)
     boxes = torch.tensor([[[40.0, 40, 120, 100], [60, 50, 200, 220]]])
@@ -185,7 +185,7 @@ def test_values_of_mmdetection() -> None:
 
 
 def test_a_single_candidate_is_taken() -> None:
-    """The deviation of one number is not a number, and would be no threshold."""
+    """The unbiased standard deviation of one number is NaN, which would be no threshold."""
     found = detops.atss_assign(
         torch.tensor([[0.0, 0, 8, 8]]), [1], ([torch.tensor([[1.0, 1, 9, 9]])], [torch.tensor([0])]), 1
     )
@@ -194,7 +194,7 @@ def test_a_single_candidate_is_taken() -> None:
 
 @pytest.mark.parametrize("form", [*op.forms, op.reference], ids=str)
 def test_candidates_of_one_iou_are_all_taken(form: Form) -> None:
-    """A small box within all its candidates: a mean that is rounded up would be above each of them."""
+    """A small box within all its candidates: a mean that is rounded up would be above all of their IoUs."""
     g = torch.Generator().manual_seed(0)
     anchors = detops.grid_anchors([(8, 10)], [8])
     for _ in range(40):
@@ -208,7 +208,7 @@ def test_candidates_of_one_iou_are_all_taken(form: Form) -> None:
 
 @op.for_each_form
 def test_an_anchor_with_a_nan_is_the_farthest(form: Form) -> None:
-    """It is chosen as if it did not exist, on levels with enough others."""
+    """On levels with enough other anchors, the result is as if it did not exist."""
     anchors, sizes, gt, labels, *_ = arguments(6, boxes=9)
     rows = torch.cat([torch.arange(0, 64, 3), torch.tensor([64, 70, 79])])
     broken, valid = anchors.clone(), torch.ones(len(gt), len(anchors), dtype=torch.bool)

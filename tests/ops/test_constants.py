@@ -49,7 +49,7 @@ def test_all_forms_of_an_op_have_the_same_numbers(name: str, modules: str, sourc
 
 
 def test_the_iou_losses_have_the_same_numbers() -> None:
-    """Of their kinds: the op takes the number."""
+    """The op takes the number of a kind."""
     from detops.criteria.yolox import KINDS
     from detops.losses._dense import BOX_KINDS
     from detops.portable import _iou_loss as portable
@@ -85,7 +85,7 @@ def test_the_class_losses_have_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("op", sorted(detops.env()["ops"]))
 def test_all_forms_of_an_op_have_the_same_arguments(op: str) -> None:
-    """An op is called by name."""
+    """Ops are called with arguments by name."""
     declared = list(inspect.signature(getattr(detops.ops, op)).parameters)
     assert declared == [argument.name for argument in getattr(torch.ops.detops, op).default._schema.arguments]
     for folder in ("reference", "portable", *["kernels"] * HAS_TRITON):

@@ -37,7 +37,7 @@ TOLERANCE = {torch.float32: 5e-7, torch.float64: 1e-12, torch.float16: 2**-11, t
 
 
 def draw(form: Form, scene: GaussianScene, factor: float = 6.0, k_scale: float = 1.0, device: str = "cpu") -> Tensor:
-    """The maps of a scene, drawn into a copy."""
+    """Draw a scene into a copy of its maps."""
     scene = scene.to(device)
     heatmap = scene.heatmap.clone()
     form(heatmap, *scene.args(factor, k_scale))
@@ -139,7 +139,7 @@ def test_the_visible_part_is_drawn(form: Form, case: str) -> None:
 @pytest.mark.parametrize("radius", [1, 3, 6, 20])
 @pytest.mark.parametrize("k_scale", [1.0, 5.0])
 def test_below_epsilon_is_exactly_zero(form: Form, radius: int, k_scale: float) -> None:
-    """With a large factor most of the window is below the cut, whatever code draws rows of its length."""
+    """With a large factor most values of the window are below epsilon, in all code for rows of any length."""
     scene = one_box(22, 22, radius, height=45, width=45)
     expected = draw(op.reference, replace(scene, heatmap=scene.heatmap.double()), 20.0, k_scale)
     assert torch.equal(draw(form, scene, 20.0, k_scale) > 0, expected > 0)
@@ -194,7 +194,7 @@ class TestIdentities:
         assert int(drawn.isnan().sum()) == 1
 
     def test_views_are_drawn_in_place(self, form: Form, device: str) -> None:
-        """A slice with strides in every dimension: the slice is as if contiguous, all around it is untouched."""
+        """A slice with strides in every dimension is drawn as if contiguous, and nothing around it changes."""
         scene = gaussian_scene(16).to(device)
         b, c, h, w = scene.heatmap.shape
         guard = torch.full((b + 2, 2 * h + 3, c + 2, 3 * w + 4), -7.0, device=device)
@@ -329,7 +329,7 @@ def test_padding_is_never_read(form: Form) -> None:
     ids=changed_argument,
 )
 def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
-    """What reaches the C++ kernel without the public functions is checked there too."""
+    """The C++ kernel checks its arguments too, since the op can be called without the public functions."""
     scene = gaussian_scene(22)
     op.refuses((scene.heatmap, *scene.args()), **change)
 

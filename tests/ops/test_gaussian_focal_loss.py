@@ -34,7 +34,7 @@ def random_maps(
     spread: float = 4.0,
     target_dtype: torch.dtype | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits and targets. Rounding to a short type may make a 1 of 0.999; that is then the target, for everyone."""
+    """Make logits and targets. Rounding to a short type may turn 0.999 into 1: then that is every form's target."""
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(shape, generator=g) * spread).to(dtype)
     target = torch.rand(shape, generator=g) * (torch.rand(shape, generator=g) < 0.3)
@@ -117,7 +117,7 @@ def test_gpu_matches_reference(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("logit", [9.0, 12.0, 20.0, 80.0, 5000.0])
 def test_exact_where_probabilities_overflow(form: Form, dtype: torch.dtype, logit: float) -> None:
-    """A confident mistake costs its logit and pulls with strength one, in every dtype."""
+    """A confident mistake has its logit as loss and a gradient of one, in every dtype."""
     for x, t, sign in ((logit, 0.0, 1.0), (-logit, 1.0, -1.0)):
         logits, target = torch.full((4,), x).to(dtype), torch.full((4,), t).to(dtype)
         total, gradient = form(logits, target, None, *STANDARD, True)
@@ -222,7 +222,7 @@ def test_given_positives() -> None:
 
 
 def test_backward_again() -> None:
-    """The gradient is handed on, scaled in place; a retained graph still gives it a second time."""
+    """The gradient is scaled in place and handed on; a retained graph still gives it a second time."""
     logits, target = random_maps(10, (5, 7))
     x = logits.clone().requires_grad_()
     loss = detops.gaussian_focal_loss(x, target)
@@ -242,7 +242,7 @@ def test_a_loss_scale_beyond_float16() -> None:
 
 
 def test_a_loss_scale_saves_the_gradients_of_float16() -> None:
-    """Over the number of positives they are below what float16 holds, and a loss scale is there to lift them."""
+    """Divided by the number of positives they would underflow in float16; a loss scale prevents it."""
     logits, target = random_maps(12, (2, 3, 16, 16), torch.float32)
     narrow, wide = (logits - 4).half().requires_grad_(), (logits - 4).half().float().requires_grad_()
     for x in (narrow, wide):

@@ -32,7 +32,7 @@ STANDARD = (6.0, 2.0, 4.0, 1.0, 1.0)  # diameter to sigma, alpha, gamma, weight 
 def arguments(
     seed: int, dtype: torch.dtype = torch.float32, weighted: bool = False, scale: float | None = None, **options: Any
 ) -> tuple[Any, ...]:
-    """All of the op's arguments but the factors."""
+    """Return all arguments of the op except the factors."""
     scene = gaussian_scene(seed, filled=False, **options)
     g = torch.Generator().manual_seed(seed)
     logits = (torch.randn(scene.heatmap.shape, generator=g) * 4 - 1).to(dtype)
@@ -100,7 +100,7 @@ def test_gpu_matches_reference(dtype: torch.dtype) -> None:
 @for_each_device
 @pytest.mark.parametrize("shape", [(2, 3, 130, 96), (1, 2, 37, 9000), (3, 1, 300, 50)])
 def test_equals_the_two_steps(device: str, shape: tuple[int, ...]) -> None:
-    """Over strips and tiles, rows longer than a strip, windows wider than a vector: the number of the dense form."""
+    """Across strips and tiles, for rows longer than a strip and windows wider than a vector, it is the dense loss."""
     g = torch.Generator().manual_seed(0)
     batch, classes, height, width = shape
     logits = torch.randn(shape, generator=g).to(device)
@@ -143,7 +143,7 @@ def test_a_logit_that_is_not_finite_makes_nan(form: Form, value: float, cell: tu
 def test_background_whose_logits_are_all_negative(
     form: Form, dtype: torch.dtype, weighted: bool, negative_weight: float, alpha: float
 ) -> None:
-    """The C++ kernel has shorter formulas for it."""
+    """The C++ kernel uses shorter formulas for it."""
     *args, weight, _ = arguments(3, dtype, weighted, batch=1, classes=2, height=11, width=37, boxes=0)
     logits = -args[0].abs()
     extremes = torch.tensor([-0.0, -1e-30, -1e-6, -30.0, -86.9, -87.0, -87.1, -100.0, -177.4, -346.0, -1e4])
@@ -160,7 +160,7 @@ def test_background_whose_logits_are_all_negative(
 def test_a_cell_does_not_change_a_bit_of_another(
     dtype: torch.dtype, weighted: bool, alpha: float, negative_weight: float
 ) -> None:
-    """Not even where the C++ kernel has another formula for those around it."""
+    """Not even if the C++ kernel uses another formula for the cells around it."""
     logits, *args = arguments(4, dtype, weighted, batch=1, classes=1, height=20, width=37, boxes=0)
     logits, factors = -logits.abs(), (6.0, alpha, 4.0, 1.0, negative_weight)
     logits[0, 0, 10, 3] = -1
@@ -175,7 +175,7 @@ def test_a_cell_does_not_change_a_bit_of_another(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 1.5, 2.0, 3.0])
 def test_any_exponent_of_any_logit(form: Form, dtype: torch.dtype, alpha: float) -> None:
-    """Where probabilities round to 0 (0^0 is 1) or 1; alpha 0 is plain BCE: softplus, whose slope is the sigmoid."""
+    """Probabilities may round to 0 (0^0 is 1) or 1; alpha 0 is plain BCE, softplus, whose derivative is the sigmoid."""
     x = torch.tensor([-1e4, -745.0, -200.0, -104.0, -90.0, -87.0, -20.0, -1.0, -0.0, 0.0, 1.0, 20.0, 90.0, 104.0, 1e4])
     logits, target = torch.stack([x, -x.abs()])[None, None].to(dtype), torch.zeros(1, 0)
     args = logits, torch.zeros(1, 0, 2), target, target, *[None] * 3, 6.0, alpha, 4.0, 1.0, 1.0, True
@@ -315,7 +315,7 @@ def test_padding_is_never_read(form: Form) -> None:
 
 @op.for_each_form
 def test_boxes_that_are_skipped(form: Form) -> None:
-    """NaN, infinite, negative, of no class, beyond sample_sizes: the loss of an empty image."""
+    """With boxes that are NaN, infinite, negative, of no class or padding, the loss is that of an empty image."""
     nan, inf = float("nan"), float("inf")
     centers = torch.tensor([[[nan, 1], [1, inf], [1, 1], [1, 1], [1, 1], [1, 1], [1, 1]]])
     radii = torch.tensor([[1, 1, nan, inf, -1.0, 1, 1]])

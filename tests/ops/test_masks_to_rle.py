@@ -76,7 +76,7 @@ def test_bytes_of_pycocotools(args: Scene, threshold: float) -> None:
 @pytest.mark.parametrize("mask_size", [1, 7, 28, 64])
 @pytest.mark.parametrize("image_size", [(480, 640), (1100, 700)])
 def test_bytes_of_pycocotools_in_large_images(image_size: tuple[int, int], mask_size: int) -> None:
-    """Many rows of the image between two of the mask, so that crossings have to be found."""
+    """Many rows of the image lie between two of the mask, so that crossings have to be found."""
     for seed in range(3):
         args = mask_scene(seed, 60, (mask_size, mask_size), image_size, ties=seed == 1, odd=seed == 2)
         assert strings(*op(*args, 0.5, True)) == pasted_and_encoded(*args, 0.5)
@@ -108,7 +108,7 @@ def test_runs_over_the_ends_of_columns(form: Form) -> None:
 
 
 def test_long_runs() -> None:
-    """Differences of up to 31 bits: seven characters."""
+    """Differences of up to 31 bits take seven characters."""
     size = (46000, 46000)
     boxes = torch.tensor([[0.0, 0, 1, 1], [45999.0, 45999, 46000, 46000], [45998.0, 0, 46000, 46000]])
     args = (torch.ones(3, 28, 28), boxes, *size, 0.5)
@@ -147,7 +147,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 
 @pytest.mark.skipif(sys.platform != "linux", reason="counts in KiB there")
 def test_memory_is_small() -> None:
-    """A hundred masks of an image of 2304 x 3840 pixels: pasted, 844 MiB; here, of the whole process, below 20."""
+    """A hundred masks of an image of 2304 x 3840 pixels: 844 MiB if pasted; here the process grows by less than 20."""
     code = MEMORY.format(folder=str(Path(mask_scenes.__file__).parent))
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(result.stdout) < 20 * 1024
@@ -165,7 +165,7 @@ def test_opcheck(device: str, compress: bool) -> None:
 
 
 def test_compiles_whole() -> None:
-    """How long the result is follows from the data, which the graph is told."""
+    """The length of the result depends on the data, and is a dynamic size of the graph."""
     args, more = (mask_scene(6, count) for count in (4, 7))
     with torch._dynamo.config.patch(capture_dynamic_output_shape_ops=True):
         assert_compiles_whole(op.overload, (*args, 0.5, True), (*more, 0.5, True))

@@ -35,7 +35,7 @@ def crowded_boxes(
     odd: bool = False,
     ties: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Boxes, scores, labels, valid; with `odd` also empty, inverted, NaN and infinite ones, and scores that are not finite."""
+    """Make boxes, scores, labels, valid; with `odd` some boxes are empty, inverted or not finite, and some scores."""
     g = torch.Generator().manual_seed(seed)
     low = torch.rand(batch, count, 2, generator=g) * 40
     boxes = torch.cat([low, low + torch.rand(batch, count, 2, generator=g) * 30], -1)
@@ -96,7 +96,7 @@ def test_gpu_matches_reference(dtype: torch.dtype) -> None:
 @op.for_each_form
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_an_iou_that_is_the_threshold_is_not_above_it(form: Form, dtype: torch.dtype) -> None:
-    """IoU and threshold are rounded to one dtype: boxes of overlap k / 10 or k / 7 stay at that threshold."""
+    """IoU and threshold are rounded to one dtype: boxes with an IoU of k / 10 or k / 7 are kept at that threshold."""
     for whole in (7, 10):
         for part in range(1, whole):
             boxes = torch.tensor([[[0, 0, whole, 10], [0, 0, part, 10]]], dtype=dtype)

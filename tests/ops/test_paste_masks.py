@@ -41,7 +41,7 @@ def test_matches_reference(form: Form) -> None:
 @settings(max_examples=200, deadline=None)
 @given(args=scenes.filter(lambda args: bool(((s := args[1][:, 2:] - args[1][:, :2]) > 0.01).all() & (s < 1e6).all())))
 def test_matches_grid_sample(args: Scene) -> None:
-    """In float64; where a value is within 1e-6 of the threshold, rounding may decide."""
+    """Compared in float64; if a value is within 1e-6 of the threshold, rounding may decide."""
     masks, boxes, height, width = args
     masks = masks.float().nan_to_num(0, 1, 0).clamp(0, 1)
     value = detectron2_values(masks.double(), boxes.double(), height, width)
@@ -51,7 +51,7 @@ def test_matches_grid_sample(args: Scene) -> None:
 
 
 def test_matches_grid_sample_in_float32() -> None:
-    """With the numbers of a network in an image of usual size, hardly a pixel is near enough to differ."""
+    """With a network's values in an image of usual size, hardly any pixel is so close to the threshold."""
     masks, boxes = blobs(10, (480, 640))
     value = detectron2_values(masks, boxes, 480, 640)
     different = op(masks, boxes, 480, 640, 0.5) != (value >= 0.5)
@@ -97,7 +97,7 @@ def test_a_value_at_the_threshold_belongs_to_the_mask(form: Form) -> None:
 
 @op.for_each_form
 def test_a_low_threshold_reaches_half_a_cell_beyond_the_box(form: Form) -> None:
-    """Cells of 2 pixels; half a pixel outside, the value has fallen to 1/4."""
+    """Cells are 2 pixels wide; half a pixel outside, the value has fallen to 1/4."""
     pasted = form(*one_mask([4.0, 4, 12, 12], size=(16, 16), threshold=0.2))
     assert pasted[0, 8].nonzero().flatten().tolist() == list(range(3, 13))
 

@@ -97,7 +97,7 @@ def test_gpu_matches_reference() -> None:
 
 
 def test_by_hand() -> None:
-    """Even distributions over 0 and 1 say half a stride to each side: the very box, so its label is to say 1."""
+    """Even distributions over 0 and 1 predict half a stride to each side, exactly the box, so the class target is 1."""
     data = positive_scene(0, batch=1, boxes=1, classes=2, bins=2)
     data["index"] = torch.full_like(data["index"], -1)
     data["index"][0, 7] = 0  # second row, second column, at 8, 8
@@ -216,7 +216,7 @@ def test_logits_where_probabilities_round_to_0_or_1(form: Form, kind: str) -> No
 
 @op.for_each_form
 def test_where_the_weight_is_zero_a_box_is_not_read(form: Form) -> None:
-    """Nor its distribution where the quality is given; the class counts all the same."""
+    """Nor is its distribution, if the quality is given; the class loss is the same."""
     data = positive_scene(6, bins=17, quality=True, weight=True)
     data["weight"][:, ::2] = data["weight"][:, ::2].minimum(torch.zeros(()))  # NaN stays where there is no box
     unread = (data["weight"] == 0)[:, : SIZES[0]]
@@ -252,7 +252,7 @@ def test_a_box_that_is_not_finite_shows(form: Form) -> None:
 
 
 def test_a_point_does_not_change_a_bit_of_another() -> None:
-    """The C++ kernel computes a few together."""
+    """The C++ kernel computes several points together."""
     data = positive_scene(5, bins=17, region=True)
     index, region = data["index"], data["region"]
     args = loss_arguments(data)
@@ -288,7 +288,7 @@ def test_degenerate_boxes_are_finite(form: Form) -> None:
 
 @op.for_each_form
 def test_what_is_not_finite_shows(form: Form) -> None:
-    """A broken logit of a positive makes its losses NaN; one elsewhere does not count."""
+    """A logit of a positive that is not finite makes its losses NaN; one elsewhere has no effect."""
     for maps, row in (("bbox_preds", 2), ("bbox_preds", 3), ("cls_scores", 1), ("soft_targets", 4)):
         data = positive_scene(2)
         b, a = data["index"][:, : SIZES[0]].ge(0).nonzero()[0].tolist()

@@ -91,7 +91,7 @@ def test_a_broken_logit_of_a_positive_shows(form: Form) -> None:
 
 @op.for_each_form
 def test_a_positive_of_no_weight_is_none(form: Form) -> None:
-    """As those are whose label is no class: neither it nor its broken logits show, wherever it stands."""
+    """A positive of weight 0, or whose label is no class, has no effect, even if its logits are not finite."""
     data = positive_scene(4, bins=17, region=True, share=0.6)
     args = list(backward_arguments(data))
     dead = (torch.arange(args[4].shape[1]) % 3 == 0) & (args[4] >= 0)
@@ -114,7 +114,7 @@ def test_indices_out_of_range_are_not_read(form: Form) -> None:
 
 
 def test_a_point_does_not_change_a_bit_of_another() -> None:
-    """The C++ kernel computes a few together."""
+    """The C++ kernel computes several points together."""
     data = positive_scene(5, bins=17, region=True)
     preds, soft, points, boxes, index, weight, region, *rest = backward_arguments(data)
     together = op(preds, soft, points, boxes, index, weight, region, *rest)[0].flatten(2)
@@ -133,7 +133,7 @@ def test_a_point_does_not_change_a_bit_of_another() -> None:
 
 @for_each_device
 def test_many_megabytes(device: str) -> None:
-    """So many that the C++ kernel writes their zeros past the caches."""
+    """The maps are so large that the C++ kernel writes their zeros past the caches."""
     shapes = [(1, 68, 255, 257), (1, 68, 7, 11), (1, 68, 1, 1)]
     g = torch.Generator().manual_seed(9)
     preds = [torch.randn(shape, generator=g) for shape in shapes]

@@ -31,7 +31,7 @@ TOLERANCE = {torch.float32: 3e-6, torch.float16: 1.1e-3, torch.bfloat16: 8.5e-3}
 
 
 def pixels(g: torch.Generator, channels: int, height: int, width: int, storage: str) -> Tensor:
-    """A random image (C, H, W), stored in one of the ways that users' images are."""
+    """Make a random image (C, H, W), stored in one of the ways in which users' images are."""
 
     def draw(*shape: int) -> Tensor:
         return torch.randint(256, shape, dtype=torch.uint8, generator=g)
@@ -174,7 +174,7 @@ def test_opencv_agrees_within_one_grey_level(size: tuple[int, int]) -> None:
 
 @pytest.mark.parametrize("size", [(20, 31), (70, 90), (37, 90), (5, 3), (37, 53)])
 def test_pillow_agrees_within_one_grey_level(size: tuple[int, int]) -> None:
-    """With antialias; Pillow rounds to whole grey levels after each of two passes."""
+    """Pillow, compared with antialias, rounds to whole grey levels after each of two passes."""
     image_module = pytest.importorskip("PIL.Image")
     np = pytest.importorskip("numpy")
     image = pixels(torch.Generator().manual_seed(4), 3, 37, 53, "interleaved")
@@ -241,7 +241,7 @@ def test_no_host_sync_and_compiles_whole(device: str, antialias: bool) -> None:
 
 
 def test_what_lies_around_an_image_is_never_read() -> None:
-    """Neither the fourth channel nor the rows and columns around it: NaN is not possible here, 0 against 255 is."""
+    """The fourth channel and the rows and columns around the image differ by 0 and 255, since uint8 has no NaN."""
     results = []
     for fill in (0, 255):
         guard = torch.full((30, 40, 4), fill, dtype=torch.uint8)
@@ -269,7 +269,7 @@ def test_what_lies_around_an_image_is_never_read() -> None:
     ids=changed_argument,
 )
 def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
-    """What reaches the C++ kernel without the public function is checked there too."""
+    """The C++ kernel checks its arguments too, since the op can be called without the public function."""
     image = torch.zeros(3, 4, 4, dtype=torch.uint8)
     op.refuses(([image], [4, 4], 4, 4, MEAN, STD, False, False, torch.float32), **change)
 

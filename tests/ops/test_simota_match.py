@@ -74,7 +74,7 @@ def test_matches_reference(form: Form) -> None:
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("form", [op.portable, op], ids=str)
 def test_many_boxes(form: Form, rule: str) -> None:
-    """Hundreds of boxes; where float32 decides otherwise, the two costs are equal to its rounding."""
+    """Hundreds of boxes; if float32 decides otherwise, the two costs are equal up to its rounding."""
     args = yolox_scene(3, boxes=300, classes=5, size=128)
     index, _ = form(*args, *RULES[rule])
     expected, _ = op.reference(*args, *RULES[rule])
@@ -127,7 +127,7 @@ def test_by_hand() -> None:
 
 
 def test_class_cost_by_hand() -> None:
-    """Two cells that differ in the logit of the label alone; p = sqrt(sigmoid(class) sigmoid(objectness))."""
+    """Two cells that differ only in the logit of the label; p = sqrt(sigmoid(class) sigmoid(objectness))."""
     args = by_hand()
     args["pred_boxes"] = torch.tensor([4.0, 4, 20, 20]).expand(1, 16, 4)
     args["class_logits"][0, 14, 1] = 1.0
@@ -141,7 +141,7 @@ def test_class_cost_by_hand() -> None:
 
 
 def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() -> None:
-    """Three equal boxes want cell 5; the first fits best by IoU there but is of another class."""
+    """Three equal boxes pick cell 5; the first has the best IoU there, but another class."""
     boxes, labels = torch.tensor([[[0.0, 0, 8, 8], [0, 0, 8, 7], [0, 0, 8, 8]]]), torch.tensor([[0, 1, 0]])
     args: dict[str, Any] = dict(
         class_logits=torch.tensor([[[-9.0, 9.0]]]), objectness=torch.tensor([[9.0]]),
@@ -156,7 +156,7 @@ def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() 
 
 
 def test_the_rules_differ_where_super_gradients_differ() -> None:
-    """A box whose own candidates are few takes others' under the exact rule, and not under the fast one."""
+    """A box with few own candidates also picks others' under the exact rule, but not under the fast one."""
     args = yolox_scene(5, batch=1, boxes=12, classes=3)
     exact, _ = op(*args, *EXACT)
     fast, _ = op(*args, *FAST)
@@ -240,7 +240,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 @pytest.mark.parametrize("rule", ["exact", "fast"])
 @op.for_each_form
 def test_what_takes_nothing(form: Form, rule: str) -> None:
-    """Boxes off the image, broken ones and ignored ones leave everything as if they were not there."""
+    """Boxes off the image, invalid ones and ignored ones do not change the result."""
     levels, objectness, pred, cells, gt, labels, _ = yolox_scene(7, batch=1, boxes=3, size=32)
     alone, _ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
     assert (alone >= 0).any()

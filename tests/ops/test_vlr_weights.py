@@ -53,7 +53,7 @@ def arguments(
 
 
 def doubtful(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor) -> Tensor:
-    """(B, A): a DIoU is so near a limit that rounding decides; for boxes as plain as those of `arguments`."""
+    """Return (B, A), whether a DIoU is so near a limit that rounding decides; for boxes like those of `arguments`."""
     near = torch.zeros(len(gt_boxes), len(anchors), dtype=torch.bool)
     for b, boxes in enumerate(gt_boxes.double()):
         for box, limit in zip(boxes, threshold[b].double(), strict=True):
@@ -117,7 +117,7 @@ def test_by_hand(form: Form) -> None:
 
 @for_each_device
 def test_many_boxes_and_anchors_against_the_portable_form(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs that boxes do not reach are passed over; chunks do not show."""
+    """Runs that no box reaches are skipped, and the portable form works in chunks: the result is the same."""
     args = arguments(3, batch=3, boxes=70, shapes=((37, 61), (19, 31)), valid=True)
     args = (args[0], args[1] * 6, *args[2:])
     expected = op.portable(*args)

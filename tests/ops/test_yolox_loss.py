@@ -39,7 +39,7 @@ def arguments(
     gradient: bool = True,
     **options: Any,
 ) -> list[Any]:
-    """Outputs with a random box at some of the cells."""
+    """Make outputs with a random box at some of the cells."""
     g = torch.Generator().manual_seed(seed)
     levels, objectness, pred, cells, gt, labels, _ = yolox_scene(seed, classes=classes, size=32, **options)
     outputs = raw_outputs(levels, objectness, pred, cells, dtype)
@@ -97,7 +97,7 @@ def test_gpu_matches_reference(kind: int) -> None:
 
 @pytest.mark.parametrize("form", [*op.forms, op.reference], ids=str)
 def test_by_hand(form: Form) -> None:
-    """One cell of 8 pixels that says the box exactly, and one beside it without a box."""
+    """One cell of 8 pixels that predicts its box exactly, and one beside it without a box."""
     cells = grid_points([(1, 2)], [8])
     output = torch.zeros(1, 2, 7)
     output[0, 0, :2] = 0.5  # the centre of its cell, and e^0 * 8 pixels wide and high
@@ -130,7 +130,7 @@ def test_ties_zero_sizes_and_distance_are_finite(form: Form, kind: int) -> None:
 @op.for_each_form
 @pytest.mark.parametrize("kind", range(5), ids=KINDS)
 def test_a_small_box_far_away_keeps_its_digits(form: Form, kind: int) -> None:
-    """Half a pixel at 4000: corners in float32 would be off by parts in a thousand of it."""
+    """A box of half a pixel at 4000: corners in float32 would be off by thousandths of its size."""
     cells = torch.tensor([[4004.0, 4004, 8]])
     output = torch.tensor([[[0.51, 0.48, math.log(0.5 / 8), math.log(0.4 / 8), 0, 0]]])
     boxes = torch.tensor([[[4004.0, 4003.875, 0.4375, 0.5]]])
@@ -193,7 +193,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 
 @op.for_each_form
 def test_what_is_not_finite_shows(form: Form) -> None:
-    """A broken objectness anywhere and broken numbers of a positive make their loss NaN; others do not count."""
+    """Objectness anywhere, or any value of a positive, that is not finite makes its loss NaN; others have no effect."""
     for channel, loss in ((4, 1), (5, 2), (0, 0), (2, 0)):
         args = arguments(2, boxes=3)
         positive = int((args[4][0] >= 0).nonzero()[0])

@@ -1,8 +1,8 @@
 // uint8 images of any sizes into one resized, normalised, padded batch: the CPU kernel of resize_normalize_pad.
 //
-// The rows of the batch form one range, which is divided among torch's threads. For a row of the result, the two rows
-// of the image around it are blended first, with their channels as they are stored, which is plain vector code; then
-// columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
+// The rows of the batch form one range, which is divided among torch's threads. For a row of the result, the rows of
+// the image that it depends on are blended first, with their channels as they are stored, which is plain vector code;
+// then columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
 // shrink: the picking, which vectorises badly, is then done once per pixel of the result.
 #include "common.h"
 

@@ -86,7 +86,7 @@ class AnchorMatch(NamedTuple):
 
     Attributes:
         index: (B, A) int64, the box of each anchor, or -1.
-        iou: (B, A) float32, IoU of anchor and box, 0 where there is no box.
+        iou: (B, A) float32, IoU of anchor and box, 0 without a box.
         threshold: (B, N) float32, lowest IoU of a box with its anchors; infinite for a box without candidates.
         valid: (B, A) bool, anchors that take part; None for all.
         ignored: (B, A) bool, anchors in ignored regions, which are not valid; None for none.

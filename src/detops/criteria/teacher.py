@@ -38,6 +38,9 @@ class Teacher:
         >>> teacher = Teacher(Network(), strides=(8, 16), student_strides=(16,))
         >>> [tuple(level.shape) for level in teacher(torch.zeros(1, 3, 64, 64))]
         [(1, 68, 4, 4)]
+
+    Reference:
+        Zheng et al., "Localization Distillation for Dense Object Detection", 2022.
     """
 
     def __init__(

@@ -15,8 +15,8 @@ class Detections(NamedTuple):
 
     Attributes:
         boxes: (B, K, 4) float32, xyxy in pixels of the network's input.
-        labels: (B, K) int64, -1 where there is no detection.
-        scores: (B, K) float32, 0 where there is no detection.
+        labels: (B, K) int64, -1 for no detection.
+        scores: (B, K) float32, 0 for no detection.
     """
 
     boxes: Tensor

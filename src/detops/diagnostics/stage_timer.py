@@ -66,7 +66,7 @@ class StageTimer:
     `KeyboardInterrupt`, leaves the stage of a wrapped module open until an outer stage ends, or until `reset`.)
 
     Args:
-        device: Device that the stages run on, "cpu" or "cuda"; None takes the current GPU where there is one.
+        device: Device that the stages run on, "cpu" or "cuda"; None takes the current GPU if there is one.
         limit: Number of calls that are kept; the oldest are forgotten first.
         clock: Returns the host's time in nanoseconds.
 

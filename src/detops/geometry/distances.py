@@ -23,7 +23,7 @@ def boxes_to_distances(points: Tensor, boxes: Tensor, max_distance: float | None
         (..., 4) distances.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or device does not match.
 
     Example:
@@ -53,6 +53,10 @@ def distances_to_boxes(points: Tensor, distances: Tensor, max_shape: Size | Imag
     Raises:
         TypeError: An argument is not a floating-point tensor.
         ValueError: A shape or device does not match.
+
+    Example:
+        >>> distances_to_boxes(torch.tensor([5.0, 5.0]), torch.tensor([5.0, 2, 2, 9]), max_shape=(10, 20))
+        tensor([ 0.,  3.,  7., 10.])
 
     Reference:
         MMDetection's `distance2bbox`.
@@ -84,7 +88,7 @@ def distribution_to_distances(logits: Tensor, reg_max: int = 16) -> Tensor:
         (..., 4) distances; float32, or float64 for float64.
 
     Raises:
-        TypeError: `logits` is no floating-point tensor.
+        TypeError: `logits` is not a floating-point tensor.
         ValueError: The last dimension has another size.
 
     Example:

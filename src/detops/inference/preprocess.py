@@ -134,6 +134,9 @@ def preprocess(
         >>> batch = preprocess(images, scale=(1333, 800), mean=(123.675, 116.28, 103.53), std=(58.395, 57.12, 57.375))
         >>> batch.images.shape, batch.image_sizes.tolist()
         (torch.Size([2, 3, 1088, 1088]), [[800, 1067], [1067, 800]])
+
+    Reference:
+        Sizes of MMDetection's Resize and Pad; weights of OpenCV's INTER_LINEAR, with `antialias` of Pillow's BILINEAR.
     """
     size, scale = _pair("size", size), _pair("scale", scale)
     _check_options(size, scale, keep_ratio, pad_divisor, dtype, layout)

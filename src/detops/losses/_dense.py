@@ -22,7 +22,7 @@ class Match(NamedTuple):
         points: (A, 3): x, y and stride of each point in pixels, level after level, row by row.
         boxes: (B, N, 4) xyxy in pixels.
         labels: (B, N) integers, 0 .. C - 1.
-        index: (B, A) int64, the box of each point; negative where there is none.
+        index: (B, A) int64, the box of each point; negative for none.
         most: Upper bound of the points of an image that are positive or in the region.
         valid: (B, A) bool, the points that are background if they have no box; None for all.
         quality: (B, A), class target of a positive; None for the IoU of the predicted box.

@@ -35,7 +35,7 @@ def localization_distillation_loss(
         0-d loss, or (...) elements with "none"; float32, or float64 for float64.
 
     Raises:
-        TypeError: An argument is no floating-point tensor.
+        TypeError: An argument is not a floating-point tensor.
         ValueError: Shapes or devices do not match, or a number is out of range.
 
     Example:

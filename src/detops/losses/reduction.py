@@ -65,7 +65,7 @@ def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
         least: Lowest sum to divide by.
 
     Returns:
-        0-d float; `max(count, least)` where there is no process group, or no gradient.
+        0-d float; `max(count, least)` without a process group, or while no gradients are computed.
     """
     total, ranks = count.detach().to(torch.float32), 1
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():

@@ -81,6 +81,9 @@ class InstanceMasks:
         (tensor(12), tensor([12]))
         >>> found.to_rle()
         [{'size': [6, 8], 'counts': b'=3300000;'}]
+
+    Reference:
+        Detectron2's and torchvision's `paste_masks_in_image`; pycocotools' `encode`.
     """
 
     boxes: Tensor

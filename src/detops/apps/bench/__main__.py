@@ -72,7 +72,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "suites", nargs="*", metavar="SUITE", help="name of an op or a criterion; all, if none is given"
     )
     parser.add_argument("--list", action="store_true", help="print the names of all suites")
-    parser.add_argument("--device", help="cpu or cuda; by default a GPU where there is one")
+    parser.add_argument("--device", help="cpu or cuda; by default a GPU if there is one")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write the results as JSON into this folder")
     parser.add_argument("--quick", action="store_true", help="fewer cases, and a shorter time for each")
     parser.add_argument("--kernel", action="store_true", help="measure ops alone, without their public functions")

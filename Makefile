@@ -1,8 +1,8 @@
 # Everything runs in .venv, which the first target that needs it creates. `make help` lists the targets.
 PYTHON ?= python3
-# One torch for development; any torch >= 2.10 works. Where you need another build: make test TORCH="torch ..."
+# One torch for development; any torch >= 2.10 works. For another build: make test TORCH="torch ..."
 TORCH ?= torch==2.13.0
-# Beside a PyTorch for CPUs alone it has no build of its own: it comes without its dependencies, into its own folder.
+# PyPI has no torchvision for a CPU-only PyTorch, so it is installed without dependencies, into a separate folder.
 TORCHVISION ?= torchvision==0.28.0
 RUN := .venv/bin/python
 READY := .venv/.ready
@@ -25,7 +25,7 @@ test: $(TESTED) ## run the tests, on up to 4 cores
 	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 \
 		--dist loadfile --durations 15 $(ARGS)
 
-check: $(READY) lint types test ## all that a change must pass
+check: $(READY) lint types test ## everything that a change must pass
 
 lint: $(READY) ## format, lint, and the floors of the layout
 	.venv/bin/ruff format --check .
@@ -38,8 +38,8 @@ types: $(READY) ## check the types
 bench: $(READY) ## measure on the CPU; results go to benchmarks/results
 	$(RUN) -m detops.apps.bench --device cpu --out $(RESULTS)
 
-# Uses the machine's own Python with its torch and triton, and installs nothing: what is missing is said, and tells by
-# the exit code, and the rest runs.
+# Uses the machine's own Python with its torch and triton, and installs nothing. Missing packages are reported and make
+# it fail, but the rest runs.
 gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/results
 	@export PYTHONPATH=src; status=0; \
 	$(PYTHON) tools/kernels.py || status=1; \
@@ -58,7 +58,7 @@ asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/ops/test_%.py) -k "not triton and not portable"
 
-clean: ## remove what the targets made
+clean: ## remove the files that the targets made
 	rm -rf .venv build out src/*.egg-info src/detops/_C*
 
 $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
@@ -68,7 +68,7 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	touch $@
 
-# What some tests need beside the extra dev; where it cannot be had, they are skipped and say so.
+# Packages that some tests need beside the extra dev; these tests are skipped if one cannot be installed.
 $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision "$(TORCHVISION)" || echo "no torchvision"
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"

@@ -1,7 +1,7 @@
 """Compiling Triton kernels for GPUs that are not present.
 
 The test file of each op lists its kernels in `KERNELS`, and test_ahead_of_time.py compiles them all: in one process per
-target, because a process that has chosen the interpreter, as the tests do where there is no GPU, compiles nothing.
+target, because a process that uses the interpreter, as the tests do without a GPU, compiles nothing.
 """
 
 import ast

@@ -1,8 +1,8 @@
 """torchvision for the tests, or a skip that gives the reason.
 
-Where it has no build for the PyTorch that is installed, `import torchvision` raises until it is mended, and so does
-whatever imports it in passing, as Lightning does. So it may lie in a folder of its own, DETOPS_TORCHVISION, which only
-the tests that ask for it look into.
+If it was not built for the installed PyTorch, `import torchvision` raises an error until its operators are replaced, and
+so does every package that imports it, such as Lightning. So it may lie in a folder of its own, DETOPS_TORCHVISION, which
+only the tests that need it search.
 """
 
 import importlib.util

@@ -74,7 +74,7 @@ class Op(Form):
     """An op of `torch.ops.detops`, called through PyTorch's dispatcher, with all its other forms.
 
     `forms` are what the tests run over: the portable one, the op itself (C++ on the CPU), and the Triton kernel by the
-    interpreter where there is no GPU to run it. `reference` is the definition that they are compared with.
+    interpreter if there is no GPU to run it. `reference` is the definition that they are compared with.
     """
 
     def __init__(self, op: str) -> None:

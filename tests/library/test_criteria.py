@@ -18,7 +18,7 @@ SIDE, STRIDES, CLASSES, BINS = 64, (8, 16, 32), 3, 5
 SHAPES = [(SIDE // stride, SIDE // stride) for stride in STRIDES]
 PAD_TO, PAD_IGNORED_TO = 12, 3
 Losses = dict[str, Tensor]
-Criterion = Callable[[Any], Losses]  # of targets alone
+Criterion = Callable[[Any], Losses]  # a function of the targets
 
 
 def boxes_of(seed: int, batch: int = 2, most: int = 6) -> tuple[list[Tensor], list[Tensor]]:
@@ -166,7 +166,7 @@ def test_assigners_and_targets_take_every_form(with_regions: bool) -> None:
             for form, targets in forms.items():
                 for mine, theirs in zip(call(targets), expected, strict=True):
                     if theirs is None:
-                        assert mine is None or mine.all()  # padded regions weigh as none
+                        assert mine is None or mine.all()  # padded regions have no effect
                     else:
                         assert mine is not None
                         assert torch.equal(mine, theirs), (name, form)
@@ -286,7 +286,7 @@ def test_simota_ignores_points_in_regions_that_no_box_takes() -> None:
         assert torch.equal(found.labels, plain.labels)
         assert torch.equal(found.quality, plain.quality)
         assert found.num_positives == plain.num_positives
-    assert both > 0  # a region takes no point from a box
+    assert both > 0  # a region does not change a point that has a box
 
 
 def test_ignored_points_have_no_objectness_loss() -> None:
@@ -397,7 +397,7 @@ def test_validation_waits_for_no_other_rank(name: str) -> None:
         with torch.inference_mode():
             call(truth)
         assert not all_reduce.called
-        if name != "super-gradients":  # its fast variant averages only if it is told to
+        if name != "super-gradients":  # its fast variant averages only on request
             with pytest.raises(AssertionError, match="wait for the other ranks"):
                 call(truth)
     for key, loss in losses.items():

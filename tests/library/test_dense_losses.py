@@ -89,7 +89,7 @@ def test_equals_autograd(kind: Any, given: bool, masked: bool, dtype: torch.dtyp
         expected = plain_losses(scores, preds, match, losses, 0.3)
         assert found[4:].tolist() == [[0.0] * len(SHAPES)] * 2
         torch.testing.assert_close(found[:4].double(), expected, rtol=1e-5, atol=1e-5)
-        # Of different factors per row and level, as those of a criterion are; row 1 is a constant.
+        # With different factors per row and level, as in a criterion; row 1 is a constant.
         factor = torch.rand(expected.shape, generator=torch.Generator().manual_seed(seed))
         factor[1] = 0
         slopes = torch.autograd.grad((found[:4] * factor).sum(), [*scores, *preds])

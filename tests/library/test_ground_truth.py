@@ -487,7 +487,7 @@ def test_pinning_makes_one_buffer_and_a_second_time_no_copy() -> None:
         with Copies() as copies, mock.patch.object(Tensor, "copy_", side_effect=AssertionError("packed anew")):
             pinned.to("meta")
         assert copies.across == 1
-    # What is left of a buffer, or lies in it in another order, is packed anew.
+    # Tensors that are part of a buffer, or lie in it in another order, are packed anew.
     part = GroundTruth(pinned.boxes, pinned.labels)
     with mock.patch.object(Tensor, "pin_memory", pin):
         assert_same(part.pin_memory(), part)
@@ -570,7 +570,7 @@ def first(change: dict[str, Any]) -> list[dict[str, Any]]:
     return targets
 
 
-TRUTH: Any = GroundTruth  # called with what its types forbid
+TRUTH: Any = GroundTruth  # to be called with arguments of wrong types
 ERRORS: list[tuple[Callable[[], object], type[Exception], str]] = [
     (lambda: TRUTH.from_boxes(BOXES, LABELS[:2]), ValueError, r"labels: expected shape \(3, 2\) to match boxes"),
     (lambda: TRUTH.from_boxes(BOXES, LABELS[::-1]), ValueError, "labels: sample 0 has 1, expected 2, as boxes has"),
@@ -670,7 +670,7 @@ def test_checked_mode_knows_pixels_from_fractions() -> None:
         use(
             ([torch.tensor([[0.0, 0, 1, 1]]), torch.tensor([[0.0, 0, 30, 30]])], [torch.tensor([0]), torch.tensor([1])])
         )
-        use(([torch.zeros(1, 4)], [torch.tensor([0])]))  # a box of no size says nothing
+        use(([torch.zeros(1, 4)], [torch.tensor([0])]))  # a box without size does not show its unit
         use(([torch.zeros(0, 4)], [torch.zeros(0, dtype=torch.int64)]))
 
 

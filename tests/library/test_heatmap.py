@@ -118,7 +118,7 @@ GOOD = {
     "radii": torch.ones(3),
     "heatmap_idxes": torch.zeros(3, dtype=torch.int32),
 }
-BAD = {  # argument, what came -> error, part of the message
+BAD = {  # argument, its value -> error, part of the message
     "list of maps": (
         "heatmaps",
         [1],

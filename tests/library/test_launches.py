@@ -56,7 +56,7 @@ def test_an_op_of_detops_counts_what_its_launcher_starts():
     assert count_launches(draw) == 1
     strided = centers.flip(-1).transpose(0, 1).contiguous().transpose(0, 1)
     assert count_launches(draw, centers=strided) == 2  # made contiguous
-    assert maps.max() == 1  # it was drawn, too
+    assert maps.max() == 1  # and it was drawn
 
 
 def test_counting_changes_nothing():

@@ -52,7 +52,7 @@ def reference(h: float, w: float, o: float, formula: str) -> float:
 )
 def test_matches_reference(h, w, o, formula):
     expected = reference(h, w, o, formula)
-    # The textbook roots of the reference cancel: their own error in float64 bounds what can be asked of it.
+    # The textbook roots of the reference cancel: their error in float64 limits the precision of the comparison.
     slack = 1e-13 * (h + w) ** 2 / max(min(h, w), 1e-3)
     assert detops.gaussian_radius(h, w, o, formula) == pytest.approx(expected, rel=1e-10, abs=slack)
     result = detops.gaussian_radius(torch.tensor([h]), torch.tensor([w]), o, formula)

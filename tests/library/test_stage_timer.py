@@ -123,7 +123,7 @@ def test_the_device_is_waited_for_only_when_read(monkeypatch: pytest.MonkeyPatch
     for _ in range(2):
         with timer.stage("network"):
             clock.sleep(0.25)  # the host queues
-            device.work(3)  # what the device does for it
+            device.work(3)  # the device's work for it
             with timer.stage("head"):
                 device.work(5)
     assert (device.recorded, device.waits) == (8, 0)
@@ -131,7 +131,7 @@ def test_the_device_is_waited_for_only_when_read(monkeypatch: pytest.MonkeyPatch
     assert device.waits == 1
     assert (found["network"].mean_ms, found["network"].host_ms, found["network/head"].mean_ms) == (8, 0.25, 5)
     assert by_name(timer) == found
-    assert device.waits == 1  # what was read is not read again
+    assert device.waits == 1  # times are read only once
     with timer.stage("network"):
         device.work(1)
     assert by_name(timer)["network"].min_ms == 1

@@ -134,7 +134,7 @@ def test_nothing_detected(model: Any) -> None:
 
 @pytest.mark.parametrize("half", [["backbone"], ["rpn"], ["heads"], True], ids=str)
 def test_half_precision_detects_the_same(half: Any) -> None:
-    # Nothing is suppressed and no proposal is dropped: which of two near-equal boxes goes is no matter of precision.
+    # Nothing is suppressed and no proposal is dropped, so that precision cannot decide between near-equal boxes.
     everything = dict.fromkeys(["rpn_pre_nms_top_n_test", "rpn_post_nms_top_n_test", "box_detections_per_img"], 5000)
     model = tiny_mask_rcnn.build(seed=1, rpn_nms_thresh=1.0, box_nms_thresh=1.0, **everything)
     images = pictures(*SIZES)
@@ -277,7 +277,7 @@ def test_boxes_stay_exact_in_half_precision() -> None:
         assert ((corner - anchors) % 8 == 0).all(1).any()
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         model(floats([image]))
-    assert proposals[1].dtype == torch.bfloat16  # what torchvision makes of it by itself
+    assert proposals[1].dtype == torch.bfloat16  # as torchvision itself computes it
 
 
 def test_proposals_are_chosen_by_float32_scores() -> None:

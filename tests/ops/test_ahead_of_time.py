@@ -1,4 +1,4 @@
-"""Every kernel compiles for every GPU that is meant to run it, here, where there is none."""
+"""Every kernel compiles for every supported GPU, on a machine without one."""
 
 import functools
 import importlib

@@ -142,7 +142,7 @@ def test_a_grid_gives_what_its_anchors_in_any_order_give(masked: bool) -> None:
     if masked:
         valid = (anchors[:, 0] < 200) & (anchors[:, 1] < torch.tensor([300, -20])[:, None])
     order = torch.cat([torch.randperm(n, generator=g) + sum(sizes[:i]) for i, n in enumerate(sizes)])
-    rows = gt[:, 3:]  # far away and between cells, which of equal distances comes first is another matter
+    rows = gt[:, 3:]  # far away and between cells, the order of equal distances is not defined
     mine = op(anchors, sizes, rows, labels[:, 3:], None, valid, 1, 9)
     other = op(anchors[order], sizes, rows, labels[:, 3:], None, valid[:, order], 1, 9)
     assert (mine[0] >= 0).sum() > 20

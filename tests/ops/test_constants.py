@@ -38,7 +38,7 @@ def test_all_forms_of_an_op_have_the_same_numbers(name: str, modules: str, sourc
     for module in modules.split():
         if HAS_TRITON or not module.startswith("kernels"):
             value = getattr(importlib.import_module(f"detops.{module}"), name)
-            found[module] = float(getattr(value, "value", value))  # of a Triton constant
+            found[module] = float(getattr(value, "value", value))  # for a Triton constant
     assert set(found.values()) == {found[modules.split()[0]]}, found
     pattern = pattern.replace("NUMBER", NUMBER).replace("EPSILON", r"std::(numeric_limits<float>::epsilon)\(\)")
     match = re.search(pattern, (CSRC / source).read_text(), re.DOTALL)

@@ -326,7 +326,7 @@ def test_gradcheck_of_the_reference() -> None:
     g = torch.Generator().manual_seed(5)
     raw, soft = (torch.randn(4, 6, generator=g, dtype=torch.float64) for _ in range(2))
     point, box = torch.tensor([16.0, 8, 8]).double(), torch.tensor([3.0, 1, 40, 22]).double()
-    for number in range(BOX_KINDS.index("ciou")):  # whose alpha is no part of the gradient
+    for number in range(BOX_KINDS.index("ciou")):  # without CIoU, whose alpha is a constant to the gradient
 
         def boxes(raw: Tensor, number: int = number) -> tuple[Tensor, ...]:
             found = box_losses(raw, soft, point, box, number, 4.0, 0.1)

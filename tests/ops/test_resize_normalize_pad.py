@@ -26,7 +26,7 @@ from detops.reference.resize_normalize_pad import weights
 op = Op("resize_normalize_pad")
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
-# Of the result, which is within +-3: of float32 twelve roundings, of the others their own last one.
+# Tolerance of results, which are within +-3: twelve roundings in float32, the last rounding in other dtypes.
 TOLERANCE = {torch.float32: 3e-6, torch.float16: 1.1e-3, torch.bfloat16: 8.5e-3}
 
 

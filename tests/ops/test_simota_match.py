@@ -118,7 +118,7 @@ def test_by_hand() -> None:
     # Strictly within the box are the middles 4 < x, y < 20: only cell (1, 1); within 2.5 cells all but the far corner's.
     assert (found.quality[found.box_index >= 0] == 1).all()
     assert found.box_index[0, 5] == 0
-    # Of equal cost the lower index comes first: the ten are (1, 1) and the nine lowest of the others.
+    # At equal cost the lower index comes first: the ten are (1, 1) and the nine lowest of the others.
     assert found.box_index[0].tolist() == [0] * 10 + [-1] * 6
     fewer = detops.simota_assign(**whole, topk=4)
     assert fewer.box_index[0].tolist() == [0, 0, 0, -1, -1, 0] + [-1] * 10

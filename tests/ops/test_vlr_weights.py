@@ -108,7 +108,7 @@ def test_by_hand(form: Form) -> None:
     valid = torch.tensor([[True] * 4 + [False] + [True] * 4])
     expected[4] = 0
     torch.testing.assert_close(form(anchors, box, threshold, valid).float(), torch.tensor([expected]))
-    # Of two boxes the better one counts, wherever it stands: that at 7 is 4 from the anchor at 3, and 3 from that at 4.
+    # The better of two boxes counts, whatever their order: that at 7 is 4 from the anchor at 3, and 3 from that at 4.
     two, limits = torch.tensor([[[0.0, 0, 8, 8], [7, 0, 15, 8]]]), torch.tensor([[0.5, 0.5]])
     both = torch.tensor([[0, 0, 0, 5 / 11, 5 / 11, 0, 0, 0, 0]])
     for order in ([0, 1], [1, 0]):

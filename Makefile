@@ -7,11 +7,12 @@ TORCHVISION ?= torchvision==0.28.0
 RUN := .venv/bin/python
 READY := .venv/.ready
 TESTED := .venv/.tested
+DOCUMENTED := .venv/.documented
 RESULTS := benchmarks/results
 # The ops that have a C++ kernel.
 CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
 
-.PHONY: help demo test check lint types bench gpu asan clean
+.PHONY: help demo test check lint types docs bench gpu asan clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -25,15 +26,21 @@ test: $(TESTED) ## run the tests, on up to 4 cores
 	DETOPS_TORCHVISION=$(CURDIR)/.venv/torchvision $(RUN) -m pytest --numprocesses auto --maxprocesses 4 \
 		--dist loadfile --durations 15 $(ARGS)
 
-check: $(READY) lint types test ## everything that a change must pass
+check: $(READY) lint types docs test ## everything that a change must pass
 
-lint: $(READY) ## format, lint, and the floors of the layout
+lint: $(READY) ## format, lint, workflows, and the floors of the layout
 	.venv/bin/ruff format --check .
 	.venv/bin/ruff check .
+	.venv/bin/check-jsonschema -q --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	.venv/bin/check-jsonschema -q --builtin-schema vendor.dependabot .github/dependabot.yml
 	.venv/bin/lint-imports
 
 types: $(READY) ## check the types
 	.venv/bin/mypy
+
+docs: $(DOCUMENTED) ## build the documentation site into build/docs
+	$(RUN) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "build/docs/index.html"
 
 bench: $(READY) ## measure on the CPU; results go to benchmarks/results
 	$(RUN) -m detops.apps.bench --device cpu --out $(RESULTS)
@@ -66,6 +73,10 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet "$(TORCH)"
 	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	touch $@
+
+$(DOCUMENTED): $(READY)
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[docs]"
 	touch $@
 
 # Packages that some tests need beside the extra dev; these tests are skipped if one cannot be installed.

@@ -7,17 +7,33 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+DOCS = ROOT / "docs"
+SITE = [page for page in sorted(DOCS.rglob("*.md")) if DOCS / "reference" not in page.parents]  # that folder is made
+PAGES = [*sorted(ROOT.glob("*.md")), *SITE]
+
+
+def programs(page: Path) -> list[str]:
+    """The Python blocks of a page, each by itself; those of a tutorial are one program."""
+    blocks = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    return ["".join(blocks)] if page.parent.name == "tutorials" else blocks
+
+
 BLOCKS = [
-    pytest.param(block, id=f"{page.name}-{number}")
+    pytest.param(block, id=f"{page.relative_to(ROOT).with_suffix('')}-{number}".replace("/", "-"))
     for page in PAGES
-    for number, block in enumerate(re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL))
+    for number, block in enumerate(programs(page))
 ]
 
 
 @pytest.mark.parametrize("block", BLOCKS)
 def test_python_blocks_run(block: str) -> None:
     exec(compile(block, "block", "exec"), {})
+
+
+def test_every_page_is_in_the_contents_of_the_site() -> None:
+    trees = re.findall(r"```{toctree}\n(.*?)```", (DOCS / "index.md").read_text(), re.DOTALL)
+    listed = {line for tree in trees for line in tree.split() if not line.startswith(":")}
+    assert {page.relative_to(DOCS).with_suffix("").as_posix() for page in SITE} - {"index"} <= listed
 
 
 def test_the_readme_has_an_example() -> None:

@@ -25,6 +25,9 @@ def extensions() -> list[Extension]:
         return []
     asan = os.environ.get("DETOPS_ASAN") == "1"
     flags = FLAGS + (ASAN_FLAGS if asan else [])
+    link = ["-fsanitize=address,undefined"] if asan else []
+    if sys.platform == "linux" and not asan:
+        link = ["-Wl,-s"]  # without symbols for a debugger: a ninth of the size
     include = ["-isystem", str(root / "include")]  # no warnings from headers that are not ours
     if sys.platform == "win32":
         flags, include = ["/std:c++17", "/O2"], ["/I", str(root / "include")]
@@ -37,7 +40,7 @@ def extensions() -> list[Extension]:
             library_dirs=[str(root / "lib")],
             libraries=["torch_cpu"],
             extra_compile_args=flags + include,
-            extra_link_args=["-fsanitize=address,undefined"] if asan else [],
+            extra_link_args=link,
             define_macros=[
                 ("TORCH_TARGET_VERSION", "0x020a000000000000"),  # the ABI of torch 2.10 and all later ones
                 ("Py_LIMITED_API", "0x030b0000"),

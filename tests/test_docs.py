@@ -43,7 +43,9 @@ def test_the_readme_has_an_example() -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        assert target.startswith("https://") or (page.parent / target).exists(), target
+        path = (page.parent / target).resolve()
+        made = path.parent == DOCS / "reference"  # by `make docs`, which fails where a link leads to none of its pages
+        assert target.startswith("https://") or made or path.exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -91,15 +91,14 @@ def targets(
         list[str] | None, typer.Option(help="Draw only the image with this id. May be repeated.")
     ] = None,
     limit: Annotated[int | None, typer.Option(help="Draw only the first N images.", min=1, metavar="N")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Exit with code 1 if an annotation is invalid.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
 ) -> None:
     """Draw the training targets of a COCO data set: a picture per image, a contact sheet and a summary."""
     with _reported():
         from detops.apps import targets as job
 
-        summary = job.run(annotations, images, out, stride, min_overlap, tuple(image_id or ()), limit, console=console)
-    if strict and summary.broken:
-        raise typer.Exit(1)
+        chosen = tuple(image_id or ())
+        job.run(annotations, images, out, stride, min_overlap, chosen, limit, strict=strict, console=console)
 
 
 @app.command()
@@ -257,6 +256,7 @@ def evaluate(
     ] = None,
     images: Annotated[Path | None, typer.Option(help="Folder of the images of --annotations.")] = None,
     kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox or segm.")] = "bbox",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
 ) -> None:
@@ -264,7 +264,7 @@ def evaluate(
     with _reported():
         from detops.apps import evaluate as job
 
-        job.run(run, results, annotations, images, kind, json_path, device, console)
+        job.run(run, results, annotations, images, kind, strict, json_path, device, console)
 
 
 @app.command()

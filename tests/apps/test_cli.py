@@ -119,13 +119,15 @@ def test_broken_annotations_are_reported_one_line_each(run: Run, tmp_path: Path)
     path = write(tmp_path / "a.json", [box(11, [0, 0, 0, 4]), box(12, [math.inf, 0, 1, 1], 2), box(13, [0, 0, 9, 9])])
     code, output = run("targets", path, "--out", tmp_path / "out")
     assert code == 0
-    lines = [line for line in output.splitlines() if line.startswith("skipped ")]
+    lines = [line for line in output.splitlines() if "left out" in line]
     assert lines == [
-        "skipped image 1, annotation 11: zero or negative size",
-        "skipped image 2, annotation 12: not finite",
+        f"{path}: 1 annotations left out, not finite: annotations[1] (id 12, image 2), bbox [inf, 0, 1, 1]",
+        f"{path}: 1 annotations left out, zero or negative size: annotations[0] (id 11, image 1), bbox [0, 0, 0, 4]",
     ]
-    code, _ = run("targets", path, "--out", tmp_path / "out", "--strict")
-    assert code == 1
+    code, output = run("targets", path, "--out", tmp_path / "strict", "--strict")
+    assert code == 2
+    assert "stopped, as --strict asks: 1 annotations left out, not finite" in output
+    assert not (tmp_path / "strict").exists()
     code, _ = run("targets", write(tmp_path / "b.json", [box(1, [0, 0, 9, 9])]), "--out", tmp_path / "out", "--strict")
     assert code == 0
 
@@ -134,13 +136,16 @@ def test_ids_and_names_are_printed_verbatim(run: Run, tmp_path: Path) -> None:
     """Square brackets and colons are not interpreted as markup."""
     path = tmp_path / "a.json"
     images = [{"id": "[red]a[/red] :smile:", "file_name": "a.png", "width": 64, "height": 48}]
-    annotations = [{"id": "[/bold]", "image_id": images[0]["id"], "category_id": 5, "bbox": [0, 0, 0, 4]}]
+    annotations = [
+        {"id": "[/bold]", "image_id": images[0]["id"], "category_id": 5, "bbox": [0, 0, side, 4]} for side in (0, 4)
+    ]
     path.write_text(
         json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 5, "name": "[b]"}]})
     )
     code, output = run("targets", path, "--out", tmp_path / "[out]")
     assert code == 0, output
-    assert "skipped image [red]a[/red] :smile:, annotation [/bold]: zero or negative size" in output.splitlines()
+    place = 'annotations[0] (id "[/bold]", image "[red]a[/red] :smile:"), bbox [0, 0, 0, 4]'
+    assert f"{path}: 1 annotations left out, zero or negative size: {place}" in output.splitlines()
     assert "[out]" in output
     code, output = run("targets", tmp_path / "[red]missing.json")
     assert code == 2
@@ -148,7 +153,7 @@ def test_ids_and_names_are_printed_verbatim(run: Run, tmp_path: Path) -> None:
 
 
 def test_useless_arguments_exit_with_2(run: Run, tmp_path: Path) -> None:
-    good = write(tmp_path / "a.json", [])
+    good = write(tmp_path / "a.json", [box(1, [0, 0, 9, 9])])
     (tmp_path / "bad.json").write_text("no JSON")
     for arguments, message in (
         ((tmp_path / "missing.json",), "missing.json"),
@@ -185,7 +190,7 @@ def test_shapes_are_seeded_and_crowded(generated: Path, tmp_path: Path) -> None:
     shapes.generate(tmp_path, images=6, seed=2)
     assert (tmp_path / "annotations.json").read_bytes() != (generated / "annotations.json").read_bytes()
     annotations = read(generated / "annotations.json")
-    assert annotations.skipped == []
+    assert annotations.problems.counts() == {}
     assert annotations.clipped == 0
     counts = torch.bincount(annotations.image_index, minlength=6)
     assert counts[4] > 80

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from detops.apps.data.coco import read
+from detops.apps.data.problems import Level
 
 pytest.importorskip("pycocotools")
 
@@ -51,15 +52,17 @@ MISTAKES = {
 def test_each_mistake_is_named_and_skipped(tmp_path: Path, reason: str) -> None:
     path = write(tmp_path / "a.json", [MISTAKES[reason], annotation(2, [0, 0, 10, 10])])
     annotations = read(path)
-    assert [str(s) for s in annotations.broken] == [f"image {MISTAKES[reason]['image_id']}, annotation 1: {reason}"]
+    assert annotations.broken == 1
     assert annotations.boxes.tolist() == [[0, 0, 10, 10]]
     assert annotations.reasons() == {reason: 1}
+    place = f"annotations[0] (id 1, image {MISTAKES[reason]['image_id']})"
+    assert f"1 annotations left out, {reason}: {place}" in annotations.problems.first(Level.LEFT_OUT)
 
 
 @pytest.mark.parametrize("bbox", [None, "box", [0, 0, "5", 5], [0, 0, None, 5], {}, [math.nan, 0, 5, 5], [0, 0, -5, 5]])
 def test_no_bbox_stops_the_reading(tmp_path: Path, bbox: object) -> None:
     annotations = read(write(tmp_path / "a.json", [annotation(1, bbox), {}, "text"]))
-    assert len(annotations.broken) == 3
+    assert annotations.broken == 3
     assert annotations.boxes.shape == (0, 4)
 
 
@@ -77,7 +80,7 @@ def test_boxes_are_sorted_clipped_and_labelled(tmp_path: Path) -> None:
     assert annotations.boxes.tolist() == [[0, 40, 20, 50], [1, 2, 4, 6], [0, 0, 5, 5]]
     assert annotations.clipped == 1
     assert annotations.reasons() == {"crowd": 1}
-    assert annotations.broken == []
+    assert annotations.broken == 0
     boxes, labels = annotations.of_image(1)
     assert boxes.shape == (2, 4)
     assert labels.tolist() == [1, 0]
@@ -91,10 +94,10 @@ def test_select(tmp_path: Path) -> None:
     assert [image.id for image in three.images] == [3]
     assert three.boxes.tolist() == [[0, 0, 5, 5]]
     assert three.image_index.tolist() == [0]
-    assert len(three.broken) == 2
+    assert three.broken == 2
     first = annotations.select(limit=1)
     assert first.boxes.tolist() == [[0, 0, 6, 6]]
-    assert len(first.broken) == 1
+    assert first.broken == 2  # of the file
     with pytest.raises(ValueError, match="image-id: expected ids of images in the file, got 5, 6"):
         annotations.select(["5", "3", "6"])
 
@@ -107,7 +110,7 @@ def test_compressed_files(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[1, 2]", "{}", '{"images": 3}', '{"images": [{"id": 1}]}', '{"images": ["a"]}', "\x00\x01", "not JSON"],
+    ["", "[1, 2]", "{}", '{"images": 3}', '{"images": [], "annotations": {"1": {}}}', "\x00\x01", "not JSON"],
 )
 def test_what_is_no_coco_file(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.json").write_text(text)
@@ -141,7 +144,9 @@ def test_real_mistakes() -> None:
     annotations = read(path)
     assert annotations.reasons() == {"not finite": 7, "outside the image": 8}
     marked = {a["id"] for a in json.loads(path.read_text())["annotations"] if a.get("why_bad")}
-    assert {skipped.annotation_id for skipped in annotations.broken} <= marked
+    content = json.loads(path.read_text())["annotations"]
+    kept = {content[place]["id"] for place in annotations.table.place.tolist()}
+    assert {a["id"] for a in content} - kept <= marked
     assert annotations.clipped == 8
     zero = read(data("bad_inputs", "bccd_zero_area.json"))
     assert zero.reasons() == {"zero or negative size": 2}

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detops.apps import require
 from detops.apps.data.coco import ImageRecord
+from detops.apps.data.images import decode
 from detops.inference.drawing import INK, Pen
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
     """
     module = _pil("Image")
     if path is not None and path.exists():
-        image = module.open(path).convert("RGB")
+        image = decode(path, (record.width, record.height))
         return image, "found" if image.size == (record.width, record.height) else "resized"
     blank = module.new("RGB", (max(1, record.width), max(1, record.height)), (52, 56, 64))
     return blank, "blank" if path is None else "missing"

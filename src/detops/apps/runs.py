@@ -190,7 +190,7 @@ def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any
     network, kind, config = load(run, torch.device("cpu"))
     console = Console(quiet=True)
     folder = Path(config["val_images"])
-    annotations = open_annotations(Path(config["val_annotations"]), folder, False, console).select(limit=count)
+    annotations = open_annotations(Path(config["val_annotations"]), folder, False, console, False).select(limit=count)
     size = (config["size"][0], config["size"][1])
     dataset = CocoImages(annotations, folder, size, False, 0, console)
     found = detect_all(network, kind, dataset, range(len(dataset)))

@@ -15,15 +15,19 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
-from detops.apps import warn
+from detops.apps import note, warn
 from detops.apps.data.coco import Annotations, read
+from detops.apps.data.compare import HEADS, find_images
 from detops.apps.pictures import Picture, canvas, contact_sheet, overlay, unique_stems
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import gaussian_radius
 
 CHUNK_VALUES = 1 << 24  # values of the heatmaps that are drawn at once: 64 MiB
+LARGEST_VALUES = 1 << 28  # values of one image's heatmap: 1 GiB
 SHEET = 24  # pictures on the contact sheet
+MEASURED = 500  # images that the speed is measured on
+MANY = 0.1  # fraction of the boxes
 
 
 @dataclass(frozen=True)
@@ -49,20 +53,23 @@ def gaussians(annotations: Annotations, stride: int, min_overlap: float) -> Gaus
     return Gaussians(centers, radii)
 
 
-def draw(annotations: Annotations, drawn: Gaussians, stride: int) -> Iterator[tuple[list[int], Tensor]]:
+def draw(
+    annotations: Annotations, drawn: Gaussians, stride: int, count: int | None = None
+) -> Iterator[tuple[list[int], Tensor]]:
     """Draw the heatmaps, in batches of images whose heatmaps have the same size.
 
     Args:
         annotations: The data set.
         drawn: Its Gaussians.
         stride: Image pixels per cell.
+        count: Draw those of the first images alone.
 
     Yields:
         Positions of some images in the data set, and their heatmaps (B, C, ceil(height / stride),
         ceil(width / stride)).
     """
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-    for position, image in enumerate(annotations.images):
+    for position, image in enumerate(annotations.images[:count]):
         groups[-(-image.height // stride), -(-image.width // stride)].append(position)
     classes = max(1, len(annotations.class_names))
     starts = torch.searchsorted(annotations.image_index, torch.arange(len(annotations.images) + 1))
@@ -105,6 +112,8 @@ class Summary:
     clipped: int
     skipped: dict[str, int]
     broken: int
+    smaller_than_a_cell: int
+    sharing_a_cell: int
     missing_images: int
     resized_images: int
     radius: dict[str, float]
@@ -122,13 +131,15 @@ class Summary:
         rows += [(f"skipped: {reason}", count) for reason, count in sorted(self.skipped.items())]
         rows += [
             ("clipped to the image", self.clipped),
+            ("smaller than a cell", self.smaller_than_a_cell),
+            ("centre in one cell with another's", self.sharing_a_cell),
             ("images not found, drawn on a blank canvas", self.missing_images),
         ]
         rows += [("images whose size differs from the annotations", self.resized_images)]
         rows += [(f"radius in cells: {name}", f"{value:g}") for name, value in self.radius.items()]
         rows += [("boxes per second", f"{self.boxes_per_second:,.0f}")]
         for name, value in rows:
-            if value not in (0, "0") or name in ("images", "boxes drawn"):
+            if value != 0 or name in ("images", "boxes drawn"):
                 view.add_row(name, str(value))
         view.caption = escape(f"in {out}")
         return view
@@ -154,6 +165,7 @@ def run(
     image_ids: tuple[str, ...] = (),
     limit: int | None = None,
     pictures: int | None = None,
+    strict: bool = False,
     console: Console | None = None,
 ) -> Summary:
     """Draw the targets of a data set and write pictures, a contact sheet and a summary.
@@ -166,7 +178,8 @@ def run(
         min_overlap: Lowest IoU that a box shifted by the radius may have with its original.
         image_ids: Only these images.
         limit: Only the first `limit` images.
-        pictures: Write only the first `pictures` pictures; the targets of all images are drawn.
+        pictures: Write only the first `pictures` pictures.
+        strict: Stop if anything is left out or doubtful.
         console: Where to print.
 
     Returns:
@@ -178,10 +191,15 @@ def run(
     console = console or Console()
     if stride < 1:
         raise ValueError(f"stride: expected at least 1, got {stride}")
-    annotations = read(path).select(image_ids, limit)
-    for skipped in annotations.broken:
-        warn(console, f"skipped {skipped}")
+    whole = read(path, images)
+    if images is not None:
+        whole = find_images(whole, images, None if strict else HEADS, keep_all=True)
+    whole.problems.tell(console, path)
+    whole.require(path)
+    whole.problems.require_none(path, strict)
+    annotations = _drawable(whole.select(image_ids, limit), stride, console)
     drawn = gaussians(annotations, stride, min_overlap)
+    cells = torch.cat([annotations.image_index[:, None], drawn.centers], 1)
     states = _write_pictures(annotations, drawn, images, out, stride, pictures, console)
     summary = Summary(
         images=len(annotations.images),
@@ -189,15 +207,38 @@ def run(
         classes=len(annotations.class_names),
         clipped=annotations.clipped,
         skipped=annotations.reasons(),
-        broken=len(annotations.broken),
+        broken=annotations.broken,
+        smaller_than_a_cell=int(((annotations.boxes[:, 2:] - annotations.boxes[:, :2]) < stride).all(1).sum()),
+        sharing_a_cell=len(cells) - int((torch.unique(cells, dim=0, return_counts=True)[1] == 1).sum()),
         missing_images=states["missing"],
         resized_images=states["resized"],
         radius=radius_distribution(drawn.radii),
-        boxes_per_second=boxes_per_second(annotations, stride, min_overlap),
+        boxes_per_second=boxes_per_second(annotations.select(limit=MEASURED), stride, min_overlap),
     )
     (out / "summary.json").write_text(json.dumps(vars(summary), indent=1, allow_nan=False) + "\n")
     console.print(summary.table(out))
+    small = max(summary.smaller_than_a_cell, summary.sharing_a_cell)
+    if small > MANY * summary.boxes:
+        note(
+            console,
+            f"{small:,} of {summary.boxes:,} boxes are smaller than a cell, or share one: a smaller --stride, or "
+            "training on larger images, tells them apart",
+        )
     return summary
+
+
+def _drawable(annotations: Annotations, stride: int, console: Console) -> Annotations:
+    """Leave out images whose heatmaps would not fit into memory."""
+    classes = max(1, len(annotations.class_names))
+    size = [classes * -(-image.height // stride) * -(-image.width // stride) for image in annotations.images]
+    kept = [row for row, values in enumerate(size) if values <= LARGEST_VALUES]
+    for image in (image for image, values in zip(annotations.images, size, strict=True) if values > LARGEST_VALUES):
+        warn(
+            console, f"image {image.id} not drawn: a heatmap of {image.width} x {image.height} needs a larger --stride"
+        )
+    if not kept:
+        raise ValueError("stride: no image is left whose heatmap fits into memory; choose a larger one")
+    return annotations.at(kept)
 
 
 def _write_pictures(
@@ -215,13 +256,15 @@ def _write_pictures(
     states: Counter[str] = Counter()
     names = unique_stems([image.file_name for image in annotations.images])
     wanted = len(annotations.images) if limit is None else min(limit, len(annotations.images))
-    chunks = draw(annotations, drawn, stride)
+    chunks = draw(annotations, drawn, stride, wanted)
     maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
-    for position, heatmap in track(maps, "drawing", len(annotations.images), console=console, transient=True):
-        if position >= wanted:
-            continue
+    for position, heatmap in track(maps, "drawing", wanted, console=console, transient=True):
         record = annotations.images[position]
-        image, state = canvas(None if images is None else images / record.file_name, record)
+        try:
+            image, state = canvas(None if images is None else images / record.file_name, record)
+        except ValueError as error:
+            warn(console, f"drawn on a blank canvas: {error}")
+            image, state = canvas(None, record)[0], "missing"
         states[state] += 1
         boxes, labels = annotations.of_image(position)
         picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)

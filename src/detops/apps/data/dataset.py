@@ -7,9 +7,8 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -18,10 +17,9 @@ from torch.utils.data import Dataset, Sampler
 
 from detops.apps import note, require, warn
 from detops.apps.data.coco import Annotations, read
+from detops.apps.data.compare import HEADS, find_images
+from detops.apps.data.images import Size, decode
 from detops.ground_truth import GroundTruth
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0 .. 255
 MULTIPLE = 32  # sides of a network's input
@@ -47,54 +45,28 @@ class Batch(NamedTuple):
         return Batch(images, self.targets.to(device, non_blocking=True), self.rows)
 
 
-def find_split(data: Path, split: str) -> tuple[Path, Path]:
-    """Find the annotations and the image folder of `data/split`.
-
-    Raises:
-        FileNotFoundError: There is no annotation file.
-    """
-    folder = data / split
-    for name in ("annotations.json", "_annotations.coco.json"):
-        if (folder / name).exists():
-            images = folder / "images"
-            return folder / name, images if images.is_dir() else folder
-    raise FileNotFoundError(f"{folder}: expected annotations.json and a folder images, or explicit paths")
-
-
-def open_annotations(path: Path, images: Path, strict: bool, console: Console) -> Annotations:
-    """Read annotations, and leave out the invalid ones and missing images, with a line about each.
+def open_annotations(
+    path: Path, images: Path, strict: bool, console: Console, objects: bool = True, all_heads: bool = False
+) -> Annotations:
+    """Read annotations and compare them with their images; tell what is wrong, one line per kind of problem.
 
     Args:
         path: COCO annotations.
-        images: Folder of the images.
-        strict: Raise if there are any.
+        images: Folder of the images. File names in the result are those that are there.
+        strict: Raise if anything would be left out, or is doubtful.
         console: Where the lines are printed.
+        objects: Raise if no object is left.
+        all_heads: Compare all images with their records, not only `HEADS` of them.
 
     Raises:
-        ValueError: No image is left; or, with `strict`, something would be left out.
+        ValueError: No image or no object is left; or, with `strict`, there is a problem.
     """
-    annotations = read(path)
-    missing = [image for image in annotations.images if not (images / image.file_name).is_file()]
-    lines = [f"skipped {skipped}" for skipped in annotations.broken]
-    lines += [f"skipped image {image.id}: no file {images / image.file_name}" for image in missing]
-    for line in lines[:LINES]:
-        warn(console, line)
-    if len(lines) > LINES:
-        warn(console, f"and {len(lines) - LINES} more mistakes in {path}")
-    if lines and strict:
-        raise ValueError(f"{path}: {len(lines)} mistakes, the first: {lines[0]}")
-    for count, text in (
-        (len(annotations.crowds), "crowd annotations: ignored regions, neither objects nor background"),
-        (annotations.rle_masks, "run-length encoded masks: only their boxes are used"),
-    ):
-        if count:
-            note(console, f"{path}: {count} {text}")
-    if missing:
-        gone = {image.id for image in missing}
-        kept = [str(image.id) for image in annotations.images if image.id not in gone]
-        annotations = annotations.select(kept) if kept else replace(annotations, images=[])
-    if not annotations.images:
-        raise ValueError(f"{path}: expected at least one image in {images}, found none")
+    annotations = find_images(read(path, images), images, None if strict or all_heads else HEADS)
+    annotations.problems.tell(console, path)
+    if annotations.rle_masks:
+        note(console, f"{path}: {annotations.rle_masks} run-length encoded masks: only their boxes are used")
+    annotations.require(path, objects)
+    annotations.problems.require_none(path, strict)
     return annotations
 
 
@@ -119,8 +91,6 @@ class CocoImages(Dataset[Batch]):
         self.annotations, self.folder, self.size, self.strict = annotations, folder, size, strict
         self.shape = padded_shape(size)
         self._console = console
-        self._boxes = [annotations.of_image(row) for row in range(len(annotations.images))]
-        self._crowds = [annotations.crowds_of_image(row) for row in range(len(annotations.images))]
         self.kept: Tensor | None = None
         self.broken: set[int] = set()
         if len(self) * 3 * math.prod(self.shape) <= memory_limit:
@@ -143,9 +113,9 @@ class CocoImages(Dataset[Batch]):
         return width / record.width, height / record.height
 
     def _decode(self, row: int) -> Tensor:
-        path = self.folder / self.annotations.images[row].file_name
+        record = self.annotations.images[row]
         try:
-            return load_image(path, self.size)[0]
+            return load_image(self.folder / record.file_name, self.size, (record.width, record.height))[0]
         except ValueError as error:
             if self.strict:
                 raise
@@ -163,8 +133,8 @@ class CocoImages(Dataset[Batch]):
         boxes, labels, ignored = [], [], []
         for row in rows:
             scale = torch.tensor(self.scale(row) * 2)
-            box, label = self._boxes[row]
-            crowds = self._crowds[row].float() * scale
+            box, label = self.annotations.of_image(row)
+            crowds = self.annotations.crowds_of_image(row).float() * scale
             if row in self.broken:
                 box, label = box[:0], label[:0]
                 crowds = torch.tensor([[0.0, 0.0, self.shape[1], self.shape[0]]])
@@ -186,32 +156,22 @@ def fitted(image: tuple[int, int], size: tuple[int, int]) -> tuple[int, int]:
     return max(1, round(image[0] * scale)), max(1, round(image[1] * scale))
 
 
-def decode(path: Path) -> "Image":
-    """Read an image as RGB.
-
-    Raises:
-        ValueError: It cannot be decoded; the message names the file.
-    """
-    module = require("PIL.Image", "Pillow")
-    try:
-        with module.open(path) as file:
-            image: Image = file.convert("RGB")
-    except (OSError, ValueError, SyntaxError, module.DecompressionBombError) as error:  # what Pillow's plugins raise
-        raise ValueError(f"{path}: cannot be decoded: {error}") from error
-    return image
-
-
-def load_image(path: Path, size: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+def load_image(path: Path, size: tuple[int, int], recorded: Size | None = None) -> tuple[Tensor, Size]:
     """Decode an image, resize it to fit `size`, and pad it on the right and at the bottom.
 
+    Args:
+        path: The image.
+        size: Height and width to fit into.
+        recorded: Width and height that an annotation file records.
+
     Returns:
-        (3, H, W) uint8, H and W multiples of 32; width and height of the image in the file.
+        (3, H, W) uint8, H and W multiples of 32; width and height of the upright image.
 
     Raises:
         ValueError: It cannot be decoded; the message names the file.
     """
     module, numpy = require("PIL.Image", "Pillow"), require("numpy", "numpy")
-    image = decode(path)
+    image = decode(path, recorded)
     small = image.resize(fitted(image.size, size), module.Resampling.BILINEAR)
     shape = padded_shape(size)
     canvas = torch.tensor(MEAN).to(torch.uint8)[:, None, None].repeat(1, *shape)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from detops.apps import pictures, require, runs
-from detops.apps.data.dataset import decode
+from detops.apps.data.images import decode
 from detops.apps.predict.results import Line, error_of
 from detops.masks.drawing import draw_masks
 from detops.masks.instance_masks import MaskCrop
@@ -78,7 +78,7 @@ class Pictures:
         labels = torch.tensor([self._labels.get(one, one) for one in categories], dtype=torch.int64)
         names = {self._labels.get(one, one): self._categories.get(one, str(one)) for one in categories}
         scores = torch.tensor([row["score"] for row in rows])
-        image = decode(Path(line["path"]))
+        image = decode(line["path"], (line["width"], line["height"]))
         if rows and "segmentation" in rows[0]:
             crops = [_crop(row["segmentation"], box) for row, box in zip(rows, boxes.tolist(), strict=True)]
             size = (image.height, image.width)

@@ -13,7 +13,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from detops.apps import require
-from detops.apps.data.dataset import decode, load_image, padded_shape
+from detops.apps.data.dataset import load_image, padded_shape
+from detops.apps.data.images import Size, decode
 from detops.apps.predict.sources import Source
 
 Images = Tensor | list[Tensor]
@@ -48,7 +49,8 @@ def read(sources: Sequence[Source], size: tuple[int, int] | None, folder: str = 
     for source in sources:
         path, error = os.path.join(folder, source.path), ""
         try:
-            image, side = _load(Path(path)) if size is None else load_image(Path(path), size)
+            recorded = source.recorded and (source.recorded[0], source.recorded[1])  # a list where JSON carried it
+            image, side = _load(path, recorded) if size is None else load_image(Path(path), size, recorded)
             images.append(image)
         except ValueError as reason:
             error = str(reason).replace(path, source.path)
@@ -61,9 +63,9 @@ def read(sources: Sequence[Source], size: tuple[int, int] | None, folder: str = 
     return ReadBatch(list(sources), images if size is None else torch.stack(images), sides, errors)
 
 
-def _load(path: Path) -> tuple[Tensor, tuple[int, int]]:
+def _load(path: str, recorded: Size | None) -> tuple[Tensor, Size]:
     """Decode an image in its own size: (3, H, W) uint8, channels last in memory; and its width and height."""
-    image = decode(path)
+    image = decode(path, recorded)
     pixels = require("numpy", "numpy", "predict").array(image)
     return torch.from_numpy(pixels).permute(2, 0, 1), image.size
 

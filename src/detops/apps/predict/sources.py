@@ -8,15 +8,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from detops.apps.data.coco import ImageRecord
+from detops.apps.data.images import Size
 
 Id = int | str
 
 
 class Source(NamedTuple):
-    """An image to detect on: its path as the user gave it, and its id in the results."""
+    """An image to detect on: its path as the user gave it, its id in the results, and its recorded size if any."""
 
     path: str
     image_id: Id
+    recorded: Size | None = None
 
 
 def sources(paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> Iterator[Source]:

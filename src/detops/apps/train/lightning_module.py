@@ -44,7 +44,6 @@ class DetectorModule(lightning.LightningModule):
         steps_per_epoch: Number of steps in which every image is seen once.
         run: Folder of the run.
         validation: Data to evaluate on.
-        val_annotations: Annotation file of that data.
     """
 
     timer: StageTimer  # made when training starts: only then is the device known
@@ -57,7 +56,6 @@ class DetectorModule(lightning.LightningModule):
         steps_per_epoch: int,
         run: Path,
         validation: CocoImages,
-        val_annotations: Path,
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -65,7 +63,7 @@ class DetectorModule(lightning.LightningModule):
         self.family, self.criterion = family, family.criterion
         self.settings, self.run, self.steps_per_epoch = settings, run, steps_per_epoch
         self.total_steps = steps_per_epoch * settings.epochs
-        self.validation, self.val_annotations = validation, val_annotations
+        self.validation = validation
         self._open_stage = ExitStack()
         self._losses: list[dict[str, Tensor]] = []
 
@@ -209,10 +207,10 @@ class DetectorModule(lightning.LightningModule):
             torch.distributed.all_gather_object(shares, found)
             found = {row: value for share in shares for row, value in share.items()}
         if self.trainer.is_global_zero:
-            scores = evaluate.score_rows(self.validation, self.val_annotations, found)
+            scores = evaluate.score_rows(self.validation, found)
             seconds = time.perf_counter() - start
             self._record({"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds})
-            self.print(f"epoch {epoch}: AP {scores['AP'] or 0:.3f}, AP50 {scores['AP50'] or 0:.3f}")
+            self.print(f"epoch {epoch}: AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}")
 
     def save(self, last: bool) -> None:
         """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""

@@ -83,7 +83,7 @@ def write(run: Path, count: int = 8) -> Path:
         + "</body></html>\n"
     )
     path = run / "report.html"
-    path.write_text(page)
+    path.write_text(page, encoding="utf-8")
     return path
 
 

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from detops.apps.data.dataset import find_split
+from detops.apps.data.layouts import find_split
 from detops.apps.train.augment import Augmentation
 
 

@@ -106,7 +106,7 @@ def run(
         metrics.drop_after(out, start)
         config = to_config(data, network, settings, classes, category_ids)
         write_atomically(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
-    module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set, data.val_annotations)
+    module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set)
     trainer.fit(module, _loader(train_set, steps, hardware.workers), ckpt_path=str(checkpoint) if start else None)
     if trainer.interrupted:
         raise KeyboardInterrupt
@@ -118,7 +118,11 @@ def _open_data(
 ) -> tuple[CocoImages, CocoImages]:
     """Open the data to train on and the data to evaluate on, which share the memory for decoded images."""
     train = open_annotations(data.train_annotations, data.train_images, strict, console)
-    val = open_annotations(data.val_annotations, data.val_images, strict, console)
+    val = open_annotations(data.val_annotations, data.val_images, strict, console, objects=False)
+    if val.total:
+        val.require(data.val_annotations)
+    else:
+        note(console, f"{data.val_annotations}: no annotations, so that there is nothing to score")
     if train.class_names != val.class_names or not train.class_names:
         raise ValueError(f"expected the same classes in both sets, got {train.class_names} and {val.class_names}")
     train_set = CocoImages(train, data.train_images, size, strict, memory_limit, console)

@@ -1,0 +1,90 @@
+"""Where data sets keep their files: layouts of common exports, and image names as other systems write them."""
+
+import os
+import unicodedata
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
+BESIDE = ("annotations.json", "_annotations.coco.json")
+ACCEPTED = (
+    "train/ and val/ (or valid/), each with annotations.json and images/; or each with _annotations.coco.json beside "
+    "its images (Roboflow); or annotations/instances_train.json and instances_val.json with images/train/ and "
+    "images/val/, or images/ (CVAT, COCO)"
+)
+
+
+def find_split(data: Path, split: str) -> tuple[Path, Path]:
+    """Find the annotations and the image folder of a split, "train" or "val", in a folder of data.
+
+    Raises:
+        FileNotFoundError: There are none; the message names the layouts that are accepted.
+        ValueError: Several files would do.
+    """
+    names = SPLITS[split]
+    found = [data / name / file for name in names for file in BESIDE if (data / name / file).is_file()]
+    if not found:
+        found = [path for name in names if (path := data / "annotations" / f"instances_{name}.json").is_file()]
+    if not found:  # of COCO itself: instances_train2017.json
+        found = sorted((data / "annotations").glob(f"instances_{split}[0-9]*.json"))
+    if not found:
+        raise FileNotFoundError(f"{data}: found no annotations to {_purpose(split)}; expected {ACCEPTED}")
+    if len(found) > 1:
+        raise ValueError(
+            f"{data}: expected one annotation file to {_purpose(split)}, found {' and '.join(map(str, found))}"
+        )
+    return found[0], images_of(found[0])
+
+
+def _purpose(split: str) -> str:
+    return "train on" if split == "train" else "evaluate on"
+
+
+def images_of(annotations: Path) -> Path:
+    """Return the folder in which the images of an annotation file are expected, by where the file lies."""
+    folder = annotations.parent
+    if (folder / "images").is_dir():
+        return folder / "images"
+    if folder.name == "annotations":
+        subset = annotations.name.partition(".")[0].removeprefix("instances_")
+        for images in (folder.parent / "images" / subset, folder.parent / subset, folder.parent / "images"):
+            if images.is_dir():
+                return images
+    return folder
+
+
+class Locator:
+    """Find recorded images in a folder.
+
+    A name is tried as it is; with slashes for Windows' separators; in both forms of composed letters; and, where no
+    other record has it, by its last part alone.
+
+    Args:
+        folder: Folder of the images.
+        names: All recorded names.
+    """
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        self._folder, self._names = str(folder), names
+        self._counts: Counter[str] | None = None
+
+    def find(self, name: str) -> str | None:
+        """Return the name of the file that a recorded name means, relative to the folder; None if there is none."""
+        return next((one for one in self._candidates(name) if os.path.isfile(os.path.join(self._folder, one))), None)
+
+    def _candidates(self, name: str) -> Iterator[str]:
+        yield name
+        plain = name.replace("\\", "/")
+        yield plain
+        for form in ("NFC", "NFD"):
+            yield unicodedata.normalize(form, plain)  # type: ignore[arg-type]
+        if self._counts is None:
+            self._counts = Counter(map(last_part, self._names))
+        if self._counts[last_part(name)] <= 1:
+            yield last_part(name)
+
+
+def last_part(name: str) -> str:
+    """Return the last part of a path, whatever separators it has."""
+    return name.replace("\\", "/").rstrip("/").rpartition("/")[2]

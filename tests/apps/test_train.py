@@ -318,7 +318,7 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, folder: Path) -> None:
     (tmp_path / "run" / "checkpoints").mkdir(parents=True)
     (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
     for arguments, message in (
-        (("--data", tmp_path, "--out", tmp_path / "o"), "expected annotations.json"),
+        (("--data", tmp_path, "--out", tmp_path / "o"), "found no annotations to train on; expected train"),
         (("--out", tmp_path / "o"), "data: expected a folder"),
         (("--data", folder, "--out", tmp_path / "o", "--size", "12"), "size: expected WIDTHxHEIGHT"),
         (("--data", folder, "--out", tmp_path / "run"), "continue it with --resume"),

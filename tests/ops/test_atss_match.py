@@ -357,7 +357,7 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 KERNELS = [
     Kernel("take_kernel",
-           dict(anchors="*fp32", starts=("i32",) * 3, sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
+           dict(anchors="*fp32", sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
                 best="*i64", thresholds="*fp32", A="i32", N="i32"),
            dict(LEVELS=3, TOPK=9, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4)
 ]  # fmt: skip

@@ -338,10 +338,10 @@ KERNELS = [
     Kernel(
         "draw_kernel",
         dict(heatmap="*" + name, centers="*" + boxes, radii="*" + boxes, labels="*i32", sample_sizes="*i64", C="i32",
-             H="i32", W="i32", N="i32", stride_b="i32", stride_c="i32", stride_h="i32", stride_w="i32", factor="fp32",
+             H="i32", W="i32", N="i32", stride_b="i32", stride_c="i32", stride_h="i32", factor="fp32",
              k_scale="fp32"),
-        dict(HAS_LABELS=labels, HAS_SIZES=sizes, ELLIPTICAL=elliptical, COMPUTE="float64" if name == "fp64" else "float32",
-             BLOCK_H=16, BLOCK_W=32, BLOCK_N=64),
+        dict(HAS_LABELS=labels, HAS_SIZES=sizes, ELLIPTICAL=elliptical, DOUBLE=name == "fp64",
+             BLOCK_H=16, BLOCK_W=32, BLOCK_N=64, stride_w=1),
         1,
     )
     for name, boxes in (("fp32", "i32"), ("fp16", "i64"), ("bf16", "fp32"), ("fp64", "fp64"))

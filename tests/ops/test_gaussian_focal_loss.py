@@ -360,7 +360,7 @@ KERNELS = [
     Kernel("loss_kernel",
            dict(logits="*" + name, target="*" + wide, scale="*" + wide, gradient="*" + name, sums="*" + wide, count="i32",
                 alpha="fp32", gamma="fp32", pos_weight="fp32", neg_weight="fp32"),
-           dict(HAS_SCALE=scaled, STANDARD=standard, WITH_GRADIENT=True, BLOCK=2048, COMPUTE="float" + wide[2:]), 8)
+           dict(HAS_SCALE=scaled, STANDARD=standard, WITH_GRADIENT=True, BLOCK=2048, DOUBLE=wide == "fp64"), 8)
     for name, wide, standard, scaled in (("fp32", "fp32", True, True), ("fp16", "fp32", False, True),
                                          ("bf16", "fp32", True, False), ("fp64", "fp64", False, True))
 ]  # fmt: skip

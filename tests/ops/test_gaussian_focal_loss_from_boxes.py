@@ -381,7 +381,7 @@ KERNELS = [
                 W="i32", N="i32", diameter_to_sigma_factor="fp32", alpha="fp32", gamma="fp32", pos_weight="fp32",
                 neg_weight="fp32"),
            dict(HAS_SIZES=flag, HAS_WEIGHT=flag, HAS_SCALE=flag, STANDARD=flag, ELLIPTICAL=not flag, WITH_GRADIENT=True,
-                BLOCK_H=16, BLOCK_W=64, BLOCK_N=64, COMPUTE="float" + wide[2:]), 4)
+                BLOCK_H=8, BLOCK_W=64, BLOCK_N=64, DOUBLE=wide == "fp64"), 4)
     for name, wide, index, flag in (("fp32", "fp32", "i64", True), ("fp16", "fp32", "i32", False),
                                     ("bf16", "fp32", "fp32", True), ("fp64", "fp64", "fp64", False))
 ]  # fmt: skip

@@ -188,7 +188,6 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 KERNELS = [
     Kernel("runs_kernel",
            dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", counts="*i64", starts="*i64",
-                ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"), constants, 2)
+                ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"), dict(WRITE=write, BLOCK=256), 2)
     for write in (False, True)
-    for constants in (dict(WRITE=write, BLOCK=256), dict(WRITE=write, BLOCK=256, H=1, W=1))  # Triton makes a constant of an argument that is 1
 ]  # fmt: skip

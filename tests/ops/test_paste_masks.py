@@ -162,5 +162,5 @@ KERNELS = [
     Kernel("paste_kernel",
            dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", pasted="*u8", H="i32",
                 W="i32", stride="i32", cells="i32", threshold="fp32"), constants, 4)
-    for constants in (_TILE, _TILE | dict(H=1, W=1))  # Triton makes a constant of an argument that is 1
+    for constants in (_TILE, _TILE | dict(W=1))  # Triton makes a constant of a width of 1
 ]  # fmt: skip

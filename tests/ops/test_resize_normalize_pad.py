@@ -278,11 +278,11 @@ _TYPES = dict(table="*i64", height="i32", width="i32") | {
     f"{name}_{channel}": "fp32" for name in ("scale", "shift") for channel in range(3)
 }
 KERNELS = [
-    Kernel("resize_kernel", dict(batch="*" + dtype) | _TYPES, constants | dict(BLOCK_H=8, BLOCK_W=128), 4)
+    Kernel("resize_kernel", dict(batch="*" + dtype) | _TYPES, constants | dict(BLOCK_H=2, BLOCK_W=128), 4)
     for dtype, constants in (
         ("fp32", dict(ANTIALIAS=False)),
         ("fp16", dict(ANTIALIAS=True)),
         ("bf16", dict(ANTIALIAS=False)),
-        ("bf16", dict(ANTIALIAS=True, height=1, width=1)),  # Triton makes a constant of an argument that is 1
+        ("bf16", dict(ANTIALIAS=True, width=1)),  # Triton makes a constant of a width of 1
     )
 ]

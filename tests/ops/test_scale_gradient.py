@@ -158,7 +158,7 @@ def test_the_kernel_has_four_groups_of_columns() -> None:
 
 KERNELS = []
 for name, wide in (("fp32", "fp32"), ("fp16", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
-    constants = dict(COMPUTE="float" + wide[2:], BLOCK=4096)
+    constants = dict(DOUBLE=wide == "fp64", BLOCK=4096)
     types = dict(gradient="*" + name, factor="*" + wide, count="i32")
     KERNELS.append(Kernel("scale_kernel", types, constants, 8))
     groups = dict(

@@ -337,7 +337,7 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 def _kernels() -> list[Kernel]:
     boxes = dict(objectness="*fp32", cells="*fp32", boxes="*fp32")
     sides = dict(stride_b="i32", stride_r="i32", stride_c="i32")
-    cells = dict(logits="*fp16", **sides, **boxes, candidate="*u8", total="*fp32", start="i32", R="i32", C="i32", A="i32",
+    cells = dict(logits="*fp16", stride_b="i32", stride_r="i32", **boxes, candidate="*u8", total="*fp32", start="i32", R="i32", C="i32", A="i32",
                  N="i32", radius="fp32")  # fmt: skip
     three = ("i32",) * 3
     pick: dict[str, str | tuple[str, ...]] = dict(
@@ -349,7 +349,7 @@ def _kernels() -> list[Kernel]:
                    index="*i64", matched="*fp32", start="i32", R="i32", A="i32", N="i32", radius="fp32",
                    iou_weight="fp32", class_weight="fp32")  # fmt: skip
     return [
-        Kernel("cells_kernel", cells, dict(CENTER_ONLY=False, BLOCK=32, BLOCK_C=128), 4),
+        Kernel("cells_kernel", cells, dict(CENTER_ONLY=False, BLOCK=32, BLOCK_C=16, stride_c=1), 4),
         Kernel("pick_kernel", pick, dict(LEVELS=3, CENTER_ONLY=False, OWN=True, TOPK=10, MOST=11, BLOCK=256), 4),
         Kernel("resolve_kernel", resolve, dict(CENTER_ONLY=False, OWN=False, BLOCK=32), 1),
     ]

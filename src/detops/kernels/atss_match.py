@@ -6,11 +6,11 @@ depend on the order of the programs.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._boxes import overlap
+from detops.kernels._launch import kernel, next_power_of_2, plain
 from detops.ragged.padded import exists
 
 BLOCK = 512  # anchors per step
@@ -19,16 +19,15 @@ LOW = tl.constexpr(2**32 - 1)
 INSIDE = tl.constexpr(0.01)
 
 
-@triton.jit
+@kernel(tensors=6)
 def take_kernel(
     anchors,  # (A, 4)
-    starts,  # a tuple: the first anchor of each level
-    sizes,  # a tuple: the number of anchors of each level
     boxes,  # (B, N, 4)
     exists,  # (B, N) uint8
     valid,  # (B, A) uint8, not read without HAS_VALID
     best,  # (B, A) int64
     thresholds,  # (B, N)
+    sizes,  # a tuple: the number of anchors of each level
     A,
     N,
     LEVELS: tl.constexpr,
@@ -47,13 +46,15 @@ def take_kernel(
         lanes, slots = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
         chosen = tl.full((BLOCK_K,), -1, tl.int32)
         slot = tl.full((), 0, tl.int32)
+        start = 0
         for level in tl.static_range(LEVELS):
+            size = plain(sizes[level])
             last = tl.full((), -1, tl.int64)
             for _ in range(0, TOPK):
                 lowest = tl.full((), NEVER, tl.int64)
-                for first in range(0, sizes[level], BLOCK):
-                    a = starts[level] + first + lanes
-                    inside = first + lanes < sizes[level]
+                for first in range(0, size, BLOCK):
+                    a = start + first + lanes
+                    inside = first + lanes < size
                     if HAS_VALID:
                         inside = inside & (tl.load(valid + b * A + a, mask=inside, other=0) > 0)
                     anchor = anchors + a * 4
@@ -69,6 +70,7 @@ def take_kernel(
                     chosen = tl.where(slots == slot, (lowest & LOW).to(tl.int32), chosen)
                     slot += 1
                     last = lowest
+            start += size
         there = chosen >= 0
         anchor = anchors + chosen * 4
         u1 = tl.load(anchor, mask=there, other=0.0)
@@ -114,14 +116,19 @@ def atss_match(
         if sample_sizes is not None:
             known = known & exists(sample_sizes, boxes)
         alive = known.to(torch.uint8).contiguous()
-        starts = tuple(sum(level_sizes[:i]) for i in range(len(level_sizes)))
-        with torch.cuda.device_of(gt_boxes):
-            take_kernel[(boxes, batch)](
-                anchor, starts, tuple(level_sizes), box, alive,
-                alive if valid is None else valid.to(torch.uint8).contiguous(), best, thresholds, count, boxes,
-                LEVELS=len(level_sizes), TOPK=topk, HAS_VALID=valid is not None, BLOCK=BLOCK,
-                BLOCK_K=triton.next_power_of_2(topk * len(level_sizes)), num_warps=4,
-            )  # fmt: skip
+        take_kernel(
+            (boxes, batch),
+            (
+                anchor,
+                box,
+                alive,
+                alive if valid is None else valid.to(torch.uint8).contiguous(),
+                best,
+                thresholds,
+            ),
+            (tuple(level_sizes), count, boxes),
+            (len(level_sizes), topk, valid is not None, BLOCK, next_power_of_2(topk * len(level_sizes))),
+        )
     found = best >= 0
     index = (LOW.value - (best & LOW.value)).where(found, 0)
     if boxes == 0:

@@ -9,17 +9,17 @@ With one warp per tile the search for the next box is a shuffle, without a barri
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._gaussians import EPS, gaussian, next_lane, reaches
+from detops.kernels._launch import cdiv, kernel
 
-TILE = {"BLOCK_H": 16, "BLOCK_W": 32, "BLOCK_N": 64}
-NUM_WARPS = 1
+TILE = (16, 32)  # rows and columns of a map
+BLOCK_N = 64  # boxes at once
 
 
-@triton.jit
+@kernel(tensors=5, specialize=("W", "stride_b", "stride_c", "stride_h", "stride_w"), num_warps=1)
 def draw_kernel(
     heatmap,  # (B, C, H, W), of any strides
     centers,  # (B, N, 2), contiguous like all that follow
@@ -39,12 +39,13 @@ def draw_kernel(
     HAS_LABELS: tl.constexpr,
     HAS_SIZES: tl.constexpr,
     ELLIPTICAL: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Draw every box that reaches one tile of one map."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     pid = tl.program_id(0)
     tiles_w = tl.cdiv(W, BLOCK_W)
     tiles_h = tl.cdiv(H, BLOCK_H)
@@ -98,26 +99,24 @@ def draw_gaussians_(
     count = centers.shape[1]
     if heatmap.numel() == 0 or count == 0:
         return
-    tiles = triton.cdiv(height, TILE["BLOCK_H"]) * triton.cdiv(width, TILE["BLOCK_W"])
+    programs = batch * classes * cdiv(height, TILE[0]) * cdiv(width, TILE[1])
     centers = centers.contiguous()
-    with torch.cuda.device_of(heatmap):
-        draw_kernel[(batch * classes * tiles,)](
+    draw_kernel(
+        (programs,),
+        (
             heatmap,
             centers,
             radii.contiguous(),
             centers if labels is None else labels.contiguous(),
             centers if sample_sizes is None else sample_sizes.contiguous(),
-            classes,
-            height,
-            width,
-            count,
-            *heatmap.stride(),
-            diameter_to_sigma_factor,
-            k_scale,
-            HAS_LABELS=labels is not None,
-            HAS_SIZES=sample_sizes is not None,
-            ELLIPTICAL=radii.dim() == 3,
-            COMPUTE=tl.float64 if heatmap.dtype == torch.float64 else tl.float32,
-            num_warps=NUM_WARPS,
-            **TILE,
-        )
+        ),
+        (classes, height, width, count, *heatmap.stride(), diameter_to_sigma_factor, k_scale),
+        (
+            labels is not None,
+            sample_sizes is not None,
+            radii.dim() == 3,
+            heatmap.dtype == torch.float64,
+            *TILE,
+            BLOCK_N,
+        ),
+    )

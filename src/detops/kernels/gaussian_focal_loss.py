@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.kernels._launch import cdiv, kernel
 from detops.kernels._softplus import log1p_of, power
 
 BLOCK = 2048
-NUM_WARPS = 8
 
 
 @triton.jit
@@ -47,7 +47,7 @@ def cells(
     return scale * cost + poison, tl.where(positive, -g, g)
 
 
-@triton.jit
+@kernel(tensors=5, specialize=("count",), num_warps=8)
 def loss_kernel(
     logits,  # (count,)
     target,  # (count,)
@@ -62,10 +62,11 @@ def loss_kernel(
     HAS_SCALE: tl.constexpr,
     STANDARD: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Compute loss and gradient of one block of cells."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     pid = tl.program_id(0)
     index = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     exists = index < count
@@ -94,27 +95,14 @@ def gaussian_focal_loss(
     compute = accumulate_dtype(logits)
     logits, target = logits.contiguous(), target.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
-    programs = triton.cdiv(logits.numel(), BLOCK)
+    programs = cdiv(logits.numel(), BLOCK)
     if programs == 0:
         return logits.new_zeros((), dtype=compute), gradient
     sums = logits.new_empty(programs, dtype=compute)
-    with torch.cuda.device_of(logits):
-        loss_kernel[(programs,)](
-            logits,
-            target,
-            sums if scale is None else scale,
-            gradient,
-            sums,
-            logits.numel(),
-            alpha,
-            gamma,
-            pos_weight,
-            neg_weight,
-            HAS_SCALE=scale is not None,
-            STANDARD=alpha == 2 and gamma == 4,
-            WITH_GRADIENT=with_gradient,
-            COMPUTE=tl.float64 if compute == torch.float64 else tl.float32,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
+    loss_kernel(
+        (programs,),
+        (logits, target, sums if scale is None else scale, gradient, sums),
+        (logits.numel(), alpha, gamma, pos_weight, neg_weight),
+        (scale is not None, alpha == 2 and gamma == 4, with_gradient, compute == torch.float64, BLOCK),
+    )
     return sums.sum(), gradient

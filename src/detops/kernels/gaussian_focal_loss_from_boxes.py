@@ -5,19 +5,19 @@ sums of the tiles in a fixed order. Without atomics, every run gives the same bi
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
 from detops.kernels._gaussians import EPS, gaussian, next_lane, reaches
+from detops.kernels._launch import cdiv, kernel
 from detops.kernels.gaussian_focal_loss import cells
 
-TILE = {"BLOCK_H": 16, "BLOCK_W": 64, "BLOCK_N": 64}
-NUM_WARPS = 4
+TILE = (8, 64)  # rows and columns of a map
+BLOCK_N = 64  # boxes at once
 
 
-@triton.jit
+@kernel(tensors=9, specialize=("W",))
 def loss_kernel(
     logits,  # (B, C, H, W), contiguous like all that follow
     centers,  # (B, N, 2)
@@ -43,12 +43,13 @@ def loss_kernel(
     ELLIPTICAL: tl.constexpr,
     STANDARD: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
     """Compute loss and gradient of one tile of one map."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     pid = tl.program_id(0)
     tiles_w = tl.cdiv(W, BLOCK_W)
     tiles_h = tl.cdiv(H, BLOCK_H)
@@ -115,12 +116,13 @@ def gaussian_focal_loss_from_boxes(
     compute = accumulate_dtype(logits)
     logits = logits.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
-    programs = batch * classes * triton.cdiv(height, TILE["BLOCK_H"]) * triton.cdiv(width, TILE["BLOCK_W"])
+    programs = batch * classes * cdiv(height, TILE[0]) * cdiv(width, TILE[1])
     if programs == 0:
         return logits.new_zeros((), dtype=compute), gradient
     sums = logits.new_empty(programs, dtype=compute)
-    with torch.cuda.device_of(logits):
-        loss_kernel[(programs,)](
+    loss_kernel(
+        (programs,),
+        (
             logits,
             centers.contiguous(),
             radii.contiguous(),
@@ -130,6 +132,8 @@ def gaussian_focal_loss_from_boxes(
             sums if scale is None else scale,
             gradient,
             sums,
+        ),
+        (
             classes,
             height,
             width,
@@ -139,14 +143,17 @@ def gaussian_focal_loss_from_boxes(
             gamma,
             pos_weight,
             neg_weight,
-            HAS_SIZES=sample_sizes is not None,
-            HAS_WEIGHT=negative_weight is not None,
-            HAS_SCALE=scale is not None,
-            ELLIPTICAL=radii.dim() == 3,
-            STANDARD=alpha == 2 and gamma == 4,
-            WITH_GRADIENT=with_gradient,
-            COMPUTE=tl.float64 if compute == torch.float64 else tl.float32,
-            num_warps=NUM_WARPS,
-            **TILE,
-        )
+        ),
+        (
+            sample_sizes is not None,
+            negative_weight is not None,
+            scale is not None,
+            radii.dim() == 3,
+            alpha == 2 and gamma == 4,
+            with_gradient,
+            compute == torch.float64,
+            *TILE,
+            BLOCK_N,
+        ),
+    )
     return sums.sum(), gradient

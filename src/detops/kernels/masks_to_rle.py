@@ -13,10 +13,10 @@ from torch import Tensor
 
 from detops.geometry.mask_sampling import bordered, samples
 from detops.geometry.run_lengths import encode
+from detops.kernels._launch import kernel
 from detops.kernels.paste_masks import value_at
 
 BLOCK = 256  # rows at once
-NUM_WARPS = 2
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def is_inside(mask, rows, along_y, columns, along_x, x, y, H, W, stride, thresho
     return asked & (value_at(mask, row, fy, column, fx, stride, asked) >= threshold)
 
 
-@triton.jit
+@kernel(tensors=8, num_warps=2, enable_fp_fusion=False)
 def runs_kernel(
     masks,  # (N, h + 2, w + 2) float32 with a border of zeros
     rows,  # (N, H) int32
@@ -98,15 +98,13 @@ def masks_to_rle(
     mask = bordered(masks).contiguous()
     rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
     tables = (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x)
-    sizes = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2])
     cut = torch.tensor(threshold, dtype=torch.float32).item()
-    options = {"BLOCK": BLOCK, "num_warps": NUM_WARPS, "enable_fp_fusion": False}
+    numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=masks.device)
     starts = ends = counts.new_zeros(0)
     if number:
-        with torch.cuda.device_of(masks):
-            runs_kernel[(number * width,)](*tables, counts, counts, counts, *sizes, cut, WRITE=False, **options)
-            before = counts.cumsum(1) - counts
-            starts, ends = counts.new_empty(2, int(counts[0].sum()))
-            runs_kernel[(number * width,)](*tables, before, starts, ends, *sizes, cut, WRITE=True, **options)
+        runs_kernel((number * width,), (*tables, counts, counts, counts), numbers, (False, BLOCK))
+        before = counts.cumsum(1) - counts
+        starts, ends = counts.new_empty(2, int(counts[0].sum()))
+        runs_kernel((number * width,), (*tables, before, starts, ends), numbers, (True, BLOCK))
     return encode(starts, ends, counts[0].view(number, width).sum(1), height * width, compress)

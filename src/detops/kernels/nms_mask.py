@@ -5,18 +5,19 @@ drop, 32 per word; the second keeps the dropped boxes of an image as words in re
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.geometry.boxes import in_order
 from detops.kernels._boxes import overlap
+from detops.kernels._launch import cdiv, kernel, next_power_of_2
 
 BITS = 32  # boxes per word; words are int64, so that no bit is the sign
 TILE = 32  # boxes per program of the first kernel
 
 
-@triton.jit
+# No fused multiply-add: each product is rounded separately, as in every form of the op.
+@kernel(tensors=3, enable_fp_fusion=False)
 def pairs_kernel(
     boxes,  # (B, N, 4), in order
     labels,  # (B, N), not read without HAS_LABELS
@@ -59,7 +60,7 @@ def pairs_kernel(
     tl.store(words + (b * N + i) * W + w, tl.sum(bits, 1), mask=i < N)
 
 
-@triton.jit
+@kernel(tensors=2, num_warps=1)
 def walk_kernel(
     words,  # (B, N, W)
     alive,  # (B, N) uint8: which boxes take part; afterwards, which are kept
@@ -88,24 +89,14 @@ def nms_mask(
     order, box, label, alive = in_order(boxes, scores, labels, valid)
     if batch == 0 or count == 0:
         return alive
-    width = triton.cdiv(count, BITS)
+    width = cdiv(count, BITS)
     words = box.new_empty((batch, count, width), dtype=torch.int64)
-    with torch.cuda.device_of(boxes):
-        # No fused multiply-add: each product is rounded separately, as in every form of the op.
-        pairs_kernel[(triton.cdiv(count, TILE), width, batch)](
-            box.contiguous(),
-            words if label is None else label.contiguous(),
-            words,
-            count,
-            width,
-            iou_threshold,
-            HAS_LABELS=label is not None,
-            DOUBLE=box.dtype == torch.float64,
-            TILE=TILE,
-            BITS=BITS,
-            num_warps=4,
-            enable_fp_fusion=False,
-        )
-        kept = alive.to(torch.uint8)
-        walk_kernel[(batch,)](words, kept, count, width, BLOCK_W=triton.next_power_of_2(width), BITS=BITS, num_warps=1)
+    pairs_kernel(
+        (cdiv(count, TILE), width, batch),
+        (box.contiguous(), words if label is None else label.contiguous(), words),
+        (count, width, iou_threshold),
+        (label is not None, box.dtype == torch.float64, TILE, BITS),
+    )
+    kept = alive.to(torch.uint8)
+    walk_kernel((batch,), (words, kept), (count, width), (next_power_of_2(width), BITS))
     return torch.zeros_like(alive).scatter(1, order, kept.to(torch.bool))

@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.geometry.mask_sampling import bordered, samples
+from detops.kernels._launch import cdiv, kernel
 
-TILE = {"BLOCK_H": 16, "BLOCK_W": 128}
-NUM_WARPS = 4
+TILE = (16, 128)  # rows and columns of an image
 
 
 @triton.jit
@@ -31,7 +31,7 @@ def value_at(mask, row, along_y, column, along_x, stride, valid):
     return between(top, bottom, along_y)
 
 
-@triton.jit
+@kernel(tensors=6, specialize=("W",), enable_fp_fusion=False)
 def paste_kernel(
     masks,  # (N, h + 2, w + 2) float32 with a border of zeros
     rows,  # (N, H) int32
@@ -78,22 +78,16 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
         return pasted
     mask = bordered(masks).contiguous()
     rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
-    tiles = triton.cdiv(height, TILE["BLOCK_H"]) * triton.cdiv(width, TILE["BLOCK_W"])
-    with torch.cuda.device_of(masks):
-        paste_kernel[(count * tiles,)](
-            mask,
-            rows.to(torch.int32),
-            along_y,
-            columns.to(torch.int32),
-            along_x,
-            pasted.view(torch.uint8),
+    paste_kernel(
+        (count * cdiv(height, TILE[0]) * cdiv(width, TILE[1]),),
+        (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x, pasted.view(torch.uint8)),
+        (
             height,
             width,
             mask.shape[2],
             mask.shape[1] * mask.shape[2],
             torch.tensor(threshold, dtype=torch.float32).item(),
-            num_warps=NUM_WARPS,
-            enable_fp_fusion=False,
-            **TILE,
-        )
+        ),
+        TILE,
+    )
     return pasted

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
+from detops.kernels._launch import cdiv, kernel, next_power_of_2
 from detops.kernels._softplus import power, softplus
 
 BLOCK = 32  # points per program
@@ -37,24 +38,12 @@ def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
     return share * rise * cost - background * fall * negative, share * (away * rise + cost * slope)
 
 
-@triton.jit
+@kernel(tensors=14, num_warps=1)
 def positives_kernel(
     scores,  # (B, C, H, W)
-    scores_b,
-    scores_c,
-    scores_y,
-    scores_x,
     class_gradient,  # (B, C, H, W) contiguous
     preds,  # (B, 4 * BINS, H, W)
-    preds_b,
-    preds_c,
-    preds_y,
-    preds_x,
     soft,  # (B, 4 * BINS, H, W)
-    soft_b,
-    soft_c,
-    soft_y,
-    soft_x,
     points,  # (A, 3)
     boxes,  # (B, N, 4)
     labels,  # (B, N)
@@ -65,6 +54,18 @@ def positives_kernel(
     scale,  # (1,)
     weights,  # (B, A)
     parts,  # (B, programs, 6)
+    scores_b,
+    scores_c,
+    scores_y,
+    scores_x,
+    preds_b,
+    preds_c,
+    preds_y,
+    preds_x,
+    soft_b,
+    soft_c,
+    soft_y,
+    soft_x,
     start,
     R,
     W,
@@ -186,25 +187,61 @@ def positive_losses_(
     weights = torch.zeros(batch, num_points, device=index.device)
     points, boxes, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, scale))
     of_points = [weights if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
+    labels, index = labels.contiguous(), index.contiguous()
     columns, start = [], 0
-    with torch.cuda.device_of(index):
-        for level, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
-            rows = scores.shape[2] * scores.shape[3]
-            programs = triton.cdiv(rows, BLOCK)
-            parts = torch.zeros(batch, programs, 6, device=index.device)
-            soft = soft_targets[level] if soft_targets else preds
-            if batch and programs:
-                positives_kernel[(programs, batch)](
-                    scores, *scores.stride(), class_gradients[level] if class_gradients else scores, preds,
-                    *preds.stride(), soft, *soft.stride(), points, boxes, labels.contiguous(), index.contiguous(),
-                    *of_points, scale, weights, parts, start, rows, scores.shape[3], classes, num_points, num_boxes,
-                    alpha, gamma, temperature, margin, CLASS_KIND=class_kind, BOX_KIND=box_kind, SQUARE=gamma == 2,
-                    BINS=bins, HAS_QUALITY=quality is not None, HAS_WEIGHT=weight is not None,
-                    HAS_SOFT=bool(soft_targets), HAS_REGION=region is not None, WITH_GRADIENT=bool(class_gradients),
-                    BLOCK=BLOCK, BLOCK_C=min(128, triton.next_power_of_2(classes)),
-                    BLOCK_J=triton.next_power_of_2(bins), num_warps=1,
-                )  # fmt: skip
-            columns.append(parts.to(torch.float64).sum((0, 1)))
-            start += rows
+    for level, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
+        rows = scores.shape[2] * scores.shape[3]
+        programs = cdiv(rows, BLOCK)
+        parts = torch.zeros(batch, programs, 6, device=index.device)
+        soft = soft_targets[level] if soft_targets else preds
+        if batch and programs:
+            positives_kernel(
+                (programs, batch),
+                (
+                    scores,
+                    class_gradients[level] if class_gradients else scores,
+                    preds,
+                    soft,
+                    points,
+                    boxes,
+                    labels,
+                    index,
+                    *of_points,
+                    scale,
+                    weights,
+                    parts,
+                ),
+                (
+                    *scores.stride(),
+                    *preds.stride(),
+                    *soft.stride(),
+                    start,
+                    rows,
+                    scores.shape[3],
+                    classes,
+                    num_points,
+                    num_boxes,
+                    alpha,
+                    gamma,
+                    temperature,
+                    margin,
+                ),
+                (
+                    class_kind,
+                    box_kind,
+                    gamma == 2,
+                    bins,
+                    quality is not None,
+                    weight is not None,
+                    bool(soft_targets),
+                    region is not None,
+                    bool(class_gradients),
+                    BLOCK,
+                    min(128, next_power_of_2(classes)),
+                    next_power_of_2(bins),
+                ),
+            )
+        columns.append(parts.to(torch.float64).sum((0, 1)))
+        start += rows
     losses = torch.stack(columns, 1)
     return losses if cls_scores[0].dtype == torch.float64 else losses.to(torch.float32), weights

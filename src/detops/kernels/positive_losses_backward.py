@@ -1,27 +1,19 @@
 """`positive_losses_backward` in Triton: a program per run of points, which recomputes those that have a box."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
+from detops.kernels._launch import cdiv, kernel, next_power_of_2
 
 BLOCK = 32  # points per program
 
 
-@triton.jit
+@kernel(tensors=9, num_warps=1)
 def gradient_kernel(
     preds,  # (B, 4 * BINS, H, W)
-    preds_b,
-    preds_c,
-    preds_y,
-    preds_x,
     soft,  # (B, 4 * BINS, H, W)
-    soft_b,
-    soft_c,
-    soft_y,
-    soft_x,
     gradient,  # (B, 4 * BINS, H, W) contiguous zeros
     points,  # (A, 3)
     boxes,  # (B, N, 4)
@@ -29,6 +21,14 @@ def gradient_kernel(
     weight,  # (B, A)
     region,  # (B, A)
     factors,  # (4, L)
+    preds_b,
+    preds_c,
+    preds_y,
+    preds_x,
+    soft_b,
+    soft_c,
+    soft_y,
+    soft_x,
     level,
     L,
     start,
@@ -97,20 +97,31 @@ def positive_losses_backward(
     """
     (batch, num_points), num_boxes, bins = index.shape, boxes.shape[1], bbox_preds[0].shape[1] // 4
     points, boxes, factors = (t.to(torch.float32).contiguous() for t in (points, boxes, factors))
+    index = index.contiguous()
     gradients, start = [], 0
-    with torch.cuda.device_of(index):
-        for level, preds in enumerate(bbox_preds):
-            gradient = torch.zeros_like(preds, memory_format=torch.contiguous_format)
-            rows = preds.shape[2] * preds.shape[3]
-            soft = soft_targets[level] if soft_targets else preds
-            if batch and rows:
-                gradient_kernel[(triton.cdiv(rows, BLOCK), batch)](
-                    preds, *preds.stride(), soft, *soft.stride(), gradient, points, boxes, index.contiguous(), weight,
-                    weight if region is None else region, factors, level, len(bbox_preds), start, rows,
-                    preds.shape[3], num_points, num_boxes, temperature, margin, BOX_KIND=box_kind, BINS=bins,
-                    HAS_SOFT=bool(soft_targets), HAS_REGION=region is not None, BLOCK=BLOCK,
-                    BLOCK_J=triton.next_power_of_2(bins), num_warps=1,
-                )  # fmt: skip
-            gradients.append(gradient)
-            start += rows
+    for level, preds in enumerate(bbox_preds):
+        gradient = torch.zeros_like(preds, memory_format=torch.contiguous_format)
+        rows = preds.shape[2] * preds.shape[3]
+        soft = soft_targets[level] if soft_targets else preds
+        if batch and rows:
+            gradient_kernel(
+                (cdiv(rows, BLOCK), batch),
+                (preds, soft, gradient, points, boxes, index, weight, weight if region is None else region, factors),
+                (
+                    *preds.stride(),
+                    *soft.stride(),
+                    level,
+                    len(bbox_preds),
+                    start,
+                    rows,
+                    preds.shape[3],
+                    num_points,
+                    num_boxes,
+                    temperature,
+                    margin,
+                ),
+                (box_kind, bins, bool(soft_targets), region is not None, BLOCK, next_power_of_2(bins)),
+            )
+        gradients.append(gradient)
+        start += rows
     return gradients

@@ -10,8 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = {"BLOCK_H": 8, "BLOCK_W": 128}
-NUM_WARPS = 4
+from detops.kernels._launch import cdiv, kernel
+
+TILE = (2, 128)  # rows and columns of the batch
 FIELDS = tl.constexpr(8)  # per row of the table
 
 
@@ -29,7 +30,7 @@ def tent(pixel, center, size, resized, reach):
     return tl.where(pixel < size, weight, 0).to(tl.float32)
 
 
-@triton.jit
+@kernel(tensors=2, specialize=("width",))
 def resize_kernel(
     batch,  # (B, 3, height, width), contiguous
     table,  # (B, FIELDS) int64: address, strides of channel, row and column, size, resized size
@@ -127,16 +128,10 @@ def resize_normalize_pad(
     rows = [_row(image, *sizes[2 * b : 2 * b + 2], reverse_channels) for b, image in enumerate(images)]
     # Copied from pinned memory, so that the host does not wait.
     table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
-    with torch.cuda.device_of(batch):
-        resize_kernel[(triton.cdiv(width, TILE["BLOCK_W"]), triton.cdiv(height, TILE["BLOCK_H"]), len(images))](
-            batch,
-            table,
-            height,
-            width,
-            *(1 / s for s in std),
-            *(-m / s for m, s in zip(mean, std, strict=True)),
-            ANTIALIAS=antialias,
-            num_warps=NUM_WARPS,
-            **TILE,
-        )
+    resize_kernel(
+        (cdiv(width, TILE[1]), cdiv(height, TILE[0]), len(images)),
+        (batch, table),
+        (height, width, *(1 / s for s in std), *(-m / s for m, s in zip(mean, std, strict=True))),
+        (antialias, *TILE),
+    )
     return batch

@@ -6,17 +6,18 @@ So the usual backward pass costs one launch and no memory traffic, and the host 
 from itertools import accumulate
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.kernels._launch import cdiv, kernel
+
 BLOCK = 4096
-NUM_WARPS = 8
 
 
-@triton.jit
-def scale_kernel(gradient, factor, count, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
+@kernel(tensors=2, specialize=("count",), num_warps=8)
+def scale_kernel(gradient, factor, count, DOUBLE: tl.constexpr, BLOCK: tl.constexpr):
     """Scale one block."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     f = tl.load(factor).to(COMPUTE)
     if f != 1.0:
         index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -24,11 +25,12 @@ def scale_kernel(gradient, factor, count, COMPUTE: tl.constexpr, BLOCK: tl.const
         tl.store(gradient + index, (g * f).to(gradient.dtype.element_ty), mask=index < count)
 
 
-@triton.jit
+@kernel(tensors=2, specialize=("count",), num_warps=8)
 def scale_columns_kernel(
-    gradient, factors, count, width, end_0, end_1, end_2, K: tl.constexpr, COMPUTE: tl.constexpr, BLOCK: tl.constexpr
+    gradient, factors, count, width, end_0, end_1, end_2, K: tl.constexpr, DOUBLE: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Scale one block by a factor for each of up to four groups of columns."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     f_0 = tl.load(factors).to(COMPUTE)
     f_1 = tl.load(factors + 1).to(COMPUTE) if K > 1 else f_0
     f_2 = tl.load(factors + 2).to(COMPUTE) if K > 2 else f_1
@@ -49,17 +51,14 @@ def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None 
     """
     if gradient.numel() == 0:
         return
-    grid = (triton.cdiv(gradient.numel(), BLOCK),)
-    compute = tl.float64 if gradient.dtype == torch.float64 else tl.float32
-    with torch.cuda.device_of(gradient):
-        if columns is None:
-            scale_kernel[grid](gradient, factor, gradient.numel(), COMPUTE=compute, BLOCK=BLOCK, num_warps=NUM_WARPS)
-            return
-        if len(columns) > 4:
-            raise ValueError(f"columns: expected at most 4 groups, got {len(columns)}")
-        ends = [*accumulate(columns)][:-1]
-        ends += [gradient.shape[-1]] * (3 - len(ends))
-        scale_columns_kernel[grid](
-            gradient, factor.contiguous(), gradient.numel(), gradient.shape[-1], *ends, K=len(columns),
-            COMPUTE=compute, BLOCK=BLOCK, num_warps=NUM_WARPS,
-        )  # fmt: skip
+    count, double = gradient.numel(), gradient.dtype == torch.float64
+    grid = (cdiv(count, BLOCK),)
+    if columns is None:
+        scale_kernel(grid, (gradient, factor), (count,), (double, BLOCK))
+        return
+    if len(columns) > 4:
+        raise ValueError(f"columns: expected at most 4 groups, got {len(columns)}")
+    width = gradient.shape[-1]
+    ends = [*accumulate(columns)][:-1]
+    ends += [width] * (3 - len(ends))
+    scale_columns_kernel(grid, (gradient, factor.contiguous()), (count, width, *ends), (len(columns), double, BLOCK))

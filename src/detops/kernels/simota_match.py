@@ -11,10 +11,12 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._boxes import overlap
+from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
 from detops.ragged.padded import exists
 
 BLOCK_CELLS = 256  # cells per step of a program that picks
 BLOCK_TILE = 32  # cells per program that sums over classes or resolves contests
+BLOCK_CLASSES = 16  # classes of a step of the former; with 128 it takes four times the registers
 NEVER = tl.constexpr(2**63 - 1)
 INDEX_BITS = tl.constexpr(29)
 INDEX_MASK = tl.constexpr(2**29 - 1)
@@ -75,17 +77,17 @@ def _rank(best, cost, index):
     return (worse << 62) | (ordered << INDEX_BITS) | index.to(tl.int64)
 
 
-@triton.jit
+@kernel(tensors=6, specialize=("stride_c",))
 def cells_kernel(
     logits,  # one level, (B, R, C)
-    stride_b,
-    stride_r,
-    stride_c,
     objectness,  # (B, A)
     cells,  # (A, 3)
     boxes,  # (B, N, 8): cx, cy, x1, y1, x2, y2, area, label or -1
     candidate,  # (B, A) uint8
     total,  # (B, A)
+    stride_b,
+    stride_r,
+    stride_c,
     start,
     R,
     C,
@@ -129,14 +131,9 @@ def cells_kernel(
         tl.store(total + b * A + a, cost, mask=inside)
 
 
-@triton.jit
+@kernel(tensors=10)
 def pick_kernel(
     levels,  # a tuple: each level's (B, R, C)
-    strides_b,
-    strides_r,
-    strides_c,
-    starts,  # a tuple: the first cell of each level
-    rows,  # a tuple: the number of cells of each level
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
@@ -146,6 +143,11 @@ def pick_kernel(
     present,  # (B, N) uint8: boxes with own candidates
     times,  # (B, A) int32: how many boxes picked a cell
     taken,  # (B, A) int64: rank of the cheapest of them
+    strides_b,  # a tuple, as the next four
+    strides_r,
+    strides_c,
+    starts,  # the first cell of each level
+    rows,  # the number of cells of each level
     A,
     N,
     radius,
@@ -208,10 +210,11 @@ def pick_kernel(
             lowest = tl.full((), NEVER, tl.int64)
             place = tl.full((), NEVER, tl.int64)
             for level in tl.static_range(LEVELS):
-                for first in range(0, rows[level], BLOCK):
+                R = plain(rows[level])
+                for first in range(0, R, BLOCK):
                     row = first + lanes
-                    inside = row < rows[level]
-                    a = starts[level] + row
+                    inside = row < R
+                    a = plain(starts[level]) + row
                     x = tl.load(cells + a * 3, mask=inside, other=0.0)
                     y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
                     side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
@@ -221,8 +224,9 @@ def pick_kernel(
                         allowed = allowed & own
                     allowed = allowed & (best.to(tl.int32) + others > 0)
                     if tl.max(allowed.to(tl.int32), 0) > 0:
-                        logit = levels[level] + b * strides_b[level] + row.to(tl.int64) * strides_r[level]
-                        logit += label.to(tl.int64) * strides_c[level]
+                        logit = levels[level] + b * plain(strides_b[level])
+                        logit += row.to(tl.int64) * plain(strides_r[level])
+                        logit += label.to(tl.int64) * plain(strides_c[level])
                         value = tl.load(logit, mask=allowed, other=0.0).to(tl.float32)
                         o = tl.load(objectness + b * A + a, mask=allowed, other=0.0)
                         log_p, log_q = _log_terms(value, o)
@@ -244,12 +248,9 @@ def pick_kernel(
                 tl.atomic_min(taken + at, place)
 
 
-@triton.jit
+@kernel(tensors=10, num_warps=1)
 def resolve_kernel(
     logits,  # one level, (B, R, C)
-    stride_b,
-    stride_r,
-    stride_c,
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
@@ -259,6 +260,9 @@ def resolve_kernel(
     taken,  # (B, A)
     index,  # (B, A) int64
     matched,  # (B, A)
+    stride_b,
+    stride_r,
+    stride_c,
     start,
     R,
     A,
@@ -345,25 +349,36 @@ def simota_match(
     rows = [level.shape[1] for level in class_logits]
     starts = [sum(rows[:i]) for i in range(len(rows))]
     most = min(max(1, int(topk * k_scale)), num_cells)
-    with torch.cuda.device_of(objectness):
-        for level, start, count in zip(class_logits, starts, rows, strict=True):
-            cells_kernel[(triton.cdiv(count, BLOCK_TILE), batch)](
-                level, *level.stride(), scores, cell, boxes, candidate, total, start, count, num_classes, num_cells,
-                num_boxes, radius, CENTER_ONLY=center_only, BLOCK=BLOCK_TILE,
-                BLOCK_C=min(128, triton.next_power_of_2(num_classes)), num_warps=4,
-            )  # fmt: skip
-        pick_kernel[(num_boxes, batch)](
-            tuple(class_logits), *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
-            tuple(starts), tuple(rows), scores, pred, cell, boxes, candidate, total, present, times, taken, num_cells,
-            num_boxes, radius, k_scale, iou_weight, class_weight, LEVELS=len(rows), CENTER_ONLY=center_only,
-            OWN=own_candidates, TOPK=topk, MOST=most, BLOCK=BLOCK_CELLS, num_warps=4,
-        )  # fmt: skip
-        for level, start, count in zip(class_logits, starts, rows, strict=True):
-            resolve_kernel[(triton.cdiv(count, BLOCK_TILE), batch)](
-                level, *level.stride(), scores, pred, cell, boxes, present, times, taken, index, matched, start, count,
-                num_cells, num_boxes, radius, iou_weight, class_weight, CENTER_ONLY=center_only, OWN=own_candidates,
-                BLOCK=BLOCK_TILE, num_warps=1,
-            )  # fmt: skip
+    for level, start, count in zip(class_logits, starts, rows, strict=True):
+        cells_kernel(
+            (cdiv(count, BLOCK_TILE), batch),
+            (level, scores, cell, boxes, candidate, total),
+            (*level.stride(), start, count, num_classes, num_cells, num_boxes, radius),
+            (center_only, BLOCK_TILE, min(BLOCK_CLASSES, next_power_of_2(num_classes))),
+        )
+    pick_kernel(
+        (num_boxes, batch),
+        (tuple(class_logits), scores, pred, cell, boxes, candidate, total, present, times, taken),
+        (
+            *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
+            tuple(starts),
+            tuple(rows),
+            num_cells,
+            num_boxes,
+            radius,
+            k_scale,
+            iou_weight,
+            class_weight,
+        ),
+        (len(rows), center_only, own_candidates, topk, most, BLOCK_CELLS),
+    )
+    for level, start, count in zip(class_logits, starts, rows, strict=True):
+        resolve_kernel(
+            (cdiv(count, BLOCK_TILE), batch),
+            (level, scores, pred, cell, boxes, present, times, taken, index, matched),
+            (*level.stride(), start, count, num_cells, num_boxes, radius, iou_weight, class_weight),
+            (center_only, own_candidates, BLOCK_TILE),
+        )
     return index, matched
 
 

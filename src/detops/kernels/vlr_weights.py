@@ -1,18 +1,17 @@
 """`vlr_weights` in Triton: each program owns a run of anchors of one image, and visits the image's boxes."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._boxes import overlap
+from detops.kernels._launch import cdiv, kernel
 
 BLOCK = 256
-NUM_WARPS = 4
 NEAR = 0.25  # lowest DIoU of an anchor of the region, as a fraction of the box's threshold
 
 
-@triton.jit
+@kernel(tensors=5)
 def region_kernel(
     anchors,  # (A, 4) float32
     boxes,  # (B, N, 4) float32
@@ -65,18 +64,16 @@ def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Ten
     worth = gt_boxes.new_empty(batch, count, dtype=torch.float32)
     if worth.numel() == 0:
         return worth
-    with torch.cuda.device_of(gt_boxes):
-        region_kernel[(batch * triton.cdiv(count, BLOCK),)](
+    region_kernel(
+        (batch * cdiv(count, BLOCK),),
+        (
             anchors.to(torch.float32).contiguous(),
             gt_boxes.to(torch.float32).contiguous(),
             threshold.to(torch.float32).contiguous(),
             worth if valid is None else valid.contiguous().view(torch.uint8),
             worth,
-            count,
-            gt_boxes.shape[1],
-            NEAR,
-            HAS_VALID=valid is not None,
-            BLOCK=BLOCK,
-            num_warps=NUM_WARPS,
-        )
+        ),
+        (count, gt_boxes.shape[1], NEAR),
+        (valid is not None, BLOCK),
+    )
     return worth

@@ -5,25 +5,23 @@ one of them is a positive. Each program writes four sums, which PyTorch adds in 
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
 from detops.kernels._iou_loss import iou_loss, share
+from detops.kernels._launch import cdiv, kernel, next_power_of_2
 from detops.kernels._softplus import softplus
 
 BLOCK = 32  # cells per program
+BLOCK_CLASSES = 16  # classes of a step; with 128 registers are spilled
 LOG_EPS = tl.constexpr(1e-8)
 IGNORED = tl.constexpr(-2)
 
 
-@triton.jit
+@kernel(tensors=10, specialize=("stride_c",))
 def loss_kernel(
     output,  # (B, R, 5 + C)
-    stride_b,
-    stride_r,
-    stride_c,
     gradient,  # (B, R, 5 + C) contiguous
     cells,  # (A, 3)
     boxes,  # (B, N, 4)
@@ -33,6 +31,9 @@ def loss_kernel(
     scale,  # (2,)
     pos_weight,  # (C,)
     parts,  # (programs, 4)
+    stride_b,
+    stride_r,
+    stride_c,
     first_part,
     start,
     R,
@@ -159,24 +160,52 @@ def yolox_loss(
     num_classes = outputs[0].shape[2] - 5
     cell, boxes, matched, factors = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, iou, scale))
     pos_weight = None if class_pos_weight is None else class_pos_weight.to(torch.float32).contiguous()
-    programs = [triton.cdiv(output.shape[1], BLOCK) for output in outputs]
+    programs = [cdiv(output.shape[1], BLOCK) for output in outputs]
     parts = factors.new_zeros(batch * sum(programs), 4)
     gradients = [
         torch.empty_like(output, memory_format=torch.contiguous_format) if with_gradient else output.new_empty(0)
         for output in outputs
     ]
     start = first_part = 0
-    with torch.cuda.device_of(index):
-        for output, gradient, count in zip(outputs, gradients, programs, strict=True):
-            if batch and count:
-                loss_kernel[(count, batch)](
-                    output, *output.stride(), gradient, cell, boxes, gt_labels.contiguous(), index.contiguous(),
-                    matched, factors, factors if pos_weight is None else pos_weight, parts, first_part, start,
-                    output.shape[1], num_classes, num_cells, num_boxes, iou_weight, obj_weight, cls_weight, KIND=kind,
-                    USE_L1=use_l1, HAS_POS_WEIGHT=pos_weight is not None, WITH_GRADIENT=with_gradient, BLOCK=BLOCK,
-                    BLOCK_C=min(128, triton.next_power_of_2(max(num_classes, 1))), num_warps=4,
-                )  # fmt: skip
-            start += output.shape[1]
-            first_part += batch * count
+    labels, index = gt_labels.contiguous(), index.contiguous()
+    for output, gradient, count in zip(outputs, gradients, programs, strict=True):
+        if batch and count:
+            loss_kernel(
+                (count, batch),
+                (
+                    output,
+                    gradient,
+                    cell,
+                    boxes,
+                    labels,
+                    index,
+                    matched,
+                    factors,
+                    factors if pos_weight is None else pos_weight,
+                    parts,
+                ),
+                (
+                    *output.stride(),
+                    first_part,
+                    start,
+                    output.shape[1],
+                    num_classes,
+                    num_cells,
+                    num_boxes,
+                    iou_weight,
+                    obj_weight,
+                    cls_weight,
+                ),
+                (
+                    kind,
+                    use_l1,
+                    pos_weight is not None,
+                    with_gradient,
+                    BLOCK,
+                    min(BLOCK_CLASSES, next_power_of_2(max(num_classes, 1))),
+                ),
+            )
+        start += output.shape[1]
+        first_part += batch * count
     total = parts.to(torch.float64).sum(0)
     return total.to(accumulate_dtype(outputs[0])), gradients

@@ -1,0 +1,162 @@
+"""Launching Triton kernels at a few microseconds of the host's time, where Triton itself takes 10 to 34.
+
+Triton finds the compiled form of a kernel by all its arguments at each launch. Here it is kept under a small key, and
+launched directly. A kernel's parameters are tensors, then numbers, then constants (`tl.constexpr`):
+
+    @kernel(tensors=2, specialize=("W",), num_warps=4)
+    def copy_kernel(source, sink, H, W, BLOCK: tl.constexpr): ...
+
+    copy_kernel((programs,), (source, sink), (height, width), (128,))
+
+Triton compiles a kernel anew for each type of its arguments, for pointers that are not multiples of 16 bytes, and for
+numbers that are 1 or multiples of 16; here the latter holds only for those named in `specialize`, as sizes change from
+step to step. Name the numbers that wide loads follow from, such as the width of a map.
+
+Tensors of all levels go together, as a tuple. Triton always specializes on the numbers in a tuple, which therefore
+reach a kernel in a form that it cannot tell apart, and that `plain` undoes.
+"""
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from triton import knobs
+from triton.compiler import CompiledKernel
+
+_INT32_END = 2**31  # a number from here on is an int64 for Triton
+_REST = ((), (1, 1), (1,), ())  # of a grid, by the number of its axes
+_ON_ROCM = torch.version.hip is not None
+# Both are None in a PyTorch for CPUs alone, where kernels run in Triton's interpreter.
+_current_device = getattr(torch._C, "_cuda_getDevice", None)
+_current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
+
+
+def cdiv(a: int, b: int) -> int:
+    """Quotient, rounded up; on the host `triton.cdiv` takes 2.5 us."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The lowest power of 2 that is at least `n`, which is at least 1."""
+    return 1 << (n - 1).bit_length()
+
+
+@triton.jit
+def plain(value):
+    """A number of a tuple as it was: twice as much and three came, which is odd and not 1."""
+    return (value - 3) >> 1
+
+
+class Kernel:
+    """A Triton kernel, launched by `kernel(grid, tensors, numbers, constants)`.
+
+    Attributes:
+        jit: The kernel as Triton has it.
+    """
+
+    def __init__(
+        self,
+        function: Callable[..., None],
+        tensors: int,
+        specialize: tuple[str, ...],
+        num_warps: int,
+        enable_fp_fusion: bool,
+    ) -> None:
+        parameters = inspect.signature(function).parameters.values()
+        numbers = [p.name for p in parameters if p.annotation is not tl.constexpr][tensors:]
+        self.jit = triton.jit(do_not_specialize=[name for name in numbers if name not in specialize])(function)
+        self.options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
+        self.__doc__ = function.__doc__
+        self._specialized = [numbers.index(name) for name in specialize]
+        self._kept: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+
+    def __call__(
+        self,
+        grid: tuple[int, ...],
+        tensors: tuple[Any, ...],
+        numbers: tuple[Any, ...] = (),
+        constants: tuple[Any, ...] = (),
+    ) -> None:
+        """Launch the kernel on the device of its tensors, in the current stream.
+
+        Args:
+            grid: Number of programs along one to three axes.
+            tensors: The kernel's tensors; where some are tuples of tensors, these come first.
+            numbers: Its numbers; where some are tuples of numbers, these come first.
+            constants: Its constants: bools and numbers, of which a look-up takes no time.
+        """
+        nested = type(tensors[0]) is tuple
+        flat = [*_leaves(tensors)] if nested else tensors
+        single = numbers
+        if numbers and type(numbers[0]) is tuple:
+            numbers = [tuple([2 * n + 3 for n in value]) if type(value) is tuple else value for value in numbers]
+            single = [*_leaves(numbers)]
+        device = flat[0].get_device()
+        if device < 0 or _current_device is None:
+            self.jit[grid](*tensors, *numbers, *constants, **self.options)
+            return
+        if device != _current_device():
+            with torch.cuda.device(device):
+                self(grid, tensors, numbers, constants)
+            return
+        pointers = [tensor.data_ptr() for tensor in flat]
+        bits = 0
+        for pointer in pointers:
+            bits |= pointer
+        key = (
+            device,
+            constants,
+            tuple([pointer & 15 == 0 for pointer in pointers]) if bits & 15 else len(pointers),
+            *[tensor.dtype for tensor in flat],
+            *[numbers[i] for i in self._specialized],
+        )
+        if _ON_ROCM:  # there Triton compiles apart for tensors beyond 2 GB
+            key = (*key, *[tensor.untyped_storage().size() < _INT32_END for tensor in flat])
+        kept = self._kept.get(key)
+        hook = knobs.runtime.launch_enter_hook  # of a profiler
+        ordinary = max(single, default=0) < _INT32_END and False not in [t.is_cuda for t in flat]
+        if kept is None or not ordinary or (hook is not None and getattr(hook, "calls", True)):
+            compiled = self.jit[grid](*tensors, *numbers, *constants, **self.options)
+            if ordinary and isinstance(compiled, CompiledKernel):
+                # The compiled kernel itself, too: it unloads its code when it goes.
+                self._kept[key] = compiled.run, compiled.function, compiled.packed_metadata, compiled
+            return
+        run, function, metadata, _ = kept
+        if nested:
+            following = iter(pointers)
+            pointers = [_like(value, following) for value in tensors]
+        run(
+            *grid, *_REST[len(grid)], _current_stream(device), function, metadata, None, None, None, *pointers,
+            *numbers, *constants,
+        )  # fmt: skip
+
+
+def kernel(
+    *, tensors: int, specialize: tuple[str, ...] = (), num_warps: int = 4, enable_fp_fusion: bool = True
+) -> Callable[[Callable[..., None]], Kernel]:
+    """Make a Triton kernel of a function.
+
+    Args:
+        tensors: How many of its parameters, the first ones, are tensors or tuples of tensors.
+        specialize: Numbers for whose being 1 or a multiple of 16 it is compiled apart.
+        num_warps: Warps per program.
+        enable_fp_fusion: Whether a product and a sum may be rounded together.
+    """
+    return lambda function: Kernel(function, tensors, specialize, num_warps, enable_fp_fusion)
+
+
+def _leaves(nested: Iterable[Any]) -> Iterator[Tensor]:
+    for value in nested:
+        if type(value) is tuple:
+            yield from _leaves(value)
+        else:
+            yield value
+
+
+def _like(value: Any, following: Iterator[int]) -> Any:
+    """The pointers of a tensor or a tuple of tensors."""
+    return tuple([_like(item, following) for item in value]) if type(value) is tuple else next(following)

@@ -115,7 +115,7 @@ def _compile(target: Target, op: str, kernel: Kernel) -> str:
     for i, parameter in enumerate(function.jit.params):
         kinds = types[parameter.name]
         for place, kind in [((i,), kinds)] if isinstance(kinds, str) else [((i, j), k) for j, k in enumerate(kinds)]:
-            if kind.startswith("*"):
+            if kind.startswith("*") and not parameter.do_not_specialize_on_alignment:
                 aligned[place] = backend.parse_attr("DS" if target[0] == "hip" else "D")
             elif kind.startswith("i") and not parameter.do_not_specialize and isinstance(kinds, str):
                 aligned[place] = backend.parse_attr("D")

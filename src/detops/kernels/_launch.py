@@ -63,12 +63,16 @@ class Kernel:
         function: Callable[..., None],
         tensors: int,
         specialize: tuple[str, ...],
+        scalars: tuple[str, ...],
         num_warps: int,
         enable_fp_fusion: bool,
     ) -> None:
         parameters = inspect.signature(function).parameters.values()
         numbers = [p.name for p in parameters if p.annotation is not tl.constexpr][tensors:]
-        self.jit = triton.jit(do_not_specialize=[name for name in numbers if name not in specialize])(function)
+        self.jit = triton.jit(
+            do_not_specialize=[name for name in numbers if name not in specialize],
+            do_not_specialize_on_alignment=scalars,
+        )(function)
         self.options = {"num_warps": num_warps, "enable_fp_fusion": enable_fp_fusion}
         self.__doc__ = function.__doc__
         self._specialized = [numbers.index(name) for name in specialize]
@@ -136,17 +140,23 @@ class Kernel:
 
 
 def kernel(
-    *, tensors: int, specialize: tuple[str, ...] = (), num_warps: int = 4, enable_fp_fusion: bool = True
+    *,
+    tensors: int,
+    specialize: tuple[str, ...] = (),
+    scalars: tuple[str, ...] = (),
+    num_warps: int = 4,
+    enable_fp_fusion: bool = True,
 ) -> Callable[[Callable[..., None]], Kernel]:
     """Make a Triton kernel of a function.
 
     Args:
         tensors: How many of its parameters, the first ones, are tensors or tuples of tensors.
         specialize: Numbers for whose being 1 or a multiple of 16 it is compiled apart.
+        scalars: Tensors of which only single numbers are read, so that it is not compiled apart for their address.
         num_warps: Warps per program.
         enable_fp_fusion: Whether a product and a sum may be rounded together.
     """
-    return lambda function: Kernel(function, tensors, specialize, num_warps, enable_fp_fusion)
+    return lambda function: Kernel(function, tensors, specialize, scalars, num_warps, enable_fp_fusion)
 
 
 def _leaves(nested: Iterable[Any]) -> Iterator[Tensor]:

@@ -47,7 +47,7 @@ def cells(
     return scale * cost + poison, tl.where(positive, -g, g)
 
 
-@kernel(tensors=5, specialize=("count",), num_warps=8)
+@kernel(tensors=5, specialize=("count",), scalars=("scale",), num_warps=8)
 def loss_kernel(
     logits,  # (count,)
     target,  # (count,)

@@ -17,7 +17,7 @@ TILE = (8, 64)  # rows and columns of a map
 BLOCK_N = 64  # boxes at once
 
 
-@kernel(tensors=9, specialize=("W",))
+@kernel(tensors=9, specialize=("W",), scalars=("scale",))
 def loss_kernel(
     logits,  # (B, C, H, W), contiguous like all that follow
     centers,  # (B, N, 2)

@@ -14,7 +14,7 @@ from detops.kernels._launch import cdiv, kernel
 BLOCK = 4096
 
 
-@kernel(tensors=2, specialize=("count",), num_warps=8)
+@kernel(tensors=2, specialize=("count",), scalars=("factor",), num_warps=8)
 def scale_kernel(gradient, factor, count, DOUBLE: tl.constexpr, BLOCK: tl.constexpr):
     """Scale one block."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -25,7 +25,7 @@ def scale_kernel(gradient, factor, count, DOUBLE: tl.constexpr, BLOCK: tl.conste
         tl.store(gradient + index, (g * f).to(gradient.dtype.element_ty), mask=index < count)
 
 
-@kernel(tensors=2, specialize=("count",), num_warps=8)
+@kernel(tensors=2, specialize=("count",), scalars=("factors",), num_warps=8)
 def scale_columns_kernel(
     gradient, factors, count, width, end_0, end_1, end_2, K: tl.constexpr, DOUBLE: tl.constexpr, BLOCK: tl.constexpr
 ):

@@ -1,7 +1,7 @@
-"""Compiling Triton kernels for GPUs that are not there, and what they take of these.
+"""Compiling Triton kernels for GPUs that are not present, and what they take of these.
 
 The test file of each op lists its kernels in `KERNELS`, and test_ahead_of_time.py compiles them all: in one process per
-target, because a process that has chosen the interpreter, as the tests do where there is no GPU, compiles nothing.
+target, because a process that uses the interpreter, as the tests do without a GPU, compiles nothing.
 
     python tests/helpers/ahead_of_time.py > benchmarks/kernel_resources.json
 """
@@ -84,7 +84,7 @@ def assert_compiles(op: str, kernels: Sequence[tuple[Any, ...]], target: Target)
 
 
 def main(target: Target) -> None:
-    """Compile what stands in the standard input, and write a line of JSON per op: its name and how it compiled."""
+    """Compile the kernels named in standard input, and write a line of JSON per op: its name and the outcome."""
     warnings.simplefilter("ignore")
     for op, rows in ast.literal_eval(sys.stdin.read()).items():
         result, resources = "compiled", {}

@@ -1,4 +1,4 @@
-"""Every kernel compiles for every GPU that is meant to run it, here, where there is none, and takes what it took."""
+"""Every kernel compiles for every supported GPU, on a machine without one, and takes what it took."""
 
 import difflib
 import functools
@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
 
 @pytest.fixture(scope="module")
 def compiled() -> Callable[[Target], dict[str, Compiled]]:
-    """How the ops' kernels compile for a target: in one process, started when it is first asked for."""
+    """Compile the ops' kernels for a target, in one process that starts at the first use."""
     return functools.cache(lambda target: ahead_of_time.compile_in_one_process(target, KERNELS))
 
 

@@ -18,15 +18,15 @@ class OnGPU(Tensor):
     """A tensor of the CPU that says it is on a GPU."""
 
     is_cuda = True
-    index = 0
+    number = 0
 
     def get_device(self) -> int:
-        return self.index
+        return self.number
 
 
 def on_gpu(tensor: Tensor, index: int = 0) -> Tensor:
     made = tensor.as_subclass(OnGPU)
-    made.index = index
+    made.number = index
     return made
 
 

@@ -10,6 +10,7 @@ from detops._version import __version__
 from detops.assign.assignment import Assignment
 from detops.assign.atss import atss_assign
 from detops.assign.simota import simota_assign
+from detops.assign.tal import TalRule, tal_assign
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss
 from detops.criteria.ld import LDLoss
@@ -62,6 +63,7 @@ __all__ = [
     "RaggedBatch",
     "StageStats",
     "StageTimer",
+    "TalRule",
     "Teacher",
     "YOLOXLoss",
     "YoloXDetectionLoss",
@@ -96,6 +98,7 @@ __all__ = [
     "preprocess",
     "quality_focal_loss",
     "simota_assign",
+    "tal_assign",
 ]
 
 _MOVED = {"grid_cells": "detops.grid_points"} | {

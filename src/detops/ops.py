@@ -246,6 +246,32 @@ def simota_match(
 
 
 @op()
+def tal_match(
+    class_logits: list[Tensor],
+    pred_boxes: Tensor,
+    points: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    valid: Tensor | None,
+    alpha: float,
+    beta: float,
+    topk: int,
+    ciou: bool,
+    all_points: bool,
+    all_boxes: bool,
+    fallback: bool,
+    margin: float,
+    reach: float,
+    min_side: float,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Find the box that each point is trained on by task alignment, and what its class is trained towards."""
+    shape = pred_boxes.shape[:2]
+    return pred_boxes.new_empty(shape, dtype=torch.int64), pred_boxes.new_empty(shape, dtype=torch.float32)
+
+
+@op()
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
     """Weigh each anchor of LD's localization region by its IoU with the box that it is near."""
     return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)

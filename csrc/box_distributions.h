@@ -112,7 +112,7 @@ struct PositiveInputs {
                     "soft_targets: expected as many levels as bbox_preds has, or none");
     const int64_t channels = bbox_preds[0].size(1);
     batch = bbox_preds[0].size(0), bins = channels / 4;
-    STD_TORCH_CHECK(channels % 4 == 0 && bins >= 2, "bbox_preds: expected 4 * bins channels, at least 8");
+    STD_TORCH_CHECK(channels % 4 == 0 && bins >= 1 && (bins > 1 || soft_targets.empty()), "bbox_preds: expected 4 * bins channels, at least 4");
     for (size_t i = 0; i < bbox_preds.size(); ++i) {
       const Tensor& level = bbox_preds[i];
       STD_TORCH_CHECK(has_shape(level, {batch, channels, -1, -1}) &&
@@ -206,6 +206,10 @@ struct Group {
 
   // Computes the distributions, and their means, which are the distances.
   void distributions() {
+    if (bins == 1) {  // a distance as it is
+      std::copy(raw.begin(), raw.end(), distance);
+      return;
+    }
     softmax(raw.data(), C(1), bins, p.data(), log_sum);
     std::fill(distance, distance + kSides, C(0));
     for (int64_t j = 0; j < bins; ++j) {
@@ -223,6 +227,7 @@ struct Group {
     for (int s = 0; s < 4; ++s) {
       const int i = s * kGroup + k;
       d[s] = distance[i];
+      if (bins == 1) continue;
       exact[i] = std::clamp(s < 2 ? -side[s] : side[s], C(0), static_cast<C>(bins - 1) - static_cast<C>(in.margin));
       const int64_t low = exact[i] > 0 ? std::min(static_cast<int64_t>(exact[i]), bins - 2) : 0;  // 0 for NaN
       const C upper = exact[i] - static_cast<C>(low);

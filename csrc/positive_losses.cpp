@@ -31,9 +31,19 @@ ClassLoss class_loss(int64_t kind, double alpha, double gamma) {
   }
 }
 
+// Where the gradient of a level's class logits is written, in any layout.
+struct GradientMap {
+  void* data;
+  int64_t b, c, y, x;
+
+  int64_t place(int64_t image, int64_t label, int64_t row, int64_t width) const {
+    return image * b + label * c + row / width * y + row % width * x;
+  }
+};
+
 struct Scores {
   std::vector<Map> levels;
-  std::vector<void*> gradients;  // contiguous; or empty
+  std::vector<GradientMap> gradients;  // or empty
   ScalarType type;
   Labels labels;
   std::optional<Reader> quality, weight;  // if given
@@ -79,7 +89,7 @@ template <class C>
 Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<C>& work, float* weights) {
   Sums sums{};
   Group<C>& group = work.group;
-  const int64_t width = in.widths[task.level], size = in.heights[task.level] * width;
+  const int64_t width = in.widths[task.level];
   for_each_group(task, in, [&](const int64_t* rows, int count) {
     group.read(in.preds[task.level], task.b, rows, width, group.raw);
     if (!in.soft.empty()) {
@@ -133,8 +143,8 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
       double gradient;
       sums[0] += scores.scale * correction(x, quality, scores.loss, gradient);
       if (scores.gradients.empty()) continue;
-      const int64_t place = (task.b * scores.classes + labels[k]) * size + rows[k];
-      store(scores.gradients[task.level], scores.type, place, scores.scale * gradient);
+      const GradientMap& sink = scores.gradients[task.level];
+      store(sink.data, scores.type, sink.place(task.b, labels[k], rows[k], width), scores.scale * gradient);
     }
   });
   return sums;
@@ -163,9 +173,10 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
     scores.levels.emplace_back(level);
     if (gradients.empty()) continue;
     STD_TORCH_CHECK(has_shape(gradients[i], {in.batch, classes, in.heights[i], in.widths[i]}) &&
-                        gradients[i].is_contiguous() && gradients[i].scalar_type() == scores.type,
-                    "class_gradients: expected contiguous tensors of the shapes and dtype of cls_scores");
-    scores.gradients.push_back(const_cast<Tensor&>(gradients[i]).mutable_data_ptr());
+                        gradients[i].scalar_type() == scores.type,
+                    "class_gradients: expected tensors of the shapes and dtype of cls_scores");
+    Tensor& t = const_cast<Tensor&>(gradients[i]);
+    scores.gradients.push_back({t.mutable_data_ptr(), t.stride(0), t.stride(1), t.stride(2), t.stride(3)});
   }
   return scores;
 }

@@ -49,6 +49,10 @@ struct Terms {
   DETOPS_CLONES inline void box_gradient(const Group<C>& group, const Terms<C>& f, bool has_box, bool has_teacher, \
                                          C* g) {                                                                      \
     if (!has_box) std::fill(g, g + group.bins * kSides, C(0));                                                        \
+    if (group.bins == 1) {                                                                                            \
+      if (has_box) std::copy(f.box, f.box + kSides, g);                                                               \
+      return;                                                                                                         \
+    }                                                                                                                 \
     for (int64_t j = 0; has_box && j < group.bins; ++j) {                                                             \
       const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                     \
       for (int i = 0; i < kSides; ++i) {                                                                              \

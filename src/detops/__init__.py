@@ -14,6 +14,7 @@ from detops.assign.tal import TalRule, tal_assign
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss
 from detops.criteria.ld import LDLoss
+from detops.criteria.task_aligned import TaskAlignedLoss
 from detops.criteria.teacher import Teacher
 from detops.criteria.yolox import YOLOXLoss
 from detops.decode.centernet import decode_centernet
@@ -64,6 +65,7 @@ __all__ = [
     "StageStats",
     "StageTimer",
     "TalRule",
+    "TaskAlignedLoss",
     "Teacher",
     "YOLOXLoss",
     "YoloXDetectionLoss",

@@ -85,6 +85,12 @@ def atss_match(
     return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32), threshold
 
 
+@op()
+def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
+    """Decode the box that each point predicts, by the distances of its sides or their distributions."""
+    return points.new_empty((bbox_preds[0].shape[0], points.shape[0], 4), dtype=torch.float32)
+
+
 @op(mutates=("heatmap",))
 def draw_gaussians_(
     heatmap: Tensor,

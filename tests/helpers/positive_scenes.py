@@ -34,6 +34,8 @@ def positive_scene(
 
     def maps(channels: int) -> list[Tensor]:
         found = [torch.randn(batch, channels, *shape, generator=g).mul(2).to(dtype) for shape in SHAPES]
+        if bins == 1 and channels == 4:  # distances as they are
+            found = [m.abs() for m in found]
         return [m.contiguous(memory_format=torch.channels_last) for m in found] if channels_last else found
 
     points = torch.cat([
@@ -51,7 +53,7 @@ def positive_scene(
     given, weights = torch.rand(2, batch, len(points), generator=g).where(index >= 0, torch.nan)
     weights = weights.where((weights > 0.2) | (index < 0), 0)
     return dict(
-        cls_scores=maps(classes), bbox_preds=maps(4 * bins), soft_targets=maps(4 * bins) if teacher else [],
+        cls_scores=maps(classes), bbox_preds=maps(4 * bins), soft_targets=maps(4 * bins) if teacher and bins > 1 else [],
         points=points, boxes=truth, labels=torch.randint(0, classes, (batch, boxes), generator=g).to(label_dtype),
         index=index, quality=given if quality else None, weight=weights if weight else None,
         region=in_region if region else None, most=len(points),
@@ -85,7 +87,10 @@ def loss_arguments(
 ) -> tuple[Any, ...]:
     """Return arguments of `positive_losses_`; the gradients that it changes are new each time."""
     g = torch.Generator().manual_seed(0)
-    gradients = [torch.randn(t.shape, generator=g).to(t.dtype) for t in scene["cls_scores"]] if gradient else []
+    gradients = []
+    for t in scene["cls_scores"] if gradient else ():
+        layout = torch.contiguous_format if t.is_contiguous() else torch.channels_last
+        gradients.append(torch.randn(t.shape, generator=g).to(t.dtype).contiguous(memory_format=layout))
     names = ("cls_scores", "bbox_preds", "soft_targets", "points", "boxes", "labels", "index", "quality", "weight",
              "region")  # fmt: skip
     return (gradients, *(scene[name] for name in names), torch.tensor(scale), CLASS_KINDS.index(class_kind),

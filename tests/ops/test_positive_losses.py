@@ -57,7 +57,7 @@ def test_matches_reference(form: Form) -> None:
         batch=st.sampled_from([0, 1, 2]),
         boxes=st.sampled_from([0, 1, 3]),
         classes=st.sampled_from([1, 3, 20]),
-        bins=st.sampled_from([2, 5, 17]),
+        bins=st.sampled_from([1, 2, 5, 17]),
         teacher=st.booleans(),
         region=st.booleans(),
         quality=st.booleans(),
@@ -393,6 +393,7 @@ def test_refuses(change: dict[str, Any]) -> None:
 KERNELS = [
     Kernel("positives_kernel",
            dict(scores="*fp16", scores_b="i64", scores_c="i64", scores_y="i64", scores_x="i64", class_gradient="*fp16",
+                gradient_b="i64", gradient_c="i64", gradient_y="i64", gradient_x="i64",
                 preds="*fp16", preds_b="i64", preds_c="i64", preds_y="i64", preds_x="i64", soft="*fp16", soft_b="i64",
                 soft_c="i64", soft_y="i64", soft_x="i64", points="*fp32", boxes="*fp32", labels="*i64", index="*i64",
                 quality="*fp32", weight="*fp32", region="*fp32", scale="*fp32", weights="*fp32", parts="*fp32",

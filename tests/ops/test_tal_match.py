@@ -46,7 +46,7 @@ def check(form: Form, scene: AlignedScene, rule: TalRule, device: str = "cpu") -
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=60 if form.interpreted else 200, deadline=None)
+    @settings(max_examples=25 if form.interpreted else 120, deadline=None)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([1, 2]),

@@ -36,7 +36,10 @@ def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, 
     s, j = tl.arange(0, 4), tl.arange(0, BLOCK_J)[None, :].to(tl.float32)
     inside = tl.arange(0, BLOCK_J)[None, :] < BINS
     p, log_sum = softmax(raw, BINS, BLOCK_J)
-    distance = tl.sum(p * j, 1)
+    if BINS == 1:  # a distance as it is
+        distance = tl.sum(tl.where(inside, raw, 0.0), 1)
+    else:
+        distance = tl.sum(p * j, 1)
     left, top, right, bottom = _side(distance, 0), _side(distance, 1), _side(distance, 2), _side(distance, 3)
     stride = tl.load(point + 2)
     away = (tl.load(box + s) - tl.load(point + s % 2)) / stride
@@ -52,7 +55,11 @@ def box_losses(raw, point, box, margin, KIND: tl.constexpr, BINS: tl.constexpr, 
     share = tl.maximum(1 - tl.abs(exact[:, None] - j), 0.0)
     poison = tl.where(away == away, 0.0, away)  # tl.minimum and tl.maximum drop a NaN
     dfl = tl.sum(log_sum - tl.sum(share * tl.where(inside, raw, 0.0), 1) + poison, 0)
-    return 1 - plain, loss, dfl, by[:, None] * p * (j - distance[:, None]), p - share
+    by_iou, by_dfl = by[:, None] * p * (j - distance[:, None]), p - share
+    if BINS == 1:
+        by_iou = by[:, None] * p
+        dfl, by_dfl = dfl * 0, by_dfl * 0
+    return 1 - plain, loss, dfl, by_iou, by_dfl
 
 
 @triton.jit

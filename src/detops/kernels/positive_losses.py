@@ -41,7 +41,7 @@ def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
 @kernel(tensors=14, num_warps=1)
 def positives_kernel(
     scores,  # (B, C, H, W)
-    class_gradient,  # (B, C, H, W) contiguous
+    class_gradient,  # (B, C, H, W)
     preds,  # (B, 4 * BINS, H, W)
     soft,  # (B, 4 * BINS, H, W)
     points,  # (A, 3)
@@ -58,6 +58,10 @@ def positives_kernel(
     scores_c,
     scores_y,
     scores_x,
+    gradient_b,
+    gradient_c,
+    gradient_y,
+    gradient_x,
     preds_b,
     preds_c,
     preds_y,
@@ -141,7 +145,7 @@ def positives_kernel(
                 correction, slope = class_loss(logit, q, alpha, gamma, CLASS_KIND, SQUARE)
                 cls_sum += factor * correction
                 if WITH_GRADIENT:
-                    sink = class_gradient + (b * C + label) * R + r
+                    sink = class_gradient + b * gradient_b + label * gradient_c + y * gradient_y + x * gradient_x
                     tl.store(sink, (factor * slope).to(class_gradient.dtype.element_ty))
                 weight_sum += w
                 counts = w != 0
@@ -194,12 +198,13 @@ def positive_losses_(
         programs = cdiv(rows, BLOCK)
         parts = torch.zeros(batch, programs, 6, device=index.device)
         soft = soft_targets[level] if soft_targets else preds
+        gradient = (class_gradients or cls_scores)[level]
         if batch and programs:
             positives_kernel(
                 (programs, batch),
                 (
                     scores,
-                    class_gradients[level] if class_gradients else scores,
+                    gradient,
                     preds,
                     soft,
                     points,
@@ -213,6 +218,7 @@ def positive_losses_(
                 ),
                 (
                     *scores.stride(),
+                    *gradient.stride(),
                     *preds.stride(),
                     *soft.stride(),
                     start,
@@ -238,7 +244,7 @@ def positive_losses_(
                     bool(class_gradients),
                     BLOCK,
                     min(128, next_power_of_2(classes)),
-                    next_power_of_2(bins),
+                    max(next_power_of_2(bins), 2),
                 ),
             )
         columns.append(parts.to(torch.float64).sum((0, 1)))

@@ -120,7 +120,7 @@ def positive_losses_backward(
                     temperature,
                     margin,
                 ),
-                (box_kind, bins, bool(soft_targets), region is not None, BLOCK, next_power_of_2(bins)),
+                (box_kind, bins, bool(soft_targets), region is not None, BLOCK, max(next_power_of_2(bins), 2)),
             )
         gradients.append(gradient)
         start += rows

@@ -38,6 +38,11 @@ class ClassLoss(NamedTuple):
         return factors[self.kind], 0.0 if self.kind == "bce" else self.gamma
 
 
+def in_memory_order(maps: Tensor) -> Tensor:
+    """Return maps (B, C, H, W) as they are if contiguous, else (B, H, W, C), as they may lie in memory."""
+    return maps if maps.is_contiguous() else maps.permute(0, 2, 3, 1)
+
+
 def background_loss(
     logits: Tensor, loss: ClassLoss, *, valid: Tensor | None, scale: Tensor | None, with_gradient: bool
 ) -> tuple[Tensor, Tensor]:
@@ -57,8 +62,15 @@ def background_loss(
         with_gradient: Whether to compute the gradient; if not, an empty tensor is returned for it.
 
     Returns:
-        0-d sum, float64 for float64 logits, else float32; contiguous gradient in the shape and dtype of the logits.
+        0-d sum, float64 for float64 logits, else float32; gradient in the shape and dtype of the logits, contiguous or
+        channels last.
     """
+    if valid is None and not logits.is_contiguous() and in_memory_order(logits).is_contiguous():
+        # A sum over all elements, in whatever order; so none is copied.
+        total, gradient = background_loss(
+            in_memory_order(logits), loss, valid=None, scale=scale, with_gradient=with_gradient
+        )
+        return total, gradient.permute(0, 3, 1, 2) if with_gradient else gradient
     centers, radii = logits.new_empty(len(logits), 0, 2), logits.new_empty(len(logits), 0)
     factor, exponent = loss.background
     return ops.gaussian_focal_loss_from_boxes(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.losses._class_loss import CLASS_KINDS, ClassLoss, background_loss
+from detops.losses._class_loss import CLASS_KINDS, ClassLoss, background_loss, in_memory_order
 from detops.losses._fused import first_order_only, split_scale
 from detops.losses.iou import Kind as BoxKind
 
@@ -213,7 +213,7 @@ class _Losses(torch.autograd.Function):
                 if of_scores is None:
                     of_scores = call.class_part(tensors, True)[2]
                 for gradient, factor in zip(of_scores, upstream[0].unbind(), strict=True):
-                    ops.scale_gradient_(gradient=gradient, factor=factor)
+                    ops.scale_gradient_(gradient=in_memory_order(gradient), factor=factor)
                 gradients[:levels] = of_scores
             if any(ctx.needs_input_grad[2 + levels : 2 + 2 * levels]):
                 gradients[levels : 2 * levels] = call.box_gradients(tensors, weight, upstream[2:])

@@ -69,13 +69,15 @@ def sides_of(raw: Tensor, box: Tensor, kind: int, margin: float) -> Sides:
     """Compute the losses of logits (B, M, 4, bins) against boxes (B, M, 4), as in `Level`; `kind` as in `iou_loss`."""
     last = raw.shape[3] - 1
     p, log_p, bins = raw.softmax(3), raw.log_softmax(3), torch.arange(last + 1, dtype=raw.dtype, device=raw.device)
-    distance = (p * bins).sum(3)
+    distance = (p * bins).sum(3) if last else raw[..., 0]
     low, high = distance[..., :2], distance[..., 2:]
     pred = torch.cat([(high - low) / 2, low + high], -1)
     target = torch.cat([(box[..., :2] + box[..., 2:]) / 2, box[..., 2:] - box[..., :2]], -1)
     loss, by = iou_loss(pred, target, kind)
     iou = 1 - iou_loss(pred, target, PLAIN)[0]
     by = torch.cat([by[..., 2:] - by[..., :2] / 2, by[..., 2:] + by[..., :2] / 2], -1)
+    if last == 0:
+        return Sides(iou, loss, torch.zeros_like(loss), by[..., None], torch.zeros_like(raw))
     exact = torch.cat([-box[..., :2], box[..., 2:]], -1).clamp(0, last - margin)
     share = (1 - (exact[..., None] - bins).abs()).clamp(min=0)  # weights of the two bins beside the target
     dfl = -(share * log_p).sum((2, 3))

@@ -88,8 +88,12 @@ def positive_losses_(
         q = sides.iou if quality is None else quality.to(wide).gather(1, slots)
         correction, slope = class_loss(z.gather(2, label[..., None])[..., 0], q, kind)
         if class_gradients:
-            gradient = class_gradients[i].flatten(1)
-            place = label * preds.shape[2] * preds.shape[3] + level.rows
+            if class_gradients[i].is_contiguous():
+                gradient = class_gradients[i].flatten(1)
+                place = label * preds.shape[2] * preds.shape[3] + level.rows
+            else:  # channels last
+                gradient = class_gradients[i].permute(0, 2, 3, 1).view(len(preds), -1)
+                place = level.rows * z.shape[2] + label
             # Other slots add zeros to elements that may be a positive's. The old value is zeroed first: adding the
             # difference would lose digits of the new value in a short type.
             gradient.scatter_add_(1, place, -gradient.gather(1, place).where(positive, 0))

@@ -46,11 +46,12 @@ def positive_losses_(
         5  row 4 for every point of a region, with the region's weight in place of w
 
     Args:
-        class_gradients: Tensors of the shapes of `cls_scores`, contiguous. The element of a positive's label is set to
-            the derivative of scale * class loss with target q by the logit. Empty to compute no gradient.
+        class_gradients: Tensors of the shapes of `cls_scores`, contiguous or channels last. The element of a positive's
+            label is set to the derivative of scale * class loss with target q by the logit. Empty to compute no gradient.
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: distances to the left, top, right and bottom side are the
-            means of distributions over 0 .. bins - 1 strides.
+            means of distributions over 0 .. bins - 1 strides. With one bin they are the distances themselves, without a
+            distribution focal loss or a teacher.
         soft_targets: A teacher's logits in the shapes of `bbox_preds`; empty without a teacher.
         points: (A, 3): x, y and stride of each point, in pixels.
         boxes: (B, N, 4) xyxy in pixels.
@@ -139,16 +140,18 @@ def box_losses(
 ) -> BoxLosses:
     """Return the losses of the box that a point's logits (4, bins) predict, in units of its stride, relative to it."""
     bins = raw.shape[1]
-    left, top, right, bottom = (raw.softmax(1) * torch.arange(bins)).sum(1)
+    left, top, right, bottom = raw[:, 0] if bins == 1 else (raw.softmax(1) * torch.arange(bins)).sum(1)
     pred = torch.stack([(right - left) / 2, (bottom - top) / 2, left + right, top + bottom])
     x1, y1, x2, y2 = (box - point[:2].repeat(2)) / point[2]
     target = torch.stack([(x1 + x2) / 2, (y1 + y2) / 2, x2 - x1, y2 - y1])
+    loss = iou_loss(pred[None], target[None], BOX_KINDS[kind])[0]
+    iou = 1 - iou_loss(pred[None].detach(), target[None], "iou")[0]
+    if bins == 1:
+        return BoxLosses(iou, loss, 0 * loss, 0 * loss)
     exact = torch.stack([-x1, -y1, x2, y2]).clamp(0, bins - 1 - margin)
     low, log_p = exact.floor().long().clamp(max=bins - 2), raw.log_softmax(1)
     side = torch.arange(4)
     dfl = -((low + 1 - exact) * log_p[side, low] + (exact - low) * log_p[side, low + 1]).sum()
-    loss = iou_loss(pred[None], target[None], BOX_KINDS[kind])[0]
-    iou = 1 - iou_loss(pred[None].detach(), target[None], "iou")[0]
     return BoxLosses(iou, loss, dfl, 0 * dfl if soft is None else distillation(raw, soft, temperature))
 
 

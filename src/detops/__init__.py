@@ -31,6 +31,7 @@ from detops.ground_truth import GroundTruth, collate
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.integrations.super_gradients import YoloXDetectionLoss, YoloXFastDetectionLoss
+from detops.integrations.super_gradients_ppyoloe import PPYoloELoss
 from detops.integrations.torchvision import MaskRCNNPipeline
 from detops.losses.distribution_focal import DistributionFocalLoss, distribution_focal_loss
 from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
@@ -59,6 +60,7 @@ __all__ = [
     "LocalizationDistillationLoss",
     "MaskCrop",
     "MaskRCNNPipeline",
+    "PPYoloELoss",
     "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",

@@ -77,7 +77,9 @@ def decided(scene: AlignedScene, rule: TalRule, margin: float = 2e-4) -> bool:
         for change in (1e-4, -1e-4):
             other = definition.regions(points, boxes, rule.margin + change, numbers(rule)[8] - change, rule.min_side)
             # On the border exactly it is decided, as the numbers are then exact.
-            border = definition.regions(points, boxes, rule.margin + math.copysign(2e-9, change), math.inf, rule.min_side)
+            border = definition.regions(
+                points, boxes, rule.margin + math.copysign(2e-9, change), math.inf, rule.min_side
+            )
             whole = definition.regions(points, boxes, rule.margin, math.inf, rule.min_side)
             if ((other != inside) & ~((border != whole) & (whole == inside))).any():
                 return False

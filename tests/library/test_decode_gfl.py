@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch._subclasses import FakeTensorMode
 
 import detops
+from detops import ops
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
@@ -163,3 +164,16 @@ def test_errors_name_the_argument(change, error, message):
     good = dict(cls_scores=[torch.zeros(1, 1, 2, 2)], bbox_preds=[torch.zeros(1, 8, 2, 2)], strides=[8])
     with pytest.raises(error, match=message):
         detops.decode_gfl(**good | change)
+
+
+def test_points_in_the_middle_of_their_cells_and_plain_distances():
+    """Where the assignment puts the points of a head of four distances, and no suppression: a top-k of scores."""
+    points = detops.grid_points([(2, 3), (1, 1)], (8, 16))
+    scores = [torch.zeros(1, 2, 2, 3), torch.full((1, 2, 1, 1), 1.0)]
+    sides = [torch.full((1, 4, 2, 3), 0.5), torch.tensor([1.0, 2, 0.5, 0]).view(1, 4, 1, 1)]
+    found = detops.decode_gfl(scores, sides, (8, 16), iou_threshold=None, point_offset=0.5, max_detections=14)
+    boxes = ops.decode_distances(sides, points)[0]
+    assert found.boxes[0, :2].tolist() == boxes[6:].tolist() * 2
+    expected = boxes[:6].repeat_interleave(2, 0)
+    torch.testing.assert_close(found.boxes[0, 2:], expected, rtol=0, atol=0)
+    assert found.labels[0].tolist() == [0, 1] * 7

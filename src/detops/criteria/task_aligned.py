@@ -163,9 +163,7 @@ class TaskAlignedLoss(nn.Module):
         """Ground truth, points (A, 3), and which of them exist (B, A), None for all."""
         self._check(cls_scores, bbox_preds)
         first, offset = cls_scores[0], self.point_offset
-        truth = require_ground_truth(
-            targets, self.num_classes, batch=len(first), like=first, like_name="cls_scores"
-        )
+        truth = require_ground_truth(targets, self.num_classes, batch=len(first), like=first, like_name="cls_scores")
         (points,) = self._grids.get(
             cls_scores, lambda sizes, device: (grid_points(sizes, self.strides, device, offset),)
         )

@@ -23,6 +23,7 @@ def decode_gfl(
     iou_threshold: float | None = 0.6,
     max_detections: int = 100,
     candidates: int = 1000,
+    point_offset: float = 0.0,
 ) -> Detections:
     """Decode GFL's maps: each level's best scores, the means of their distributions, suppression within classes.
 
@@ -31,13 +32,16 @@ def decode_gfl(
 
     Args:
         cls_scores: Each level's (B, C, H, W) logits.
-        bbox_preds: Each level's (B, 4 * (reg_max + 1), H, W) logits: left, top, right, bottom.
+        bbox_preds: Each level's (B, 4 * (reg_max + 1), H, W) logits: left, top, right, bottom. With 4 channels they
+            are the distances themselves, in strides.
         strides: Pixels per cell of each level.
         image_sizes: Height and width that each image's boxes are clipped to, (B, 2) or a list; None for no clipping.
         score_threshold: Lowest score of a detection.
         iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
         max_detections: Number of detections per image; if there are fewer, the rest has score 0 and label -1.
         candidates: Number of highest scores per level that suppression considers.
+        point_offset: Where in its cell a point lies, as in `grid_points`: 0 for GFL and TOOD, 0.5 for PP-YOLOE,
+            YOLO-NAS and YOLOv8 to v10. A head trained to predict each box once needs `iou_threshold=None`.
 
     Returns:
         The detections. A box without area, before or after clipping, is dropped.
@@ -60,13 +64,13 @@ def decode_gfl(
     require_maps("cls_scores", cls_scores, cls_scores[0].shape[1], len(strides))
     require_maps("bbox_preds", bbox_preds, None, len(strides), cls_scores, "cls_scores")
     channels = bbox_preds[0].shape[1]
-    if channels < 8 or channels % 4:
+    if channels < 4 or channels % 4:
         raise ValueError(f"bbox_preds: expected 4 * (reg_max + 1) channels, got {channels}")
     require_maps("bbox_preds", bbox_preds, channels, len(strides), cls_scores, "cls_scores")
     strides = require_strides(strides)
     require_options(max_detections, score_threshold, iou_threshold, candidates)
     levels = [
-        _level(scores.detach(), preds.detach(), stride, score_threshold, candidates)
+        _level(scores.detach(), preds.detach(), stride, score_threshold, candidates, point_offset)
         for scores, preds, stride in zip(cls_scores, bbox_preds, strides, strict=True)
     ]
     scores, boxes, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
@@ -79,7 +83,7 @@ def decode_gfl(
 
 
 def _level(
-    scores: Tensor, preds: Tensor, stride: int, score_threshold: float, candidates: int
+    scores: Tensor, preds: Tensor, stride: int, score_threshold: float, candidates: int, point_offset: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return scores (B, K), boxes (B, K, 4) and labels (B, K) of a level; a score of minus infinity marks none."""
     classes, height, width = scores.shape[1:]
@@ -88,8 +92,10 @@ def _level(
     best, chosen = top(probability, min(candidates, probability.shape[1]))
     cell, label = chosen // classes, chosen % classes
     sides = preds.flatten(2).gather(2, cell[:, None].expand(-1, preds.shape[1], -1)).transpose(1, 2)
-    distances = distribution_to_distances(sides.to(torch.float32), preds.shape[1] // 4 - 1) * stride
-    points = grid_points([(height, width)], [stride], scores.device, offset=0.0)[cell]
-    boxes = distances_to_boxes(points[..., :2], distances)
+    distances = sides.to(torch.float32)
+    if preds.shape[1] > 4:
+        distances = distribution_to_distances(distances, preds.shape[1] // 4 - 1)
+    points = grid_points([(height, width)], [stride], scores.device, offset=point_offset)[cell]
+    boxes = distances_to_boxes(points[..., :2], distances * stride)
     finite = boxes.isfinite().all(-1)
     return best.where(finite, -torch.inf), boxes.where(finite[..., None], 0), label

@@ -61,3 +61,11 @@ def overlap_of_first(boxes: Tensor, others: Tensor) -> Tensor:
     high = torch.minimum(boxes[..., :, None, 2:], others[..., None, :, 2:])
     area = (boxes[..., 2:] - boxes[..., :2]).prod(-1)[..., None]
     return ((high - low).clamp(min=0).prod(-1) / area).where(area > 0, 0)
+
+
+def iou_of_pairs(boxes: Tensor, others: Tensor) -> Tensor:
+    """Return (...) the IoU of boxes (..., 4) xyxy and others, pair by pair; 0 where it is not a number."""
+    sides = torch.minimum(boxes[..., 2:], others[..., 2:]) - torch.maximum(boxes[..., :2], others[..., :2])
+    inter = sides.clamp(min=0).prod(-1)
+    area, other_area = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (boxes, others))
+    return (inter / (area + other_area - inter)).nan_to_num(0.0, 0.0, 0.0)

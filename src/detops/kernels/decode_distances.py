@@ -1,25 +1,26 @@
 """`decode_distances` in Triton: a program per run of points of one level and image; one launch for all levels."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
 
 BLOCK = 64  # points per program
 
 
-@triton.jit
+@kernel(tensors=3, num_warps=4)
 def decode_kernel(
     levels,  # a tuple: each level's (B, 4 * BINS, H, W)
-    strides_b,
+    points,  # (A, 3)
+    boxes,  # (B, A, 4)
+    strides_b,  # tuples, of each level
     strides_c,
     strides_y,
     strides_x,
-    starts,  # a tuple: the first point of each level
-    rows,  # a tuple: how many it has
+    starts,  # its first point
+    rows,  # how many it has
     widths,
-    points,  # (A, 3)
-    boxes,  # (B, A, 4)
     A,
     LEVELS: tl.constexpr,
     BINS: tl.constexpr,
@@ -33,16 +34,16 @@ def decode_kernel(
     j = tl.arange(0, BLOCK_J)[None, :]
     for level in tl.static_range(LEVELS):
         if which == level:
-            there = r < rows[level]
+            there = r < plain(rows[level])
             if tl.max(there.to(tl.int32), 0) > 0:
-                a = starts[level] + r
+                a = plain(starts[level]) + r
                 stride = tl.load(points + a * 3 + 2, mask=there, other=0.0)
-                y, x = r // widths[level], r % widths[level]
-                place = levels[level] + b * strides_b[level]
-                place += y.to(tl.int64) * strides_y[level] + x.to(tl.int64) * strides_x[level]
+                y, x = r // plain(widths[level]), r % plain(widths[level])
+                place = levels[level] + b * plain(strides_b[level])
+                place += y.to(tl.int64) * plain(strides_y[level]) + x.to(tl.int64) * plain(strides_x[level])
                 for side in tl.static_range(4):
                     center = tl.load(points + a * 3 + side % 2, mask=there, other=0.0)
-                    at = place[:, None] + (side * BINS + j) * strides_c[level]
+                    at = place[:, None] + (side * BINS + j) * plain(strides_c[level])
                     inside = there[:, None] & (j < BINS)
                     raw = tl.load(at, mask=inside, other=0.0).to(tl.float32)
                     if BINS == 1:
@@ -66,10 +67,11 @@ def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
     rows = tuple(level.shape[2] * level.shape[3] for level in bbox_preds)
     starts = tuple(sum(rows[:i]) for i in range(len(rows)))
     if batch and count:
-        with torch.cuda.device_of(points):
-            decode_kernel[(triton.cdiv(max(rows), BLOCK), batch * len(rows))](
-                tuple(bbox_preds), *(tuple(level.stride(d) for level in bbox_preds) for d in range(4)), starts, rows,
-                tuple(level.shape[3] for level in bbox_preds), points.to(torch.float32).contiguous(), boxes, count,
-                LEVELS=len(rows), BINS=bins, BLOCK=BLOCK, BLOCK_J=max(triton.next_power_of_2(bins), 2), num_warps=4,
-            )  # fmt: skip
+        strides = (tuple(level.stride(d) for level in bbox_preds) for d in range(4))
+        decode_kernel(
+            (cdiv(max(rows), BLOCK), batch * len(rows)),
+            (tuple(bbox_preds), points.to(torch.float32).contiguous(), boxes),
+            (*strides, starts, rows, tuple(level.shape[3] for level in bbox_preds), count),
+            (len(rows), bins, BLOCK, max(next_power_of_2(bins), 2)),
+        )
     return boxes

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detops.kernels._boxes import overlap as areas
 from detops.kernels._iou_loss import _atan_ratio
+from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
 from detops.kernels._softplus import power
 
 BLOCK_TAKE = 256  # points of a step of a program that takes
@@ -90,14 +91,9 @@ def _bits(value):
     return value.to(tl.int32, bitcast=True).to(tl.int64)
 
 
-@triton.jit
+@kernel(tensors=8, num_warps=4)
 def take_kernel(
     levels,  # a tuple: each level's class logits (B, R, C)
-    strides_b,
-    strides_r,
-    strides_c,
-    starts,  # a tuple: the first point of each level
-    rows,  # a tuple: how many it has
     pred,  # (B, A, 4)
     points,  # (A, 3)
     boxes,  # (B, N, 4)
@@ -105,6 +101,11 @@ def take_kernel(
     sizes,  # (B,), not read without HAS_SIZES
     valid,  # (B, A) uint8, not read without HAS_VALID
     state,  # (B, 2 * A + 2 * N) int64 zeros: rank of the best of the boxes that took a point, and their number
+    strides_b,  # tuples, of each level
+    strides_r,
+    strides_c,
+    starts,  # its first point
+    rows,  # how many it has
     A,
     N,
     C,
@@ -138,10 +139,10 @@ def take_kernel(
         worst = tl.full((), 0, tl.int64)
         highest = tl.full((), 0, tl.int64)  # of all points, inside or not
         for level in tl.static_range(LEVELS):
-            for first in range(0, rows[level], BLOCK):
+            for first in range(0, plain(rows[level]), BLOCK):
                 row = first + lanes
-                there = row < rows[level]
-                a = starts[level] + row
+                there = row < plain(rows[level])
+                a = plain(starts[level]) + row
                 inside = _inside(points + a * 3, there, x1, y1, x2, y2, margin, reach, min_side)
                 wanted = inside
                 if ALL_POINTS or FALLBACK:
@@ -150,8 +151,8 @@ def take_kernel(
                     wanted = wanted & (tl.load(valid + b * A + a, mask=wanted, other=0) > 0)
                 if tl.max(wanted.to(tl.int32), 0) > 0:
                     u = _overlap(x1, y1, x2, y2, pred + (b * A + a) * 4, wanted, CIOU)
-                    logit = levels[level] + b * strides_b[level] + row.to(tl.int64) * strides_r[level]
-                    value = tl.load(logit + label * strides_c[level], mask=wanted, other=0.0).to(tl.float32)
+                    logit = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
+                    value = tl.load(logit + label * plain(strides_c[level]), mask=wanted, other=0.0).to(tl.float32)
                     m = _metric(value, u, alpha, beta, ALPHA_1, BETA_6)
                     key = tl.where(wanted & (m > 0), (_bits(m) << 32) | (LOW - a.to(tl.int64)), 0)
                     if FALLBACK:
@@ -181,14 +182,9 @@ def take_kernel(
         tl.atomic_add(at + A, tl.full((BLOCK_K,), 1, tl.int64), mask=taken)
 
 
-@triton.jit
+@kernel(tensors=8, num_warps=2)
 def resolve_kernel(
     levels,
-    strides_b,
-    strides_r,
-    strides_c,
-    starts,
-    rows,
     pred,
     boxes,
     labels,
@@ -196,6 +192,11 @@ def resolve_kernel(
     state,  # (B, 2 * A + 2 * N) int64; its last 2 * N: the highest metric and overlap of each box's points
     index,  # (B, A) int64
     quality,  # (B, A), here the metric
+    strides_b,
+    strides_r,
+    strides_c,
+    starts,
+    rows,
     A,
     N,
     C,
@@ -234,10 +235,10 @@ def resolve_kernel(
     label = tl.load(labels + b * N + winner, mask=found, other=0).to(tl.int64)
     value = tl.zeros((BLOCK,), tl.float32)
     for level in tl.static_range(LEVELS):
-        row = a - starts[level]
-        here = found & (row >= 0) & (row < rows[level])
-        logit = levels[level] + b * strides_b[level] + row.to(tl.int64) * strides_r[level]
-        read = tl.load(logit + label * strides_c[level], mask=here, other=0.0).to(tl.float32)
+        row = a - plain(starts[level])
+        here = found & (row >= 0) & (row < plain(rows[level]))
+        logit = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
+        read = tl.load(logit + label * plain(strides_c[level]), mask=here, other=0.0).to(tl.float32)
         value = tl.where(here, read, value)
     m = tl.where(found, _metric(value, u, alpha, beta, ALPHA_1, BETA_6), 0.0)
     most = state + b * (2 * A + 2 * N) + 2 * A + winner
@@ -247,7 +248,7 @@ def resolve_kernel(
     tl.store(quality + b * A + a, m, mask=there)
 
 
-@triton.jit
+@kernel(tensors=3, num_warps=2)
 def quality_kernel(state, index, quality, A, N, eps, BLOCK: tl.constexpr):
     """Metrics to qualities."""
     b = tl.program_id(1).to(tl.int64)
@@ -295,21 +296,24 @@ def tal_match(
     exists = labels if valid is None else valid.contiguous().view(torch.uint8)
     rows = tuple(level.shape[1] for level in class_logits)
     starts = tuple(sum(rows[:i]) for i in range(len(rows)))
-    levels = (tuple(class_logits), *(tuple(level.stride(d) for level in class_logits) for d in range(3)), starts, rows)
-    options = dict(
-        LEVELS=len(rows), CIOU=ciou, ALPHA_1=alpha == 1, BETA_6=beta == 6, HAS_SIZES=sample_sizes is not None
+    strides = (tuple(level.stride(d) for level in class_logits) for d in range(3))
+    numbers = (*strides, starts, rows, count, num_boxes, num_classes, float(alpha), float(beta))
+    most, flags = min(topk, count), (alpha == 1, beta == 6, sample_sizes is not None)
+    take_kernel(
+        (num_boxes, batch),
+        (tuple(class_logits), pred, point, boxes, labels, sizes, exists, state),
+        (*numbers, float(margin), float(reach), float(min_side)),
+        (
+            len(rows), most, ciou, all_points, fallback, *flags, valid is not None, BLOCK_TAKE,
+            next_power_of_2(most),
+        ),
+    )  # fmt: skip
+    blocks = (cdiv(count, BLOCK_POINTS), batch)
+    resolve_kernel(
+        blocks,
+        (tuple(class_logits), pred, boxes, labels, sizes, state, index, quality),
+        numbers,
+        (len(rows), ciou, all_boxes, *flags, BLOCK_POINTS),
     )
-    blocks = (triton.cdiv(count, BLOCK_POINTS), batch)
-    with torch.cuda.device_of(pred_boxes):
-        take_kernel[(num_boxes, batch)](
-            *levels, pred, point, boxes, labels, sizes, exists, state, count, num_boxes, num_classes, alpha, beta,
-            margin, reach, min_side, **options, TOPK=min(topk, count), ALL_POINTS=all_points, FALLBACK=fallback,
-            HAS_VALID=valid is not None, BLOCK=BLOCK_TAKE, BLOCK_K=triton.next_power_of_2(min(topk, count)),
-            num_warps=4,
-        )  # fmt: skip
-        resolve_kernel[blocks](
-            *levels, pred, boxes, labels, sizes, state, index, quality, count, num_boxes, num_classes, alpha, beta,
-            **options, ALL_BOXES=all_boxes, BLOCK=BLOCK_POINTS, num_warps=2,
-        )  # fmt: skip
-        quality_kernel[blocks](state, index, quality, count, num_boxes, eps, BLOCK=BLOCK_POINTS, num_warps=2)
+    quality_kernel(blocks, (state, index, quality), (count, num_boxes, float(eps)), (BLOCK_POINTS,))
     return index, quality

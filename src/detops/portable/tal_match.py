@@ -82,7 +82,9 @@ def tal_match(
     m = _metric(_logits_at(class_logits, gt_labels.gather(1, index)), u, alpha, beta)
     u, m = u.where(found, 0), m.where(found, 0)
     most = torch.zeros(2, batch, boxes, device=device)
-    most = most.scatter_reduce(2, index.expand(2, -1, -1), torch.stack([m, u]), "amax").gather(2, index.expand(2, -1, -1))
+    most = most.scatter_reduce(2, index.expand(2, -1, -1), torch.stack([m, u]), "amax").gather(
+        2, index.expand(2, -1, -1)
+    )
     return index.where(found, -1), (m / (most[0] + eps) * most[1]).where(found, 0)
 
 

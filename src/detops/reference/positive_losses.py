@@ -47,7 +47,8 @@ def positive_losses_(
 
     Args:
         class_gradients: Tensors of the shapes of `cls_scores`, contiguous or channels last. The element of a positive's
-            label is set to the derivative of scale * class loss with target q by the logit. Empty to compute no gradient.
+            label is set to the derivative of scale * class loss with target q by the logit. Empty to compute no
+            gradient.
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: distances to the left, top, right and bottom side are the
             means of distributions over 0 .. bins - 1 strides. With one bin they are the distances themselves, without a

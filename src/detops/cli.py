@@ -156,7 +156,9 @@ def train(
     val_annotations: Annotated[Path | None, data_option(help="COCO annotations to evaluate on.")] = None,
     val_images: Annotated[Path | None, data_option(help="Folder of the images to evaluate on.")] = None,
     strict: Annotated[bool, data_option("--strict", help="Stop if an annotation or image is invalid.")] = False,
-    detector: Annotated[str, network_option(help="Kind of detector: centernet, yolox, gfl or ld.")] = "centernet",
+    detector: Annotated[
+        str, network_option(help="Kind of detector: centernet, yolox, gfl, ld, tal or tal-once.")
+    ] = "centernet",
     model: Annotated[
         str, network_option(help='"compact", or module:function that returns a torch.nn.Module.')
     ] = "compact",

@@ -447,3 +447,26 @@ def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
     assert less < objectness
     assert parts(boxes[:1], [1], boxes[1:]) == [box, less, classes]
     assert parts(boxes, [1, 0], none) != alone
+
+
+@pytest.mark.slow
+def test_task_aligned_heads_train_together_and_decode_apart(tmp_path: Path, folder: Path) -> None:
+    """From one seed both kinds have the same weights and losses; they differ in what they decode."""
+    scores = {kind: run(tmp_path / kind, folder, detector=kind, epochs=1) for kind in ("tal", "tal-once")}
+    many, once = (weights(tmp_path / kind) for kind in scores)
+    assert many.keys() == once.keys()
+    assert all(torch.equal(many[name], once[name]) for name in many)
+    losses = next(row["losses"] for row in rows(tmp_path / "tal") if "losses" in row)
+    assert len(losses) == 6
+    assert all(value > 0 for value in losses.values())
+    assert {name.removesuffix("_one_to_one") for name in losses} == {"loss_cls", "loss_bbox", "loss_dfl"}
+
+
+@pytest.mark.slow
+def test_task_aligned_detectors_find_what_they_were_shown(tmp_path: Path) -> None:
+    """With suppression and without; four images are memorised."""
+    shapes.generate(tmp_path / "train", images=4, seed=0)
+    shutil.copytree(tmp_path / "train", tmp_path / "val")
+    options: dict[str, Any] = dict(epochs=60, eval_every=60, augmentation=STILL, ema=0.9)
+    for kind in ("tal", "tal-once"):
+        assert run(tmp_path / kind, tmp_path, detector=kind, **options)["AP50"] > 0.3

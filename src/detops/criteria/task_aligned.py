@@ -207,9 +207,9 @@ class TaskAlignedLoss(nn.Module):
         )  # fmt: skip
         parts = level_losses(cls_scores, bbox_preds, match, self.kinds, self.cls_weight / divisor).sum(1)
         distributed = bbox_preds[0].shape[1] > 4
-        factors = [self.bbox_weight, self.dfl_weight / 4] if distributed else [self.bbox_weight]
-        boxes = parts[2 : 2 + len(factors)] * (torch.tensor(factors, dtype=parts.dtype).to(parts.device) / divisor)
-        return torch.cat([parts[:1], boxes])
+        cls, _, box, dfl, *_ = parts.unbind()
+        losses = [cls, box * (self.bbox_weight / divisor)]
+        return torch.stack([*losses, dfl * (self.dfl_weight / 4 / divisor)] if distributed else losses)
 
     def _check(self, cls_scores: Maps, bbox_preds: Maps) -> None:
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))

@@ -12,6 +12,7 @@ from detops import (
     Detections,
     GFLLoss,
     LDLoss,
+    TaskAlignedLoss,
     Teacher,
     YOLOXLoss,
     centernet_targets,
@@ -179,6 +180,49 @@ class LD(GFL):
         return torch.stack(list(parts.values())).sum(), parts
 
 
+class TaskAligned(GFL):
+    """Two heads of class logits and distributions: one of several points per box, decoded with suppression; one of one.
+
+    Args:
+        num_classes: Number of classes.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.criterion = TaskAlignedLoss(
+            num_classes, strides=self.strides, rule="yolov8", class_loss="bce", box_kind="ciou", cls_weight=0.5,
+            bbox_weight=7.5, dfl_weight=1.5,
+        )  # fmt: skip
+
+    def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute the three losses of each head."""
+        parts = self.criterion(outputs[0], outputs[1], batch.targets, one_to_one=(outputs[2], outputs[3]))
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Assignment:
+        """Assign the boxes to the first head."""
+        found: Assignment = self.criterion.assign(outputs[0], outputs[1], batch.targets)
+        return found
+
+    def decode(self, outputs: list[Any], shape: Shape) -> Detections:
+        """Decode the boxes of the first head and suppress duplicates."""
+        return decode_gfl(outputs[0], outputs[1], self.strides, score_threshold=0.001, point_offset=0.5)
+
+    def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
+        """Draw the cells that are assigned now, as bright as what their class is trained towards."""
+        maps, stride, _ = super().picture(outputs, batch, shape)
+        return maps, stride, "Augmented images with the cells assigned to boxes now, as bright as their score target."
+
+
+class TaskAlignedOnce(TaskAligned):
+    """The same, trained alike; decoded from the head of one point per box, without suppression."""
+
+    def decode(self, outputs: list[Any], shape: Shape) -> Detections:
+        """Decode the best scores of the second head."""
+        return decode_gfl(
+            outputs[2], outputs[3], self.strides, score_threshold=0.001, iou_threshold=None, point_offset=0.5
+        )
+
+
 def _assignment_maps(found: Assignment, shapes: list[Shape], num_classes: int) -> Tensor:
     """Draw an assignment on all levels as maps (B, C, h, w) of the finest level, as bright as its quality."""
     maps = torch.zeros(len(found.labels), num_classes, *shapes[0])
@@ -196,7 +240,7 @@ def _assignment_maps(found: Assignment, shapes: list[Shape], num_classes: int) -
 
 
 FAMILIES: dict[str, type[CenterNet] | type[YoloX] | type[GFL]] = {
-    "centernet": CenterNet, "yolox": YoloX, "gfl": GFL, "ld": LD
+    "centernet": CenterNet, "yolox": YoloX, "gfl": GFL, "ld": LD, "tal": TaskAligned, "tal-once": TaskAlignedOnce
 }  # fmt: skip
 
 
@@ -204,7 +248,7 @@ def family(detector: str, num_classes: int, **options: Any) -> Family:
     """Make the kind of detector of this name.
 
     Args:
-        detector: "centernet", "yolox", "gfl" or "ld".
+        detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
         num_classes: Number of classes.
         options: Further arguments of `LD`.
 

@@ -3,7 +3,7 @@
     images (B, 3, H, W) -> features at strides 4, 8, 16, 32 -> merged from coarse to fine
         at stride 4 -> heatmap logits, wh, offset        (CenterNet)
         at strides 8, 16, 32 -> one raw map per level    (YOLOX)
-                             -> class logits, distances  (GFL, LD)
+                             -> class logits, distances  (GFL, LD; twice for the task-aligned ones)
 
 Any module with the same inputs and outputs can replace them: `--model module:function`, where the function is called
 with `num_classes` and `width`.
@@ -231,6 +231,33 @@ class CompactGFL(nn.Module):
         return [classes[0] for classes, _ in found], [boxes[0] for _, boxes in found]
 
 
+class CompactTaskAligned(nn.Module):
+    """Two heads on one backbone: the second, to be decoded without suppression, sees detached features.
+
+    2.5 million parameters at width 32.
+
+    Args:
+        num_classes: Number of classes C.
+        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
+        blocks: Residual blocks at strides 4, 8, 16 and 32.
+    """
+
+    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+        super().__init__()
+        self.many = CompactGFL(num_classes, width, blocks)
+        once = CompactGFL(num_classes, width, blocks).heads
+        once.load_state_dict(self.many.heads.state_dict())
+        self.once = once
+
+    def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
+        """Predict the maps of a batch; of each head those of `CompactGFL.forward`."""
+        levels = self.many.pyramid(self.many.backbone(images)[1:])
+        many = [head(level) for head, level in zip(self.many.heads, levels, strict=True)]
+        once = [head(level.detach()) for head, level in zip(self.once, levels, strict=True)]
+        first, second = [classes[0] for classes, _ in many], [boxes[0] for _, boxes in many]
+        return first, second, [classes[0] for classes, _ in once], [boxes[0] for _, boxes in once]
+
+
 def _head(channels: int, out: int, bias: float) -> nn.Sequential:
     last = nn.Conv2d(channels, out, 1)
     last.bias = nn.Parameter(torch.full((out,), bias))
@@ -243,16 +270,18 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
     Args:
         model: "compact", or "module:function" (or a class), which may be in the current folder and is called with
             `num_classes` and `width`. The module that it returns takes and returns the same as `CompactNet.forward`
-            (at any stride), for YOLOX as `CompactYoloX.forward`, for GFL and LD as `CompactGFL.forward`.
+            (at any stride), for YOLOX as `CompactYoloX.forward`, for GFL and LD as `CompactGFL.forward`, for the
+            task-aligned ones as `CompactTaskAligned.forward`.
         num_classes: Number of classes.
         width: Width of the network, whatever the function takes it to mean.
-        detector: "centernet", "yolox", "gfl" or "ld".
+        detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
 
     Raises:
         ValueError: There is no such detector or function, or the function does not return a module.
     """
-    compact: dict[str, type[CompactNet] | type[CompactYoloX] | type[CompactGFL]] = {
-        "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL
+    compact: dict[str, type[CompactNet] | type[CompactYoloX] | type[CompactGFL] | type[CompactTaskAligned]] = {
+        "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL,
+        "tal": CompactTaskAligned, "tal-once": CompactTaskAligned,
     }  # fmt: skip
     if detector not in compact:
         raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")

@@ -49,7 +49,7 @@ class Network:
     """The network that is trained.
 
     Attributes:
-        detector: Kind of detector: "centernet", "yolox", "gfl" or "ld".
+        detector: Kind of detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
         model: "compact", or "module:function" (see `models.build`).
         width: Width of the network, in channels at stride 4.
         size: (height, width) that images are resized to fit into.

@@ -5,50 +5,10 @@
 // by a division and then decided by the arithmetic of paste_masks. So a column costs as much as the mask has rows,
 // however high the box is.
 #include "mask_sampling.h"
-
-#include <cstring>
+#include "run_lengths.h"
 
 namespace detops {
 namespace {
-
-// Takes the positions at which a mask changes, in order, and keeps its run lengths: as COCO's compressed string or as
-// int32.
-class Runs {
- public:
-  explicit Runs(bool compress) : compress_(compress) {}
-
-  void change(int64_t position) {
-    const int64_t run = position - last_;
-    last_ = position;
-    if (compress_) {
-      put(count_ > 2 ? run - before_[count_ & 1] : run);  // from the fourth on, minus the last run of its kind
-      before_[count_ & 1] = run;
-    } else {
-      const int32_t value = static_cast<int32_t>(run);
-      const size_t end = bytes.size();
-      bytes.resize(end + sizeof(value));
-      std::memcpy(bytes.data() + end, &value, sizeof(value));
-    }
-    ++count_;
-  }
-
-  std::vector<uint8_t> bytes;
-
- private:
-  // Groups of five bits, the lowest first; the fifth is the sign if no group follows, and a sixth bit is set if one
-  // does.
-  void put(int64_t value) {
-    for (bool more = true; more;) {
-      uint8_t group = value & 31;
-      value >>= 5;
-      more = value != ((group & 16) ? -1 : 0);
-      bytes.push_back(48 + (group | (more ? 32 : 0)));
-    }
-  }
-
-  bool compress_;
-  int64_t last_ = 0, count_ = 0, before_[2] = {0, 0};
-};
 
 // The rows of an image that lie between the same two rows of a mask.
 struct Pieces {
@@ -154,24 +114,7 @@ std::tuple<Tensor, Tensor> masks_to_rle(const Tensor masks, const Tensor boxes, 
   check_masks(masks, boxes, height, width, threshold);
   const Masks input(masks, boxes);
   const Tracer tracer(input, height, width, static_cast<float>(threshold));
-  std::vector<Runs> runs(input.count, Runs(compress));
-  torch::stable::parallel_for(0, input.count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t n = begin; n < end; ++n) tracer(n, runs[n]);
-  });
-  Tensor offsets = torch::stable::new_empty(masks, {input.count + 1}, ScalarType::Long);
-  int64_t* offset = static_cast<int64_t*>(offsets.mutable_data_ptr());
-  const int64_t item = compress ? 1 : sizeof(int32_t);
-  offset[0] = 0;
-  for (int64_t n = 0; n < input.count; ++n) {
-    offset[n + 1] = offset[n] + static_cast<int64_t>(runs[n].bytes.size()) / item;
-  }
-  Tensor counts =
-      torch::stable::new_empty(masks, {offset[input.count]}, compress ? ScalarType::Byte : ScalarType::Int);
-  char* out = static_cast<char*>(counts.mutable_data_ptr());
-  for (int64_t n = 0; n < input.count; ++n) {
-    if (!runs[n].bytes.empty()) std::memcpy(out + offset[n] * item, runs[n].bytes.data(), runs[n].bytes.size());
-  }
-  return {counts, offsets};
+  return traced(masks, input.count, compress, tracer);
 }
 
 }  // namespace

@@ -29,11 +29,12 @@ _library = torch.library.Library("detops", "DEF")
 _has_triton = importlib.util.find_spec("triton") is not None
 
 
-def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def op(*, mutates: tuple[str, ...] = (), gpu: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register the op that a function declares, and put the op in the function's place.
 
     Args:
         mutates: Names of the arguments that the op writes into.
+        gpu: The op has a Triton kernel; where it has none, GPUs run the portable form.
     """
 
     def register(declaration: Callable[P, R]) -> Callable[P, R]:
@@ -41,7 +42,7 @@ def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[
         schema = torch.library.infer_schema(declaration, mutates_args=mutates)
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, _lazily("portable", name), "CompositeExplicitAutograd")
-        if _has_triton:
+        if _has_triton and gpu:
             _library.impl(name, _lazily("kernels", name), "CUDA")
         torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
         # The overload looks up keywords one by one (3 us for 13 of them); in a Python function they cost nothing.
@@ -140,6 +141,22 @@ def gaussian_focal_loss_from_boxes(
 
 
 @op()
+def maps_to_rle(
+    maps: Tensor,
+    y: Tensor,
+    x: Tensor,
+    via_y: Tensor | None,
+    via_x: Tensor | None,
+    windows: Tensor | None,
+    threshold: float,
+    compress: bool,
+) -> tuple[Tensor, Tensor]:
+    """Encode low-resolution maps of an image, enlarged and cut at a threshold, as COCO's run lengths."""
+    runs = maps.new_empty(torch.library.get_ctx().new_dynamic_size(), dtype=torch.uint8 if compress else torch.int32)
+    return runs, maps.new_empty(maps.shape[0] + 1, dtype=torch.int64)
+
+
+@op()
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, compress: bool
 ) -> tuple[Tensor, Tensor]:
@@ -222,6 +239,38 @@ def resize_normalize_pad(
 ) -> Tensor:
     """Make one resized, normalised, padded batch of uint8 images of any sizes."""
     return images[0].new_empty((len(images), 3, height, width), dtype=dtype)
+
+
+@op(gpu=False)
+def rle_measures(counts: Tensor, offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+    """Count the pixels of masks, and find the boxes around them, from run lengths."""
+    number = offsets.shape[0] - 1
+    return counts.new_empty(number, dtype=torch.int64), counts.new_empty((number, 4), dtype=torch.int64)
+
+
+@op(gpu=False)
+def rle_overlaps(
+    counts: Tensor, offsets: Tensor, other_counts: Tensor, other_offsets: Tensor, height: int, width: int
+) -> Tensor:
+    """Count the pixels that each mask shares with each of others, from run lengths."""
+    return counts.new_empty((offsets.shape[0] - 1, other_offsets.shape[0] - 1), dtype=torch.int64)
+
+
+@op(gpu=False)
+def rle_to_masks(
+    counts: Tensor,
+    offsets: Tensor,
+    height: int,
+    width: int,
+    x: int,
+    y: int,
+    rows: int,
+    columns: int,
+    packed: bool,
+) -> Tensor:
+    """Make the pixels of a window of the image from run lengths; packed, eight per byte."""
+    shape = (offsets.shape[0] - 1, rows, (columns + 7) // 8 if packed else columns)
+    return counts.new_empty(shape, dtype=torch.uint8 if packed else torch.bool)
 
 
 @op(mutates=("gradient",))

@@ -34,9 +34,14 @@ def masks_to_rle(
     Reference:
         `rleEncode` and `rleToString` of pycocotools' maskApi.c.
     """
+    return run_lengths(list(paste_masks(masks, boxes, height, width, threshold)), compress)
+
+
+def run_lengths(masks: list[Tensor], compress: bool) -> tuple[Tensor, Tensor]:
+    """Count the runs of masks (H, W) bool; as `masks_to_rle` returns them."""
     joined: list[int] = []
     offsets = [0]
-    for mask in paste_masks(masks, boxes, height, width, threshold):
+    for mask in masks:
         runs = [(value, len(list(run))) for value, run in groupby(mask.T.flatten().tolist())]
         counts = [0] if runs[0][0] else []
         counts += [length for _, length in runs]

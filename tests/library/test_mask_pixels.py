@@ -1,7 +1,6 @@
 """The pixels of InstanceMasks: pasting as Detectron2 and torchvision do, crops, RLE, areas and overlaps."""
 
 from dataclasses import replace
-from typing import Any
 
 import loaded_torchvision
 import numpy as np
@@ -12,10 +11,8 @@ from hypothesis import strategies as st
 from mask_scenes import detectron2_values, full_masks, instances, round_masks, torchvision_values
 from PIL import Image
 from pycocotools import mask as coco  # type: ignore[import-untyped]
-from torch import Tensor
 
 from detops import InstanceMasks
-from detops.geometry import run_lengths
 from detops.masks.placement import Mode
 
 usual = st.builds(
@@ -148,19 +145,19 @@ def test_iou_is_that_of_the_pixels(mode: Mode, found: InstanceMasks, seed: int, 
     assert torch.equal(found.iou(other, threshold=threshold), expected)
 
 
-def test_iou_of_many_in_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_iou_of_many() -> None:
     found, other = round_masks(30), round_masks(20, seed=1)
     expected = coco.iou(found.to_rle(), other.to_rle(), [False] * 20)
     assert (expected > 0.1).sum() > 10
     torch.testing.assert_close(found.iou(other), torch.from_numpy(expected).float())
-    whole = run_lengths.intersections
-
-    def in_chunks(first: Any, second: Any, pixels: int, pairs: Tensor) -> Tensor:
-        return whole(first, second, pixels, pairs, chunk=300)
-
-    monkeypatch.setattr(run_lengths, "intersections", in_chunks)
-    torch.testing.assert_close(found.iou(other), torch.from_numpy(expected).float())
     assert torch.equal(found.iou(found).diagonal(), torch.ones(30))
+
+
+def test_packed_pixels() -> None:
+    found = round_masks(5, (37, 61))
+    expected = np.packbits(found.paste().numpy(), axis=2)
+    assert (found.paste(packed=True).numpy() == expected).all()
+    assert (found.paste(2, packed=True).numpy() == expected[2]).all()
 
 
 def test_no_detections() -> None:

@@ -80,5 +80,3 @@ def _extents(masks: tuple[Tensor, Tensor], ends: Tensor) -> tuple[Tensor, Tensor
     last = offsets[1:] - 1 - size % 2  # an odd number of counts ends with zeros
     begin = ends[offsets[:-1]]
     return begin, torch.where(size > 1, ends[last.clamp(min=0)], begin)
-
-

@@ -29,8 +29,8 @@ def maps_to_rle(
 
     Args:
         maps: (N, h, w) numbers; computed in float32.
-        y: (H,) position of each row of the image among the maps' rows, in cells from the centre of the first; ascending,
-            from 0 on.
+        y: (H,) position of each row of the image among the maps' rows, in cells from the centre of the first;
+            ascending, from 0 on.
         x: (W,) position of each column, likewise; H times W is less than 2^31.
         via_y: (H1,) rows of a first resize, whose result takes the place of the maps; None for none.
         via_x: (W1,) its columns.

@@ -46,4 +46,5 @@ def _packed(bits: Tensor) -> Tensor:
     """Pack eight bits of a row into a byte, the first the highest."""
     eights = F.pad(bits, (0, -bits.shape[2] % 8)).unflatten(2, (-1, 8))
     weights = 1 << torch.arange(7, -1, -1, device=bits.device)
-    return (eights * weights.to(torch.uint8)).sum(3, dtype=torch.uint8)
+    total: Tensor = (eights * weights.to(torch.uint8)).sum(3, dtype=torch.uint8)
+    return total

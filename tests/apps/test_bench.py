@@ -18,6 +18,7 @@ from detops.apps.bench import (
     _gfl,
     draw_gaussians,
     gfl,
+    maps_to_rle,
     masks_to_rle,
     paste_masks,
     positive_losses,
@@ -115,6 +116,15 @@ def test_all_sides_paste_the_same(kernel):
     assert pasted.flatten(1).any(1).sum() > 90
     assert torch.equal(pasted, case.baselines["batched PyTorch"]())
     assert (pasted != case.baselines["grid_sample"]()).sum() <= 5
+
+
+def test_all_sides_encode_the_same_maps():
+    case = maps_to_rle.case(40, (120, 160), "cpu", kernel=False)
+    encoded = case.ours()
+    assert len(encoded) == 300
+    assert len({mask["counts"] for mask in encoded}) == 300
+    for baseline in case.baselines.values():
+        assert baseline() == encoded
 
 
 def test_all_sides_encode_the_same():

@@ -12,7 +12,7 @@ RESULTS := benchmarks/results
 # The ops that have a C++ kernel.
 CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
 
-.PHONY: help demo test check lint types docs bench gpu asan clean
+.PHONY: help demo test check lint types docs bench gpu asan fuzz clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -57,6 +57,9 @@ gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/res
 	fi; \
 	$(PYTHON) -m detops.apps.bench --device cuda --skip-tests --out $(RESULTS) || status=1; \
 	exit $$status
+
+fuzz: $(READY) ## give damaged data sets to the commands: make fuzz MINUTES=30
+	$(RUN) tools/fuzz.py $(or $(MINUTES),1)
 
 # Python itself is not built with the sanitizer, so its runtime comes first; Python leaks by design.
 asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan

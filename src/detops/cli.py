@@ -102,6 +102,24 @@ def targets(
 
 
 @app.command()
+def check(
+    annotations: Annotated[Path, typer.Argument(help="COCO annotations, .json or .json.gz.")],
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images, to compare each with its record. By default none is.")
+    ] = None,
+    masks: Annotated[bool, typer.Option("--masks", help="Judge the segmentations too.")] = False,
+    out: Annotated[Path | None, typer.Option(help="Write the report to this HTML page too.")] = None,
+) -> None:
+    """Judge a COCO data set: what is in it, and what would be left out. Exit code 1 if there is anything."""
+    with _reported():
+        from detops.apps import check as job
+
+        good = job.run(annotations, images, masks, out, console)
+    if not good:
+        raise typer.Exit(1)
+
+
+@app.command()
 def demo(
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/demo"),
     images: Annotated[int, typer.Option(help="Number of images to generate.", min=1)] = 200,

@@ -41,7 +41,7 @@ def find_images(
     missing = [row for row, name in enumerate(found) if name is None]
     lost, level = ("have", Level.DOUBTFUL) if keep_all else ("left out,", Level.LEFT_OUT)
     problems.add("image: no file", level, f"images {lost} no file in {folder}", missing, place)
-    if keep_all and len(missing) == len(found):
+    if keep_all and found and len(missing) == len(found):
         raise ValueError(f"images: found none of the {len(found):,} images in {folder}, such as {place(0)}")
     there = [row for row, name in enumerate(found) if name is not None]
     step = 1 if heads is None else max(1, -(-len(there) // heads))
@@ -63,7 +63,10 @@ def find_images(
     )  # fmt: skip
     turned = [row for row, fact in good.items() if fact.turned]
     problems.add(
-        "image: turned", Level.NOTE, f"images{sample} are turned upright, as their EXIF orientation says", turned
+        "image: turned",
+        Level.NOTE,
+        f"images{sample} are turned upright, as their EXIF orientation says, before their size is compared",
+        turned,
     )
     deep = [row for row, fact in good.items() if fact.mode in DEEP]
     problems.add("image: deep", Level.NOTE, f"images{sample} of more than 8 bits per channel are scaled to 8", deep)

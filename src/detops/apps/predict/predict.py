@@ -28,7 +28,7 @@ from detops.apps.predict.pictures import Pictures
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.results import ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.sources import sources
+from detops.apps.predict.sources import sources, unknown
 
 PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
 
@@ -90,6 +90,15 @@ def run(
     predictor = load(torch.device("cpu") if options.ray else device)
     annotations = None if options.annotations is None else coco.read(options.annotations)
     listing = Listing(images)
+    listing.tell(console)
+    if annotations is not None and options.annotations is not None:
+        annotations.problems.tell(console, options.annotations)
+        annotations.require(options.annotations, objects=False)
+        count, first = unknown(sources(listing, annotations.images))
+        if count:
+            warn(
+                console, f"{count:,} images get ids of their own, as {options.annotations} does not name them: {first}"
+            )
     with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
         begin = _first_image(results.count, len(listing), options.batch_size)
         wanted = islice(sources(listing, annotations.images if annotations else ()), begin, None)

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from detops.apps.data.coco import ImageRecord
 from detops.apps.data.images import Size
+from detops.apps.data.problems import quoted
 
 Id = int | str
 
@@ -30,23 +31,47 @@ def sources(paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> Iterat
     Args:
         paths: Paths of the images.
         records: Images of an annotation file; without them, the first image has id 1.
+
+    Raises:
+        ValueError: Two images would have one id, so that each detection would count twice.
     """
     ids = _ids_by_ending(records)
+    given: dict[Id, str] = {}
     highest = max((record.id for record in records if isinstance(record.id, int)), default=0)
     for number, path in enumerate(paths, highest + 1):
         known = (ids[ending] for ending in _endings(path) if ids.get(ending) is not None)
         found = next(known, None)
-        yield Source(path, number if found is None else found)
+        if found is None:
+            yield Source(path, number)
+            continue
+        if found.id in given:
+            raise ValueError(
+                f"annotations: {given[found.id]} and {path} would both be image {quoted(found.id)} of the file"
+            )
+        given[found.id] = path
+        yield Source(path, found.id, (found.width, found.height))
 
 
-def _ids_by_ending(records: Sequence[ImageRecord]) -> dict[str, Id | None]:
-    """Map the ends of file names to ids, and an end that several files share to None."""
-    ids: dict[str, Id | None] = {}
+def unknown(sources: Iterable[Source]) -> tuple[int, str]:
+    """Count the images that no record names, and return the first of them."""
+    count, first = 0, ""
+    for source in sources:
+        if source.recorded is None:
+            count, first = count + 1, first or source.path
+    return count, first
+
+
+def _ids_by_ending(records: Sequence[ImageRecord]) -> dict[str, ImageRecord | None]:
+    """Map the ends of file names to records, and an end that several files share to None."""
+    by_ending: dict[str, ImageRecord | None] = {}
+    whole: dict[str, ImageRecord | None] = {}
     for record in records:
-        for ending in _endings(record.file_name):
-            ids[ending] = None if ending in ids else record.id
-    ids.update({Path(record.file_name).as_posix(): record.id for record in records})
-    return ids
+        name = record.file_name.replace("\\", "/")
+        for ending in _endings(name):
+            by_ending[ending] = None if ending in by_ending else record
+        full = Path(name).as_posix()
+        whole[full] = None if full in whole else record
+    return by_ending | whole
 
 
 def _endings(path: str) -> Iterator[str]:

@@ -22,7 +22,7 @@ from detops.apps.data.dataset import CocoImages, open_annotations
 from detops.apps.data.images import decode, endings, facts
 from detops.apps.data.layouts import find_split, images_of
 from detops.apps.predict.listing import Listing
-from detops.apps.predict.sources import sources, unknown
+from detops.apps.predict.sources import resized, sources, unknown
 
 np = pytest.importorskip("numpy")
 image_module = pytest.importorskip("PIL.Image")
@@ -145,6 +145,27 @@ def test_names_and_ids_are_resolved_or_told(tmp_path: Path) -> None:
     assert "1 images have the file name of an image before" in text
     with pytest.raises(ValueError, match="as --strict asks"):
         opened(path, tmp_path / "images", strict=True)
+
+
+def test_names_in_other_letters_are_found(tmp_path: Path) -> None:
+    data, images = mutations.skeleton(), mutations.write_images(tmp_path / "Images")
+    (images / "0.png").rename(images / "a b.PNG")
+    data["images"][0]["file_name"] = "a%20b.png"
+    (images / "1.png").rename(images / "É.png")
+    data["images"][1]["file_name"] = "e\u0301.PNG".upper()
+    (images / "2.png").rename(images / "C.png")
+    data["images"][2]["file_name"] = "c.png"
+    annotations, _ = opened(save(tmp_path / "a.json", data), images)
+    assert [image.file_name for image in annotations.images] == ["a b.PNG", "É.png", "C.png"]
+    (images / "c.PNG").touch()
+    assert len(opened(tmp_path / "a.json", images)[0].images) == 2  # which of both is meant?
+
+
+def test_predict_tells_where_images_have_another_size(tmp_path: Path) -> None:
+    images = mutations.write_images(tmp_path / "images")
+    records = [coco.ImageRecord(1, "0.png", 48, 64), coco.ImageRecord(2, "1.png", 64, 48)]
+    given = list(sources([str(images / "0.png"), str(images / "1.png"), str(images / "2.png")], records))
+    assert resized(given) == [f"{images / '1.png'} is 64 x 48, recorded as 48 x 64"]
 
 
 def test_results_that_are_none_are_refused_by_row(tmp_path: Path) -> None:

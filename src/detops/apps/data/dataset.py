@@ -91,6 +91,7 @@ class CocoImages(Dataset[Batch]):
         self.annotations, self.folder, self.size, self.strict = annotations, folder, size, strict
         self.shape = padded_shape(size)
         self._console = console
+        self._told = False
         self.kept: Tensor | None = None
         self.broken: set[int] = set()
         if len(self) * 3 * math.prod(self.shape) <= memory_limit:
@@ -115,7 +116,8 @@ class CocoImages(Dataset[Batch]):
     def _decode(self, row: int) -> Tensor:
         record = self.annotations.images[row]
         try:
-            return load_image(self.folder / record.file_name, self.size, (record.width, record.height))[0]
+            recorded = (record.width, record.height)
+            image, size = load_image(self.folder / record.file_name, self.size, recorded)
         except ValueError as error:
             if self.strict:
                 raise
@@ -123,6 +125,13 @@ class CocoImages(Dataset[Batch]):
                 self.broken.add(row)
                 warn(self._console, f"blank instead of {error}")
             return torch.tensor(MEAN).to(torch.uint8)[:, None, None].expand(3, *self.shape)
+        if size != recorded and len(self) > HEADS and not self._told:  # of fewer images, all were compared before
+            self._told = True
+            warn(
+                self._console,
+                f"{record.file_name} has another size than recorded: {size}, not {recorded}; and maybe more",
+            )
+        return image
 
     def __getitem__(self, row: int) -> Batch:
         return self.__getitems__([row])

@@ -5,6 +5,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from urllib.parse import unquote
 
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
 BESIDE = ("annotations.json", "_annotations.coco.json")
@@ -57,8 +58,9 @@ def images_of(annotations: Path) -> Path:
 class Locator:
     """Find recorded images in a folder.
 
-    A name is tried as it is; with slashes for Windows' separators; in both forms of composed letters; and, where no
-    other record has it, by its last part alone.
+    A name is tried as it is; with slashes for Windows' separators; in both forms of composed letters; without the
+    escapes of addresses (%20); where no other record has it, by its last part alone; and in any mixture of capital and
+    small letters, if only one file has it.
 
     Args:
         folder: Folder of the images.
@@ -68,10 +70,27 @@ class Locator:
     def __init__(self, folder: Path, names: Sequence[str]) -> None:
         self._folder, self._names = str(folder), names
         self._counts: Counter[str] | None = None
+        self._listed: dict[str, dict[str, str | None]] = {}
 
     def find(self, name: str) -> str | None:
         """Return the name of the file that a recorded name means, relative to the folder; None if there is none."""
-        return next((one for one in self._candidates(name) if os.path.isfile(os.path.join(self._folder, one))), None)
+        found = next((one for one in self._candidates(name) if os.path.isfile(os.path.join(self._folder, one))), None)
+        return found or next(filter(None, map(self._any_case, self._candidates(name))), None)
+
+    def _any_case(self, name: str) -> str | None:
+        """Return the one file whose name differs by capital letters only."""
+        folder, last = os.path.split(name)
+        if folder not in self._listed:
+            names: dict[str, str | None] = {}
+            try:
+                for one in os.listdir(os.path.join(self._folder, folder)):
+                    names[one.lower()] = None if one.lower() in names else one
+            except (OSError, ValueError):
+                names = {}
+            self._listed[folder] = names
+        found = self._listed[folder].get(last.lower())
+        path = None if found is None else os.path.join(folder, found)
+        return path if path is not None and os.path.isfile(os.path.join(self._folder, path)) else None
 
     def _candidates(self, name: str) -> Iterator[str]:
         yield name
@@ -79,6 +98,7 @@ class Locator:
         yield plain
         for form in ("NFC", "NFD"):
             yield unicodedata.normalize(form, plain)  # type: ignore[arg-type]
+        yield unquote(plain)
         if self._counts is None:
             self._counts = Counter(map(last_part, self._names))
         if self._counts[last_part(name)] <= 1:

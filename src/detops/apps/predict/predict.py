@@ -28,7 +28,7 @@ from detops.apps.predict.pictures import Pictures
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.results import ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.sources import sources, unknown
+from detops.apps.predict.sources import resized, sources, unknown
 
 PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
 
@@ -94,6 +94,9 @@ def run(
     if annotations is not None and options.annotations is not None:
         annotations.problems.tell(console, options.annotations)
         annotations.require(options.annotations, objects=False)
+        other = resized(sources(listing, annotations.images))
+        if other:
+            warn(console, f"{len(other):,} images have another size than {options.annotations} records: {other[0]}")
         count, first = unknown(sources(listing, annotations.images))
         if count:
             warn(

@@ -4,11 +4,14 @@ paths, records of an annotation file -> Source
 """
 
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
 from detops.apps.data.coco import ImageRecord
-from detops.apps.data.images import Size
+from detops.apps.data.compare import HEADS
+from detops.apps.data.images import Size, facts
 from detops.apps.data.problems import quoted
 
 Id = int | str
@@ -50,6 +53,17 @@ def sources(paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> Iterat
             )
         given[found.id] = path
         yield Source(path, found.id, (found.width, found.height))
+
+
+def resized(sources: Iterable[Source], heads: int = HEADS) -> list[str]:
+    """List the first images that have another size than recorded, so that their detections do not fit the records."""
+    found = []
+    for source in islice((one for one in sources if one.recorded is not None), heads):
+        with suppress(ValueError):  # what cannot be read has a line of its own later
+            width, height = facts(source.path, source.recorded).size
+            if source.recorded is not None and (width, height) != source.recorded:
+                found.append(f"{source.path} is {width} x {height}, recorded as {'{} x {}'.format(*source.recorded)}")
+    return found
 
 
 def unknown(sources: Iterable[Source]) -> tuple[int, str]:

@@ -69,13 +69,13 @@ def map_scene(
     grid = via or map_size
     place = nearest_positions if nearest else bilinear_positions
     y, x = (place(0, grid[axis], image_size[axis], CPU) for axis in (0, 1))
-    first = [None if via is None else bilinear_positions(0, map_size[axis], via[axis], CPU) for axis in (0, 1)]
+    via_y, via_x = (None if via is None else bilinear_positions(0, map_size[i], via[i], CPU) for i in (0, 1))
     cuts = None
     if windows:
         size = torch.tensor(image_size[::-1] * 2)
         cuts = (torch.rand(count, 4, generator=g) * 1.4 * size - 0.2 * size).to(torch.int32)
         cuts[:, 2:] = cuts[:, :2] + (torch.rand(count, 2, generator=g) * size[:2] - 2).to(torch.int32)
-    return MapScene(maps.to(dtype), y, x, *first, cuts)
+    return MapScene(maps.to(dtype), y, x, via_y, via_x, cuts)
 
 
 def map_scenes(largest: int = 70) -> st.SearchStrategy[MapScene]:
@@ -119,5 +119,5 @@ def blob_maps(count: int, cells: int, seed: int = 0, share: float = 0.047) -> Te
     y, x = torch.meshgrid(*[(torch.arange(cells) + 0.5) / cells] * 2, indexing="ij")
     center, turn = 0.15 + 0.7 * torch.rand(count, 2, 1, 1, generator=g), 6 * torch.rand(count, 1, 1, generator=g)
     dx, dy = x - center[:, 0], y - center[:, 1]
-    radius = (share / torch.pi) ** 0.5 * (1 + 0.2 * torch.sin(3 * torch.atan2(dy, dx) + turn))
+    radius: Tensor = (share / torch.pi) ** 0.5 * (1 + 0.2 * torch.sin(3 * torch.atan2(dy, dx) + turn))
     return 20 * (radius - torch.hypot(dx, dy))

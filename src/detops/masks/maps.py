@@ -17,11 +17,11 @@ def checked_maps(name: str, maps: Any) -> Tensor:
         TypeError: They are not a floating-point tensor.
         ValueError: They have another shape; in checked mode, one has a value that is not finite.
     """
-    require_tensor(name, maps, FLOATS, "a floating-point tensor")
+    given = require_tensor(name, maps, FLOATS, "a floating-point tensor")
     if maps.dim() != 3 or 0 in maps.shape[1:]:
         raise ValueError(f"{name}: expected shape (N, h, w) with h and w at least 1, got {tuple(maps.shape)}")
     _require_finite(name, maps)
-    return maps.detach()
+    return given.detach()
 
 
 def masks_from_prototypes(
@@ -56,7 +56,7 @@ def masks_from_prototypes(
     _require_finite("coefficients", coefficients)
     _require_finite("prototypes", prototypes)
     with torch.autocast(coefficients.device.type, enabled=False):
-        maps = coefficients.detach().float() @ prototypes.detach().float().flatten(1)
+        maps: Tensor = coefficients.detach().float() @ prototypes.detach().float().flatten(1)
     return (maps if activation is None else maps.sigmoid_()).view(-1, *prototypes.shape[1:])
 
 

@@ -21,7 +21,6 @@ if os.environ.get("DETOPS_EXPLORE") != "1":
 if not torch.cuda.is_available():
     # Read when Triton is imported, which detops does not do by itself.
     os.environ.setdefault("TRITON_INTERPRET", "1")
-os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

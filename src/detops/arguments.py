@@ -1,4 +1,4 @@
-"""Dtypes that are accepted and computed in, and checks of arguments that need no device memory.
+"""Dtypes that are accepted and computed in, checks of arguments that need no device memory, and their way to a device.
 
 Each error names the argument, what came and what is expected.
 """
@@ -78,6 +78,41 @@ def require_device(name: str, value: Tensor, like: Tensor, like_name: str) -> No
     """
     if value.device != like.device:
         raise ValueError(f"{name}: expected a tensor on {like.device}, as {like_name} is, got {value.device}")
+
+
+def sent(name: str, value: Tensor, device: torch.device | str) -> Tensor:
+    """Move what the host has to a device, without the host waiting for it.
+
+    A plain copy of host memory waits for the stream; from pinned memory it need not.
+
+    Args:
+        name: What the caller calls the value.
+        value: A tensor on any device.
+        device: Where to.
+
+    Raises:
+        RuntimeError: A CUDA graph is being captured: its replays would copy what then lies at the freed address.
+    """
+    target = torch.device(device)
+    if value.device.type != "cpu" or target.type == "cpu":
+        return value.to(target)
+    require_no_capture(name, target)
+    if target.type == "cuda" and not torch.compiler.is_compiling():
+        value = value.pin_memory()
+    return value.to(target, non_blocking=True)
+
+
+def require_no_capture(name: str, device: torch.device) -> None:
+    """Check that no CUDA graph is being captured, where a value of the host goes to a device.
+
+    Raises:
+        RuntimeError: One is.
+    """
+    if device.type == "cuda" and torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+        raise RuntimeError(
+            f"{name}: expected nothing from the host while a CUDA graph is captured, since replays would copy it from"
+            f" memory that is freed by then; pass a tensor on {device} if that is possible, or make this call before"
+        )
 
 
 Function = TypeVar("Function", bound=Callable[..., Any])

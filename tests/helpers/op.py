@@ -6,6 +6,7 @@ in `KERNELS`. Copy test_draw_gaussians.py.
 
 import importlib
 import importlib.util
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,9 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.spawn import spawn
-from torch.utils._pytree import tree_flatten, tree_map_only
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 import detops
+from detops.diagnostics.launches import _LaunchDispatch
 
 T = TypeVar("T")
 
@@ -100,8 +103,20 @@ class Op(Form):
         return pytest.mark.parametrize("form", _parameters(self.kernels))
 
     def check(self, *args: Any) -> None:
-        """Run PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes."""
+        """Run PyTorch's own checks: schema, fake function, autograd registration, and tracing with dynamic shapes.
+
+        Also check that no form makes a tensor of PyTorch's default dtype; Triton's kernels are launched, and do nothing.
+        """
         torch.library.opcheck(self.overload, args)
+        for form in self.forms:
+            traces = []
+            for dtype in (torch.float32, torch.bfloat16):
+                given = tree_map_only(Tensor, Tensor.clone, args)  # an op may write into its arguments
+                with default_dtype(dtype), DTypes() as trace:
+                    form(*given)
+                traces.append(trace.seen)
+            for plain, other in itertools.zip_longest(*traces):
+                assert other == plain, f"{form}: the default dtype is the dtype of a tensor"
 
     def refuses(self, args: Sequence[Any], **change: Any) -> None:
         """Check that the op, called directly with one argument changed, raises an error that names the argument."""
@@ -111,6 +126,29 @@ class Op(Form):
         self(*args)
         with pytest.raises(RuntimeError, match=rf"\b{name}\b.*: expected"):
             self.overload(**dict(zip(names, args, strict=False)) | change)
+
+
+class DTypes(TorchDispatchMode):
+    """Sees what PyTorch runs, and the dtypes of what it returns; Triton kernels are launched, and do nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, list[torch.dtype]]] = []
+        self.without_kernels = _LaunchDispatch()._counting_triton()
+
+    def __enter__(self) -> "DTypes":
+        self.without_kernels.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self.without_kernels.__exit__(*error)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.seen.append((func.name(), [leaf.dtype for leaf in tree_leaves(result) if isinstance(leaf, Tensor)]))
+        return result
 
 
 def _parameters(forms: Sequence[Form]) -> list[Any]:
@@ -150,6 +188,17 @@ def threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Let PyTorch make tensors of that dtype where none is said."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def assert_same_bits_for_any_threads(call: Callable[[], Any]) -> None:

@@ -1,15 +1,19 @@
 """Every kernel compiles for every supported GPU, on a machine without one, and takes what it took."""
 
+import ast
 import difflib
 import functools
 import importlib
 import json
 from collections.abc import Callable
+from pathlib import Path
 
 import ahead_of_time
 import pytest
 from ahead_of_time import RESOURCES, TARGETS, Compiled, Target
 from op import HAS_TRITON
+
+import detops
 
 KERNELS = ahead_of_time.all_kernels()  # of the ops whose files have a table; others compile theirs by themselves
 pytestmark = pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
@@ -51,3 +55,15 @@ def test_every_kernel_is_in_the_table(op: str) -> None:
     module = importlib.import_module(f"detops.kernels.{op.rstrip('_')}")
     launched = {name for name, value in vars(module).items() if isinstance(value, launch.Kernel)}
     assert launched == {kernel.name for kernel in KERNELS[op]}
+
+
+def test_atomics_are_relaxed() -> None:
+    """No other memory is read for what an atomic tells; the end of the kernel orders them."""
+    found = 0
+    for path in Path(detops.__file__).parent.joinpath("kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "").startswith("atomic_"):
+                values = {keyword.arg: keyword.value for keyword in node.keywords}
+                assert getattr(values.get("sem"), "value", None) == "relaxed", f"{path.name}:{node.lineno}"
+                found += 1
+    assert found

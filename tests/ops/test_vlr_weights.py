@@ -130,17 +130,6 @@ def test_many_boxes_and_anchors_against_the_portable_form(device: str, monkeypat
 
 
 @op.for_each_form
-def test_another_default_dtype_changes_nothing(form: Form) -> None:
-    args = arguments(10, valid=True)
-    expected = form(*args)
-    torch.set_default_dtype(torch.float64)
-    try:
-        assert torch.equal(form(*args), expected)
-    finally:
-        torch.set_default_dtype(torch.float32)
-
-
-@op.for_each_form
 def test_non_contiguous_arguments(form: Form) -> None:
     args = arguments(4, boxes=9, valid=True)
     turned = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in args if t is not None]

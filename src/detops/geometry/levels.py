@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from detops.arguments import FLOATS, INTEGERS, require_device, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_device, require_tensor, sent
 
 Size = tuple[int, int]
 ImageSizes = Tensor | Sequence[Size]
@@ -143,9 +143,9 @@ def image_sizes_tensor(image_sizes: ImageSizes, batch: int, device: torch.device
     Raises:
         TypeError: They are not numbers.
         ValueError: There is not exactly one pair per image.
+        RuntimeError: They are on the host while a CUDA graph is captured on the device.
     """
-    # Non-blocking, since a plain copy of host memory to the device waits for the stream.
-    sizes = torch.as_tensor(image_sizes).to(device, non_blocking=True)
+    sizes = sent("image_sizes", torch.as_tensor(image_sizes), device)
     if batch == 0 and sizes.numel() == 0:
         sizes = sizes.reshape(0, 2)
     require_tensor("image_sizes", sizes, FLOATS + INTEGERS, "numbers")

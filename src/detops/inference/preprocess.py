@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.arguments import FLOATS, describe, require_device, require_tensor
+from detops.arguments import FLOATS, describe, require_device, require_no_capture, require_tensor, sent
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 DEEP_MODES = ("F", "I", "I;16", "I;16B", "I;16L", "I;16N")  # modes that Pillow would clip to 8 bits
@@ -128,6 +128,7 @@ def preprocess(
         TypeError: `images` is not a list, or an image is of another kind or dtype.
         ValueError: An image has another shape or no pixels, or an option is invalid.
         OSError: A Pillow image's file is damaged.
+        RuntimeError: A CUDA graph is captured: addresses and sizes of images come from the host.
 
     Example:
         >>> images = [torch.zeros(3, 480, 640, dtype=torch.uint8), torch.zeros(3, 500, 375, dtype=torch.uint8)]
@@ -341,6 +342,7 @@ def _on_device(images: list[Tensor], device: torch.device) -> list[Tensor]:
     rows = [b for b, image in enumerate(moved) if image.device.type == "cpu"]
     if device.type == "cpu" or not rows:
         return moved
+    require_no_capture("images", device)
     packed, views = _packed([moved[b] for b in rows], pin=device.type == "cuda")
     arrived = packed.to(device, non_blocking=True)
     for b, view in zip(rows, views, strict=True):
@@ -365,7 +367,4 @@ def _packed(images: list[Tensor], pin: bool) -> tuple[Tensor, list[Tensor]]:
 
 def _numbers(rows: Sequence[Sequence[float]], columns: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Make a small table on a device, for which the host does not wait."""
-    if device.type != "cuda":
-        return torch.tensor(rows, dtype=dtype, device=device).view(-1, columns)
-    table = torch.tensor(rows, dtype=dtype, pin_memory=True)
-    return table.view(-1, columns).to(device, non_blocking=True)
+    return sent("images", torch.tensor(rows, dtype=dtype).view(-1, columns), device)

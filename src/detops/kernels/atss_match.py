@@ -91,7 +91,7 @@ def take_kernel(
         margin = tl.minimum(tl.minimum(u - x1, x2 - u), tl.minimum(v - y1, y2 - v))
         taken = there & (iou >= threshold) & (margin > INSIDE)
         rank = (iou.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (LOW - n.to(tl.int64))
-        tl.atomic_max(best + b * A + chosen, rank, mask=taken)
+        tl.atomic_max(best + b * A + chosen, rank, mask=taken, sem="relaxed")
 
 
 def atss_match(
@@ -107,7 +107,7 @@ def atss_match(
     """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
-    thresholds = torch.full((batch, boxes), torch.inf, device=device)
+    thresholds = torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
     if batch and boxes and count:
         sides = box[..., 2:] - box[..., :2]

@@ -188,7 +188,7 @@ def positive_losses_(
     """
     (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4
-    weights = torch.zeros(batch, num_points, device=index.device)
+    weights = torch.zeros(batch, num_points, dtype=torch.float32, device=index.device)
     points, boxes, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, scale))
     of_points = [weights if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     labels, index = labels.contiguous(), index.contiguous()
@@ -196,7 +196,7 @@ def positive_losses_(
     for level, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
         rows = scores.shape[2] * scores.shape[3]
         programs = cdiv(rows, BLOCK)
-        parts = torch.zeros(batch, programs, 6, device=index.device)
+        parts = torch.zeros(batch, programs, 6, dtype=torch.float32, device=index.device)
         soft = soft_targets[level] if soft_targets else preds
         gradient = (class_gradients or cls_scores)[level]
         if batch and programs:

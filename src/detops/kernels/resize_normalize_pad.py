@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.arguments import sent
 from detops.kernels._launch import cdiv, kernel
 
 TILE = (2, 128)  # rows and columns of the batch
@@ -126,8 +127,7 @@ def resize_normalize_pad(
     if batch.numel() == 0:
         return batch
     rows = [_row(image, *sizes[2 * b : 2 * b + 2], reverse_channels) for b, image in enumerate(images)]
-    # Copied from pinned memory, so that the host does not wait.
-    table = torch.tensor(rows, dtype=torch.int64, pin_memory=device.type == "cuda").to(device, non_blocking=True)
+    table = sent("images", torch.tensor(rows, dtype=torch.int64), device)  # which holds addresses
     resize_kernel(
         (cdiv(width, TILE[1]), cdiv(height, TILE[0]), len(images)),
         (batch, table),

@@ -244,8 +244,8 @@ def pick_kernel(
             least = lowest
             if lowest != NEVER:
                 at = b * A + (lowest & INDEX_MASK)
-                tl.atomic_add(times + at, 1)
-                tl.atomic_min(taken + at, place)
+                tl.atomic_add(times + at, 1, sem="relaxed")
+                tl.atomic_min(taken + at, place, sem="relaxed")
 
 
 @kernel(tensors=10, num_warps=1)

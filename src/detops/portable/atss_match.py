@@ -29,7 +29,8 @@ def atss_match(
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     if batch == 0 or boxes == 0 or count == 0:
         index = torch.full((batch, count), -1, dtype=torch.int64, device=device)
-        return index, torch.zeros(batch, count, device=device), torch.full((batch, boxes), torch.inf, device=device)
+        iou = torch.zeros(batch, count, dtype=torch.float32, device=device)
+        return index, iou, torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
     anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
     sides = box[..., 2:] - box[..., :2]
     known = sides.prod(2).isfinite() & (sides >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)

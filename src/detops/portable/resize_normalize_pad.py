@@ -19,7 +19,8 @@ def taps(size: int, resized: int, antialias: bool, device: torch.device) -> tupl
     pixel = first[:, None] + torch.arange(-(-reach // resized), device=device)  # (resized, T)
     weight = (reach - ((2 * pixel + 1) * resized - center[:, None]).abs()).clamp(min=0)
     weight = weight.where((pixel >= 0) & (pixel < size), 0)
-    return pixel.clamp(0, size - 1), (weight / weight.sum(1, keepdim=True)).float()
+    whole = weight.sum(1, keepdim=True).to(torch.float32)
+    return pixel.clamp(0, size - 1), weight.to(torch.float32) / whole
 
 
 def _resized(image: Tensor, dim: int, size: int, antialias: bool) -> Tensor:

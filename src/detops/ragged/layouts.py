@@ -12,6 +12,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from detops.arguments import sent
 from detops.ragged.batch_dims import RaggedBatchDims
 from detops.ragged.core import RaggedError, shape_of, zero_entry
 
@@ -45,8 +46,7 @@ class RaggedLayouts(RaggedBatchDims):
     def _from_samples(cls, name: str, tensors: Sequence[Tensor]) -> Self:
         """Do the work of `from_list`; messages call the argument `name`."""
         data, counts = pad_samples(name, tensors)
-        # Non-blocking, since a blocking copy from host memory waits for the stream.
-        sizes = torch.tensor(counts, dtype=torch.int64).to(data.device, non_blocking=True)
+        sizes = sent(name, torch.tensor(counts, dtype=torch.int64), data.device)
         made = cls(data, sample_sizes=sizes)
         made._total_num_entries = sum(counts)
         return made

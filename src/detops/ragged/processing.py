@@ -11,6 +11,7 @@ from typing import Any, TypeVar, overload
 import torch
 from torch import Tensor
 
+from detops.arguments import sent
 from detops.ragged.batch import RaggedBatch
 from detops.ragged.core import RaggedError, as_fill_value, shape_of
 from detops.ragged.indexing import expand_like
@@ -244,11 +245,11 @@ def combine_data(
     size = None if other is None else other.max_sample_size
     padded, counts = pad_samples("data_list", samples, size, cast=True)
     if device is not None:
-        padded = padded.to(device, non_blocking=torch.device(device).type != "cpu")
+        padded = sent("data_list", padded, device)
     padded = padded.unflatten(0, batch_shape)
     if other is not None:
         return other.create_with_sample_sizes_like_self(padded, len(batch_shape))
-    sizes = torch.tensor(counts, dtype=torch.int64).to(padded.device, non_blocking=True)
+    sizes = sent("data_list", torch.tensor(counts, dtype=torch.int64), padded.device)
     return RaggedBatch(padded, sample_sizes=sizes.unflatten(0, batch_shape))
 
 

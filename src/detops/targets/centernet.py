@@ -229,7 +229,7 @@ def ignored_cells(
     scaled = regions * (_pair(feature_size, regions) / _pair(image_size, regions)).repeat(2)  # (B, M, 4), cells
     within = []
     for axis, size in ((1, feature_size[0]), (0, feature_size[1])):
-        middle = torch.arange(size, device=regions.device) + 0.5
+        middle = torch.arange(size, dtype=torch.float32, device=regions.device) + 0.5
         within.append((middle >= scaled[..., axis, None]) & (middle < scaled[..., axis + 2, None]))
     rows, columns = within  # (B, M, H), (B, M, W)
     rows = rows & targets.ignored_exists()[..., None]

@@ -66,6 +66,8 @@ def env(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = F
     machine = Table("", "", title="Environment", show_header=False)
     for name in ("detops", "python", "torch", "triton", "platform"):
         machine.add_row(name, str(info[name] or "not installed"))
+    if info["triton_problem"]:
+        machine.add_row("GPUs run portable PyTorch", info["triton_problem"])
     for name, part in (("CPU", info["cpu"]), ("C++ kernels", info["build"])):
         for key, value in part.items():
             machine.add_row(f"{name}: {key}", str(value))

@@ -5,12 +5,11 @@ signature is the schema, and its body is the fake function: the shapes and dtype
 decorator replaces the declaration by the op, which has the same signature and is called by position or keyword.
 
 PyTorch's dispatcher chooses the form that runs: C++ on the CPU if the library was built, Triton on CUDA and ROCm if
-Triton is installed, and portable PyTorch everywhere else. Triton is imported when the first GPU tensor comes.
+Triton works there, and portable PyTorch everywhere else. Triton is imported when the first GPU tensor comes.
 """
 
 import functools
 import importlib
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable
@@ -20,13 +19,12 @@ import torch
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
-from detops.diagnostics.environment import library_path
+from detops.diagnostics.environment import library_path, triton_problem
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 _library = torch.library.Library("detops", "DEF")
-_has_triton = importlib.util.find_spec("triton") is not None
 
 
 def op(*, mutates: tuple[str, ...] = (), gpu: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
@@ -42,8 +40,8 @@ def op(*, mutates: tuple[str, ...] = (), gpu: bool = True) -> Callable[[Callable
         schema = torch.library.infer_schema(declaration, mutates_args=mutates)
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, _lazily("portable", name), "CompositeExplicitAutograd")
-        if _has_triton and gpu:
-            _library.impl(name, _lazily("kernels", name), "CUDA")
+        if gpu:
+            _library.impl(name, _on_gpu(name), "CUDA")
         torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
         # The overload looks up keywords one by one (3 us for 13 of them); in a Python function they cost nothing.
         overload = getattr(torch.ops.detops, name).default
@@ -67,6 +65,39 @@ def _lazily(package: str, name: str) -> Any:
         return implementation(*args)
 
     return call
+
+
+def _on_gpu(name: str) -> Any:
+    """The implementation of an op on CUDA and ROCm: Triton, or the portable form where Triton does not work.
+
+    The first call on a device decides, for the whole process. Nothing is decided while a CUDA graph is captured, as
+    nothing can be compiled then, and without a GPU, where only launches are counted.
+    """
+    chosen: Any = None
+    triton = _lazily("kernels", name)
+
+    def call(*args: Any) -> Any:
+        nonlocal chosen
+        if chosen is None:
+            if not torch.cuda.is_initialized() or torch.cuda.is_current_stream_capturing():
+                return triton(*args)
+            chosen = triton if _triton_works() else _lazily("portable", name)
+        return chosen(*args)
+
+    return call
+
+
+@functools.cache
+def _triton_works() -> bool:
+    problem = triton_problem()
+    if problem is not None:
+        warnings.warn(
+            f"detops: Triton does not work on this machine ({problem}), so the GPU runs portable PyTorch, which is"
+            " slower. Triton needs a C compiler (gcc or clang, or the one that CC names), Python's headers, and a GPU"
+            " that it supports.",
+            stacklevel=2,
+        )
+    return problem is None
 
 
 @op()

@@ -102,7 +102,18 @@ def test_arguments_and_errors_pass_through():
 
 def test_env_is_plain_data():
     env = json.loads(json.dumps(detops.env()))
-    assert set(env) == {"detops", "python", "platform", "torch", "triton", "cpu", "gpu", "build", "ops"}
+    assert set(env) == {
+        "detops",
+        "python",
+        "platform",
+        "torch",
+        "triton",
+        "triton_problem",
+        "cpu",
+        "gpu",
+        "build",
+        "ops",
+    }
     assert env["torch"] == torch.__version__
     assert set(env["ops"]["draw_gaussians_"]) == {"cpu", "cuda", "other"}
     assert env["ops"]["draw_gaussians_"]["cpu"] == "C++"

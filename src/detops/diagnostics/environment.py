@@ -5,6 +5,8 @@ import os
 import platform
 import sys
 from contextlib import suppress
+from functools import cache
+from importlib import import_module
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,11 +51,29 @@ def _cpu_model() -> str:
     return platform.machine()
 
 
+@cache
+def triton_problem() -> str | None:
+    """Return why GPUs run the portable form of the ops; None if they run Triton.
+
+    If there is a GPU, a kernel is compiled and launched to find out, once.
+    """
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if not torch.cuda.is_available():
+        return None
+    try:
+        import_module("detops.kernels._probe").check()  # imported by name: the kernels stand above this module
+    except Exception as error:
+        said = str(error).strip()
+        return f"{type(error).__name__}: {said.splitlines()[0] if said else 'no reason given'}"
+    return None
+
+
 def _backends(op: str) -> dict[str, str]:
     has = torch._C._dispatch_has_kernel_for_dispatch_key
     return {
         "cpu": "C++" if has(op, "CPU") else "portable",
-        "cuda": "Triton" if find_spec("triton") and has(op, "CUDA") else "portable",
+        "cuda": "Triton" if has(op, "CUDA") and triton_problem() is None else "portable",
         "other": "portable",
     }
 
@@ -62,9 +82,9 @@ def env() -> dict[str, Any]:
     """Describe this machine and which backend each op runs on it, as plain JSON-able data.
 
     Returns:
-        A dict with the keys `detops`, `python`, `platform`, `torch`, `triton` (versions), `cpu`, `gpu`,
-        `build` (compiler and flags of the C++ kernels) and `ops` (for each op: its backend on `cpu`,
-        `cuda` and any `other` device).
+        A dict with the keys `detops`, `python`, `platform`, `torch`, `triton` (versions), `triton_problem` (why
+        Triton does not work here; None if it does, or if there is no GPU to try it on), `cpu`, `gpu`, `build` (compiler
+        and flags of the C++ kernels) and `ops` (for each op: its backend on `cpu`, `cuda` and any `other` device).
 
     Example:
         >>> import detops
@@ -79,6 +99,7 @@ def env() -> dict[str, Any]:
         "platform": platform.platform(),
         "torch": torch.__version__,
         "triton": _triton_version(),
+        "triton_problem": triton_problem(),
         "cpu": {
             "model": _cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),

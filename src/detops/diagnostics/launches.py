@@ -33,7 +33,7 @@ class _LaunchDispatch(TorchDispatchMode):
         kwargs, before = kwargs or {}, self.count
         if func.namespace == "detops":
             with self._counting_triton():
-                self._count_within(_KERNELS if _has_kernel(func.name(), "CUDA") else _EXPLICIT, func, args, kwargs)
+                self._count_within(_KERNELS if importlib.util.find_spec("triton") else _EXPLICIT, func, args, kwargs)
             return func(*args, **kwargs)
         key = _composition(func)
         if key is not None:

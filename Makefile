@@ -46,17 +46,11 @@ bench: $(READY) ## measure on the CPU; results go to benchmarks/results
 	$(RUN) -m detops.apps.bench --device cpu --out $(RESULTS)
 
 # Uses the machine's own Python with its torch and triton, and installs nothing. Missing packages are reported and make
-# it fail, but the rest runs.
-gpu: ## tests and benchmarks on this machine's GPU; results go to benchmarks/results
-	@export PYTHONPATH=src; status=0; \
-	$(PYTHON) tools/kernels.py || status=1; \
-	if $(PYTHON) -c "import pytest, hypothesis"; then \
-		$(PYTHON) -m pytest -q -m gpu --continue-on-collection-errors tests || status=1; \
-	else \
-		echo "tests not run: they need pytest and hypothesis"; status=1; \
-	fi; \
-	$(PYTHON) -m detops.apps.bench --device cuda --skip-tests --out $(RESULTS) || status=1; \
-	exit $$status
+# it fail, but the rest runs. Also: ARCHIVE=FILE, ACCV=FOLDER of ACCV-Lab's sources, ARGS="--minutes 5".
+gpu: OUT ?= out/gpu
+gpu: ## tests and benchmarks on this machine's GPU; results go to out/gpu, or to OUT
+	PYTHONPATH=src $(PYTHON) -m detops.apps.bench.gpu --out $(OUT) $(if $(ARCHIVE),--archive $(ARCHIVE)) \
+		$(if $(ACCV),--accv $(ACCV)) $(ARGS)
 
 fuzz: $(READY) ## give damaged data sets to the commands: make fuzz MINUTES=30
 	$(RUN) tools/fuzz.py $(or $(MINUTES),1)

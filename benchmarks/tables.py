@@ -5,6 +5,7 @@ python benchmarks/tables.py
 
 import json
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -28,6 +29,43 @@ def time(timing: dict) -> str:
     """Format the median, and the spread if it matters."""
     spread = (timing["high"] - timing["low"]) / 2 / timing["median"]
     return number(timing["median"]) + (f" ±{spread:.0%}" if spread >= NOTABLE else "")
+
+
+def tables(path: Path) -> str:
+    """A file of results as a table; for NAME_cuda.json one per device that has been measured, NAME_cuda_DEVICE.json."""
+    if not path.stem.endswith("_cuda"):
+        return table(path)
+    found = sorted(path.parent.glob(f"{path.stem}_*.json"))
+    if not found:
+        return "Not measured on a GPU yet: `make gpu` does it.\n"
+    return "\n".join(gpu_table(file) for file in found)
+
+
+def gpu_table(path: Path) -> str:
+    """A file of `make gpu` as a Markdown table: eager calls, and the same in a CUDA graph, without the host."""
+    record = json.loads(path.read_text())
+    results = record["results"]
+    timed = dict.fromkeys(name for result in results for name in result["timings"])
+    baselines = [name for name in timed if name not in ("floor", "ours")]
+    graphs = [f"{record['floor']}, graph", "detops, graph", "/ floor"]
+    header = ["milliseconds", "detops", *graphs, *(h for b in baselines for h in (b, "speed-up"))]
+    rows = [[*header, "MiB", "launches", "waits"]]
+    rows.append(["---", *["--:"] * (len(rows[0]) - 1)])
+    for result in results:
+        row = [result["case"], *(_entry(result[kind], name, time) for kind, name in (
+            ("timings", "ours"), ("graph", "floor"), ("graph", "ours")))]  # fmt: skip
+        row.append(_entry(result["ratios"], "graph: ours / floor", ratio))
+        for name in baselines:
+            factor = _entry(result["ratios"], f"{name} / ours", ratio)
+            row += [_entry(result["timings"], name, time), f"**{factor}x**" if factor else ""]
+        row.append(_entry(result["peak_extra_bytes"], "ours", lambda peak: f"{peak / 2**20:.1f}"))
+        rows.append([*row, *(_entry(result[kind], "ours", str) for kind in ("launches", "syncs"))])
+    return f"{lines(rows)}\n\n{machine(record)}\n"
+
+
+def _entry(values: dict, name: str, text: Callable) -> str:
+    """One of the values as text; nothing where it could not be measured."""
+    return text(values[name]) if name in values else ""
 
 
 def table(path: Path) -> str:
@@ -84,7 +122,8 @@ def machine(record: dict) -> str:
     name = f"{env['cpu']['threads']} threads of {env['cpu']['model']}"
     if record["device"] == "cuda":
         driver = f", {record['driver']}" if record.get("driver") else ""
-        name = f"{env['gpu'][0]['name']}{driver}, triton {env['triton']}"
+        gpu = record["gpu"] if "gpu" in record else env["gpu"][0]
+        name = f"{gpu['name']}{driver}, triton {env['triton']}"
     commit = f"; {record['commit']['hash'][:9]}" if record.get("commit") else ""
     return f"{name}; torch {env['torch']}; {record['date'][:10]}{commit}"
 
@@ -92,7 +131,7 @@ def machine(record: dict) -> str:
 def filled(text: str) -> str:
     """Return the text with every marked table written anew."""
     text = STAGES.sub(lambda match: match[1] + stages(RESULTS / match[2]) + match[3], text)
-    return MARKED.sub(lambda match: match[1] + table(RESULTS / match[2]) + match[3], text)
+    return MARKED.sub(lambda match: match[1] + tables(RESULTS / match[2]) + match[3], text)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from detops.apps.bench import (
     runner,
     yolox_loss,
 )
+from detops.apps.bench._gpu_worker import device_slug
 
 ROOT = Path(__file__).parents[2]
 OPS = sorted(op.rstrip("_") for op in detops.env()["ops"])
@@ -223,6 +224,10 @@ def test_the_files_of_results():
     for path in files:
         record = read(path)
         kernel = path.stem.endswith("_kernel")
+        if record["device"] == "cuda":  # of `make gpu`
+            assert path.stem == f"{record['suite']}_cuda_{device_slug(record['gpu']['name'])}"
+            assert not record.get("rehearsal")
+            continue
         assert path.stem == f"{record['suite']}_{record['device']}" + "_kernel" * kernel
         assert {"date", "unit", "env"} <= set(record)
         if record["suite"] == "inference":

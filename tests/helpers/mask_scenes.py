@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -12,6 +13,11 @@ from detops import InstanceMasks
 from detops.masks.placement import Mode
 
 Size = tuple[int, int]
+
+
+def coco() -> Any:
+    """Import COCO's masks; where pycocotools is not installed, the test that needs it is skipped."""
+    return pytest.importorskip("pycocotools.mask")
 
 
 def mask_scene(

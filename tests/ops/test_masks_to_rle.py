@@ -13,7 +13,7 @@ import torch
 from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mask_scenes import CASES, REFUSED, THRESHOLDS, blobs, mask_scene, one_mask, scenes
+from mask_scenes import CASES, REFUSED, THRESHOLDS, blobs, coco, mask_scene, one_mask, scenes
 from op import (
     Form,
     Op,
@@ -24,7 +24,6 @@ from op import (
     for_each_device,
     moved,
 )
-from pycocotools import mask as coco
 from torch import Tensor
 
 from detops.geometry import run_lengths
@@ -41,7 +40,7 @@ def strings(counts: Tensor, offsets: Tensor) -> list[bytes]:
 
 def pasted_and_encoded(*args: Any) -> list[bytes]:
     pasted = torch.ops.detops.paste_masks(*args).to(torch.uint8)
-    return [coco.encode(np.asfortranarray(mask))["counts"] for mask in pasted.numpy()]
+    return [coco().encode(np.asfortranarray(mask))["counts"] for mask in pasted.numpy()]
 
 
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
@@ -92,7 +91,7 @@ def test_boxes_by_hand(form: Form, case: str) -> None:
     expected = np.zeros((6, 8), np.uint8)
     for y in rows:
         expected[y, list(columns)] = 1
-    assert strings(*form(*one_mask(box), True)) == [coco.encode(np.asfortranarray(expected))["counts"]]
+    assert strings(*form(*one_mask(box), True)) == [coco().encode(np.asfortranarray(expected))["counts"]]
 
 
 @op.for_each_form
@@ -116,7 +115,7 @@ def test_long_runs() -> None:
     counts, offsets = op(*args, False)
     assert counts.tolist() == [0, 1, total - 1, total - 1, 1, total - 92000, 92000]
     encoded = [{"size": list(size), "counts": c} for c in strings(*op(*args, True))]
-    assert coco.area(encoded).tolist() == [1, 1, 92000]
+    assert coco().area(encoded).tolist() == [1, 1, 92000]
     starts, ends = torch.tensor([0, total - 1, total - 92000]), torch.tensor([1, total, total])
     assert_same_bits(
         (counts, offsets), run_lengths.encode(starts, ends, torch.ones(3, dtype=torch.int64), total, False)

@@ -93,16 +93,6 @@ def loop(maps: Tensor, data: Boxes) -> None:
             torch.maximum(window, gaussian[r - top : r + bottom, r - left : r + right], out=window)
 
 
-def _graph(fn: Callable[[], object]) -> Callable[[], object]:
-    """Return the call as a replayed CUDA graph: the kernels without the host."""
-    fn()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        fn()
-    return graph.replay
-
-
 def _op(maps: Tensor, data: Boxes, labels: Tensor | None) -> None:
     ops.draw_gaussians_(maps, data.centers, data.radii, labels, data.sizes, FACTOR, 1.0)
 
@@ -158,6 +148,4 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             "loop": place(_loop(data)),
         }
         floor = place(Tensor.zero_ if kernel else lambda maps: None)
-        if kernel and torch.device(device).type == "cuda":
-            ours, floor = _graph(ours), _graph(floor)
         yield Case(config.name, ours, floor, baselines, "zero fill")

@@ -1,5 +1,6 @@
 """`detops bench nms_mask`: suppression for a batch, against batched PyTorch and against a greedy loop."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -46,4 +47,16 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
             "batched PyTorch": partial(portable, *arguments),
             "loop": partial(loop, boxes, scores),
         }
+        if torch.device(device).type == "cuda" and (theirs := _torchvision(boxes, scores)):
+            baselines["torchvision"] = theirs
         yield Case(name, ours, partial(scores.sort, descending=True), baselines, "sort of scores")
+
+
+def _torchvision(boxes: Tensor, scores: Tensor) -> Callable[[], object] | None:
+    """Return torchvision's operator over all images in one call; None where it cannot be imported."""
+    try:
+        batched_nms = importlib.import_module("torchvision.ops").batched_nms
+    except (ImportError, RuntimeError):
+        return None
+    image = torch.arange(len(boxes), device=boxes.device).repeat_interleave(boxes.shape[1])
+    return partial(batched_nms, boxes.flatten(0, 1), scores.flatten(), image, THRESHOLD)

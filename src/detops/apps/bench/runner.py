@@ -189,8 +189,7 @@ def main(
 
     Args:
         name: Name of the suite.
-        kernel: Measure the op alone: without its public function, and on a GPU as a replayed CUDA graph if the suite
-            has one.
+        kernel: Measure the op alone, without its public function.
         json_path: File to write the results to as JSON; None for nowhere.
         quick: Fewer cases and a shorter time for each.
         device: "cpu" or "cuda"; None takes a GPU if there is one.

@@ -13,6 +13,7 @@ from detops.geometry.boxes import to_xyxy
 from detops.portable.simota_match import simota_match as portable
 
 TESTS = ("tests/ops/test_simota_match.py",)
+INSTANCES = 4  # sets of inputs on a GPU, together larger than its cache
 
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:

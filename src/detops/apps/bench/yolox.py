@@ -25,6 +25,7 @@ from detops.portable.simota_match import simota_match as portable_match
 from detops.portable.yolox_loss import yolox_loss as portable_loss
 
 TESTS = ("tests/library/test_yolox_criterion.py",)
+INSTANCES = 4  # sets of inputs on a GPU, together larger than its cache
 
 
 def by_ops(data: Scene, own: bool, match: Callable[..., tuple[Tensor, Tensor]], loss: Callable[..., Any]) -> Any:

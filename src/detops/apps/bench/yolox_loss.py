@@ -11,6 +11,7 @@ from detops.apps.bench.runner import Case
 from detops.portable.yolox_loss import yolox_loss as portable
 
 TESTS = ("tests/ops/test_yolox_loss.py",)
+INSTANCES = 4  # sets of inputs on a GPU, together larger than its cache
 
 
 def cases(device: str, quick: bool) -> Iterator[Case]:

@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map_only
 
 import detops
-from detops.diagnostics.launches import _LaunchDispatch
+from detops.diagnostics._launchers import without_kernels
 
 T = TypeVar("T")
 
@@ -134,7 +134,7 @@ class DTypes(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.seen: list[tuple[str, list[torch.dtype]]] = []
-        self.without_kernels = _LaunchDispatch()._counting_triton()
+        self.without_kernels = without_kernels()
 
     def __enter__(self) -> "DTypes":
         self.without_kernels.__enter__()

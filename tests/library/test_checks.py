@@ -74,6 +74,15 @@ NO_SYNCS = {
 }
 
 
+def test_waits_within_our_own_ops_are_counted():
+    """On a GPU, run lengths wait for the number of runs, of the bytes, and of the bytes that stay."""
+    pytest.importorskip("triton")
+    masks, boxes = torch.ones(2, 4, 4), torch.tensor([[1.0, 1, 5, 6], [2, 0, 9, 9]])
+    for compress, waits in ((True, 3), (False, 2)):
+        assert detops.count_syncs(detops.ops.masks_to_rle, masks, boxes, 8, 9, 0.5, compress) == waits
+    assert detops.count_syncs(detops.ops.paste_masks, masks, boxes, 8, 9, 0.5) == 0
+
+
 @pytest.mark.parametrize("name", SYNCS)
 def test_syncs_are_counted(name):
     fn, expected = SYNCS[name]

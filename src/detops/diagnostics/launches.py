@@ -1,9 +1,7 @@
 """Counting the kernels that a call launches, on any device."""
 
-import importlib
-import importlib.util
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -12,13 +10,14 @@ from torch._C._autograd import DeviceType
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from detops.diagnostics._launchers import copied_where_written, launcher_key, without_kernels
+
 # Operators that are no views by their schema and yet launch nothing. Reading a number is a copy to the host.
 _FREE = {
     "empty", "empty_like", "empty_permuted", "empty_strided", "new_empty", "new_empty_strided", "_unsafe_view", "lift",
     "resize_", "set_", "is_same_size", "is_pinned", "_pin_memory", "record_stream", "_local_scalar_dense",
 }  # fmt: skip
 _EXPLICIT = torch._C.DispatchKey.CompositeExplicitAutograd
-_KERNELS = torch._C.DispatchKey.CUDA  # of detops: Triton's launchers, run here with tensors on any device
 _has_kernel = torch._C._dispatch_has_kernel_for_dispatch_key
 
 
@@ -32,8 +31,8 @@ class _LaunchDispatch(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, before = kwargs or {}, self.count
         if func.namespace == "detops":
-            with self._counting_triton():
-                self._count_within(_KERNELS if importlib.util.find_spec("triton") else _EXPLICIT, func, args, kwargs)
+            with without_kernels(self._count_launch):
+                self._count_within(launcher_key(), func, args, kwargs)
             return func(*args, **kwargs)
         key = _composition(func)
         if key is not None:
@@ -48,11 +47,7 @@ class _LaunchDispatch(TorchDispatchMode):
 
     def _count_within(self, key: Any, func: Any, args: Any, kwargs: Any) -> None:
         """Count what an operator's implementation under a dispatch key launches; its result is dropped."""
-        known = func._schema.arguments
-        names = [argument.name for argument in known]
-        written = {argument.name for argument in known if argument.alias_info and argument.alias_info.is_write}
-        given = [_copied(value) if name in written else value for name, value in zip(names, args, strict=False)]
-        named = {name: _copied(value) if name in written else value for name, value in kwargs.items()}
+        given, named = copied_where_written(func, args, kwargs)
         before = self.count
         try:
             with self:
@@ -61,22 +56,8 @@ class _LaunchDispatch(TorchDispatchMode):
             self.count = before
             raise
 
-    @contextmanager
-    def _counting_triton(self) -> Iterator[None]:
-        """Within it, launching a Triton kernel adds one and does nothing else."""
-        if importlib.util.find_spec("triton") is None:
-            yield
-            return
-
-        def launch(*args: Any) -> None:
-            self.count += 1
-
-        kernel = importlib.import_module("detops.kernels._launch").Kernel
-        original, kernel.__call__ = kernel.__call__, launch
-        try:
-            yield
-        finally:
-            kernel.__call__ = original
+    def _count_launch(self) -> None:
+        self.count += 1
 
 
 def _is_free(func: Any) -> bool:
@@ -94,10 +75,6 @@ def _composition(func: Any) -> Any:
         return implicit  # such as `contiguous`, which may copy; seen whole within another operator alone
     explicit = not _has_kernel(func.name(), "CPU") and _has_kernel(func.name(), _EXPLICIT.name)
     return _EXPLICIT if explicit and not _is_free(func) else None
-
-
-def _copied(value: Any) -> Any:
-    return [tensor.clone() for tensor in value] if isinstance(value, (list, tuple)) else value.clone()
 
 
 def count_launches(fn: Callable[..., object], *args: Any, **kwargs: Any) -> int:

@@ -6,6 +6,8 @@ pass writes. The strings are made from the runs on the device too, so that only 
 waits twice: for the number of runs and for the number of counts; and once more for the number of characters.
 """
 
+from ctypes import c_float
+
 import torch
 import triton
 import triton.language as tl
@@ -98,7 +100,7 @@ def masks_to_rle(
     mask = bordered(masks).contiguous()
     rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
     tables = (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x)
-    cut = torch.tensor(threshold, dtype=torch.float32).item()
+    cut = c_float(threshold).value  # rounded as the masks are
     numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=masks.device)
     starts = ends = counts.new_zeros(0)

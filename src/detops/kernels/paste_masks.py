@@ -4,6 +4,8 @@ PyTorch computes the positions, which are float64, once for each row and column.
 small mask, which stays in the cache, and three interpolations. Every byte of the result is written once.
 """
 
+from ctypes import c_float
+
 import torch
 import triton
 import triton.language as tl
@@ -86,7 +88,7 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
             width,
             mask.shape[2],
             mask.shape[1] * mask.shape[2],
-            torch.tensor(threshold, dtype=torch.float32).item(),
+            c_float(threshold).value,  # rounded as the masks are
         ),
         TILE,
     )

@@ -1,0 +1,56 @@
+"""Running what a GPU would run for an op of detops, its launcher, with tensors on any device."""
+
+import importlib
+import importlib.util
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+_KERNELS = torch._C.DispatchKey.CUDA
+_PORTABLE = torch._C.DispatchKey.CompositeExplicitAutograd
+
+
+def launcher_key() -> Any:
+    """The dispatch key of an op's launcher; of its portable form where Triton is not installed."""
+    return _KERNELS if importlib.util.find_spec("triton") else _PORTABLE
+
+
+@contextmanager
+def without_kernels(on_launch: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Within it, launching a Triton kernel calls `on_launch` and does nothing else."""
+    if importlib.util.find_spec("triton") is None:
+        yield
+        return
+
+    def launch(*args: Any) -> None:
+        on_launch()
+
+    kernel = importlib.import_module("detops.kernels._launch").Kernel
+    original, kernel.__call__ = kernel.__call__, launch
+    try:
+        yield
+    finally:
+        kernel.__call__ = original
+
+
+def launcher_of(func: Any) -> Callable[..., Any]:
+    """The Python function that is an op's launcher; its portable form where Triton is not installed."""
+    name = func._schema.name.partition("::")[2]
+    folder = "kernels" if importlib.util.find_spec("triton") else "portable"
+    found: Callable[..., Any] = getattr(importlib.import_module(f"detops.{folder}.{name.rstrip('_')}"), name)
+    return found
+
+
+def copied_where_written(func: Any, args: Any, kwargs: Any) -> tuple[list[Any], dict[str, Any]]:
+    """Arguments for an operator, with copies of those that it writes into."""
+    known = func._schema.arguments
+    names = [argument.name for argument in known]
+    written = {argument.name for argument in known if argument.alias_info and argument.alias_info.is_write}
+    given = [_copied(value) if name in written else value for name, value in zip(names, args, strict=False)]
+    return given, {name: _copied(value) if name in written else value for name, value in kwargs.items()}
+
+
+def _copied(value: Any) -> Any:
+    return [tensor.clone() for tensor in value] if isinstance(value, (list, tuple)) else value.clone()

@@ -12,9 +12,15 @@ _KERNELS = torch._C.DispatchKey.CUDA
 _PORTABLE = torch._C.DispatchKey.CompositeExplicitAutograd
 
 
-def launcher_key() -> Any:
-    """The dispatch key of an op's launcher; of its portable form where Triton is not installed."""
-    return _KERNELS if importlib.util.find_spec("triton") else _PORTABLE
+def _has_launcher(func: Any) -> bool:
+    """Whether a GPU runs Triton kernels for an op, and Triton is installed."""
+    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CUDA")
+    return has and importlib.util.find_spec("triton") is not None
+
+
+def launcher_key(func: Any) -> Any:
+    """The dispatch key of an op's launcher; of its portable form where there is none."""
+    return _KERNELS if _has_launcher(func) else _PORTABLE
 
 
 @contextmanager
@@ -36,9 +42,9 @@ def without_kernels(on_launch: Callable[[], None] = lambda: None) -> Iterator[No
 
 
 def launcher_of(func: Any) -> Callable[..., Any]:
-    """The Python function that is an op's launcher; its portable form where Triton is not installed."""
+    """The Python function that is an op's launcher; its portable form where there is none."""
     name = func._schema.name.partition("::")[2]
-    folder = "kernels" if importlib.util.find_spec("triton") else "portable"
+    folder = "kernels" if _has_launcher(func) else "portable"
     found: Callable[..., Any] = getattr(importlib.import_module(f"detops.{folder}.{name.rstrip('_')}"), name)
     return found
 

@@ -32,7 +32,7 @@ class _LaunchDispatch(TorchDispatchMode):
         kwargs, before = kwargs or {}, self.count
         if func.namespace == "detops":
             with without_kernels(self._count_launch):
-                self._count_within(launcher_key(), func, args, kwargs)
+                self._count_within(launcher_key(func), func, args, kwargs)
             return func(*args, **kwargs)
         key = _composition(func)
         if key is not None:

@@ -182,6 +182,15 @@ def train(
     model: Annotated[
         str, network_option(help='"compact", or module:function that returns a torch.nn.Module.')
     ] = "compact",
+    backbone: Annotated[
+        str, network_option(help="Backbone of the compact model: compact, or timm:NAME for any of timm's.")
+    ] = "compact",
+    pretrained: Annotated[
+        bool, network_option("--pretrained", help="Start from timm's weights of the backbone, cached or fetched.")
+    ] = False,
+    frozen_stages: Annotated[
+        int, network_option(help="Pretrained stages that stay as they are: 1 is up to stride 4, 4 all.", min=0, max=4)
+    ] = 0,
     width: Annotated[int, network_option(help="Channels of the network at stride 4.", min=1)] = 32,
     size: Annotated[str, network_option(help="WIDTHxHEIGHT that images are resized to fit into.")] = "512x512",
     teacher: Annotated[Path | None, network_option(help="LD: folder of the gfl or ld run to learn from.")] = None,
@@ -240,7 +249,9 @@ def train(
         job.run(
             out,
             data=chosen,
-            network=Network(detector, model, width, _height_and_width(size), teacher),
+            network=Network(
+                detector, model, width, _height_and_width(size), teacher, backbone, pretrained, frozen_stages
+            ),
             settings=Settings(
                 epochs=epochs,
                 batch_size=batch_size,

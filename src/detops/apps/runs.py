@@ -61,7 +61,8 @@ def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, 
     if not path.exists():
         raise FileNotFoundError(f"{run}: expected checkpoints/last.ckpt, which detops train writes")
     detector, count = config["detector"], len(config["classes"])
-    network = models.build(config["model"], count, config["width"], detector)
+    backbone = config.get("backbone", "compact")  # runs of earlier versions have none
+    network = models.build(config["model"], count, config["width"], detector, backbone=backbone)
     state = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
     network.load_state_dict({name[4:]: value for name, value in state.items() if name.startswith("ema.")})
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]

@@ -1,12 +1,12 @@
-"""The networks that `detops train` offers: a small ResNet with a feature pyramid and a head per kind of detector.
+"""The networks that `detops train` offers: a backbone with a feature pyramid and a head per kind of detector.
 
     images (B, 3, H, W) -> features at strides 4, 8, 16, 32 -> merged from coarse to fine
         at stride 4 -> heatmap logits, wh, offset        (CenterNet)
         at strides 8, 16, 32 -> one raw map per level    (YOLOX)
                              -> class logits, distances  (GFL, LD; twice for the task-aligned ones)
 
-Any module with the same inputs and outputs can replace them: `--model module:function`, where the function is called
-with `num_classes` and `width`.
+The backbone is a small ResNet, or one of timm (`--backbone timm:NAME`). Any module with the same inputs and outputs can
+replace the whole: `--model module:function`, where the function is called with `num_classes` and `width`.
 """
 
 import math
@@ -17,65 +17,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from detops.apps import import_function, listed
+from detops.apps.train import backbones
+from detops.apps.train.backbones import CompactBackbone, TimmBackbone, conv
 
 PRIOR = 0.05  # probability of an object that an untrained heatmap predicts everywhere
 RARE = 0.01  # the same for an untrained YOLOX or GFL: objectness and each class
 # The size in cells is 16 times the output of the last layer, plus 8, so that steps at the usual learning rates reach
 # large boxes in time. On blood cells after 20 epochs this gave AP 0.526; an exponential gave 0.510.
 WH_SCALE, WH_START = 16.0, 8.0
-
-
-def _conv(channels: int, out: int, kernel: int = 3, stride: int = 1, activation: bool = True) -> nn.Sequential:
-    layers: list[nn.Module] = [
-        nn.Conv2d(channels, out, kernel, stride, kernel // 2, bias=False),
-        nn.BatchNorm2d(out),
-    ]
-    return nn.Sequential(*layers, nn.ReLU(inplace=True)) if activation else nn.Sequential(*layers)
-
-
-class Residual(nn.Module):
-    """Two 3x3 convolutions and a shortcut. The second starts at zero, so the block starts as its shortcut."""
-
-    def __init__(self, channels: int, out: int, stride: int = 1) -> None:
-        super().__init__()
-        last = nn.BatchNorm2d(out)
-        nn.init.zeros_(last.weight)
-        self.body = nn.Sequential(_conv(channels, out, 3, stride), nn.Conv2d(out, out, 3, padding=1, bias=False), last)
-        changes = stride != 1 or channels != out
-        pool = nn.AvgPool2d(2) if stride == 2 else nn.Identity()
-        self.shortcut = nn.Sequential(pool, _conv(channels, out, 1, activation=False)) if changes else nn.Identity()
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, C, H, W) to (B, out, H / stride, W / stride)."""
-        return F.relu(self.body(x) + self.shortcut(x), inplace=True)
-
-
-class Backbone(nn.Module):
-    """Features at strides 4, 8, 16 and 32.
-
-    Args:
-        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
-        blocks: Residual blocks per stage.
-    """
-
-    def __init__(self, width: int, blocks: tuple[int, int, int, int]) -> None:
-        super().__init__()
-        self.stem = nn.Sequential(_conv(3, width // 2, 3, 2), _conv(width // 2, width, 3, 2))
-        self.channels = [width, 2 * width, 4 * width, 8 * width]
-        stages = []
-        for index, (out, count) in enumerate(zip(self.channels, blocks, strict=True)):
-            before = self.channels[max(index - 1, 0)]
-            first = Residual(before, out, 1 if index == 0 else 2)
-            stages.append(nn.Sequential(first, *[Residual(out, out) for _ in range(count - 1)]))
-        self.stages = nn.ModuleList(stages)
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        """Map images (B, 3, H, W) to four levels, the finest first."""
-        x, levels = self.stem(images), []
-        for stage in self.stages:
-            x = stage(x)
-            levels.append(x)
-        return levels
 
 
 class Pyramid(nn.Module):
@@ -88,8 +37,8 @@ class Pyramid(nn.Module):
 
     def __init__(self, channels: list[int], out: int) -> None:
         super().__init__()
-        self.laterals = nn.ModuleList([_conv(c, out, 1) for c in channels])
-        self.merges = nn.ModuleList([_conv(out, out) for _ in channels[:-1]])
+        self.laterals = nn.ModuleList([conv(c, out, 1) for c in channels])
+        self.merges = nn.ModuleList([conv(out, out) for _ in channels[:-1]])
 
     def forward(self, levels: list[Tensor]) -> list[Tensor]:
         """Merge the levels; each comes out with `out` channels."""
@@ -108,11 +57,15 @@ class CompactNet(nn.Module):
         num_classes: Number of classes C.
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
         blocks: Residual blocks at strides 4, 8, 16 and 32.
+        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
     """
 
-    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+    def __init__(
+        self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
+        backbone: TimmBackbone | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = Backbone(width, blocks)
+        self.backbone = backbone or CompactBackbone(width, blocks)
         self.pyramid = Pyramid(self.backbone.channels, 2 * width)
         self.heads = nn.ModuleList(
             [
@@ -151,7 +104,7 @@ class DenseHead(nn.Module):
         self, channels: int, of_class: Sequence[tuple[int, float]], of_box: Sequence[tuple[int, float]]
     ) -> None:
         super().__init__()
-        self.towers = nn.ModuleList([nn.Sequential(*[_conv(channels, channels) for _ in range(2)]) for _ in range(2)])
+        self.towers = nn.ModuleList([nn.Sequential(*[conv(channels, channels) for _ in range(2)]) for _ in range(2)])
         maps = [(nn.Conv2d(channels, out, 1), p) for out, p in (*of_class, *of_box)]
         for layer, p in maps:
             nn.init.normal_(layer.weight, std=0.01)
@@ -172,11 +125,15 @@ class CompactYoloX(nn.Module):
         num_classes: Number of classes C.
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
         blocks: Residual blocks at strides 4, 8, 16 and 32.
+        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
     """
 
-    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+    def __init__(
+        self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
+        backbone: TimmBackbone | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = Backbone(width, blocks)
+        self.backbone = backbone or CompactBackbone(width, blocks)
         self.pyramid = Pyramid(self.backbone.channels[1:], 2 * width)
         maps = [(num_classes, RARE)], [(4, 0.5), (1, RARE)]
         self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
@@ -204,14 +161,16 @@ class CompactGFL(nn.Module):
         num_classes: Number of classes C.
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
         blocks: Residual blocks at strides 4, 8, 16 and 32.
+        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
         reg_max: Distances are distributions over 0 .. reg_max, in strides.
     """
 
     def __init__(
-        self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1), reg_max: int = 16
-    ) -> None:
+        self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
+        backbone: TimmBackbone | None = None, reg_max: int = 16,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.backbone = Backbone(width, blocks)
+        self.backbone = backbone or CompactBackbone(width, blocks)
         self.pyramid = Pyramid(self.backbone.channels[1:], 2 * width)
         maps = [(num_classes, RARE)], [(4 * (reg_max + 1), 0.5)]
         self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
@@ -240,11 +199,15 @@ class CompactTaskAligned(nn.Module):
         num_classes: Number of classes C.
         width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
         blocks: Residual blocks at strides 4, 8, 16 and 32.
+        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
     """
 
-    def __init__(self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1)) -> None:
+    def __init__(
+        self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
+        backbone: TimmBackbone | None = None,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.many = CompactGFL(num_classes, width, blocks)
+        self.many = CompactGFL(num_classes, width, blocks, backbone)
         once = CompactGFL(num_classes, width, blocks).heads
         once.load_state_dict(self.many.heads.state_dict())
         self.once = once
@@ -261,10 +224,19 @@ class CompactTaskAligned(nn.Module):
 def _head(channels: int, out: int, bias: float) -> nn.Sequential:
     last = nn.Conv2d(channels, out, 1)
     last.bias = nn.Parameter(torch.full((out,), bias))
-    return nn.Sequential(_conv(channels, channels), last)
+    return nn.Sequential(conv(channels, channels), last)
 
 
-def build(model: str, num_classes: int, width: int, detector: str = "centernet") -> nn.Module:
+def build(
+    model: str,
+    num_classes: int,
+    width: int,
+    detector: str = "centernet",
+    *,
+    backbone: str = "compact",
+    pretrained: bool = False,
+    frozen_stages: int = 0,
+) -> nn.Module:
     """Build the network of a detector.
 
     Args:
@@ -275,9 +247,13 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
         num_classes: Number of classes.
         width: Width of the network, whatever the function takes it to mean.
         detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
+        backbone: Backbone of the compact model: "compact", or "timm:NAME".
+        pretrained: See `backbones.TimmBackbone`; so is `frozen_stages`.
+        frozen_stages: Stages of the backbone that are not trained.
 
     Raises:
-        ValueError: There is no such detector or function, or the function does not return a module.
+        ModuleNotFoundError: The backbone is of timm, which is not installed.
+        ValueError: There is no such detector, backbone or function, or the function does not return a module.
     """
     compact: dict[str, type[CompactNet] | type[CompactYoloX] | type[CompactGFL] | type[CompactTaskAligned]] = {
         "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL,
@@ -286,7 +262,9 @@ def build(model: str, num_classes: int, width: int, detector: str = "centernet")
     if detector not in compact:
         raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")
     if model == "compact":
-        return compact[detector](num_classes, width)
+        return compact[detector](num_classes, width, backbone=backbones.find(backbone, pretrained, frozen_stages))
+    if backbone != "compact":
+        raise ValueError(f"backbone: belongs to the model compact; {model!r} has its own")
     build_model = import_function(model, 'model: expected "compact" or')
     try:
         network = build_model(num_classes=num_classes, width=width)

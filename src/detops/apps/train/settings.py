@@ -54,6 +54,9 @@ class Network:
         width: Width of the network, in channels at stride 4.
         size: (height, width) that images are resized to fit into.
         teacher: Folder of a run of "gfl" or "ld" that "ld" learns from.
+        backbone: Backbone of the model "compact": "compact", or "timm:NAME".
+        pretrained: Start from the weights that timm has for the backbone.
+        frozen_stages: Stages of the backbone that are not trained, the first 0 .. 4.
     """
 
     detector: str = "centernet"
@@ -61,6 +64,9 @@ class Network:
     width: int = 32
     size: tuple[int, int] = (512, 512)
     teacher: Path | None = None
+    backbone: str = "compact"
+    pretrained: bool = False
+    frozen_stages: int = 0
 
 
 @dataclass(frozen=True)
@@ -139,6 +145,9 @@ def to_config(
     return {
         "detector": network.detector,
         "model": network.model,
+        "backbone": network.backbone,
+        "pretrained": network.pretrained,
+        "frozen_stages": network.frozen_stages,
         "width": network.width,
         "size": network.size,
         "classes": class_names,
@@ -154,7 +163,8 @@ def from_config(config: dict[str, Any]) -> tuple[Data, Network, Settings]:
     data = Data(**{name: Path(config[name]) for name in Data.__dataclass_fields__})
     height, width = config["size"]
     teacher = config["teacher"] and Path(config["teacher"])
-    network = Network(config["detector"], config["model"], config["width"], (height, width), teacher)
+    backbone = {name: config[name] for name in ("backbone", "pretrained", "frozen_stages") if name in config}
+    network = Network(config["detector"], config["model"], config["width"], (height, width), teacher, **backbone)
     values = dict(config["settings"])
     augmentation = Augmentation(**values.pop("augmentation"))
     distillation = Distillation(**values.pop("distillation"))

@@ -18,6 +18,7 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
+from torch import nn
 from torch.utils.data import DataLoader
 
 from detops import Teacher
@@ -94,8 +95,8 @@ def run(
 
     torch.manual_seed(settings.seed)
     kind = _family(network, settings, len(classes))
-    untrained = models.build(network.model, len(classes), network.width, network.detector)
     trainer, start = _trainer(hardware), _steps_done(checkpoint) if resume else 0
+    untrained = _untrained(network, len(classes), begins=start == 0)
     shares = {"rank": trainer.global_rank, "world": trainer.world_size}
     steps = Steps(len(train_set), settings.batch_size, settings.epochs, settings.seed, start, **shares)
     if start >= steps.total:
@@ -135,6 +136,16 @@ def _family(network: Network, settings: Settings, num_classes: int) -> Family:
     if network.detector != "ld":
         return family(network.detector, num_classes)
     return family("ld", num_classes, teacher=_teacher(network.teacher), **vars(settings.distillation))
+
+
+def _untrained(network: Network, num_classes: int, begins: bool) -> nn.Module:
+    """Build the network, with pretrained weights only if the training begins: otherwise it has those of the run."""
+    if network.frozen_stages and not network.pretrained:
+        raise ValueError("frozen-stages: expected --pretrained, as random weights are not worth keeping")
+    return models.build(
+        network.model, num_classes, network.width, network.detector,
+        backbone=network.backbone, pretrained=network.pretrained and begins, frozen_stages=network.frozen_stages,
+    )  # fmt: skip
 
 
 def _teacher(run: Path | None) -> Teacher:

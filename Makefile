@@ -79,5 +79,6 @@ $(DOCUMENTED): $(READY)
 # Packages that some tests need beside the extra dev; these tests are skipped if one cannot be installed.
 $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision "$(TORCHVISION)" || echo "no torchvision"
+	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision timm huggingface_hub safetensors || echo "no timm"
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
 	touch $@

@@ -40,6 +40,7 @@ from detops.losses.iou import BoxIoULoss, box_iou_loss
 from detops.losses.localization_distillation import LocalizationDistillationLoss, localization_distillation_loss
 from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
 from detops.masks.instance_masks import InstanceMasks, MaskCrop
+from detops.masks.query_decoding import decode_query_masks
 from detops.ragged import RaggedBatch
 from detops.targets.centernet import CenterNetTargets, centernet_targets
 from detops.targets.heatmap import draw_heatmap, draw_heatmap_batched
@@ -83,6 +84,7 @@ __all__ = [
     "count_syncs",
     "decode_centernet",
     "decode_gfl",
+    "decode_query_masks",
     "decode_yolox",
     "distances_to_boxes",
     "distribution_focal_loss",

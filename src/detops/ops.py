@@ -118,6 +118,33 @@ def atss_match(
 
 
 @op()
+def centernet_cells(
+    boxes: Tensor,
+    labels: Tensor,
+    sample_sizes: Tensor | None,
+    map_size: list[int],
+    image_size: list[int],
+    num_classes: int,
+    min_overlap: float,
+    min_radius: int,
+    legacy: bool,
+    elliptical: float,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Find the cell, the radius and the training targets of each box on CenterNet's map, and count the centres."""
+    shape, pair, dtype = labels.shape, (*labels.shape, 2), accumulate_dtype(boxes)
+    return (
+        labels.new_empty(pair, dtype=torch.int64),
+        labels.new_empty(pair if elliptical > 0 else shape, dtype=torch.int64),
+        labels.new_empty(shape, dtype=torch.int64),
+        labels.new_empty(pair, dtype=dtype),
+        labels.new_empty(pair, dtype=dtype),
+        labels.new_empty(shape, dtype=torch.int64),
+        labels.new_empty(shape, dtype=torch.bool),
+        labels.new_empty((), dtype=torch.int64),
+    )
+
+
+@op()
 def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
     """Decode the box that each point predicts, by the distances of its sides or their distributions."""
     return points.new_empty((bbox_preds[0].shape[0], points.shape[0], 4), dtype=torch.float32)
@@ -169,6 +196,15 @@ def gaussian_focal_loss_from_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Sum CenterNet's focal loss and compute its gradient, with targets that are drawn from boxes and never stored."""
     return _sum_and_gradient(logits, with_gradient)
+
+
+@op()
+def l1_at_cells(
+    preds: Tensor, target: Tensor, index: Tensor, used: Tensor, scale: Tensor | None, with_gradient: bool
+) -> tuple[Tensor, Tensor]:
+    """Sum the absolute differences of a map and its targets at cells, and compute the gradient in the same pass."""
+    gradient = preds.new_empty(preds.shape if with_gradient else 0)
+    return preds.new_empty((), dtype=accumulate_dtype(preds)), gradient
 
 
 @op()

@@ -78,6 +78,23 @@ def test_launches_follow_the_kernels_and_not_the_boxes():
     assert draw(50) == draw(5)
 
 
+def test_centernet_launches_few_kernels():
+    """However many boxes there are; what sums the three losses counts too."""
+    pytest.importorskip("triton")
+    criterion = detops.CenterNetLoss(3)
+    maps = [torch.randn(2, c, 16, 16, requires_grad=True) for c in (3, 2, 2)]
+    for count in (2, 70):
+        low = torch.rand(2, count, 2) * 40
+        targets = detops.GroundTruth(torch.cat([low, low + 20], 2), torch.arange(2 * count).view(2, count) % 3)
+        assert count_launches(detops.centernet_targets, targets, (16, 16), (64, 64), 3) <= 11
+        assert count_launches(lambda: criterion(*maps, targets, (64, 64))) <= 20  # noqa: B023
+
+        def step():
+            torch.autograd.grad(sum(criterion(*maps, targets, (64, 64)).values()), maps)  # noqa: B023
+
+        assert count_launches(step) <= 27
+
+
 @pytest.mark.gpu
 def test_the_profiler_agrees():
     x = X.cuda()

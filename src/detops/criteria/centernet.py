@@ -1,16 +1,18 @@
 """CenterNet's three losses as one module: boxes and the network's maps in, numbers out."""
 
+import torch
 from torch import Tensor, nn
 
+from detops import ops
 from detops.arguments import FLOATS, renamed, require_device, require_shape, require_tensor
 from detops.diagnostics.checked import is_checked, unchecked
 from detops.geometry.levels import Size
 from detops.ground_truth import Targets, require_ground_truth
+from detops.losses._fused import fused_loss
 from detops.losses.focal import check_finite
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.reduction import EPS, average_over_ranks
-from detops.ragged import RaggedBatch
-from detops.targets.centernet import CenterNetCells, centernet_cells, count_centers, ignored_cells, last_at_cell
+from detops.targets.centernet import CenterNetCells, centernet_cells, ignored_cells
 from detops.targets.radius import Formula
 
 
@@ -112,16 +114,15 @@ class CenterNetLoss(nn.Module):
             min_radius=self.min_radius, formula=self.formula, elliptical=self.elliptical,
         )  # fmt: skip
         negative_weight = ignored_cells(truth, (height, width), image_size)
-        count = average_over_ranks(count_centers(cells, height * width))
+        count = average_over_ranks(cells.count)
         if is_checked():
             check_finite("heatmap_logits", heatmap_logits)
-        center, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
         with unchecked():  # boxes to be skipped have label -1 by now
             heatmap_loss = gaussian_focal_loss_from_boxes(
                 heatmap_logits,
-                center,
-                radius,
-                label,
+                cells.center,
+                cells.radius,
+                cells.labels,
                 self.alpha,
                 self.gamma,
                 pos_weight=self.pos_weight * self.heatmap_weight,
@@ -129,11 +130,11 @@ class CenterNetLoss(nn.Module):
                 negative_weight=negative_weight,
                 avg_factor=count,
             )
-        kept = last_at_cell(cells)
+        divisor = 2 * count + EPS
         return {
             "loss_center_heatmap": heatmap_loss,
-            "loss_wh": self.wh_weight * _l1_at_centers(wh, cells.wh, cells, kept, count),
-            "loss_offset": self.offset_weight * _l1_at_centers(offset, cells.offset, cells, kept, count),
+            "loss_wh": _l1_at_centers(wh, cells.wh, cells, self.wh_weight, divisor),
+            "loss_offset": _l1_at_centers(offset, cells.offset, cells, self.offset_weight, divisor),
         }
 
     def _check(self, heatmap_logits: Tensor, wh: Tensor, offset: Tensor) -> None:
@@ -149,9 +150,15 @@ class CenterNetLoss(nn.Module):
             require_device(name, value, heatmap_logits, "heatmap_logits")
 
 
-def _l1_at_centers(pred: Tensor, target: Tensor, cells: CenterNetCells, kept: Tensor, count: Tensor) -> Tensor:
-    """Return the mean absolute difference of a map (B, 2, H, W) and its target (B, N, 2) at the kept centres."""
-    index = cells.flat_index.where(kept, 0)
-    read = pred.flatten(2).gather(2, index[:, None].expand(-1, 2, -1)).transpose(1, 2)  # (B, N, 2)
-    difference = (read.to(target.dtype) - target).abs().where(kept[..., None], 0)
-    return difference.sum() / (2 * count + EPS)
+def _l1_at_centers(pred: Tensor, target: Tensor, cells: CenterNetCells, weight: float, divisor: Tensor) -> Tensor:
+    """Return the weighted sum of absolute differences at the centres, divided."""
+    return fused_loss(
+        ops.l1_at_cells,
+        pred,
+        scale=torch.full_like(divisor, weight) / divisor,
+        steepest=weight,
+        instead="PyTorch's l1_loss, with the maps of centernet_targets",
+        target=target,
+        index=cells.flat_index,
+        used=cells.last,
+    )

@@ -154,3 +154,8 @@ def image_sizes_tensor(image_sizes: ImageSizes, batch: int, device: torch.device
             f"image_sizes: expected a height and a width for each of {batch} images, got shape {tuple(sizes.shape)}"
         )
     return sizes
+
+
+def xy_of(size: Sequence[int], like: Tensor) -> Tensor:
+    """Return (height, width) as a tensor (x, y) of the dtype of another, made without a copy from the host."""
+    return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in reversed(size)])

@@ -5,14 +5,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detops import ops
 from detops.arguments import accumulate_dtype, renamed
 from detops.diagnostics.checked import unchecked
-from detops.geometry.levels import Size, require_fitting_sizes, require_size
+from detops.geometry.levels import Size, require_fitting_sizes, require_size, xy_of
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
-from detops.ragged import RaggedBatch
-from detops.ragged.padded import exists
 from detops.targets.heatmap import draw_heatmap_batched
-from detops.targets.radius import Formula, gaussian_radius
+from detops.targets.radius import Formula, require_overlap
 
 
 class CenterNetTargets(NamedTuple):
@@ -100,10 +99,9 @@ def centernet_targets(
     batch, device = len(cells.labels), cells.labels.device
     heatmap = torch.zeros(batch, num_classes, height, width, dtype=dtype, device=device)
     with unchecked():  # boxes to be skipped have label -1 by now
-        cell, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
-        draw_heatmap_batched(heatmap, cell, radius, k_scale=k_scale, labels=label)
+        draw_heatmap_batched(heatmap, cells.center, cells.radius, k_scale=k_scale, labels=cells.labels)
     # All maps at once, with one more cell for boxes that are skipped or overwritten: no cell is written twice.
-    index = cells.flat_index.where(last_at_cell(cells), height * width)
+    index = cells.flat_index.where(cells.last, height * width)
     values = torch.cat([cells.wh, cells.offset, torch.ones_like(cells.wh[..., :1])], -1).to(dtype)  # (B, N, 5)
     maps = torch.zeros(batch, 5, height * width + 1, dtype=dtype, device=device)
     maps.scatter_(2, index[:, None].expand(-1, 5, -1), values.transpose(1, 2))
@@ -113,7 +111,7 @@ def centernet_targets(
         maps[:, :2],
         maps[:, 2:4],
         maps[:, 4:].expand(-1, 2, -1, -1),
-        count_centers(cells, height * width).clamp(min=1),
+        cells.count.clamp(min=1),
         ignored_cells(truth, feature_size, image_size, dtype),
     )
 
@@ -128,7 +126,8 @@ class CenterNetCells(NamedTuple):
         wh: (B, N, 2), width and height in cells.
         offset: (B, N, 2), centre minus its cell.
         flat_index: (B, N) int64, cell as y * W + x; H * W for boxes that are skipped.
-        sample_sizes: (B,), how many of the N boxes of each image are real.
+        last: (B, N) bool, the boxes that are not skipped and come last among those of their cell.
+        count: 0-d int64, number of distinct centres (class and cell) of the batch.
     """
 
     center: Tensor
@@ -137,7 +136,8 @@ class CenterNetCells(NamedTuple):
     wh: Tensor
     offset: Tensor
     flat_index: Tensor
-    sample_sizes: Tensor
+    last: Tensor
+    count: Tensor
 
 
 def centernet_cells(
@@ -163,59 +163,20 @@ def centernet_cells(
         raise ValueError(f"min_radius: expected at least 0, got {min_radius!r}")
     if elliptical is not None and not 0 < elliptical <= 2:
         raise ValueError(f"elliptical: expected a number above 0 and at most 2, got {elliptical!r}")
-    label, sizes, count = targets.labels, targets.sample_sizes, targets.labels.shape[1]
-    if sizes is None:
-        sizes = torch.full((len(targets),), count, device=targets.device)
-    xyxy = targets.boxes.detach().to(accumulate_dtype(targets.boxes))
-
-    low, high = xyxy[..., :2], xyxy[..., 2:]  # (B, N, 2)
-    image = _pair(image_size, xyxy)
-    touches = ((high > 0) & (low < image)).all(-1)
-    known = (label >= 0) & (label < num_classes)
-    valid = exists(sizes, count) & known & touches & ((high >= low) & low.isfinite() & high.isfinite()).all(-1)
-    # Invalid boxes may hold anything; zeros in their place keep every number below finite.
-    low, high = low.where(valid[..., None], 0), high.where(valid[..., None], 0)
-
-    ratio = _pair((height, width), xyxy) / image
-    center, wh = (low + high) * ratio / 2, (high - low) * ratio
-    # As floats first: a centre far beyond the map would not fit an integer.
-    cell = torch.minimum(center.trunc().clamp(min=0), _pair((height, width), xyxy) - 1)
-    if elliptical is None:
-        radius = gaussian_radius(wh[..., 1], wh[..., 0], min_overlap, formula)
-    else:
-        radius = wh / 2 * elliptical
-    index = (cell[..., 1] * width + cell[..., 0]).to(torch.int64)
-    return CenterNetCells(
-        cell.to(torch.int64),
-        radius.floor().clamp(min_radius, 2**30).to(torch.int64),
-        label.to(torch.int64).where(valid, -1),
-        wh,
-        center - cell,
-        index.where(valid, height * width),  # beyond the map: neither written nor read
-        sizes,
+    require_overlap(min_overlap, formula)
+    cells = ops.centernet_cells(
+        boxes=targets.boxes.detach(),
+        labels=targets.labels,
+        sample_sizes=targets.sample_sizes,
+        map_size=[height, width],
+        image_size=list(image_size),
+        num_classes=num_classes,
+        min_overlap=float(min_overlap),
+        min_radius=min_radius,
+        legacy=formula == "legacy",
+        elliptical=0.0 if elliptical is None else float(elliptical),
     )
-
-
-def _pair(shape: tuple[int, int], like: Tensor) -> Tensor:
-    """Return (height, width) as a tensor (x, y), made without a copy from the host."""
-    return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in reversed(shape)])
-
-
-def count_centers(cells: CenterNetCells, map_size: int) -> Tensor:
-    """Count the distinct centres (class and cell) of a batch: 0-d int64. `map_size` is H * W."""
-    keys = (cells.labels * map_size + cells.flat_index).where(cells.labels >= 0, -1)
-    ordered = keys.sort(1).values
-    first = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    new = torch.cat([first, ordered[:, 1:] != ordered[:, :-1]], 1)[:, : keys.shape[1]]
-    return (new & (ordered >= 0)).sum()
-
-
-def last_at_cell(cells: CenterNetCells) -> Tensor:
-    """Return (B, N) bool: the boxes that are not skipped and come last among those of their cell."""
-    ordered, order = cells.flat_index.sort(dim=1, stable=True)
-    last = torch.ones_like(ordered[:, :1], dtype=torch.bool)
-    new = torch.cat([ordered[:, 1:] != ordered[:, :-1], last], 1)[:, : ordered.shape[1]]
-    return torch.zeros_like(new).scatter(1, order, new) & (cells.labels >= 0)
+    return CenterNetCells(*cells)
 
 
 def ignored_cells(
@@ -226,7 +187,7 @@ def ignored_cells(
         return None
     regions = targets.ignored.detach()
     regions = regions.to(accumulate_dtype(regions))
-    scaled = regions * (_pair(feature_size, regions) / _pair(image_size, regions)).repeat(2)  # (B, M, 4), cells
+    scaled = regions * (xy_of(feature_size, regions) / xy_of(image_size, regions)).repeat(2)  # (B, M, 4), cells
     within = []
     for axis, size in ((1, feature_size[0]), (0, feature_size[1])):
         middle = torch.arange(size, dtype=torch.float32, device=regions.device) + 0.5

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detops.arguments import FLOATS, describe
+from detops.geometry.corners import corner_radius
 
 Formula = Literal["fixed", "legacy"]
 
@@ -60,10 +61,7 @@ def gaussian_radius(
     Reference:
         Law and Deng, "CornerNet: Detecting Objects as Paired Keypoints", 2018, section 3.2.
     """
-    if not 0 < min_overlap <= 1:
-        raise ValueError(f"min_overlap: expected a number above 0 and at most 1, got {min_overlap!r}")
-    if formula not in ("fixed", "legacy"):
-        raise ValueError(f'formula: expected "fixed" or "legacy", got {formula!r}')
+    require_overlap(min_overlap, formula)
     given = [("height", height), ("width", width)]
     for name, value in given:
         if isinstance(value, Tensor) and (value.dtype == torch.bool or value.is_complex()):
@@ -72,7 +70,9 @@ def gaussian_radius(
             raise TypeError(f"{name}: expected a number or a tensor, got {type(value).__name__}")
     if not isinstance(height, Tensor) and not isinstance(width, Tensor):
         h = torch.tensor(float(height), dtype=torch.float64)
-        return float(_radius(h, torch.tensor(float(width), dtype=torch.float64), min_overlap, formula))
+        return float(
+            corner_radius(h, torch.tensor(float(width), dtype=torch.float64), min_overlap, formula == "legacy")
+        )
 
     tensors = [value for _, value in given if isinstance(value, Tensor)]
     dtype = torch.promote_types(tensors[0].dtype, tensors[-1].dtype)
@@ -82,35 +82,19 @@ def gaussian_radius(
         v.to(compute) if isinstance(v, Tensor) else torch.full((), float(v), dtype=compute, device=tensors[0].device)
         for _, v in given
     )
-    return _radius(h, w, min_overlap, formula).to(result)
+    return corner_radius(h, w, min_overlap, formula == "legacy").to(result)
 
 
-def _radius(h: Tensor, w: Tensor, o: float, formula: str) -> Tensor:
-    """Solve the three quadratics, in terms of the short side s, the long side l and their ratio q = s / l <= 1.
+def require_overlap(min_overlap: float, formula: str) -> None:
+    """Check the arguments of a radius.
 
-    With x = r / l the equations have coefficients of order 1 and q, so no product overflows or vanishes; a root
-    that would cancel is written as c / (the other root).
+    Raises:
+        ValueError: One is out of range.
     """
-    short, long = torch.minimum(h, w), torch.maximum(h, w)
-    q = torch.where(long > 0, short / long, 0)  # (...,)
-    total, half = (
-        1 + q,
-        (1 - q) ** 2,
-    )  # (h + w) / l; total^2 - 4 q = (1 - q)^2 keeps the small difference exact
-    # sqrt(b^2 - 4 a c) of the three, over l, with the difference of the two sides kept apart from the overlap.
-    same = torch.sqrt(half + 4 * q * (2 * o / (1 + o)))
-    inward = 2 * torch.sqrt(half + 4 * q * o)
-    outward = 2 * o * torch.sqrt(half + 4 * q / o)
-    if formula == "legacy":
-        # The last has b < 0: (b + root) / 2 as (root^2 - b^2) / (2 (root - b)).
-        outward_root = 8 * o * (1 - o) * q / (outward + 2 * o * total)
-        smallest = torch.minimum(torch.minimum((total + same) / 2, total + inward / 2), outward_root)
-    else:
-        smallest = torch.minimum(
-            2 * q * ((1 - o) / (1 + o)) / (total + same),
-            torch.minimum(2 * (1 - o) * q / (2 * total + inward), 2 * (1 - o) * q / (outward + 2 * o * total)),
-        )
-    return torch.where((short >= 0) & long.isfinite(), long * smallest, torch.nan)
+    if not 0 < min_overlap <= 1:
+        raise ValueError(f"min_overlap: expected a number above 0 and at most 1, got {min_overlap!r}")
+    if formula not in ("fixed", "legacy"):
+        raise ValueError(f'formula: expected "fixed" or "legacy", got {formula!r}')
 
 
 def gaussian_kernel(

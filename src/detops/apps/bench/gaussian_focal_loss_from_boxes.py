@@ -23,7 +23,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         logits = maps_of(batch, device)[0]
         targets = centernet_targets(truth, GRID, IMAGE, CLASSES)
         cells = centernet_cells(truth, GRID, IMAGE, CLASSES)
-        center, radius, label = (RaggedBatch(t, sample_sizes=cells.sample_sizes) for t in cells[:3])
+        center, radius, label = (RaggedBatch(t, sample_sizes=truth.sample_sizes) for t in cells[:3])
         count = targets.num_objects
         public = partial(gaussian_focal_loss_from_boxes, logits, center, radius, label, avg_factor=count)
         ours: Callable[[], object] = backward(public, logits)
@@ -35,7 +35,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
                 centers=cells.center,
                 radii=cells.radius,
                 labels=cells.labels,
-                sample_sizes=cells.sample_sizes,
+                sample_sizes=truth.sample_sizes,
                 negative_weight=None,
                 scale=None,
                 diameter_to_sigma_factor=6.0,

@@ -17,13 +17,12 @@ reach a kernel in a form that it cannot tell apart, and that `plain` undoes.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 from triton import knobs
 from triton.compiler import CompiledKernel
 
@@ -94,11 +93,11 @@ class Kernel:
             constants: Its constants: bools and numbers, of which a look-up takes no time.
         """
         nested = type(tensors[0]) is tuple
-        flat = [*_leaves(tensors)] if nested else tensors
+        flat = _flat(tensors) if nested else tensors
         single = numbers
         if numbers and type(numbers[0]) is tuple:
             numbers = [tuple([2 * n + 3 for n in value]) if type(value) is tuple else value for value in numbers]
-            single = [*_leaves(numbers)]
+            single = _flat(numbers)
         device = flat[0].get_device()
         if device < 0 or _current_device is None:
             self.jit[grid](*tensors, *numbers, *constants, **self.options)
@@ -132,7 +131,10 @@ class Kernel:
         run, function, metadata, _ = kept
         if nested:
             following = iter(pointers)
-            pointers = [_like(value, following) for value in tensors]
+            pointers = [
+                tuple([next(following) for _ in value]) if type(value) is tuple else next(following)
+                for value in tensors
+            ]
         run(
             *grid, *_REST[len(grid)], _current_stream(device), function, metadata, None, None, None, *pointers,
             *numbers, *constants,
@@ -159,14 +161,12 @@ def kernel(
     return lambda function: Kernel(function, tensors, specialize, scalars, num_warps, enable_fp_fusion)
 
 
-def _leaves(nested: Iterable[Any]) -> Iterator[Tensor]:
-    for value in nested:
+def _flat(values: Iterable[Any]) -> list[Any]:
+    """Return the values, and in the place of a tuple those in it."""
+    found: list[Any] = []
+    for value in values:
         if type(value) is tuple:
-            yield from _leaves(value)
+            found.extend(value)
         else:
-            yield value
-
-
-def _like(value: Any, following: Iterator[int]) -> Any:
-    """The pointers of a tensor or a tuple of tensors."""
-    return tuple([_like(item, following) for item in value]) if type(value) is tuple else next(following)
+            found.append(value)
+    return found

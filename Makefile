@@ -81,4 +81,5 @@ $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision "$(TORCHVISION)" || echo "no torchvision"
 	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision timm huggingface_hub safetensors || echo "no timm"
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
+	$(RUN) -m pip install --quiet onnx onnxruntime onnxscript || echo "no ONNX"
 	touch $@

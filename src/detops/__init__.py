@@ -28,6 +28,7 @@ from detops.diagnostics.syncs import count_syncs
 from detops.geometry.distances import boxes_to_distances, distances_to_boxes, distribution_to_distances
 from detops.geometry.points import grid_anchors, grid_points
 from detops.ground_truth import GroundTruth, collate
+from detops.inference.export import decompositions
 from detops.inference.nms import batched_nms, nms, nms_mask
 from detops.inference.preprocess import PreprocessedImages, preprocess
 from detops.integrations.super_gradients import YoloXDetectionLoss, YoloXFastDetectionLoss
@@ -86,6 +87,7 @@ __all__ = [
     "decode_gfl",
     "decode_query_masks",
     "decode_yolox",
+    "decompositions",
     "distances_to_boxes",
     "distribution_focal_loss",
     "distribution_to_distances",

@@ -82,7 +82,7 @@ def _check(heatmap: Tensor, wh: Tensor, offset: Tensor, image_size: Size, kernel
         raise ValueError(f"heatmap_logits: expected shape (B, C, H, W), none of C, H, W 0, got {tuple(heatmap.shape)}")
     for name, value in (("wh", wh), ("offset", offset)):
         require_tensor(name, value, FLOATS, "a floating-point tensor")
-        require_shape(name, value, (len(heatmap), 2, *heatmap.shape[2:]), "to match heatmap_logits")
+        require_shape(name, value, (heatmap.shape[0], 2, *heatmap.shape[2:]), "to match heatmap_logits")
         require_device(name, value, heatmap, "heatmap_logits")
     height, width = require_size("image_size", image_size)
     require_fitting_sizes((heatmap.shape[2], heatmap.shape[3]), (height, width))

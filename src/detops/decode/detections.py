@@ -56,7 +56,7 @@ def select(
         image_sizes: Sizes that boxes are clipped to; None for no clipping.
     """
     if image_sizes is not None:
-        sides = image_sizes_tensor(image_sizes, len(boxes), boxes.device).to(boxes.dtype)
+        sides = image_sizes_tensor(image_sizes, boxes.shape[0], boxes.device).to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), sides.flip(1).repeat(1, 2)[:, None])
     # False for a NaN too.
     exists = exists & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & boxes.isfinite().all(-1)
@@ -64,17 +64,32 @@ def select(
     kept = exists
     if iou_threshold is not None:
         kept = nms_mask(boxes, scores, iou_threshold, labels=labels, valid=exists)
-    order = (~kept).to(torch.uint8).argsort(dim=1, stable=True)
+    order = _kept_first(kept)
     gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     return padded(kept.gather(1, order), gathered, labels.gather(1, order), scores.gather(1, order), max_detections)
+
+
+def _kept_first(kept: Tensor) -> Tensor:
+    """Return (B, M) int64, the indices of the kept candidates and then of the others, each in their order.
+
+    By counting: a stable sort does the same, but ONNX has none.
+    """
+    ahead = kept.cumsum(1)
+    index = torch.arange(kept.shape[1], device=kept.device).expand_as(ahead)
+    place = torch.where(kept, ahead - 1, ahead[:, -1:] + index - ahead)
+    return torch.zeros_like(place).scatter(1, place, index)
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
 
     `torch.topk` does not define which of equal values it takes. So it is given integers that are all different: the
-    bits of the value, changed so that they sort as integers, then the index.
+    bits of the value, changed so that they sort as integers, then the index. An exported program has `topk` alone,
+    because not every runtime can read bits; ONNX's gives ties to the lower index.
     """
+    if torch.compiler.is_exporting():
+        found = values.topk(k, 1)
+        return found.values, found.indices
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     index = torch.arange(values.shape[1], device=values.device)

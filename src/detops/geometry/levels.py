@@ -82,7 +82,7 @@ def require_yolox_maps(model_output: object, strides: Sequence[int], num_classes
         fits = output.dim() == 5 and output.shape[1] == 1 and output.shape[4] > 5
         if num_classes is not None:
             fits = fits and output.shape[4] == 5 + num_classes
-        if not fits or len(output) != len(first) or output.shape[4] != first.shape[4]:
+        if not fits or output.shape[0] != first.shape[0] or output.shape[4] != first.shape[4]:
             channels = "5 + C" if num_classes is None else 5 + num_classes
             raise ValueError(f"model_output: expected shape (B, 1, H, W, {channels}), got {tuple(output.shape)}")
         if output.dtype != first.dtype:

@@ -50,7 +50,7 @@ def nms_mask_exported(
         return now, (now != dropped).sum()
 
     start = (torch.zeros_like(scores, dtype=torch.bool), torch.ones((), dtype=torch.int64, device=boxes.device))
-    dropped, _ = while_loop(changed, one_round, start)
+    dropped: Tensor = while_loop(changed, one_round, start)[0]
     return alive & ~dropped
 
 

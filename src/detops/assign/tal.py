@@ -157,7 +157,9 @@ def tal_assign(
     return match_aligned([level.detach() for level in levels], pred_boxes.detach(), points, truth, chosen, valid)
 
 
-def require_rule(rule: RuleName | TalRule, **change: float | None) -> TalRule:
+def require_rule(
+    rule: RuleName | TalRule, *, topk: int | None = None, alpha: float | None = None, beta: float | None = None
+) -> TalRule:
     """Return a rule, with those values changed that are not None.
 
     Raises:
@@ -167,7 +169,11 @@ def require_rule(rule: RuleName | TalRule, **change: float | None) -> TalRule:
         if rule not in RULES:
             raise ValueError(f"rule: expected a TalRule or one of {', '.join(RULES)}, got {rule!r}")
         rule = RULES[rule]
-    rule = rule._replace(**{name: value for name, value in change.items() if value is not None})
+    rule = rule._replace(
+        topk=rule.topk if topk is None else topk,
+        alpha=rule.alpha if alpha is None else alpha,
+        beta=rule.beta if beta is None else beta,
+    )
     rule.check()
     return rule
 

@@ -144,4 +144,5 @@ def plain_loss(scene: Scene, assign: Any) -> Tensor:
     dfl = F.cross_entropy(rows, low, reduction="none") * (low + 1 - exact)
     dfl = dfl + F.cross_entropy(rows, low + 1, reduction="none") * (exact - low)
     box = 2.5 * (w * giou).sum() + 0.5 * (w * dfl.view(-1, 4).mean(1)).sum()
-    return cls + box / divisor
+    total: Tensor = cls + box / divisor
+    return total

@@ -1,6 +1,6 @@
 """`detops bench task_aligned`: assignment, losses and gradients, against tensors of boxes x points."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
 import torch
@@ -30,7 +30,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield _case("128 aerial images, 75,000 boxes", Scene(128, 15, counts, device), {})
 
 
-def _case(name: str, scene: Scene, baselines: dict[str, Callable[[], object]], both: bool = False) -> Case:
+def _case(name: str, scene: Scene, baselines: Mapping[str, Callable[[], object]], both: bool = False) -> Case:
     maps, leaves = (scene.scores, scene.preds), _leaves(scene)
     criterion = partial(scene.criterion(), *maps, scene.truth)
     if both:

@@ -94,7 +94,8 @@ def test_radii_are_those_of_the_portable_form_bit_for_bit(form: Form, legacy: bo
 
 @pytest.mark.gpu
 def test_gpu_matches_reference() -> None:
-    for seed, options in enumerate(({}, {"legacy": True}, {"elliptical": 0.5}, {"ragged": True})):
+    scenes: list[dict[str, Any]] = [{}, {"legacy": True}, {"elliptical": 0.5}, {"ragged": True}]
+    for seed, options in enumerate(scenes):
         assert_matches(op, arguments(seed, boxes=40, **options), device="cuda")
 
 

@@ -114,7 +114,7 @@ class CenterNetLoss(nn.Module):
             min_radius=self.min_radius, formula=self.formula, elliptical=self.elliptical,
         )  # fmt: skip
         negative_weight = ignored_cells(truth, (height, width), image_size)
-        count = average_over_ranks(cells.count)
+        count = average_over_ranks(cells.num_centers)
         if is_checked():
             check_finite("heatmap_logits", heatmap_logits)
         with unchecked():  # boxes to be skipped have label -1 by now

@@ -82,7 +82,8 @@ def centernet_cells(
             if elliptical > 0:
                 radii = (size[b, n] / 2 * elliptical).tolist()
             else:
-                radii = [corner_radius(*size[b, n].flip(0).tolist(), min_overlap, legacy)]
+                w, h = size[b, n].tolist()
+                radii = [corner_radius(h, w, min_overlap, legacy)]
             whole = [-1 if math.isnan(r) else int(min(max(r, min_radius), 2**30)) for r in radii]
             radius[b, n] = torch.tensor(whole if elliptical > 0 else whole[0])
             if label[b, n] >= 0:

@@ -111,7 +111,7 @@ def centernet_targets(
         maps[:, :2],
         maps[:, 2:4],
         maps[:, 4:].expand(-1, 2, -1, -1),
-        cells.count.clamp(min=1),
+        cells.num_centers.clamp(min=1),
         ignored_cells(truth, feature_size, image_size, dtype),
     )
 
@@ -127,7 +127,7 @@ class CenterNetCells(NamedTuple):
         offset: (B, N, 2), centre minus its cell.
         flat_index: (B, N) int64, cell as y * W + x; H * W for boxes that are skipped.
         last: (B, N) bool, the boxes that are not skipped and come last among those of their cell.
-        count: 0-d int64, number of distinct centres (class and cell) of the batch.
+        num_centers: 0-d int64, number of distinct centres (class and cell) of the batch.
     """
 
     center: Tensor
@@ -137,7 +137,7 @@ class CenterNetCells(NamedTuple):
     offset: Tensor
     flat_index: Tensor
     last: Tensor
-    count: Tensor
+    num_centers: Tensor
 
 
 def centernet_cells(

@@ -206,6 +206,9 @@ def train(
     ld_region: Annotated[
         str, training_option(help="LD: anchors that are distilled: main (the positives) or main+vlr.")
     ] = "main",
+    logger: Annotated[
+        str | None, training_option(help="Log to csv, tensorboard or wandb too, by Lightning's logger.")
+    ] = None,
     eval_every: Annotated[int, training_option(help="Epochs between evaluations.", min=1)] = 10,
     save_every: Annotated[
         int, training_option(help="Steps between checkpoints; each epoch ends with one too.", min=1)
@@ -268,6 +271,7 @@ def train(
             ),
             resume=resume,
             strict=strict,
+            logger=logger,
             console=console,
         )
 

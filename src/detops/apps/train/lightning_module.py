@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detops import StageTimer
 from detops.apps import evaluate, runs
 from detops.apps.data.dataset import Batch, CocoImages
-from detops.apps.train import metrics
+from detops.apps.train import loggers, metrics
 from detops.apps.train.augment import augment
 from detops.apps.train.families import Family
 from detops.apps.train.settings import Settings
@@ -113,8 +113,8 @@ class DetectorModule(lightning.LightningModule):
         self._end_stage()
         total, losses = self._compute_loss(outputs, batch, (images.shape[2], images.shape[3]))
         self._losses.append({name: value.detach() for name, value in losses.items()})
-        self.log("loss", total.detach(), prog_bar=True)
-        self.log("epoch", (self.trainer.global_step + 1) / self.steps_per_epoch, prog_bar=True)
+        self.log("loss", total.detach(), prog_bar=True, logger=False)
+        self.log("epoch", (self.trainer.global_step + 1) / self.steps_per_epoch, prog_bar=True, logger=False)
         return total
 
     def _compute_loss(
@@ -193,6 +193,8 @@ class DetectorModule(lightning.LightningModule):
     def _record(self, row: metrics.Row) -> None:
         if self.trainer.is_global_zero:
             metrics.append(self.run, row)
+            if self.logger is not None:
+                self.logger.log_metrics(loggers.flat(row), row["step"])
 
     def evaluate(self, epoch: int) -> None:
         """Score the averaged weights on the validation data, which the ranks share."""

@@ -25,7 +25,7 @@ from detops import Teacher
 from detops.apps import evaluate, note, runs
 from detops.apps.data.dataset import CocoImages, Steps, as_is, open_annotations
 from detops.apps.files import write_atomically
-from detops.apps.train import metrics, models, report
+from detops.apps.train import loggers, metrics, models, report
 from detops.apps.train.checkpoint import AtomicIO
 from detops.apps.train.families import GFL, Family, family
 from detops.apps.train.lightning_module import DetectorModule
@@ -60,6 +60,7 @@ def run(
     hardware: Hardware | None = None,
     resume: bool = False,
     strict: bool = False,
+    logger: str | None = None,
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train, or resume a training.
@@ -72,6 +73,7 @@ def run(
         hardware: What to train on.
         resume: Continue from the last checkpoint, with the data, network and settings of `config.json`.
         strict: Stop if an annotation or an image is invalid.
+        logger: "csv", "tensorboard" or "wandb": Lightning's logger that is written beside `metrics.jsonl`.
         console: Where to print.
 
     Returns:
@@ -95,7 +97,7 @@ def run(
 
     torch.manual_seed(settings.seed)
     kind = _family(network, settings, len(classes))
-    trainer, start = _trainer(hardware), _steps_done(checkpoint) if resume else 0
+    trainer, start = _trainer(hardware, loggers.make(logger, out, resume)), _steps_done(checkpoint) if resume else 0
     untrained = _untrained(network, len(classes), begins=start == 0)
     shares = {"rank": trainer.global_rank, "world": trainer.world_size}
     steps = Steps(len(train_set), settings.batch_size, settings.epochs, settings.seed, start, **shares)
@@ -107,6 +109,8 @@ def run(
         metrics.drop_after(out, start)
         config = to_config(data, network, settings, classes, category_ids)
         write_atomically(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        if trainer.logger is not None:
+            trainer.logger.log_hyperparams(config)
     module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set)
     trainer.fit(module, _loader(train_set, steps, hardware.workers), ckpt_path=str(checkpoint) if start else None)
     if trainer.interrupted:
@@ -165,7 +169,7 @@ def _steps_done(checkpoint: Path) -> int:
     return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
 
 
-def _trainer(hardware: Hardware) -> lightning.Trainer:
+def _trainer(hardware: Hardware, logger: Any) -> lightning.Trainer:
     """Make Lightning's trainer, with all that detops does by itself switched off."""
     _silence_lightning()
     precision: Any = hardware.precision or choose_precision()
@@ -178,7 +182,8 @@ def _trainer(hardware: Hardware) -> lightning.Trainer:
         max_epochs=1,  # one sequence of steps; our epochs are in `Steps`
         plugins=[AtomicIO()],
         callbacks=[ProgressBar(10)],
-        logger=False,
+        logger=logger,
+        log_every_n_steps=1,  # the module logs when it is time
         enable_checkpointing=False,
         enable_model_summary=False,
         use_distributed_sampler=False,

@@ -63,7 +63,7 @@ def decode_kernel(
 def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
     """Launch the kernel; arguments and meaning as in `detops.reference.decode_distances`."""
     batch, bins, count = bbox_preds[0].shape[0], bbox_preds[0].shape[1] // 4, len(points)
-    boxes = torch.empty(batch, count, 4, device=points.device)
+    boxes = torch.empty(batch, count, 4, dtype=torch.float32, device=points.device)
     rows = tuple(level.shape[2] * level.shape[3] for level in bbox_preds)
     starts = tuple(sum(rows[:i]) for i in range(len(rows)))
     if batch and count:

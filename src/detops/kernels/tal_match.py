@@ -286,9 +286,9 @@ def tal_match(
     (batch, count), num_boxes, num_classes = pred_boxes.shape[:2], gt_boxes.shape[1], class_logits[0].shape[2]
     if batch == 0 or count == 0 or num_boxes == 0:
         nothing = torch.full((batch, count), -1, dtype=torch.int64, device=pred_boxes.device)
-        return nothing, torch.zeros(batch, count, device=pred_boxes.device)
+        return nothing, torch.zeros(batch, count, dtype=torch.float32, device=pred_boxes.device)
     index = torch.empty(batch, count, dtype=torch.int64, device=pred_boxes.device)
-    quality = torch.empty(batch, count, device=pred_boxes.device)
+    quality = torch.empty(batch, count, dtype=torch.float32, device=pred_boxes.device)
     state = torch.zeros(batch, 2 * (count + num_boxes), dtype=torch.int64, device=pred_boxes.device)
     pred, point, boxes = (t.to(torch.float32).contiguous() for t in (pred_boxes, points, gt_boxes))
     labels = gt_labels.contiguous()

@@ -43,7 +43,7 @@ def tal_match(
     (batch, count), boxes, device = pred_boxes.shape[:2], gt_boxes.shape[1], pred_boxes.device
     nothing = torch.full((batch, count), -1, dtype=torch.int64, device=device)
     if batch == 0 or count == 0 or boxes == 0:
-        return nothing, torch.zeros(batch, count, device=device)
+        return nothing, torch.zeros(batch, count, dtype=torch.float32, device=device)
     box, pred, point = (t.to(torch.float32) for t in (gt_boxes, pred_boxes, points))
     known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
     known = known & (gt_labels >= 0) & (gt_labels < class_logits[0].shape[2])
@@ -81,7 +81,7 @@ def tal_match(
     u = _overlap(box.gather(1, index[..., None].expand(-1, -1, 4)), pred, ciou)
     m = _metric(_logits_at(class_logits, gt_labels.gather(1, index)), u, alpha, beta)
     u, m = u.where(found, 0), m.where(found, 0)
-    most = torch.zeros(2, batch, boxes, device=device)
+    most = torch.zeros(2, batch, boxes, dtype=torch.float32, device=device)
     most = most.scatter_reduce(2, index.expand(2, -1, -1), torch.stack([m, u]), "amax").gather(
         2, index.expand(2, -1, -1)
     )

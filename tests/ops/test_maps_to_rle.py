@@ -225,7 +225,6 @@ KERNELS = [
     Kernel("map_runs_kernel",
            dict(maps="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", reached="*u8", windows="*i32",
                 counts="*i64", starts="*i64", ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"),
-           constants, 2)
+           dict(WRITE=write, BLOCK=256), 2)
     for write in (False, True)
-    for constants in (dict(WRITE=write, BLOCK=256), dict(WRITE=write, BLOCK=256, H=1, W=1))  # as Triton makes them of 1
 ]  # fmt: skip

@@ -4,6 +4,8 @@ As in `masks_to_rle`, no pixel is stored, a first pass counts and a second write
 device. A first resize (`via_y`, `via_x`) is made by PyTorch, for a bounded number of maps at once.
 """
 
+from ctypes import c_float
+
 import torch
 import torch.nn.functional as F
 import triton
@@ -12,9 +14,9 @@ from torch import Tensor
 
 from detops.geometry.resizing import enlarge, weights
 from detops.geometry.run_lengths import encode
+from detops.kernels._launch import kernel
 
 BLOCK = 256  # rows at once
-NUM_WARPS = 2
 CHUNK_VALUES = 1 << 26  # values of a first resize at once
 ULPS = 2.0**-20  # 16 ulps of float32: more than rounding adds to a value
 
@@ -37,7 +39,7 @@ def is_above(cell, rows, along_y, along_x, y, stride, threshold, asked):
     return asked & (between(above, under, weight) > threshold)
 
 
-@triton.jit
+@kernel(tensors=10, num_warps=2, enable_fp_fusion=False)
 def map_runs_kernel(
     maps,  # (N, h + 1, w + 1) float32, the last row and the last column twice
     rows,  # (H,) int32: the cell before each row of the image
@@ -145,13 +147,11 @@ def _runs(maps: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     reached = (above[:, column] | above[:, column + 1]).to(torch.uint8)
     padded = F.pad(maps, (0, 1, 0, 1), mode="replicate").contiguous()
     tables = (padded, row.to(torch.int32), along_y, column.to(torch.int32), along_x, reached, windows)
-    sizes = (height, width, padded.shape[2], padded.shape[1] * padded.shape[2])
-    cut = torch.tensor(threshold, dtype=torch.float32).item()
-    options = {"BLOCK": BLOCK, "num_warps": NUM_WARPS, "enable_fp_fusion": False}
+    cut = c_float(threshold).value
+    numbers = (height, width, padded.shape[2], padded.shape[1] * padded.shape[2], cut)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=maps.device)
-    with torch.cuda.device_of(maps):
-        map_runs_kernel[(number * width,)](*tables, counts, counts, counts, *sizes, cut, WRITE=False, **options)
-        before = counts.cumsum(1) - counts
-        starts, ends = counts.new_empty(2, int(counts[0].sum()))
-        map_runs_kernel[(number * width,)](*tables, before, starts, ends, *sizes, cut, WRITE=True, **options)
+    map_runs_kernel((number * width,), (*tables, counts, counts, counts), numbers, (False, BLOCK))
+    before = counts.cumsum(1) - counts
+    starts, ends = counts.new_empty(2, int(counts[0].sum()))
+    map_runs_kernel((number * width,), (*tables, before, starts, ends), numbers, (True, BLOCK))
     return starts, ends, counts[0].view(number, width).sum(1)

@@ -203,7 +203,8 @@ def test_resuming_with_something_else_is_refused(box_run: Path, images: Path, tm
     (out / "results.json").unlink()
     before = (out / "results.jsonl").read_bytes()
     ids = tmp_path / "ids.json"
-    ids.write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+    record = {"id": 1, "file_name": "00.png", "width": 8, "height": 8}
+    ids.write_text(json.dumps({"images": [record], "annotations": [], "categories": []}))
 
     def refused(*more: object) -> str:
         code, output = call(*arguments, *more)

@@ -11,6 +11,7 @@ namespace detops {
 namespace {
 
 constexpr int64_t kBlock = 512;  // cells
+constexpr double kLongest = 1e18;  // side of a predicted box, in pixels
 constexpr double kIgnored = -2;  // index of an ignored cell
 
 struct Options {
@@ -97,20 +98,23 @@ void positive_cell(const Level<T, C>& level, const Targets& targets, const Optio
   const int64_t a = level.start + r, classes = targets.classes;
   const C side = static_cast<C>(targets.cells.at(a, 2));
   // Relative to the centre of the cell, so that a small box far from the origin keeps its digits.
-  C t[4], target[4], pred[4], exact[4], by[4];
+  C t[4], target[4], pred[4], exact[4], by[4], slope[4];
   for (int i = 0; i < 4; ++i) {
     const double from = i < 2 ? targets.cells.at(a, i) : 0;
     t[i] = level.at(b, r, i), target[i] = static_cast<C>(targets.boxes.at(b, n, i) - from);
   }
   for (int i = 0; i < 2; ++i) {
     pred[i] = (t[i] - C(0.5)) * side;
-    pred[2 + i] = std::exp(t[2 + i]) * side;
+    const C long_ = std::exp(t[2 + i]) * side;
+    const bool capped = long_ > C(kLongest);  // products of sides stay finite
+    pred[2 + i] = (capped ? C(kLongest) : long_) + C(0) * t[2 + i];  // an infinite logit shows as NaN
+    slope[i] = side, slope[2 + i] = capped ? C(0) : pred[2 + i];
     exact[i] = target[i] / side + C(0.5);
     exact[2 + i] = std::log(target[2 + i] / side + C(1e-8));
   }
   sums.iou += iou_loss(pred, target, o.kind, by);
   for (int i = 0; i < 4; ++i) {
-    by[i] *= C(o.iou_weight) * (i < 2 ? side : pred[i]);
+    by[i] *= C(o.iou_weight) * slope[i];
     if (o.use_l1) {
       const C away = t[i] - exact[i];
       sums.l1 += away < 0 ? -away : away;

@@ -28,6 +28,8 @@ CONSTANTS = [
      r"std::log\(target[^;]* / side \+ C\(NUMBER"),
     ("LOG_FLOOR", "reference.simota_match portable.simota_match kernels.simota_match", "simota_cost.h",
      r"log_p = p > NUMBER \? p : NUMBER;\s+.*log_q = q > NUMBER \? q : NUMBER;"),
+    ("LONGEST", "reference.yolox_loss portable.yolox_loss kernels.yolox_loss", "yolox_loss.cpp",
+     "double kLongest = NUMBER"),
     ("NEAR", "reference.vlr_weights portable.vlr_weights kernels.vlr_weights", "vlr_weights.cpp", "float kNear = NUMBER"),
 ]  # fmt: skip
 

@@ -129,6 +129,25 @@ def test_ties_zero_sizes_and_distance_are_finite(form: Form, kind: int) -> None:
 
 @op.for_each_form
 @pytest.mark.parametrize("kind", range(5), ids=KINDS)
+def test_logits_of_any_size_have_finite_gradients(form: Form, kind: int) -> None:
+    """The exponential of 89 is beyond float32; of 42, the square of a side; of 30, products of areas."""
+    pairs = [(w, h) for w in (-200.0, 0.0, 30.0, 42.0, 60.0, 89.0, 800.0) for h in (-40.0, 0.0, 41.0, 89.0, 500.0, w)]
+    cells = torch.tensor([[4.0, 4, 8]]).repeat(len(pairs), 1)
+    output = torch.zeros(1, len(pairs), 6)
+    output[0, :, 2:4] = torch.tensor(pairs)
+    args = [[output], cells, torch.tensor([[[9.0, 5, 16, 30]]]), torch.zeros(1, 1).long(),
+            torch.zeros(1, len(pairs)).long(), torch.ones(1, len(pairs)), torch.ones(2), None, kind, False, 5.0, 1.0,
+            1.0, True]  # fmt: skip
+    losses, (gradient,) = form(*args)
+    assert losses.isfinite().all()
+    assert gradient.isfinite().all()
+    compare(form, args, 1e-4, 1e-4)
+    output[0, 0, 2] = math.inf  # a broken number, unlike a large one, shows
+    assert form(*args)[0][0].isnan()
+
+
+@op.for_each_form
+@pytest.mark.parametrize("kind", range(5), ids=KINDS)
 def test_a_small_box_far_away_keeps_its_digits(form: Form, kind: int) -> None:
     """A box of half a pixel at 4000: corners in float32 would be off by thousandths of its size."""
     cells = torch.tensor([[4004.0, 4004, 8]])

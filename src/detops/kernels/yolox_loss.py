@@ -16,6 +16,7 @@ from detops.kernels._softplus import softplus
 BLOCK = 32  # cells per program
 BLOCK_CLASSES = 16  # classes of a step; with 128 registers are spilled
 LOG_EPS = tl.constexpr(1e-8)
+LONGEST = tl.constexpr(1e18)
 IGNORED = tl.constexpr(-2)
 
 
@@ -93,10 +94,13 @@ def loss_kernel(
         tw = tl.load(box + 2, mask=positive, other=1.0)
         th = tl.load(box + 3, mask=positive, other=1.0)
         pw, ph = tl.exp(w) * side, tl.exp(h) * side
+        # Products of sides stay finite; infinite logits show as NaN.
+        slope_w, slope_h = tl.where(pw > LONGEST, 0.0, pw), tl.where(ph > LONGEST, 0.0, ph)
+        pw, ph = tl.where(pw > LONGEST, LONGEST, pw) + 0 * w, tl.where(ph > LONGEST, LONGEST, ph) + 0 * h
         loss, g_x, g_y, g_w, g_h = iou_loss((x - 0.5) * side, (y - 0.5) * side, pw, ph, tx, ty, tw, th, KIND)
         iou_sum += tl.sum(tl.where(positive, loss, 0.0), 0)
         g_x, g_y = g_x * iou_weight * side, g_y * iou_weight * side
-        g_w, g_h = g_w * iou_weight * pw, g_h * iou_weight * ph
+        g_w, g_h = g_w * iou_weight * slope_w, g_h * iou_weight * slope_h
         if USE_L1:
             away_x, away_y = x - (tx / side + 0.5), y - (ty / side + 0.5)
             away_w, away_h = w - tl.log(tw / side + LOG_EPS), h - tl.log(th / side + LOG_EPS)

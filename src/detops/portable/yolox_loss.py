@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from detops.arguments import accumulate_dtype
 from detops.portable._iou_loss import iou_loss
 
-LOG_EPS, IGNORED = 1e-8, -2
+LOG_EPS, IGNORED, LONGEST = 1e-8, -2, 1e18
 
 
 def yolox_loss(
@@ -51,9 +51,12 @@ def yolox_loss(
         fitting = torch.cat([torch.zeros_like(cell[:, :2]), side, side], 1)
         target = torch.where(positive[..., None], target, fitting)
         t = torch.where(positive[..., None], rows[..., :4], 0)
-        pred = torch.cat([(t[..., :2] - 0.5) * side, t[..., 2:].exp() * side], -1)
+        sides = t[..., 2:].exp() * side
+        # Products of sides stay finite; infinite logits show as NaN.
+        pred = torch.cat([(t[..., :2] - 0.5) * side, sides.clamp(max=LONGEST) + 0 * t[..., 2:]], -1)
         box_loss, box_gradient = iou_loss(pred, target, kind)
-        box_gradient = box_gradient * torch.cat([side.expand_as(pred[..., :2]), pred[..., 2:]], -1)
+        slope = torch.cat([side.expand_as(sides), pred[..., 2:].where(sides <= LONGEST, 0)], -1)
+        box_gradient = box_gradient * slope
         box_gradient = box_gradient * iou_weight
 
         away = t - torch.cat([target[..., :2] / side + 0.5, (target[..., 2:] / side + LOG_EPS).log()], -1)

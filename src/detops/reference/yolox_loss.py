@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 EPS = 1e-16  # added to the union; lower bound of other divisors
 LOG_EPS = 1e-8  # added to a size in cells before its logarithm
+LONGEST = 1e18  # side of a predicted box, in pixels
 IGNORED = -2  # index of an ignored cell
 KINDS = ("iou_squared", "iou", "giou", "diou", "ciou")
 
@@ -31,9 +32,10 @@ def yolox_loss(
     """Return the losses of matched outputs, and the gradient of their weighted sum.
 
     A row of an output is t = (x, y, w, h, objectness, classes). With the cell's column and row g in its level and its
-    side s, it predicts the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s), cxcywh. A positive is a cell with a
-    box. The target of its class logits is the IoU of the match for the box's label and 0 for all other classes. The
-    objectness of every cell is trained, except that of ignored cells.
+    side s, it predicts the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s), cxcywh, where no side is longer than
+    `LONGEST`: products of sides are finite in float32, and so is every gradient of a finite loss; beyond, it is 0. A
+    positive is a cell with a box. The target of its class logits is the IoU of the match for the box's label and 0 for
+    all other classes. The objectness of every cell is trained, except that of ignored cells.
 
         iou = scale_0 * sum over positives of the IoU loss
         obj = scale_1 * sum over cells that are not ignored of BCE(objectness, 1 for a positive, else 0)
@@ -72,7 +74,8 @@ def yolox_loss(
             t, side = rows[b][positive], cell[positive, 2:]
             grid = cell[positive, :2] / side - 0.5
             target, label = gt_boxes[b].double()[index[b][positive]], gt_labels[b].long()[index[b][positive]]
-            pred = torch.cat([(t[:, :2] + grid) * side, t[:, 2:4].exp() * side], 1)
+            sides = (t[:, 2:4].clamp(max=600).exp() * side).clamp(max=LONGEST) + 0 * t[:, 2:4]  # inf becomes NaN
+            pred = torch.cat([(t[:, :2] + grid) * side, sides], 1)
             wanted = F.one_hot(label, rows.shape[2] - 5) * iou[b][positive].double()[:, None]
             exact = torch.cat([target[:, :2] / side - grid, (target[:, 2:] / side + LOG_EPS).log()], 1)
             pos_weight = None if class_pos_weight is None else class_pos_weight.double()

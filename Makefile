@@ -12,7 +12,7 @@ RESULTS := benchmarks/results
 # The ops that have a C++ kernel.
 CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
 
-.PHONY: help demo test check lint types docs bench gpu asan fuzz clean
+.PHONY: help demo test check lint types docs bench gpu asan fuzz kills clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -61,6 +61,9 @@ asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
 	DETOPS_LIBRARY=$$(echo build/asan/detops/_C*.so) ASAN_OPTIONS=detect_leaks=0 \
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/ops/test_%.py) -k "not triton and not portable"
+
+kills: $(READY) ## kill the commands at random moments and continue; ARGS="--minutes 30" for longer
+	$(RUN) -W ignore tools/kills.py $(ARGS)
 
 clean: ## remove the files that the targets made
 	rm -rf .venv build out src/*.egg-info src/detops/_C*

@@ -39,12 +39,32 @@ def require_module(module: str, package: str, who: str, install: str) -> ModuleT
 
     Raises:
         ModuleNotFoundError: It is not installed; the message says how to install it.
+        ImportError: It is installed and cannot be imported; the message says why.
     """
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        message = f'{who} needs {package}: pip install "{install}"'
+        checkout = f'; from a checkout: pip install "{install.replace("detops", ".")}"' * install.startswith("detops[")
+        message = f'{who} needs {package}: pip install "{install}"{checkout}'
+        if error.name is not None and error.name.partition(".")[0] != module.partition(".")[0]:
+            message = f"{who} needs {package}, which cannot be imported: {flat(error)}; pip install {error.name}"
         raise ModuleNotFoundError(message, name=error.name) from error
+    except Exception as error:
+        advice = ""
+        if "torchvision" in str(error):
+            advice = f"; torchvision does not fit PyTorch {torch.__version__}: install the one that does, or remove it"
+        raise ImportError(f"{who} needs {package}, which cannot be imported: {flat(error)}{advice}") from error
+
+
+def flat(error: BaseException, limit: int = 600) -> str:
+    """Return the message of an error as one line; of one that crossed from another process, what was raised there."""
+    text = str(error).strip()
+    if "\nOriginal Traceback" in text:
+        text = text.splitlines()[-1].partition(": ")[2]
+    text = " ".join(text.split())
+    if isinstance(error, KeyError) or not text:  # whose message is the key alone
+        text = f"{type(error).__name__}: {text}".removesuffix(": ")
+    return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def require_tensor(name: str, value: object, dtypes: tuple[torch.dtype, ...], expected: str) -> Tensor:

@@ -1,25 +1,66 @@
 """The commands: parse the arguments, call `detops.apps`, and turn errors into messages and exit codes."""
 
 import json
-import shutil
+import math
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+import traceback
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+from typer.core import TyperGroup
 
 from detops import __version__
-from detops.apps import note, require
+from detops.apps import choose_device, note, require
+from detops.apps.errors import explain
+from detops.apps.outputs import Outputs
+
+console, errors = Console(), Console(stderr=True)
+FAULT = 70  # exit code of a fault of detops
+
+
+INFERENCE = ["sizes", "image", "weights", "repeats", "out"]  # parameters of one suite
+LD = ["teacher", "temperature", "ld_weight", "ld_region"]  # parameters of one kind of detector
+
+
+class Commands(TyperGroup):
+    """The commands; here every error becomes a message and an exit code."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. An error that the user can do something about is one line, and exit code 2."""
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort):
+            raise
+        except KeyboardInterrupt:
+            note(errors, "stopped; train and predict go on with --resume", "red")
+            raise typer.Exit(130) from None
+        except Exception as error:
+            if hasattr(error, "exit_code") and hasattr(error, "show"):  # a misuse that the command line itself found
+                raise
+            text = explain(error)
+            if text is not None:
+                note(errors, f"error: {text}", "red")
+                raise typer.Exit(2) from error
+            errors.print("".join(traceback.format_exception(error)), markup=False, highlight=False, soft_wrap=True)
+            note(
+                errors, "error: this is a fault of detops; please report it, with the lines above and detops env", "red"
+            )
+            raise typer.Exit(FAULT) from error
+
 
 app = typer.Typer(
-    help="Everything around an object detector's network.", no_args_is_help=True, pretty_exceptions_enable=False
+    cls=Commands,
+    help="Everything around an object detector's network.",
+    epilog="Exit codes: 0 done; 1 done, and something failed or was left out; 2 refused or stopped, and a line says"
+    " why; 70 a fault of detops.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
 )
-console, errors = Console(), Console(stderr=True)
 
 # The options of `detops train`, in the groups in which its help lists them.
 data_option = partial(typer.Option, rich_help_panel="Data")
@@ -29,14 +70,37 @@ augmentation_option = partial(typer.Option, rich_help_panel="Augmentation")
 hardware_option = partial(typer.Option, rich_help_panel="Hardware")
 
 
-@contextmanager
-def _reported() -> Iterator[None]:
-    """Report errors that the user can fix in one line, and exit with code 2."""
-    try:
-        yield
-    except (ValueError, OSError, ModuleNotFoundError) as error:
-        note(errors, f"error: {error}", "red")
-        raise typer.Exit(2) from error
+def _given(ctx: typer.Context) -> list[str]:
+    """List the parameters of a command that were given."""
+    sources = {name: ctx.get_parameter_source(name) for name in ctx.params}
+    return [name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"]
+
+
+def _refuse(ctx: typer.Context, names: Iterable[str], why: str) -> None:
+    """Refuse options that would have no effect.
+
+    Raises:
+        ValueError: One of them was given.
+    """
+    useless = [_option(ctx, name) for name in _given(ctx) if name in names]
+    if useless:
+        raise ValueError(f"{', '.join(useless)}: {why}")
+
+
+def _require_finite(ctx: typer.Context) -> None:
+    """Check that every number is one, which the command line itself does not.
+
+    Raises:
+        ValueError: A number is NaN or infinite.
+    """
+    for name, value in ctx.params.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{_option(ctx, name)}: expected a finite number, got {value}")
+
+
+def _option(ctx: typer.Context, name: str) -> str:
+    """Return the name by which an option is given."""
+    return next(parameter.opts[0] for parameter in ctx.command.params if parameter.name == name)
 
 
 def _print_version(wanted: bool) -> None:
@@ -96,11 +160,10 @@ def targets(
     strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
 ) -> None:
     """Draw the training targets of a COCO data set: a picture per image, a contact sheet and a summary."""
-    with _reported():
-        from detops.apps import targets as job
+    from detops.apps import targets as job
 
-        chosen = tuple(image_id or ())
-        job.run(annotations, images, out, stride, min_overlap, chosen, limit, strict=strict, console=console)
+    chosen = tuple(image_id or ())
+    job.run(annotations, images, out, stride, min_overlap, chosen, limit, strict=strict, console=console)
 
 
 @app.command()
@@ -113,11 +176,9 @@ def check(
     out: Annotated[Path | None, typer.Option(help="Write the report to this HTML page too.")] = None,
 ) -> None:
     """Judge a COCO data set: what is in it, and what would be left out. Exit code 1 if there is anything."""
-    with _reported():
-        from detops.apps import check as job
+    from detops.apps import check as job
 
-        good = job.run(annotations, images, masks, out, console)
-    if not good:
+    if not job.run(annotations, images, masks, out, console):
         raise typer.Exit(1)
 
 
@@ -129,31 +190,34 @@ def demo(
     epochs: Annotated[int, typer.Option(help="Epochs to train for. 0 skips the training.", min=0)] = 20,
 ) -> None:
     """Generate a data set, draw its targets, measure the speed, and train a detector for about a minute."""
-    with _reported():
-        from detops.apps import targets as job
-        from detops.apps.bench import runner as speed
-        from detops.apps.data import shapes
+    from detops.apps import targets as job
+    from detops.apps.bench import runner as speed
+    from detops.apps.data import shapes
 
-        start = time.perf_counter()
-        with console.status(f"generating {images} images"):
-            path = shapes.generate(out / "data", images, seed)
-        job.run(path, out / "data" / "images", out, pictures=48, console=console)
-        speed.main("draw_gaussians", quick=True)
-        if epochs:
-            _train_on_shapes(out, path, max(1, images // 5), seed, epochs)
+    start, outputs = time.perf_counter(), Outputs(out)
+    outputs.claim("contact_sheet.png", "summary.json")
+    outputs.claim_pictures("images")
+    for name in ("data", "val")[: 1 + bool(epochs)]:
+        outputs.claim_folder(name)
+    with console.status(f"generating {images} images"):
+        path = shapes.generate(out / "data", images, seed)
+    job.run(path, out / "data" / "images", out, pictures=48, console=console)
+    speed.main("draw_gaussians", quick=True)
+    if epochs:
+        _train_on_shapes(outputs, path, max(1, images // 5), seed, epochs)
     note(console, f"pictures: {out / 'contact_sheet.png'} and {out / 'images'}")
     console.print(f"took {time.perf_counter() - start:.0f} s")
 
 
-def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, epochs: int) -> None:
-    """Train the demo's detector; an earlier run in the same folder is replaced."""
+def _train_on_shapes(outputs: Outputs, annotations: Path, val_images: int, seed: int, epochs: int) -> None:
+    """Train the demo's detector; an earlier run of it in the same folder is replaced."""
     from detops.apps.data import shapes
     from detops.apps.train import train as job
     from detops.apps.train.augment import Augmentation
     from detops.apps.train.settings import Data, Network, Settings
 
-    val, run = shapes.generate(out / "val", val_images, seed + 1), out / "training"
-    shutil.rmtree(run, ignore_errors=True)
+    val, run = shapes.generate(outputs.folder / "val", val_images, seed + 1), outputs.folder / "training"
+    Outputs(run).remove_own()
     data = Data.from_paths(annotations, annotations.parent / "images", val, val.parent / "images")
     short = Augmentation(multi_scale=0, zoom=0)  # in so few steps, more variety costs more than it brings
     settings = Settings(epochs, batch_size=4, lr=3e-3, ema=0.99, seed=seed, augmentation=short, eval_every=5)
@@ -162,15 +226,22 @@ def _train_on_shapes(out: Path, annotations: Path, val_images: int, seed: int, e
 
 @app.command()
 def train(
+    ctx: typer.Context,
     out: Annotated[Path, typer.Option(help="Folder of the run: configuration, checkpoints, metrics, report.")],
     resume: Annotated[
-        bool, typer.Option("--resume", help="Continue from the last checkpoint, with the settings of the run.")
+        bool,
+        typer.Option(
+            "--resume",
+            help="Continue from the last checkpoint, as the run was begun: data, network, training and augmentation"
+            " that are given must be those of the run; hardware, --strict and --on-nonfinite may change. Begins if"
+            " there is no run yet.",
+        ),
     ] = False,
     data: Annotated[
         Path | None, data_option(help="Folder with train/ and val/, each with annotations.json and images/.")
     ] = None,
     train_annotations: Annotated[
-        Path | None, data_option(help="COCO annotations to train on. The four paths replace --data.")
+        Path | None, data_option(help="COCO annotations to train on. The four paths together stand in place of --data.")
     ] = None,
     train_images: Annotated[Path | None, data_option(help="Folder of the images to train on.")] = None,
     val_annotations: Annotated[Path | None, data_option(help="COCO annotations to evaluate on.")] = None,
@@ -193,18 +264,22 @@ def train(
     ] = 0,
     width: Annotated[int, network_option(help="Channels of the network at stride 4.", min=1)] = 32,
     size: Annotated[str, network_option(help="WIDTHxHEIGHT that images are resized to fit into.")] = "512x512",
-    teacher: Annotated[Path | None, network_option(help="LD: folder of the gfl or ld run to learn from.")] = None,
+    teacher: Annotated[
+        Path | None, network_option(help="With --detector ld: folder of the gfl or ld run to learn from.")
+    ] = None,
     epochs: Annotated[int, training_option(help="Number of epochs.", min=1)] = 60,
     batch_size: Annotated[int, training_option(help="Images per step and device.", min=1)] = 8,
     lr: Annotated[float, training_option(help="Peak learning rate.")] = 5e-3,
     seed: Annotated[int, training_option(help="Random seed of weights, image order and augmentation.")] = 0,
     l1_epochs: Annotated[
-        int, training_option(help="YOLOX: number of epochs at the end that add the L1 loss.", min=0)
+        int, training_option(help="With --detector yolox: epochs at the end that add the L1 loss.", min=0)
     ] = 15,
-    temperature: Annotated[float, training_option(help="LD: softmax temperature of both distributions.", min=1)] = 10.0,
-    ld_weight: Annotated[float, training_option(help="LD: weight of the distillation losses.")] = 4.0,
+    temperature: Annotated[
+        float, training_option(help="With --detector ld: softmax temperature of both distributions.", min=1)
+    ] = 10.0,
+    ld_weight: Annotated[float, training_option(help="With --detector ld: weight of the distillation losses.")] = 4.0,
     ld_region: Annotated[
-        str, training_option(help="LD: anchors that are distilled: main (the positives) or main+vlr.")
+        str, training_option(help="With --detector ld: anchors that are distilled: main (the positives) or main+vlr.")
     ] = "main",
     logger: Annotated[
         str | None, training_option(help="Log to csv, tensorboard or wandb too, by Lightning's logger.")
@@ -213,6 +288,13 @@ def train(
     save_every: Annotated[
         int, training_option(help="Steps between checkpoints; each epoch ends with one too.", min=1)
     ] = 200,
+    on_nonfinite: Annotated[
+        str,
+        training_option(
+            help="What follows a step whose loss or gradient is not finite, and which never changes a weight: stop"
+            " (saves, and --resume goes on behind it) or skip."
+        ),
+    ] = "stop",
     flip: Annotated[bool, augmentation_option(help="Mirror half of the images left to right.")] = True,
     flip_vertical: Annotated[bool, augmentation_option(help="Mirror half of the images top to bottom.")] = False,
     multi_scale: Annotated[
@@ -239,41 +321,76 @@ def train(
     ] = None,
 ) -> None:
     """Train a detector on COCO-format data."""
-    with _reported():
-        require("lightning", "Lightning", "train")
-        from detops.apps.train import train as job
-        from detops.apps.train.augment import Augmentation
-        from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
+    require("lightning", "Lightning", "train")
+    from detops.apps.train import train as job
+    from detops.apps.train.augment import Augmentation
+    from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
 
-        chosen = None if data is None else Data.from_folder(data)
-        paths = (train_annotations, train_images, val_annotations, val_images)
-        if any(paths):
-            chosen = Data.from_paths(*paths)
-        job.run(
-            out,
-            data=chosen,
-            network=Network(
-                detector, model, width, _height_and_width(size), teacher, backbone, pretrained, frozen_stages
-            ),
-            settings=Settings(
-                epochs=epochs,
-                batch_size=batch_size,
-                lr=lr,
-                seed=seed,
-                augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
-                l1_epochs=l1_epochs,
-                distillation=Distillation(temperature, ld_weight, ld_region),
-                eval_every=eval_every,
-                save_every=save_every,
-            ),
-            hardware=Hardware(
-                precision, devices, accelerator, strategy, nodes, memory_limit=int(memory * 2**30), workers=workers
-            ),
-            resume=resume,
-            strict=strict,
-            logger=logger,
-            console=console,
-        )
+    _require_finite(ctx)
+    if lr <= 0:
+        raise ValueError(f"--lr: expected more than 0, got {lr}")
+    paths = (train_annotations, train_images, val_annotations, val_images)
+    if data is not None and any(paths):
+        raise ValueError("--data: the four paths of annotations and images stand in its place; give one or the other")
+    _refuse(ctx, LD * (not resume and detector != "ld"), f"belongs to --detector ld, and this is {detector}")
+    _refuse(ctx, ["l1_epochs"] * (not resume and detector != "yolox"), f"belongs to --detector yolox, not {detector}")
+    chosen = None if data is None else Data.from_folder(data)
+    if any(paths):
+        chosen = Data.from_paths(*paths)
+    network = Network(detector, model, width, _height_and_width(size), teacher, backbone, pretrained, frozen_stages)
+    settings = Settings(
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        augmentation=Augmentation(flip, flip_vertical, multi_scale, zoom, color),
+        l1_epochs=l1_epochs,
+        distillation=Distillation(temperature, ld_weight, ld_region),
+        eval_every=eval_every,
+        save_every=save_every,
+    )
+    if resume and (out / "config.json").exists():
+        _check_same(ctx, out, chosen, network, settings)
+    job.run(
+        out,
+        data=chosen,
+        network=network,
+        settings=settings,
+        hardware=Hardware(
+            precision, devices, accelerator, strategy, nodes, memory_limit=int(memory * 2**30), workers=workers
+        ),
+        resume=resume,
+        strict=strict,
+        on_nonfinite=on_nonfinite,
+        logger=logger,
+        console=console,
+    )
+
+
+def _check_same(ctx: typer.Context, run: Path, data: Any, network: Any, settings: Any) -> None:
+    """Check that what was given beside --resume is what the run was begun with.
+
+    Raises:
+        ValueError: Something differs.
+    """
+    from detops.apps import runs
+    from detops.apps.train.settings import from_config
+
+    before = from_config(runs.read_config(run))
+    now, then = (
+        {**vars(group[0] or before[0]), **vars(group[1]), **vars(group[2])}
+        for group in ((data, network, settings), before)
+    )
+    for group in (now, then):
+        group |= {**vars(group["augmentation"]), **vars(group["distillation"])}
+        height, width = group["size"]
+        group |= {"size": f"{width}x{height}", "teacher": group["teacher"] and group["teacher"].resolve()}
+    other = {name: then[name] for name in _given(ctx) if name in then and now[name] != then[name]}
+    if data is not None and data != before[0] and "data" in _given(ctx):
+        other["data"] = before[0].train_annotations.parent.parent
+    if other:
+        text = ", ".join(f"{_option(ctx, name)} (begun with {value})" for name, value in other.items())
+        raise ValueError(f"{text}: a run goes on as it was begun, so this would have no effect; choose another --out")
 
 
 def _height_and_width(size: str) -> tuple[int, int]:
@@ -286,28 +403,53 @@ def _height_and_width(size: str) -> tuple[int, int]:
 
 @app.command()
 def evaluate(
-    run: Annotated[Path | None, typer.Argument(help="Folder of a run. Give this or --results.")] = None,
+    ctx: typer.Context,
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, or one of its checkpoints. Give this or --results.")
+    ] = None,
     results: Annotated[Path | None, typer.Option(help="COCO results file to evaluate instead of a run.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="COCO annotations. By default those that the run was evaluated on.")
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the images of --annotations.")] = None,
-    kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox or segm.")] = "bbox",
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of --annotations; not with --results.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox, or with --results segm.")] = "bbox",
     strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
-    device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device of a run. By default a GPU if there is one.")] = None,
 ) -> None:
     """Show COCO's twelve scores and the AP of each class."""
-    with _reported():
-        from detops.apps import evaluate as job
+    from detops.apps import evaluate as job
 
-        job.run(run, results, annotations, images, kind, strict, json_path, device, console)
+    _refuse(
+        ctx, ["images", "device"] * (results is not None), "has no effect with --results, which are detections already"
+    )
+    _refuse(ctx, ["images"] * (annotations is None), "is the folder of --annotations, which are not given")
+    if run is not None and kind == "segm":
+        raise ValueError("--kind segm: a run has no masks; masks are evaluated from a results file, by --results")
+    if device is not None:
+        choose_device(device)
+    job.run(run, results, annotations, images, kind, strict, json_path, device, console)
+
+
+@app.command()
+def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
+    """Write the page about a run again, report.html in its folder: while it trains, or after a kill."""
+    require("matplotlib", "matplotlib", "report")
+    from detops.apps.train import report as job
+
+    note(console, f"report: {job.write(run)}")
 
 
 @app.command()
 def predict(
+    ctx: typer.Context,
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of images.")],
-    run: Annotated[Path | None, typer.Option(help="Folder of a trained run. Give this or --mask-rcnn.")] = None,
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained run, or one of its checkpoints. Give this or --mask-rcnn."),
+    ] = None,
     mask_rcnn: Annotated[
         str | None,
         typer.Option(
@@ -315,7 +457,9 @@ def predict(
         ),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/predict"),
-    score: Annotated[float, typer.Option(help="Lowest score to draw. The results files hold all detections.")] = 0.3,
+    score: Annotated[
+        float, typer.Option(help="Lowest score to draw, if there are pictures. The results hold all.")
+    ] = 0.3,
     pictures: Annotated[int, typer.Option(help="Draw the first N images; -1 draws all.", min=-1, metavar="N")] = 200,
     annotations: Annotated[
         Path | None, typer.Option(help="COCO annotations that give the images their ids in the results.")
@@ -330,28 +474,30 @@ def predict(
     ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
     """Detect objects in images: a JSON line per image, pictures and a COCO results file."""
-    with _reported():
-        from detops.apps.predict import predict as job
+    from detops.apps.predict import predict as job
 
-        options = job.Options(
-            mask_rcnn=mask_rcnn,
-            half=half,
-            score=score,
-            pictures=pictures,
-            annotations=annotations,
-            device=device,
-            batch_size=batch_size,
-            workers=workers,
-            resume=resume,
-            ray=ray,
-        )
-        failed = job.run(run, images, out, options, console)
+    _require_finite(ctx)
+    _refuse(ctx, ["score"] * (pictures == 0), "decides what is drawn, and with --pictures 0 nothing is")
+    options = job.Options(
+        mask_rcnn=mask_rcnn,
+        half=half,
+        score=score,
+        pictures=pictures,
+        annotations=annotations,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        ray=ray,
+    )
+    failed = job.run(run, images, out, options, console)
     if failed:
         raise typer.Exit(1)
 
 
 @app.command()
 def bench(
+    ctx: typer.Context,
     suites: Annotated[
         list[str] | None,
         typer.Argument(
@@ -384,27 +530,30 @@ def bench(
     out: Annotated[Path, typer.Option(help="inference: folder for the pictures.")] = Path("out/bench_inference"),
 ) -> None:
     """Measure an op against its baselines and the physical floor, or a Mask R-CNN stage by stage."""
-    with _reported():
-        from detops.apps.bench import _compare, runner
+    from detops.apps.bench import _compare, runner
 
-        names = suites or []
-        if list_:
-            typer.echo("\n".join([*runner.suites(), "inference"]))
-        elif names[:1] == ["inference"]:
-            from detops.apps.bench import inference
+    _require_finite(ctx)
+    names = suites or []
+    is_inference = names[:1] == ["inference"]
+    _refuse(ctx, INFERENCE * (not is_inference), "belongs to the suite inference")
+    _refuse(ctx, ["kernel", "compare"] * is_inference, "has no effect on the suite inference")
+    _refuse(ctx, ["fail_above"] * (compare is None), "belongs to --compare")
+    _refuse(ctx, ["repeats"] * quick, "has no effect with --quick, which measures once")
+    if list_:
+        typer.echo("\n".join([*runner.suites(), "inference"]))
+    elif is_inference:
+        from detops.apps.bench import inference
 
-            if names[1:] and not sizes:  # further sizes come as arguments
-                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
-            chosen = [*(sizes or ["1333x800"]), *names[1:]]
-            inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
-        elif sizes or image or weights:
-            raise ValueError(f"--sizes, --image and --weights belong to the suite inference, got {' '.join(names)}")
-        elif compare is not None:
-            if json_path is not None:
-                raise ValueError("--json: a comparison is printed only")
-            if not _compare.compare(names, compare, kernel, quick, device, fail_above):
-                raise typer.Exit(1)
-        else:
-            if names[1:]:
-                raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
-            runner.main(names[0] if names else "draw_gaussians", kernel, json_path, quick, device)
+        if names[1:] and not sizes:  # further sizes come as arguments
+            raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+        chosen = [*(sizes or ["1333x800"]), *names[1:]]
+        inference.run(chosen, image, weights, out, 1 if quick else repeats, json_path, device, console)
+    elif compare is not None:
+        if json_path is not None:
+            raise ValueError("--json: a comparison is printed only")
+        if not _compare.compare(names, compare, kernel, quick, device, fail_above):
+            raise typer.Exit(1)
+    else:
+        if names[1:]:
+            raise ValueError(f"expected one suite, got also {' '.join(names[1:])}")
+        runner.main(names[0] if names else "draw_gaussians", kernel, json_path, quick, device)

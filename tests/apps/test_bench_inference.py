@@ -106,7 +106,7 @@ def test_what_is_refused(call, arguments, message):
 def test_options_of_another_suite():
     result = CliRunner().invoke(cli.app, ["bench", "nms", "--sizes", "64x64"])
     assert result.exit_code == 2
-    assert "belong to the suite inference" in result.output
+    assert "--sizes: belongs to the suite inference" in result.output
 
 
 def test_weights_of_another_model(tmp_path):

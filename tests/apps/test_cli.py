@@ -217,8 +217,12 @@ def test_demo_trains(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
     code, output = run("demo", "--out", tmp_path, "--images", 5, "--epochs", 1)
     assert code == 0, output
     assert (tmp_path / "training" / "report.html").exists()
-    assert not (tmp_path / "training" / "of_before").exists()
+    assert (tmp_path / "training" / "of_before").exists()  # somebody's
     assert "COCO scores" in output
+    before = (tmp_path / "training" / "metrics.jsonl").read_text()
+    code, output = run("demo", "--out", tmp_path, "--images", 5, "--epochs", 1)  # replaces its own
+    assert code == 0, output
+    assert before != (tmp_path / "training" / "metrics.jsonl").read_text()
 
 
 def test_bench(run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -264,7 +268,10 @@ def test_without_the_extra_the_command_names_it(hidden: str) -> None:
     result = python("-W", "ignore", "-c", code)
     package = hidden.partition(".")[0]
     assert result.returncode == 2
-    assert result.stderr == f'error: the command detops needs {package}: pip install "detops[cli]"\n'
+    assert (
+        result.stderr
+        == f'error: the command detops needs {package}: pip install "detops[cli]"; from a checkout: pip install ".[cli]"\n'
+    )
     assert not result.stdout
 
 

@@ -1,5 +1,6 @@
 """`detops predict` over folders: the same file of results however images are read, and after a kill at any time."""
 
+import errno
 import json
 import signal
 import subprocess
@@ -175,25 +176,50 @@ def read_torn(out: Path) -> list[dict]:
 def test_no_line_comes_before_its_picture(
     box_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A picture that fails ends the run, which resumes from the batch of this picture."""
     arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
-    draw = pictures.Pictures._draw
+    draw, seen = pictures.Pictures._drawn, []
 
-    def fail(self: pictures.Pictures, target: Path, text: str) -> None:
-        if target.stem == "06":
-            time.sleep(0.2)
-            raise OSError("No space left on device")
-        draw(self, target, text)
+    def slow(self: pictures.Pictures, line: dict) -> object:
+        time.sleep(0.2 * line["path"].endswith("06.png"))
+        seen.append(len(read(tmp_path / "out")))
+        return draw(self, line)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(pictures.Pictures, "_draw", fail)
-        code, output = call(*arguments)
-    assert code == 2
-    assert "No space left" in output
-    assert len(read(tmp_path / "out")) == 4
-    assert call(*arguments, "--resume")[0] == 1
+    monkeypatch.setattr(pictures.Pictures, "_drawn", slow)
+    assert call(*arguments)[0] == 1
+    assert max(seen[:7]) < 8  # the lines of the second batch wait for its slow picture
     assert len(read(tmp_path / "out")) == 11
-    assert len(list((tmp_path / "out" / "images").iterdir())) == 9
+
+
+def test_a_picture_that_fails_costs_itself(
+    box_run: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("03.png", "07.png"):
+        (images / name).unlink()
+    arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
+    draw = pictures.Pictures._drawn
+
+    def fail(self: pictures.Pictures, line: dict) -> object:
+        if line["path"].endswith("06.png"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return draw(self, line)
+
+    monkeypatch.setattr(pictures.Pictures, "_drawn", fail)
+    code, output = call(*arguments)
+    assert code == 0
+    assert "06.png: no picture: the disk is full" in output.replace("\n", "")
+    assert len(read(tmp_path / "out")) == 9
+    assert len(list((tmp_path / "out" / "images").iterdir())) == 8
+
+
+def test_images_of_any_shape_have_pictures_of_bounded_size(box_run: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for name, size in (("one", (1, 1)), ("line", (10_000, 1)), ("strip", (20, 2800)), ("large", (5000, 40))):
+        image_module.new("RGB", size, (90, 90, 90)).save(folder / f"{name}.png")
+    code, output = call("predict", folder, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--score", 0)
+    assert code == 0, output
+    drawn = {path.stem: image_module.open(path).size for path in (tmp_path / "out" / "images").iterdir()}
+    assert drawn == {"one": (480, 480), "line": (4096, 1), "strip": (29, 4096), "large": (4096, 33)}
 
 
 def test_resuming_with_something_else_is_refused(box_run: Path, images: Path, tmp_path: Path) -> None:

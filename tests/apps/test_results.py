@@ -165,7 +165,7 @@ def test_a_disk_that_fills_while_results_json_is_written_leaves_none(
         monkeypatch.setattr("detops.apps.predict.results.json.dumps", full)
         with pytest.raises(OSError, match="No space"):
             results.finish()
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["predict.json", "results.jsonl"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".detops", "predict.json", "results.jsonl"]
 
 
 def test_errors_are_found_without_parsing_the_others() -> None:

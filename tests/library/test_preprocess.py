@@ -288,6 +288,14 @@ def test_errors_name_the_image(images: Any, error: type[Exception], message: str
         detops.preprocess(images, **PLAIN)
 
 
+def test_what_does_not_fit_into_memory_names_the_largest_image() -> None:
+    images = [array(4, 5), array(2, 3)]
+    with pytest.raises(
+        torch.OutOfMemoryError, match=r"the largest is image 0, of 5 x 4 pixels, resized to 500000 x 40"
+    ):
+        detops.preprocess(images, scale=(500_000, 500_000), keep_ratio=True, **PLAIN)
+
+
 def test_a_damaged_file_is_named(tmp_path: Path) -> None:
     image_module.fromarray(array(64, 64)).save(tmp_path / "whole.jpg")
     (tmp_path / "cut.jpg").write_bytes((tmp_path / "whole.jpg").read_bytes()[:900])

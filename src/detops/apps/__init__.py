@@ -1,16 +1,18 @@
 """What the commands do. The one part of the package that may use more than torch, imported where it is used."""
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
 
-from detops.arguments import require_module
+import torch
 
-if TYPE_CHECKING:
-    from rich.console import Console
+from detops.apps.terminal import note, warn
+from detops.arguments import flat, require_module
+
+__all__ = ["choose_device", "import_function", "listed", "note", "require", "usable_cores", "warn"]
 
 
 def require(module: str, package: str, command: str = "", extra: str = "train") -> ModuleType:
@@ -24,6 +26,7 @@ def require(module: str, package: str, command: str = "", extra: str = "train") 
 
     Raises:
         ModuleNotFoundError: It is not installed; the message says how to install it.
+        ImportError: It is installed and cannot be imported; the message says why.
     """
     return require_module(module, package, f"detops {command}".rstrip(), f"detops[{extra}]")
 
@@ -37,7 +40,7 @@ def import_function(name: str, expected: str) -> Callable[..., object]:
             its colon is the argument's name.
 
     Raises:
-        ValueError: The name has another form, or there is no such function.
+        ValueError: The name has another form, there is no such function, or its module cannot be imported.
     """
     module, colon, function = name.partition(":")
     if not (module and colon and function):
@@ -46,9 +49,32 @@ def import_function(name: str, expected: str) -> Callable[..., object]:
         sys.path.insert(0, str(Path.cwd()))
     try:
         found: Callable[..., object] = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"{expected.partition(':')[0]}: cannot import {name!r}: {error}") from error
+    except Exception as error:  # whatever the module does when it is imported
+        raise ValueError(f"{expected.partition(':')[0]}: cannot import {name!r}: {flat(error)}") from error
+    if not callable(found):
+        raise ValueError(f"{expected.partition(':')[0]}: expected {name!r} to be a function, got {found!r:.80}")
     return found
+
+
+def choose_device(name: str | None, gpu: bool | None = None) -> torch.device:
+    """Return the device of this name, or by default a GPU if there is one.
+
+    Args:
+        name: Torch's name of the device.
+        gpu: Whether there are GPUs elsewhere, where the device is used; None tries the device here.
+
+    Raises:
+        ValueError: There is no such device, or it cannot compute.
+    """
+    if name is None:
+        return torch.device("cuda" if (torch.cuda.is_available() if gpu is None else gpu) else "cpu")
+    try:
+        device = torch.device(name)
+        if gpu is None:
+            torch.ones(1, device=device).sum().item()
+    except Exception as error:  # each backend has its own
+        raise ValueError(f"device: cannot compute on {name!r}: {flat(error, 200)}") from error
+    return device
 
 
 def listed(names: Iterable[str]) -> str:
@@ -57,11 +83,6 @@ def listed(names: Iterable[str]) -> str:
     return f"{', '.join(first)} or {last}" if first else last
 
 
-def note(console: "Console", text: str, style: str | None = None) -> None:
-    """Print one line verbatim: no markup, no emoji codes, no highlighting, no wrapping."""
-    console.print(text, style=style, highlight=False, markup=False, emoji=False, soft_wrap=True)
-
-
-def warn(console: "Console", text: str) -> None:
-    """Print one line verbatim, in yellow."""
-    note(console, text, "yellow")
+def usable_cores() -> int:
+    """Return the number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -17,6 +17,7 @@ from detops.apps.data.coco import Annotations
 from detops.apps.data.compare import find_images
 from detops.apps.data.problems import Level, shown
 from detops.apps.files import write_atomically
+from detops.apps.outputs import GENERATOR, claim_page
 
 BAR = 30  # characters of the longest bar in the terminal
 CLASSES = 40  # classes in the terminal; the page has all
@@ -67,12 +68,14 @@ def run(
         Whether all of it can be used: nothing is refused, left out or doubtful, and there is an object.
 
     Raises:
-        ValueError: The file is not in COCO's format at all.
+        ValueError: The file is not in COCO's format at all, or `out` is something else than an earlier report.
         OSError: It cannot be read, or the page cannot be written.
     """
     console = console or Console()
     if images is not None and not images.is_dir():
         raise ValueError(f"images: expected a folder, got {images}")
+    if out is not None:
+        claim_page(out)
     annotations = coco.read(path, images, masks)
     if images is not None and annotations.images:
         annotations = find_images(annotations, images, heads=None)
@@ -172,5 +175,5 @@ def _page(path: Path, annotations: Annotations, counts: list[tuple[str, str]], h
         parts.append("</table>")
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}</title><style>{STYLE}</style></head><body>" + "\n".join(parts) + "</body></html>\n"
+        f"{GENERATOR}<title>{name}</title><style>{STYLE}</style></head><body>" + "\n".join(parts) + "</body></html>\n"
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import io
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,9 +19,11 @@ from detops.apps.data.json_file import load
 from detops.apps.data.layouts import images_of
 from detops.apps.data.masks import areas
 from detops.apps.data.results import Results, judge_results
+from detops.apps.outputs import claim_numbers, write_numbers
 
 CAP = 100  # detections per image that COCO's scores count at most
 NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
+KEYS = (*NAMES, "classes")  # of the scores
 MEANINGS = (
     "IoU 0.50:0.95",
     "IoU 0.50",
@@ -208,14 +209,17 @@ def run(
     if run_folder is not None:
         if kind == "segm":
             raise ValueError(f"kind: {run_folder} finds boxes and no masks; segm needs --results")
+        json_path = json_path or runs.places(run_folder)[0] / "evaluation.json"
+        claim_numbers(json_path, KEYS)
         scores = _score_run(run_folder, annotations, images, strict, device, console)
-        json_path = json_path or run_folder / "evaluation.json"
     else:
         assert results is not None
+        if json_path is not None:
+            claim_numbers(json_path, KEYS)
         scores = _score_file(results, annotations, kind, strict, console)
-    if json_path is not None:
-        json_path.write_text(json.dumps(scores, indent=1, allow_nan=False) + "\n")
     console.print(table(scores))
+    if json_path is not None:
+        write_numbers(json_path, scores, KEYS)
     return scores
 
 

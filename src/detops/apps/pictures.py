@@ -11,12 +11,14 @@ from torch import Tensor
 from detops.apps import require
 from detops.apps.data.coco import ImageRecord
 from detops.apps.data.images import decode
-from detops.inference.drawing import INK, Pen
+from detops.inference.drawing import INK, Pen, one_line
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 SHORT_SIDE = 480  # small images are enlarged to this
+LONG_SIDE = 4096  # large images are reduced to this
+HEAT_SIDE = 2048  # the same under heat, whose colours take 32 bytes a pixel
 HEAT_ALPHA = 0.85
 CROWD = 30  # with more boxes than this, names would hide what they name
 PAPER = (250, 250, 248)
@@ -53,6 +55,9 @@ def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
 
     Returns:
         The image as RGB, and "found", "resized" (found, with another size than recorded), "missing" or "blank".
+
+    Raises:
+        ValueError: The image cannot be decoded; the message names it.
     """
     module = _pil("Image")
     if path is not None and path.exists():
@@ -106,9 +111,9 @@ def overlay(
         stride: Pixels of the record per cell of the heatmap.
 
     Returns:
-        RGB image; small images come back enlarged.
+        RGB image; small images come back enlarged, and huge ones reduced.
     """
-    module, plain = _pil("Image"), enlarged(image)
+    module, plain = _pil("Image"), enlarged(image, most=HEAT_SIDE)
     # The map covers whole cells, so a little more than the image; in units of its cells the image is this large.
     cells = (record.width / stride, record.height / stride)
     heat = heatmap.amax(0)
@@ -120,10 +125,16 @@ def overlay(
     return view
 
 
-def enlarged(image: "Image") -> "Image":
-    """Return a copy of an image, enlarged if it is small, so that names on it are legible."""
-    scale = max(1.0, SHORT_SIDE / min(image.size))
-    size = (round(image.width * scale), round(image.height * scale))
+def enlarged(image: "Image", least: int = SHORT_SIDE, most: int = LONG_SIDE) -> "Image":
+    """Return a copy of an image, enlarged if it is small, so that names on it are legible, and reduced if it is huge.
+
+    Args:
+        image: The image.
+        least: Length of the short side to which a small image is enlarged, as far as `most` allows.
+        most: Greatest length of the long side.
+    """
+    scale = min(max(1.0, least / min(image.size)), most / max(image.size))
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
     return image.resize(size, _pil("Image").Resampling.LANCZOS)
 
 
@@ -167,7 +178,7 @@ def contact_sheet(pictures: list[Picture], columns: int = 4, cell: tuple[int, in
         top = margin + index // columns * (cell[1] + line + margin)
         small = ops.contain(picture.image, cell, module.Resampling.LANCZOS)
         sheet.paste(small, (left + (cell[0] - small.width) // 2, top + cell[1] - small.height))
-        draw.text((left, top + cell[1] + 4), _shorten(picture.caption, font, cell[0]), INK, font)
+        draw.text((left, top + cell[1] + 4), _shorten(one_line(picture.caption), font, cell[0]), INK, font)
     return sheet
 
 

@@ -18,7 +18,10 @@ from torch import Tensor
 from detops.apps import note, warn
 from detops.apps.data.coco import Annotations, read
 from detops.apps.data.compare import HEADS, find_images
+from detops.apps.errors import explain
+from detops.apps.outputs import Outputs
 from detops.apps.pictures import Picture, canvas, contact_sheet, overlay, unique_stems
+from detops.arguments import flat
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap_batched
 from detops.targets.radius import gaussian_radius
@@ -191,6 +194,9 @@ def run(
     console = console or Console()
     if stride < 1:
         raise ValueError(f"stride: expected at least 1, got {stride}")
+    outputs = Outputs(out, filter(None, (path, images)))
+    outputs.claim("summary.json", "contact_sheet.png")
+    outputs.claim_pictures("images")
     whole = read(path, images)
     if images is not None:
         whole = find_images(whole, images, None if strict else HEADS, keep_all=True)
@@ -200,7 +206,7 @@ def run(
     annotations = _drawable(whole.select(image_ids, limit), stride, console)
     drawn = gaussians(annotations, stride, min_overlap)
     cells = torch.cat([annotations.image_index[:, None], drawn.centers], 1)
-    states = _write_pictures(annotations, drawn, images, out, stride, pictures, console)
+    states = _write_pictures(annotations, drawn, images, outputs, stride, pictures, console)
     summary = Summary(
         images=len(annotations.images),
         boxes=len(annotations.boxes),
@@ -215,7 +221,7 @@ def run(
         radius=radius_distribution(drawn.radii),
         boxes_per_second=boxes_per_second(annotations.select(limit=MEASURED), stride, min_overlap),
     )
-    (out / "summary.json").write_text(json.dumps(vars(summary), indent=1, allow_nan=False) + "\n")
+    outputs.write("summary.json", json.dumps(vars(summary), indent=1, allow_nan=False) + "\n")
     console.print(summary.table(out))
     small = max(summary.smaller_than_a_cell, summary.sharing_a_cell)
     if small > MANY * summary.boxes:
@@ -245,13 +251,15 @@ def _write_pictures(
     annotations: Annotations,
     drawn: Gaussians,
     images: Path | None,
-    out: Path,
+    outputs: Outputs,
     stride: int,
     limit: int | None,
     console: Console,
 ) -> Counter[str]:
-    """Write the pictures and the contact sheet; return how many images were found, missing, resized or blank."""
-    (out / "images").mkdir(parents=True, exist_ok=True)
+    """Write the pictures and the contact sheet; return how many images were found, missing, resized or blank.
+
+    A picture that cannot be drawn or written is named, and costs nothing but itself.
+    """
     sheet: dict[int, Picture] = {}
     states: Counter[str] = Counter()
     names = unique_stems([image.file_name for image in annotations.images])
@@ -265,11 +273,17 @@ def _write_pictures(
         except ValueError as error:
             warn(console, f"drawn on a blank canvas: {error}")
             image, state = canvas(None, record)[0], "missing"
-        states[state] += 1
         boxes, labels = annotations.of_image(position)
-        picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
-        picture.save(out / "images" / f"{names[position]}.png")
+        try:
+            picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
+            with outputs.open(f"images/{names[position]}.png", durable=False) as file:
+                picture.save(file, "PNG")
+        except Exception as error:  # whatever Pillow, a font or the disk does
+            warn(console, f"{record.file_name}: no picture: {explain(error) or flat(error, 200)}")
+            continue
+        states[state] += 1
         if position < SHEET:
             sheet[position] = Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
-    contact_sheet([sheet[p] for p in sorted(sheet)]).save(out / "contact_sheet.png")
+    with outputs.open("contact_sheet.png") as file:
+        contact_sheet([sheet[p] for p in sorted(sheet)]).save(file, "PNG")
     return states

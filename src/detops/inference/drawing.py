@@ -17,6 +17,11 @@ def class_color(label: int) -> tuple[int, int, int]:
     return round(255 * red), round(255 * green), round(255 * blue)
 
 
+def one_line(text: str) -> str:
+    """Return a text as Pillow can measure and write it: without line breaks and bytes that are not UTF-8."""
+    return " ".join(text.encode("utf-8", "replace").decode().split())
+
+
 class Pen:
     """Draws boxes and their names on an RGB image of Pillow, in place; lines and letters grow with the image.
 
@@ -63,7 +68,7 @@ class Pen:
                 Otherwise it is above the box, or in it where there is no room above, and moved to the left where the
                 image ends.
         """
-        font = self._small if inside else self._font
+        font, text = self._small if inside else self._font, one_line(text)
         left, top, right, bottom = self._cut(box)
         left, top = max(0.0, left), max(0.0, top)
         width, height = self._draw.textlength(text, font) + 6, font.size + 4

@@ -129,6 +129,7 @@ def preprocess(
         ValueError: An image has another shape or no pixels, or an option is invalid.
         OSError: A Pillow image's file is damaged.
         RuntimeError: A CUDA graph is captured: addresses and sizes of images come from the host.
+        torch.OutOfMemoryError: The batch does not fit into memory; the message names the largest image.
 
     Example:
         >>> images = [torch.zeros(3, 480, 640, dtype=torch.uint8), torch.zeros(3, 500, 375, dtype=torch.uint8)]
@@ -150,7 +151,13 @@ def preprocess(
     target = _target(images, device)
     original = [(image.shape[1], image.shape[2]) for image in tensors]
     resized = [_resized(*sides, size, scale, keep_ratio) for sides in original]
-    batch = to_batch(tensors, resized, mean, std, to_rgb, pad_divisor, dtype, antialias, target)
+    if torch.compiler.is_compiling():
+        batch = to_batch(tensors, resized, mean, std, to_rgb, pad_divisor, dtype, antialias, target)
+    else:
+        try:
+            batch = to_batch(tensors, resized, mean, std, to_rgb, pad_divisor, dtype, antialias, target)
+        except (RuntimeError, MemoryError) as error:  # torch's of memory among them
+            raise _with_largest(error, original, resized) from error
     factors = [(w / x, h / y) * 2 for (h, w), (y, x) in zip(resized, original, strict=True)]
     return PreprocessedImages(
         batch,
@@ -158,6 +165,20 @@ def preprocess(
         _numbers(factors, 4, torch.float32, target),
         _numbers(original, 2, torch.int64, target),
     )
+
+
+def _with_largest(
+    error: RuntimeError | MemoryError, original: Sequence[tuple[int, int]], resized: Sequence[tuple[int, int]]
+) -> Exception:
+    """Add to an error of memory which image is the largest; return any other as it is."""
+    text = str(error)
+    if not isinstance(error, MemoryError | torch.OutOfMemoryError) and "allocate memory" not in text:
+        return error
+    b = max(range(len(resized)), key=lambda index: resized[index][0] * resized[index][1])
+    (height, width), (new_height, new_width) = original[b], resized[b]
+    largest = f"the largest is image {b}, of {width} x {height} pixels, resized to {new_width} x {new_height}"
+    kind = MemoryError if isinstance(error, MemoryError) else torch.OutOfMemoryError
+    return kind(f"images: {len(resized)} images do not fit into memory; {largest}: {text}")
 
 
 def to_batch(

@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from detops.apps import require
+from detops.apps import note, require
 from detops.apps.bench import _inference_scene as scene
 from detops.apps.bench import _torchvision
 from detops.apps.bench._timing import keep_freed_memory
 from detops.apps.bench.runner import default_device, described, machine, write_json
+from detops.apps.outputs import Outputs
 from detops.diagnostics.stage_timer import StageTimer
 from detops.integrations.torchvision import MaskRCNNPipeline
 from detops.masks.drawing import draw_masks
@@ -103,6 +104,8 @@ def run(
     where = torch.device(device or default_device())
     if where.type == "cpu":
         keep_freed_memory()
+    outputs = Outputs(out, filter(None, [image, weights]))
+    outputs.claim(*(f"{width}x{height}.jpg" for width, height in map(_size, sizes)))
     record: list[dict[str, Any]] = []
     every: list[Row] = []
     for size in [_size(text) for text in sizes]:
@@ -112,10 +115,9 @@ def run(
             rows, pasted, raw = measure(model, view, where, repeats, status.update)
         name = f"{size[0]}x{size[1]}"
         console.print(table(rows, f"Mask R-CNN, {name}, {machine(where.type)}", weights))
-        path = out / f"{name}.jpg"
-        out.mkdir(parents=True, exist_ok=True)
-        side_by_side(view, pasted, raw, rows).save(path, quality=90)
-        console.print(f"picture: {path}", soft_wrap=True)
+        with outputs.open(f"{name}.jpg") as file:
+            side_by_side(view, pasted, raw, rows).save(file, "JPEG", quality=90)
+        note(console, f"picture: {out / name}.jpg")
         record.append({"size": name, "image": list(view.size), "rows": [asdict(row) for row in rows]})
         every += rows
     if json_path is not None:

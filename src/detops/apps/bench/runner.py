@@ -7,7 +7,6 @@ Results are printed, and written as strict JSON together with the commit, the ma
 """
 
 import importlib
-import json
 import os
 import pkgutil
 import subprocess
@@ -23,6 +22,7 @@ from typing import Any
 import torch
 
 from detops.apps.bench._timing import Timing, arguments_of, keep_freed_memory, repeats_for, seconds_per_call
+from detops.apps.outputs import write_numbers
 from detops.diagnostics.environment import env
 from detops.diagnostics.launches import count_kernels, count_launches
 from detops.diagnostics.syncs import count_syncs
@@ -271,9 +271,8 @@ def _git(root: Path, *arguments: str) -> str | None:
 
 
 def write_json(path: Path, record: dict[str, Any]) -> None:
-    """Write a file of results as strict JSON."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
+    """Write a file of results as strict JSON, over an earlier one at most."""
+    write_numbers(path, record, ("suite", "device", "unit", "env"))
 
 
 def _driver() -> str | None:

@@ -1,14 +1,14 @@
 """The detector of `detops predict --mask-rcnn`: torchvision's Mask R-CNN, which gives instances with their masks."""
 
-import pickle
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from detops.apps import import_function, runs
-from detops.apps.predict.predictor import Row
+from detops.apps.predict.predictor import BROKEN, Row
 from detops.apps.predict.reading import Images, ReadBatch
+from detops.arguments import flat
 from detops.integrations.torchvision import MaskRCNNPipeline, require_torchvision
 from detops.masks.instance_masks import InstanceMasks
 
@@ -33,8 +33,15 @@ def load_mask_rcnn(weights: Path, **options: Any) -> Any:
         classes = len(state["roi_heads.box_predictor.cls_score.bias"])
         model = detection.maskrcnn_resnet50_fpn(weights=None, weights_backbone=None, num_classes=classes, **options)
         model.load_state_dict(state)
-    except (KeyError, AttributeError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{weights}: expected weights of torchvision's maskrcnn_resnet50_fpn: {error}") from error
+    except (MemoryError, PermissionError):
+        raise
+    except Exception as error:  # of zipfile, pickle or torch, whatever the damage hits
+        raise ValueError(
+            f"{weights}: expected weights of torchvision's maskrcnn_resnet50_fpn: {flat(error)}"
+        ) from error
+    broken = runs.not_finite(model)
+    if broken:
+        raise ValueError(f"{weights}: holds weights that are not finite ({broken})")
     return model
 
 
@@ -84,18 +91,24 @@ class MaskRCNNPredictor:
             return load_mask_rcnn(Path(model))
         if ":" not in model:
             raise FileNotFoundError(f"{model}: no such file of weights")
-        return import_function(model, "mask-rcnn: expected a file of weights or")()
+        build = import_function(model, "mask-rcnn: expected a file of weights or")
+        try:
+            return build()
+        except Exception as error:  # whatever a function of the user does
+            raise ValueError(f"mask-rcnn: cannot call {model!r} without arguments: {flat(error)}") from error
 
     def start(self, images: Images) -> list[dict[str, Any]]:
         """Detect on a batch; torchvision's own steps wait for the device."""
         return self._pipeline(list(images))
 
-    def rows(self, batch: ReadBatch, started: list[dict[str, Any]]) -> list[list[Row]]:
+    def rows(self, batch: ReadBatch, started: list[dict[str, Any]]) -> list[list[Row] | str]:
         """Return the detections with their masks as RLE; none for an image that could not be decoded."""
         found = iter(started)
         return [[] if error else self._rows(next(found)["masks"]) for error in batch.errors]
 
-    def _rows(self, masks: InstanceMasks) -> list[Row]:
+    def _rows(self, masks: InstanceMasks) -> list[Row] | str:
+        if not (masks.boxes.isfinite().all() and masks.scores.isfinite().all()):
+            return BROKEN
         rows = masks.to_coco(0)
         for row in rows:
             del row["image_id"]  # the line has it

@@ -1,29 +1,40 @@
-"""The pictures of `detops predict`, drawn from lines of its results while detection goes on with the next images."""
+"""The pictures of `detops predict`, drawn from lines of its results while detection goes on with the next images.
 
+They are extras: one that cannot be drawn or written is named, and costs nothing but itself.
+"""
+
+import io
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import torch
 
 from detops.apps import pictures, require, runs
 from detops.apps.data.images import decode
+from detops.apps.errors import explain
+from detops.apps.outputs import Outputs
 from detops.apps.predict.results import Line, error_of
+from detops.arguments import flat
 from detops.masks.drawing import draw_masks
 from detops.masks.instance_masks import MaskCrop
 
 OPACITY = 0.5  # of masks
+FOLDER = "images"
+LARGE = 1 << 24  # pixels
 
 
 class Pictures:
     """Draw the pictures of the first images, several at a time.
 
     Args:
-        folder: Folder to write into.
+        outputs: Where they are written, in the folder `images`.
         paths: Paths of all images.
         names: Names of categories by id, in the order of labels; a category without a name is called by its id.
         count: Number of images that get a picture; all if negative.
@@ -33,16 +44,17 @@ class Pictures:
         count: Number of pictures begun.
     """
 
-    def __init__(self, folder: Path, paths: Iterable[str], names: Mapping[int, str], count: int, score: float) -> None:
+    def __init__(
+        self, outputs: Outputs, paths: Iterable[str], names: Mapping[int, str], count: int, score: float
+    ) -> None:
         wanted = islice(paths, count if count >= 0 else None)
         self._names = pictures.unique_stems([Path(path).name for path in wanted])
-        self._folder, self._score = folder, score
+        self._outputs, self._score = outputs, score
         self._labels = {category: label for label, category in enumerate(names)}
         self._categories = names
         self._threads = ThreadPoolExecutor(os.cpu_count())  # Pillow decodes and encodes without holding the interpreter
+        self._large, self._recording = Lock(), Lock()
         self.count = 0
-        if self._names:
-            folder.mkdir(parents=True, exist_ok=True)
 
     def __enter__(self) -> "Pictures":
         return self
@@ -50,7 +62,7 @@ class Pictures:
     def __exit__(self, *error: object) -> None:
         self._threads.shutdown(cancel_futures=True)
 
-    def draw(self, row: int, lines: Sequence[str]) -> list[Future[None]]:
+    def draw(self, row: int, lines: Sequence[str]) -> list[Future[str]]:
         """Begin the pictures of consecutive images.
 
         Args:
@@ -58,19 +70,34 @@ class Pictures:
             lines: Their lines of the results.
 
         Returns:
-            One future per picture; images that failed have none.
+            One future per picture, of why it could not be made, or else of an empty text; images that failed have none.
         """
         wanted = zip(self._names[row : row + len(lines)], lines, strict=False)
         begun = [
-            self._threads.submit(self._draw, self._folder / f"{name}.jpg", line)
+            self._threads.submit(self._try, f"{FOLDER}/{name}.jpg", line)
             for name, line in wanted
             if error_of(line) is None
         ]
         self.count += len(begun)
         return begun
 
-    def _draw(self, target: Path, text: str) -> None:
+    def _try(self, target: str, text: str) -> str:
+        """Draw a picture; return why if that fails."""
         line: Line = json.loads(text)
+        # Those of large images one at a time, so that memory does not grow with the number of cores.
+        turn = self._large if line["width"] * line["height"] > LARGE else nullcontext()
+        try:
+            with turn:
+                view = self._drawn(line)
+                data = io.BytesIO()
+                view.save(data, "JPEG", quality=90)
+            with self._recording, self._outputs.open(target, durable=False) as file:
+                file.write(data.getbuffer())
+        except Exception as error:  # whatever Pillow, a font or the disk does
+            return f"{line['path']}: no picture: {explain(error) or flat(error, 200)}"
+        return ""
+
+    def _drawn(self, line: Line) -> Any:
         rows = [row for row in line["detections"] if row["score"] >= self._score]
         boxes = torch.tensor([row["bbox"] for row in rows]).reshape(-1, 4)
         boxes[:, 2:] += boxes[:, :2]
@@ -82,10 +109,8 @@ class Pictures:
         if rows and "segmentation" in rows[0]:
             crops = [_crop(row["segmentation"], box) for row, box in zip(rows, boxes.tolist(), strict=True)]
             size = (image.height, image.width)
-            view = draw_masks(image, size, crops, boxes, labels, scores, names, OPACITY)
-        else:
-            view = runs.draw(image, runs.Found(boxes, labels, scores), names)
-        view.save(target, quality=90)
+            return pictures.enlarged(draw_masks(image, size, crops, boxes, labels, scores, names, OPACITY), least=1)
+        return runs.draw(image, runs.Found(boxes, labels, scores), names)
 
 
 def _crop(rle: dict[str, Any], box: Sequence[float]) -> MaskCrop:

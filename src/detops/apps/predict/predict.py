@@ -4,7 +4,6 @@ Listing -> batches of sources -> stream or ray -> lines -> pictures (threads), t
 """
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -18,17 +17,19 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detops.apps import note, require, warn
+from detops.apps import choose_device, note, require, runs, usable_cores, warn
 from detops.apps.data import coco
 from detops.apps.data.dataset import LINES
+from detops.apps.outputs import Outputs
 from detops.apps.predict import ray, stream
 from detops.apps.predict.listing import Listing, batched
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
-from detops.apps.predict.pictures import Pictures
+from detops.apps.predict.pictures import FOLDER, Pictures
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.results import ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
 from detops.apps.predict.sources import resized, sources, unknown
+from detops.apps.train import metrics
 
 PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
 
@@ -75,18 +76,21 @@ def run(
         console: Where to print.
 
     Returns:
-        How many images could not be decoded. They are named, and their lines say why.
+        How many images have no detections because something failed: they could not be decoded, or the network's outputs
+        are broken. They are named, and their lines say why. One more if the training of the network stopped at a loss
+        that was not finite, which is told too.
 
     Raises:
-        ValueError: `out` holds an unfinished run, or one that cannot be resumed; or not exactly one detector is named.
+        ValueError: `out` holds an unfinished run, one that cannot be resumed, or files of somebody else; or not exactly
+            one detector is named.
         FileNotFoundError: There is no such run or image.
         ModuleNotFoundError: An extra is missing.
     """
     console = console or Console()
     require("PIL.Image", "Pillow", "predict")
     load = _loader(run_folder, options)
-    gpu = ray.connect() if options.ray else torch.cuda.is_available()
-    device = torch.device(options.device or ("cuda" if gpu else "cpu"))
+    gpu = ray.connect() if options.ray else None
+    device = choose_device(options.device, gpu)
     predictor = load(torch.device("cpu") if options.ray else device)
     annotations = None if options.annotations is None else coco.read(options.annotations)
     listing = Listing(images)
@@ -102,7 +106,10 @@ def run(
             warn(
                 console, f"{count:,} images get ids of their own, as {options.annotations} does not name them: {first}"
             )
-    with ResultsFile(out, _settings(predictor, device, options), listing, options.resume) as results:
+    outputs = Outputs(out, [*images, *filter(None, [options.annotations])])
+    if options.pictures:
+        outputs.claim_pictures(FOLDER)
+    with ResultsFile(out, _settings(predictor, device, options), listing, options.resume, outputs) as results:
         begin = _first_image(results.count, len(listing), options.batch_size)
         wanted = islice(sources(listing, annotations.images if annotations else ()), begin, None)
         batches = batched(wanted, options.batch_size)
@@ -111,12 +118,12 @@ def run(
         if count and options.ray:
             lines = ray.lines(load, predictor, device, batches, count, options.workers)
         elif count:
-            workers = min(8, os.cpu_count() or 1) if options.workers is None else options.workers
+            workers = min(8, usable_cores()) if options.workers is None else options.workers
             lines = stream.lines(predictor, batches, min(workers, count - 1))
         names = dict(predictor.names)
         if annotations is not None:
             names |= dict(zip(annotations.category_ids, annotations.class_names, strict=True))
-        with Pictures(out / "images", listing, names, options.pictures, options.score) as pictures:
+        with Pictures(outputs, listing, names, options.pictures, options.score) as pictures:
             _write(results, lines, begin, len(listing), pictures, console)
         summary = results.finish()
     note(
@@ -124,7 +131,10 @@ def run(
         f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
         f"results.json and {pictures.count} pictures in {out}",
     )
-    return summary.failed
+    stopped = "" if run_folder is None else metrics.stopped(runs.places(run_folder)[0])
+    if stopped and run_folder is not None and run_folder.suffix != ".ckpt":
+        warn(console, f"{run_folder}: is a network whose training stopped ({stopped}) and was not resumed")
+    return summary.failed + bool(stopped)
 
 
 def _loader(run_folder: Path | None, options: Options) -> ray.Load:
@@ -154,29 +164,46 @@ def _write(
 ) -> None:
     """Write lines as they come, but none before its picture, so that a resumed run misses no picture."""
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    pending: deque[tuple[list[str], list[Future[None]]]] = deque()
+    pending: deque[tuple[list[str], list[Future[str]]]] = deque()
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("", total=total, completed=results.count)
-        written, row, failed = results.count - begin, results.count, 0
+        written, row = results.count - begin, results.count
+        skipped, undrawn = _Lines("skipped ", console), _Lines("", console)
 
         def settle() -> None:
             batch, drawn = pending.popleft()
             for picture in drawn:
-                picture.result()
+                undrawn.add(picture.result())
             results.append(batch)
             bar.update(task, completed=results.count)
 
         for batch in lines:
             batch, written = batch[written:], 0  # some lines of the first batch may have been written before
-            for error in filter(None, map(error_of, batch)):
-                failed += 1
-                if failed <= LINES:
-                    warn(console, f"skipped {error}")
+            for line in batch:
+                skipped.add(error_of(line))
             pending.append((batch, pictures.draw(row, batch)))
             row += len(batch)
             while pending and (len(pending) > PENDING or all(picture.done() for picture in pending[0][1])):
                 settle()
         while pending:
             settle()
-    if failed > LINES:
-        warn(console, f"and {failed - LINES} more, named in results.jsonl")
+    skipped.end("more, named in results.jsonl")
+    undrawn.end("more images without a picture")
+
+
+class _Lines:
+    """Prints the first lines of one kind, and counts the others."""
+
+    def __init__(self, before: str, console: Console) -> None:
+        self._before, self._console, self._count = before, console, 0
+
+    def add(self, text: str | None) -> None:
+        """Print a line, if there is one and there were not too many."""
+        self._count += bool(text)
+        if text and self._count <= LINES:
+            warn(self._console, self._before + text)
+
+    def end(self, more: str) -> None:
+        """Say how many were not printed."""
+        if self._count > LINES:
+            warn(self._console, f"and {self._count - LINES} {more}")

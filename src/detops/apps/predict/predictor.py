@@ -10,6 +10,7 @@ import torch
 from detops.apps.predict.reading import Images, ReadBatch
 
 Row = dict[str, Any]
+BROKEN = "the network's outputs hold numbers that are not finite"
 
 
 class Predictor(Protocol):
@@ -34,5 +35,5 @@ class Predictor(Protocol):
     def start(self, images: Images) -> Any:
         """Begin to detect on images that are on the device; on a GPU this need not wait."""
 
-    def rows(self, batch: ReadBatch, started: Any) -> list[list[Row]]:
-        """Return COCO's results for each image of a batch that has finished, without the image's id."""
+    def rows(self, batch: ReadBatch, started: Any) -> list[list[Row] | str]:
+        """Return COCO's results for each image of a batch that has finished, without its id; or why there are none."""

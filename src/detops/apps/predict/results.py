@@ -9,17 +9,20 @@ the lines depend on, so that the lines of another run are not mistaken for those
 
 import json
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from detops.apps.files import write_atomically, written_whole
+from detops.apps.outputs import Outputs
 from detops.apps.predict.predictor import Row
 from detops.apps.predict.reading import ReadBatch
+from detops.arguments import flat
 
 Line = dict[str, Any]
+SYNC_EVERY = 5.0  # seconds after which lines are on the disk
 
 
 @dataclass(frozen=True)
@@ -39,17 +42,25 @@ class ResultsFile:
         settings: Everything that the lines depend on; must be JSON.
         paths: Paths of the images: line i is about image i.
         resume: Continue after the lines that exist, if any. Otherwise start again; a finished run is replaced.
+        outputs: The folder, as far as it is known already.
 
     Attributes:
         count: Number of complete lines that were written.
 
     Raises:
         ValueError: Another process writes to the folder; without `resume`, an unfinished run is there; or with it, the
-            run that is there has other settings or images, or is damaged.
+            run that is there has other settings or images, or is damaged; or there are files of somebody else.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], paths: Iterable[str], resume: bool) -> None:
+    def __init__(
+        self, out: Path, settings: dict[str, Any], paths: Iterable[str], resume: bool, outputs: Outputs | None = None
+    ) -> None:
         self.count, self._path, self._coco = 0, out / "results.jsonl", out / "results.json"
+        self._outputs, self._synced = outputs or Outputs(out), time.monotonic()
+        existed = self._path.exists() and self._path.stat().st_size > 0
+        if not (resume and existed):  # else its content shows whose it is
+            self._outputs.claim("predict.json", "results.json")
+            self._outputs.growing("results.jsonl")
         out.mkdir(parents=True, exist_ok=True)
         self._file = self._path.open("a+b")
         try:
@@ -57,8 +68,10 @@ class ResultsFile:
             if resume and self._path.stat().st_size:
                 self._check_settings(out / "predict.json", settings)
                 self._resume(paths)
+                self._outputs.adopt("predict.json")
+                self._outputs.claim("results.json")
             else:
-                self._start_again(out / "predict.json", settings)
+                self._start_again(settings)
             self._coco.unlink(missing_ok=True)
         except BaseException:
             self._file.close()
@@ -73,16 +86,19 @@ class ResultsFile:
         self._file.close()
 
     def append(self, lines: Sequence[str]) -> None:
-        """Append lines made by `encode`. They survive a kill of this process."""
+        """Append lines made by `encode`. They survive a kill of this process, and soon a failure of the machine."""
         self._file.write("".join(lines).encode())
         self._file.flush()
+        if time.monotonic() - self._synced > SYNC_EVERY:
+            os.fsync(self._file.fileno())
+            self._synced = time.monotonic()
         self.count += len(lines)
 
     def finish(self) -> Summary:
         """Flush the lines to the disk and write them in COCO's format, with only one line in memory at a time."""
         os.fsync(self._file.fileno())
         images = failed = detections = 0
-        with written_whole(self._coco) as file:
+        with self._outputs.open("results.json") as file:
             file.write(b"[")
             for line in map(json.loads, self._whole_lines()):
                 images += 1
@@ -105,19 +121,22 @@ class ResultsFile:
         except OSError as error:
             raise ValueError(f"{self._path}: another process is writing to it") from error
 
-    def _start_again(self, settings_path: Path, settings: dict[str, Any]) -> None:
+    def _start_again(self, settings: dict[str, Any]) -> None:
         if self._path.stat().st_size and not self._coco.exists():
             raise ValueError(
                 f"{self._path.parent}: holds an unfinished run; continue it with --resume, choose another --out, "
                 "or remove its results.jsonl"
             )
         self._file.truncate(0)  # before the settings, so that lines never stand beside the settings of another run
-        write_atomically(settings_path, (json.dumps(settings, indent=1) + "\n").encode())
+        self._outputs.write("predict.json", json.dumps(settings, indent=1) + "\n")
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
         if not path.exists():
             raise ValueError(f"{path}: is missing, so the run cannot be resumed")
-        before, now = json.loads(path.read_text()), json.loads(json.dumps(settings))
+        try:
+            before, now = dict(json.loads(path.read_bytes())), json.loads(json.dumps(settings))
+        except (ValueError, TypeError, RecursionError) as error:
+            raise ValueError(f"{path}: is damaged, so the run cannot be resumed: {flat(error, 200)}") from error
         other = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if other:
             raise ValueError(
@@ -131,7 +150,7 @@ class ResultsFile:
         for number, text in enumerate(self._whole_lines(), 1):
             try:
                 path = json.loads(text)["path"]
-            except (ValueError, KeyError, TypeError) as error:
+            except (ValueError, KeyError, TypeError, RecursionError) as error:
                 raise ValueError(f"{self._path}: line {number} is damaged") from error
             if path != (wanted := next(expected, None)):
                 raise ValueError(
@@ -159,11 +178,13 @@ def error_of(text: str) -> str | None:
     return json.loads(text).get("error") if '"error": ' in text else None
 
 
-def encode_batch(batch: ReadBatch, rows: Sequence[list[Row]]) -> list[str]:
-    """Encode the lines of a batch from the detections on each of its images."""
+def encode_batch(batch: ReadBatch, rows: Sequence[list[Row] | str]) -> list[str]:
+    """Encode the lines of a batch from the detections on each of its images, or why there are none."""
     lines = []
     for source, found, (width, height), error in zip(batch.sources, rows, batch.sides, batch.errors, strict=True):
         line: Line = {"path": source.path, "image_id": source.image_id}
+        if isinstance(found, str) and not error:
+            error = f"{source.path}: {found}"
         line |= {"error": error} if error else {"width": width, "height": height, "detections": found}
         lines.append(encode(line))
     return lines

@@ -8,7 +8,7 @@ from torch import Tensor
 from detops import Detections
 from detops.apps import runs
 from detops.apps.data.dataset import fitted
-from detops.apps.predict.predictor import Row
+from detops.apps.predict.predictor import BROKEN, Row
 from detops.apps.predict.reading import Images, ReadBatch
 
 NAMES = ("detector", "model", "width", "size", "classes", "category_ids")  # configuration that detections depend on
@@ -24,6 +24,7 @@ class RunPredictor:
 
     Raises:
         FileNotFoundError: There is no such run, or it has no checkpoint yet.
+        ValueError: It is damaged, or its weights are not finite.
     """
 
     def __init__(self, run: Path, half: bool, device: torch.device) -> None:
@@ -41,10 +42,11 @@ class RunPredictor:
         found = runs.forward(self._network, self._kind, images, self._half)
         return Detections(*(t.to("cpu", non_blocking=True) for t in found))
 
-    def rows(self, batch: ReadBatch, started: Detections) -> list[list[Row]]:
-        """Return the detections in pixels of the images, clipped to them."""
+    def rows(self, batch: ReadBatch, started: Detections) -> list[list[Row] | str]:
+        """Return the detections in pixels of the images, clipped to them; or that the network's outputs are broken."""
         scales = []
         for side in batch.sides:
             width, height = fitted(side, self.size)
             scales.append((width / side[0], height / side[1]))
-        return [runs.as_rows(found, self._category_ids) for found in runs.in_images(started, scales, batch.sides)]
+        found = runs.in_images(started, scales, batch.sides)
+        return [BROKEN if one.broken else runs.as_rows(one, self._category_ids) for one in found]

@@ -5,7 +5,7 @@ import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import lightning
 import torch
@@ -16,9 +16,11 @@ from detops.apps import evaluate, runs
 from detops.apps.data.dataset import Batch, CocoImages
 from detops.apps.train import loggers, metrics
 from detops.apps.train.augment import augment
+from detops.apps.train.checkpoint import LAST, AtomicIO, keep_best
 from detops.apps.train.families import Family
 from detops.apps.train.settings import Settings
 
+IN_A_ROW = 50  # steps that are left out one after the other, before the training stops in any case
 FINAL_LR = 0.001  # learning rate of the last step, as a fraction of the highest
 
 
@@ -44,6 +46,8 @@ class DetectorModule(lightning.LightningModule):
         steps_per_epoch: Number of steps in which every image is seen once.
         run: Folder of the run.
         validation: Data to evaluate on.
+        on_nonfinite: What follows a step whose loss or gradient is not finite, and which changes no weight: "stop"
+            saves and stops the training, "skip" goes on, if not for ever.
     """
 
     timer: StageTimer  # made when training starts: only then is the device known
@@ -56,6 +60,7 @@ class DetectorModule(lightning.LightningModule):
         steps_per_epoch: int,
         run: Path,
         validation: CocoImages,
+        on_nonfinite: str = "stop",
     ) -> None:
         super().__init__()
         self.network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -66,6 +71,13 @@ class DetectorModule(lightning.LightningModule):
         self.validation = validation
         self._open_stage = ExitStack()
         self._losses: list[dict[str, Tensor]] = []
+        self._unwritten: list[metrics.Row] = []  # lines for which there was no room
+        self._stops, self._skipped, self._in_a_row = on_nonfinite == "stop", "", 0
+        self._before = [buffer.clone() for buffer in self._statistics()]
+
+    def _statistics(self) -> list[Tensor]:
+        """Return the buffers that a forward pass changes, such as the means of batch norm."""
+        return [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
 
     def configure_optimizers(self) -> Any:
         """Use AdamW, without decay of biases and norms, and one cycle of the learning rate."""
@@ -82,12 +94,33 @@ class DetectorModule(lightning.LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-        """Clip by norm; Lightning's own clipping refuses every fused optimiser."""
-        nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        """Clip by norm, and drop a gradient that is not finite; Lightning's own clipping refuses fused optimisers."""
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
+        losses = self._losses[-1]
+        values = [*losses.values()]
+        if self.trainer.precision != "16-mixed":  # whose scaler leaves out a step that overflowed, and scales by less
+            values.append(norm)
+        finite = torch.stack([value.float().isfinite() for value in values]).all()
+        if self.trainer.world_size > 1:  # all ranks drop it, or none
+            shared = finite.to(torch.int32)
+            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
+            finite = shared > 0
+        if finite:
+            self._in_a_row = 0
+            return
+        broken = [f"{name} is {float(value)}" for name, value in losses.items() if not value.isfinite()]
+        self._skipped = f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
+        self._in_a_row += 1
+        self._losses.pop()
+        for parameter in self.network.parameters():
+            parameter.grad = None  # so that the optimiser changes nothing
+        if self._before:
+            torch._foreach_copy_(self._statistics(), self._before)
 
     def on_train_start(self) -> None:
         """Begin to time the stages."""
         self.ema.eval()
+        self._before = [buffer.clone() for buffer in self._statistics()]
         limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
         self.timer = StageTimer(self.device if self.device.type == "cuda" else "cpu", limit)
         self._begin_stage("data")
@@ -106,6 +139,8 @@ class DetectorModule(lightning.LightningModule):
             batch = augment(batch, self.settings.augmentation)
         images = batch.images.contiguous(memory_format=torch.channels_last)
         self._begin_stage("network")
+        if self._before:
+            torch._foreach_copy_(self._before, self._statistics())
         outputs = list(self.network(images))
         if self.family.teacher is not None:
             self._begin_stage("teacher")
@@ -146,6 +181,8 @@ class DetectorModule(lightning.LightningModule):
         settings, step = self.settings, self.trainer.global_step
         self._average(min(settings.ema, (1 + step) / (10 + step)))
         self._end_stage()
+        if self._skipped:
+            self._tell_skipped(step)
         if self._is_logged(step):
             self._log_step(step)
         epoch, place = divmod(step, self.steps_per_epoch)
@@ -154,7 +191,34 @@ class DetectorModule(lightning.LightningModule):
             self.evaluate(epoch)
         if place == 0 or step % settings.save_every == 0:
             self.save(last)
+            if place == 0 and self.trainer.is_global_zero:
+                self._keep_best(step)
         self._begin_stage("data")
+
+    def _tell_skipped(self, step: int) -> None:
+        """Say that a step was left out; stop, if that is wished or happens in every step.
+
+        Raises:
+            ValueError: The training stops.
+        """
+        stops = self._stops or self._in_a_row >= IN_A_ROW
+        self._record({"step": step, "skipped": self._skipped, "stopped": stops})
+        text, self._skipped = f"step {step} of {self.total_steps}: {self._skipped}; it changes no weight", ""
+        if not stops:
+            self.print(text)
+            return
+        self.save(last=False)
+        often = "" if self._stops else f", as {self._in_a_row} times in a row"
+        raise ValueError(
+            f"{text}{often}, and the training stops. {self.run / LAST} is good: go on with --resume, or leave such "
+            "steps out with --resume --on-nonfinite skip; or begin again with a lower --lr"
+        )
+
+    def _keep_best(self, step: int) -> None:
+        try:
+            keep_best(self.run, step)
+        except OSError as error:
+            self.print(f"best.ckpt not written: {error}; the previous one is untouched")
 
     def _begin_stage(self, name: str) -> None:
         """End the stage that is being timed and begin the next: stages end in other hooks than they begin in."""
@@ -180,6 +244,9 @@ class DetectorModule(lightning.LightningModule):
     def _log_step(self, step: int) -> None:
         """Write the means since the last line; the one place that waits for a GPU."""
         steps = len(self._losses)
+        if not steps:  # none since the line before was finite
+            self.timer.reset()
+            return
         # Targets were timed in one of these steps, every other stage in each.
         milliseconds = {
             stats.path[0]: stats.total_ms / (1 if stats.path[0] == "targets" else steps) for stats in self.timer.stats()
@@ -191,10 +258,21 @@ class DetectorModule(lightning.LightningModule):
         self._record({"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds})
 
     def _record(self, row: metrics.Row) -> None:
-        if self.trainer.is_global_zero:
-            metrics.append(self.run, row)
-            if self.logger is not None:
+        """Write a line; where there is no room for it, keep it until there is."""
+        if not self.trainer.is_global_zero:
+            return
+        self._unwritten.append(row)
+        try:
+            while self._unwritten:
+                metrics.append(self.run, self._unwritten[0])
+                del self._unwritten[0]
+        except OSError as error:
+            self.print(f"metrics.jsonl not written: {error}; {len(self._unwritten)} lines wait")
+        if self.logger is not None:
+            try:
                 self.logger.log_metrics(loggers.flat(row), row["step"])
+            except Exception as error:  # each logger has its own
+                self.print(f"not logged: {error}")
 
     def evaluate(self, epoch: int) -> None:
         """Score the averaged weights on the validation data, which the ranks share."""
@@ -202,7 +280,9 @@ class DetectorModule(lightning.LightningModule):
         world, rank = self.trainer.world_size, self.trainer.global_rank
         rows = list(range(rank, len(self.validation), world))
         autocast = str(self.trainer.precision).startswith("bf16")
-        detections = runs.detect_all(self.ema, self.family, self.validation, rows, autocast=autocast)
+        detections = runs.detect_all(
+            self.ema, self.family, self.validation, rows, autocast=autocast, on_broken=self.print
+        )
         found = dict(zip(rows, detections, strict=True))
         if world > 1:
             shares: list[Any] = [None] * world
@@ -216,9 +296,9 @@ class DetectorModule(lightning.LightningModule):
 
     def save(self, last: bool) -> None:
         """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""
-        try:
-            self.trainer.save_checkpoint(self.run / "checkpoints" / "last.ckpt")
-        except OSError as error:
+        self.trainer.save_checkpoint(self.run / LAST)
+        error = cast(AtomicIO, self.trainer.strategy.checkpoint_io).failed
+        if error is not None:
             if last:
-                raise
+                raise error
             self.print(f"checkpoint not written: {error}; the previous one is untouched")

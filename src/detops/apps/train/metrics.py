@@ -2,29 +2,66 @@
 
     {"step", "losses", "lr", "milliseconds"}     means over the steps since the line before
     {"step", "epoch", "scores", "seconds"}       COCO's scores, and how long the evaluation took
+    {"step", "skipped", "stopped"}               a step that was left out, why, and whether the training stopped there
 
 "milliseconds" holds the mean time of each stage of a step. "loss" includes the time of its targets, which "targets"
 measures separately, in one step per line.
 """
 
 import json
+import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from detops.apps.files import write_atomically
+from detops.apps.files import append_line, write_atomically
 
 Row = dict[str, Any]
 
 
 def append(run: Path, row: Row) -> None:
-    """Add a line."""
-    with _path(run).open("a") as file:
-        file.write(json.dumps(row) + "\n")
+    """Add a line, with null for numbers that are not finite: JSON has none.
+
+    Raises:
+        OSError: It cannot be written.
+    """
+    append_line(_path(run), json.dumps(_finite(row), allow_nan=False))
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read(run: Path) -> list[Row]:
-    """Read all lines."""
-    return [json.loads(line) for line in _path(run).read_text().splitlines()]
+    """Read all lines; none if there is no file. A line that was cut off is left out."""
+    return [row for _, row in _lines(run)]
+
+
+def _lines(run: Path) -> Iterator[tuple[str, Row]]:
+    path = _path(run)
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            yield line, row
+
+
+def best_step(run: Path) -> int | None:
+    """Return the step of the evaluation with the highest AP, the first of equal ones; None if there is none."""
+    scored = [(row["scores"].get("AP"), -row["step"]) for row in read(run) if "scores" in row]
+    return -max(pair for pair in scored if pair[0] is not None)[1] if any(ap is not None for ap, _ in scored) else None
+
+
+def stopped(run: Path) -> str:
+    """Say where and why the training stopped by itself, if it did and was not resumed; else an empty text."""
+    last = next(reversed(read(run)), {})
+    return f"step {last['step']}: {last.get('skipped')}" if last.get("stopped") else ""
 
 
 def last_scores(run: Path) -> dict[str, Any]:
@@ -34,17 +71,9 @@ def last_scores(run: Path) -> dict[str, Any]:
 
 def drop_after(run: Path, step: int) -> None:
     """Drop the lines of later steps, which a resumed training repeats, and a last line that was cut off."""
-    path = _path(run)
-    if not path.exists():
-        return
-    kept = []
-    for line in path.read_text().splitlines():
-        try:
-            if json.loads(line)["step"] <= step:
-                kept.append(line)
-        except (json.JSONDecodeError, KeyError):
-            continue
-    write_atomically(path, "".join(line + "\n" for line in kept).encode())
+    if _path(run).exists():
+        kept = [line for line, row in _lines(run) if row["step"] <= step]
+        write_atomically(_path(run), "".join(line + "\n" for line in kept).encode())
 
 
 def _path(run: Path) -> Path:

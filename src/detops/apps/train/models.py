@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from detops.apps import import_function, listed
 from detops.apps.train import backbones
 from detops.apps.train.backbones import CompactBackbone, TimmBackbone, conv
+from detops.arguments import flat
 
 PRIOR = 0.05  # probability of an object that an untrained heatmap predicts everywhere
 RARE = 0.01  # the same for an untrained YOLOX or GFL: objectness and each class
@@ -268,8 +269,10 @@ def build(
     build_model = import_function(model, 'model: expected "compact" or')
     try:
         network = build_model(num_classes=num_classes, width=width)
-    except TypeError as error:
-        raise ValueError(f"model: cannot call {model!r} with num_classes and width: {error}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # whatever a function of the user does
+        raise ValueError(f"model: cannot call {model!r} with num_classes and width: {flat(error)}") from error
     if not isinstance(network, nn.Module):
         raise ValueError(f"model: expected {model!r} to return a torch.nn.Module, got {type(network).__name__}")
     return network

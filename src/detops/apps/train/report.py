@@ -1,9 +1,13 @@
-"""`report.html`: one self-contained page about a run, with its scores, times, losses, targets and detections."""
+"""`report.html`: one self-contained page about a run, with its scores, times, losses, targets and detections.
+
+A section that cannot be made says so, and the others are there.
+"""
 
 import base64
 import html
 import io
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +17,12 @@ from rich.console import Console
 from detops.apps import pictures, require, runs
 from detops.apps.data.coco import ImageRecord
 from detops.apps.data.dataset import MEAN, STD, CocoImages, open_annotations
+from detops.apps.data.images import decode
+from detops.apps.errors import explain
+from detops.apps.outputs import GENERATOR, Outputs, is_own_page
 from detops.apps.train import metrics
 from detops.apps.train.augment import Augmentation, augment
+from detops.arguments import flat
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -30,6 +38,7 @@ COLORS = {  # of the stages, in the order in which they are shown
     "optimizer": "#c5c9cf",
 }
 NOISE = 0.95  # targets that take more than this fraction of the loss cannot be told apart from it
+BLANK = (52, 56, 64)
 SCORE = 0.3  # lowest score of the detections that are shown
 STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;max-width:1180px;margin:0 auto;padding:24px}
@@ -49,42 +58,55 @@ figure{margin:0}figure img{width:100%;border-radius:3px}figcaption{font-size:12p
 """
 
 
-def write(run: Path, count: int = 8) -> Path:
-    """Write the page of a run that has a checkpoint.
+def claim(outputs: Outputs) -> None:
+    """Check that the page may be written.
+
+    Raises:
+        ValueError: There is a page of somebody else.
+    """
+    if is_own_page(outputs.folder / "report.html"):
+        outputs.adopt("report.html")
+    outputs.claim("report.html")
+
+
+def write(run: Path, count: int = 8, outputs: Outputs | None = None) -> Path:
+    """Write the page of a run.
 
     Args:
         run: Folder that `detops train` wrote.
         count: Number of images in each gallery.
+        outputs: The folder, as far as it is known already.
 
     Returns:
         Path of the page.
 
     Raises:
         FileNotFoundError: The folder is not a run.
+        ValueError: Its configuration is damaged, or there is a page of somebody else.
     """
+    outputs = outputs or Outputs(run)
+    claim(outputs)
     config, rows = runs.read_config(run), metrics.read(run)
     steps, scores = [row for row in rows if "losses" in row], [row for row in rows if "scores" in row]
     last = scores[-1]["scores"] if scores else {}
     name = html.escape(run.resolve().name)
     body = [
         f"<h1>{name}</h1>",
-        _introduction(config),
-        _numbers(last),
-        *_section("Time", _times(steps)),
-        *_section("Losses and scores", _curves(steps, scores, config)),
-        *_section("AP of each class", _classes(last.get("classes", {}))),
-        *_section("What it was trained on", _targets(run, count)),
-        *_section("Detections and annotations", _detections(run, count)),
+        *_section("", lambda: _introduction(config)),
+        *_section("", lambda: _numbers(last)),
+        *_section("Time", lambda: _times(steps)),
+        *_section("Losses and scores", lambda: _curves(steps, scores, config)),
+        *_section("AP of each class", lambda: _classes(last.get("classes", {}))),
+        *_section("What it was trained on", lambda: _targets(run, count)),
+        *_section("Detections and annotations", lambda: _detections(run, count)),
     ]
     page = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>{name}: training report</title><style>{STYLE}</style></head><body>"
+        f"{GENERATOR}<title>{name}: training report</title><style>{STYLE}</style></head><body>"
         + "\n".join(body)
         + "</body></html>\n"
     )
-    path = run / "report.html"
-    path.write_text(page, encoding="utf-8")
-    return path
+    return outputs.write("report.html", page)
 
 
 def _introduction(config: dict[str, Any]) -> str:
@@ -98,8 +120,13 @@ def _introduction(config: dict[str, Any]) -> str:
     )
 
 
-def _section(title: str, content: str) -> tuple[str, str]:
-    return f"<h2>{title}</h2>", content or "<p>Nothing was recorded.</p>"
+def _section(title: str, make: Callable[[], str]) -> tuple[str, str]:
+    """Make a section, or say why it could not be made."""
+    try:
+        content = make() or "<p>Nothing was recorded.</p>" * bool(title)
+    except Exception as error:  # a picture, a font, or what a hand changed in the record
+        content = f"<p>Could not be made: {html.escape(explain(error) or flat(error))}.</p>"
+    return f"<h2>{title}</h2>" * bool(title), content
 
 
 def _number(value: float | None) -> str:
@@ -157,10 +184,13 @@ def _curves(steps: list[metrics.Row], scores: list[metrics.Row], config: dict[st
     figure = figure_module.Figure(figsize=(11.5, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for name in steps[0]["losses"]:
-        left.plot([row["step"] for row in steps], [row["losses"][name] for row in steps], label=name)
+        values = [row["losses"].get(name) for row in steps]
+        left.plot([row["step"] for row in steps], [math.nan if v is None else v for v in values], label=name)
     left.set(xlabel="step", ylabel="loss", yscale="log")
     for name in ("AP", "AP50", "AP75"):
-        right.plot([row["epoch"] for row in scores], [row["scores"][name] for row in scores], "o-", ms=4, label=name)
+        values = [row["scores"][name] for row in scores]
+        values = [math.nan if v is None else v for v in values]
+        right.plot([row["epoch"] for row in scores], values, "o-", ms=4, label=name)
     right.set(xlabel="epoch", ylabel="score", ylim=(0, 1), xlim=(0, config["settings"]["epochs"] * 1.02))
     for axes in (left, right):
         axes.grid(alpha=0.3)
@@ -213,12 +243,16 @@ def _detections(run: Path, count: int) -> str:
     module = require("PIL.Image", "Pillow", "train")
     figures = []
     for sample in runs.samples(run, count, SCORE):
-        with module.open(sample["path"]) as file:
-            image = file.convert("RGB")
+        try:
+            image, state = decode(sample["path"], sample["size"]), ""
+        except ValueError:
+            image, state = module.new("RGB", sample["size"], BLANK), " (the image cannot be decoded)"
         truth = runs.Found(sample["boxes"].float(), sample["labels"], torch.ones(len(sample["boxes"])))
         names = sample["class_names"]
         views = (runs.draw(image, sample["found"], names), runs.draw(image, truth, names, scores=False))
-        caption = f"{sample['path'].name}: {len(sample['found'].boxes)} detections, {len(truth.boxes)} annotations"
+        caption = (
+            f"{sample['path'].name}{state}: {len(sample['found'].boxes)} detections, {len(truth.boxes)} annotations"
+        )
         pair = "".join(f'<img src="{_inline(view)}" alt="">' for view in views)
         figures.append(
             f'<figure><div class="pair">{pair}</div><figcaption>{html.escape(caption)}</figcaption></figure>'

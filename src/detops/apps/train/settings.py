@@ -7,6 +7,7 @@ from typing import Any
 
 from detops.apps.data.layouts import find_split
 from detops.apps.train.augment import Augmentation
+from detops.arguments import flat
 
 
 @dataclass(frozen=True)
@@ -159,13 +160,20 @@ def to_config(
 
 
 def from_config(config: dict[str, Any]) -> tuple[Data, Network, Settings]:
-    """Read what `to_config` wrote."""
-    data = Data(**{name: Path(config[name]) for name in Data.__dataclass_fields__})
-    height, width = config["size"]
-    teacher = config["teacher"] and Path(config["teacher"])
-    backbone = {name: config[name] for name in ("backbone", "pretrained", "frozen_stages") if name in config}
-    network = Network(config["detector"], config["model"], config["width"], (height, width), teacher, **backbone)
-    values = dict(config["settings"])
-    augmentation = Augmentation(**values.pop("augmentation"))
-    distillation = Distillation(**values.pop("distillation"))
-    return data, network, Settings(**values, augmentation=augmentation, distillation=distillation)
+    """Read what `to_config` wrote.
+
+    Raises:
+        ValueError: It is something else.
+    """
+    try:
+        data = Data(**{name: Path(config[name]) for name in Data.__dataclass_fields__})
+        height, width = config["size"]
+        teacher = config["teacher"] and Path(config["teacher"])
+        backbone = {name: config[name] for name in ("backbone", "pretrained", "frozen_stages") if name in config}
+        network = Network(config["detector"], config["model"], config["width"], (height, width), teacher, **backbone)
+        values = dict(config["settings"])
+        augmentation = Augmentation(**values.pop("augmentation"))
+        distillation = Distillation(**values.pop("distillation"))
+        return data, network, Settings(**values, augmentation=augmentation, distillation=distillation)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"config.json: is damaged, or of another version of detops: {flat(error)}") from error

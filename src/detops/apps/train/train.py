@@ -1,7 +1,7 @@
 """`detops train`: a folder of images with COCO annotations in, a run out.
 
-A run is a folder: `config.json` (all that rebuilds the network), `checkpoints/last.ckpt`, `metrics.jsonl` (losses,
-times and scores), and at the end `report.html`.
+A run is a folder: `config.json` (all that rebuilds the network), `checkpoints/last.ckpt` and `best.ckpt` (that of the
+evaluation with the highest AP), `metrics.jsonl` (losses, times and scores), and at the end `report.html`.
 
 The whole training is one sequence of steps, and what a step computes follows from the seed and its number alone. So a
 training that was killed resumes from any checkpoint as if nothing had happened.
@@ -16,20 +16,26 @@ from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detops import Teacher
-from detops.apps import evaluate, note, runs
+from detops.apps import evaluate, note, runs, usable_cores, warn
 from detops.apps.data.dataset import CocoImages, Steps, as_is, open_annotations
-from detops.apps.files import write_atomically
+from detops.apps.errors import explain
+from detops.apps.outputs import Outputs
 from detops.apps.train import loggers, metrics, models, report
-from detops.apps.train.checkpoint import AtomicIO
+from detops.apps.train.checkpoint import BEST, LAST, AtomicIO, keep_best
 from detops.apps.train.families import GFL, Family, family
 from detops.apps.train.lightning_module import DetectorModule
 from detops.apps.train.settings import Data, Hardware, Network, Settings, from_config, to_config
+from detops.apps.train.trial import try_step
+from detops.arguments import flat
+
+HARDWARE = "accelerator, devices, strategy, nodes or precision"
 
 
 class ProgressBar(TQDMProgressBar):
@@ -61,6 +67,7 @@ def run(
     resume: bool = False,
     strict: bool = False,
     logger: str | None = None,
+    on_nonfinite: str = "stop",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train, or resume a training.
@@ -71,51 +78,90 @@ def run(
         network: Network to train.
         settings: How to train.
         hardware: What to train on.
-        resume: Continue from the last checkpoint, with the data, network and settings of `config.json`.
+        resume: Continue from the last checkpoint, with the data, network and settings of `config.json`; begin if there
+            is no run yet.
         strict: Stop if an annotation or an image is invalid.
         logger: "csv", "tensorboard" or "wandb": Lightning's logger that is written beside `metrics.jsonl`.
+        on_nonfinite: What follows a step whose loss or gradient is not finite: "stop" or "skip". In neither case are
+            weights changed by it.
         console: Where to print.
 
     Returns:
         The scores of the last evaluation; empty on ranks other than the first.
 
     Raises:
-        ValueError: The data or an argument is invalid.
+        ValueError: The data or an argument is invalid, `out` holds files of somebody else, or the loss is not finite.
         FileNotFoundError: A file is missing.
     """
     console, hardware = console or Console(), hardware or Hardware()
     network, settings = network or Network(), settings or Settings()
-    checkpoint = out / "checkpoints" / "last.ckpt"
-    if resume:
+    if on_nonfinite not in ("stop", "skip"):
+        raise ValueError(f"on-nonfinite: expected stop or skip, got {on_nonfinite!r}")
+    checkpoint, is_run = out / LAST, (out / "config.json").is_file()
+    if resume and (is_run or data is None):
         data, network, settings = from_config(runs.read_config(out))
     elif checkpoint.exists() and "LOCAL_RANK" not in os.environ:
         raise ValueError(f"{out}: already holds a training; continue it with --resume, or choose another --out")
     if data is None:
         raise ValueError("data: expected a folder, or annotation files, to train on")
+    outputs = _outputs(out, data, resume and is_run)
+    trainer, start = _trainer(hardware, loggers.make(logger, out, resume)), _steps_done(checkpoint) if resume else 0
     train_set, val_set = _open_data(data, network.size, strict, hardware.memory_limit, console)
     classes, category_ids = train_set.annotations.class_names, train_set.annotations.category_ids
 
     torch.manual_seed(settings.seed)
     kind = _family(network, settings, len(classes))
-    trainer, start = _trainer(hardware, loggers.make(logger, out, resume)), _steps_done(checkpoint) if resume else 0
     untrained = _untrained(network, len(classes), begins=start == 0)
     shares = {"rank": trainer.global_rank, "world": trainer.world_size}
     steps = Steps(len(train_set), settings.batch_size, settings.epochs, settings.seed, start, **shares)
     if start >= steps.total:
-        note(console, f"{out}: all {steps.total} steps are done")
-        return metrics.last_scores(out)
+        return _nothing_left(out, steps.total, outputs, console)
+    try_step(untrained, kind, network, settings)
     if trainer.is_global_zero:
-        out.mkdir(parents=True, exist_ok=True)
+        for name in (LAST, BEST, "metrics.jsonl"):
+            outputs.record(name)
         metrics.drop_after(out, start)
-        config = to_config(data, network, settings, classes, category_ids)
-        write_atomically(out / "config.json", (json.dumps(config, indent=1) + "\n").encode())
+        if not (resume and is_run):
+            config = to_config(data, network, settings, classes, category_ids)
+            outputs.write("config.json", json.dumps(config, indent=1) + "\n")
         if trainer.logger is not None:
-            trainer.logger.log_hyperparams(config)
-    module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set)
-    trainer.fit(module, _loader(train_set, steps, hardware.workers), ckpt_path=str(checkpoint) if start else None)
+            trainer.logger.log_hyperparams(to_config(data, network, settings, classes, category_ids))
+    module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set, on_nonfinite)
+    _fit(trainer, module, _loader(train_set, steps, hardware.workers), checkpoint if start else None)
+    return _finish(out, outputs, console) if trainer.is_global_zero else {}
+
+
+def _outputs(out: Path, data: Data, is_run: bool) -> Outputs:
+    """Check that the files of the run may be written."""
+    outputs = Outputs(out, vars(data).values())
+    if is_run:  # as its configuration shows
+        outputs.adopt("config.json", "metrics.jsonl", LAST, BEST)
+    if "LOCAL_RANK" not in os.environ:  # further ranks start when the first has begun to write
+        outputs.claim("config.json", "metrics.jsonl", LAST, BEST)
+        report.claim(outputs)
+    return outputs
+
+
+def _fit(trainer: lightning.Trainer, module: DetectorModule, loader: DataLoader[Any], checkpoint: Path | None) -> None:
+    """Train."""
+    try:
+        trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint))
+    except SystemExit:  # Lightning's answer to an interrupt
+        raise KeyboardInterrupt from None
+    except MisconfigurationException as error:
+        raise ValueError(f"{HARDWARE}: {flat(error)}") from error
     if trainer.interrupted:
         raise KeyboardInterrupt
-    return _finish(out, console) if trainer.is_global_zero else {}
+
+
+def _nothing_left(out: Path, total: int, outputs: Outputs, console: Console) -> dict[str, Any]:
+    """Do what a training that was killed at its very end has left to do."""
+    note(console, f"{out}: all {total} steps are done")
+    keep_best(out, total)
+    scores = metrics.last_scores(out)
+    if not (out / "report.html").exists():
+        _write_report(out, outputs, console)
+    return scores
 
 
 def _open_data(
@@ -166,30 +212,40 @@ def _steps_done(checkpoint: Path) -> int:
     """Read how many steps the checkpoint has seen; 0 if there is none."""
     if not checkpoint.exists():
         return 0
-    return int(torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    step = runs.read_checkpoint(checkpoint, mmap=True).get("global_step")
+    if not isinstance(step, int):
+        raise ValueError(f"{checkpoint}: cannot be resumed, as it does not say how many steps are done")
+    return step
 
 
 def _trainer(hardware: Hardware, logger: Any) -> lightning.Trainer:
-    """Make Lightning's trainer, with all that detops does by itself switched off."""
+    """Make Lightning's trainer, with all that detops does by itself switched off.
+
+    Raises:
+        ValueError: There is no such hardware, or Lightning cannot use it in this way.
+    """
     _silence_lightning()
     precision: Any = hardware.precision or choose_precision()
-    return lightning.Trainer(
-        accelerator=hardware.accelerator,
-        devices=hardware.devices,
-        strategy=hardware.strategy,
-        num_nodes=hardware.nodes,
-        precision=precision,
-        max_epochs=1,  # one sequence of steps; our epochs are in `Steps`
-        plugins=[AtomicIO()],
-        callbacks=[ProgressBar(10)],
-        logger=logger,
-        log_every_n_steps=1,  # the module logs when it is time
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        limit_val_batches=0,
-        num_sanity_val_steps=0,
-    )
+    try:
+        return lightning.Trainer(
+            accelerator=hardware.accelerator,
+            devices=hardware.devices,
+            strategy=hardware.strategy,
+            num_nodes=hardware.nodes,
+            precision=precision,
+            max_epochs=1,  # one sequence of steps; our epochs are in `Steps`
+            plugins=[AtomicIO()],
+            callbacks=[ProgressBar(10)],
+            logger=logger,
+            log_every_n_steps=1,  # the module logs when it is time
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            limit_val_batches=0,
+            num_sanity_val_steps=0,
+        )
+    except Exception as error:  # Lightning and each of its strategies have their own kinds
+        raise ValueError(f"{HARDWARE}: {flat(error)}") from error
 
 
 def _silence_lightning() -> None:
@@ -207,14 +263,23 @@ def _silence_lightning() -> None:
 def _loader(train_set: CocoImages, steps: Steps, workers: int | None) -> DataLoader[Any]:
     """Load the batches of the steps; processes decode them only where images are not kept in memory."""
     if workers is None:
-        workers = min(8, os.cpu_count() or 1)
+        workers = min(8, usable_cores())
     workers = workers if train_set.kept is None else 0
     return DataLoader(train_set, batch_sampler=steps, num_workers=workers, collate_fn=as_is, pin_memory=False)
 
 
-def _finish(out: Path, console: Console) -> dict[str, Any]:
+def _finish(out: Path, outputs: Outputs, console: Console) -> dict[str, Any]:
     """Print the last scores, write the report, and return the scores."""
     scores = metrics.last_scores(out)
-    console.print(evaluate.table(scores))
-    note(console, f"report: {report.write(out)}")
+    if scores:
+        console.print(evaluate.table(scores))
+    _write_report(out, outputs, console)
     return scores
+
+
+def _write_report(out: Path, outputs: Outputs, console: Console) -> None:
+    """Write the report; if that fails, the run is no less complete."""
+    try:
+        note(console, f"report: {report.write(out, outputs=outputs)}")
+    except Exception as error:  # whatever a picture, a font or the disk does
+        warn(console, f"{out}: no report: {explain(error) or flat(error)}; to try again: detops report {out}")

@@ -48,8 +48,8 @@ def make(name: str | None, run: Path, resume: bool) -> Any:
     run.mkdir(parents=True, exist_ok=True)
     # W&B names its folders run-DATE-ID, or offline-run-DATE-ID.
     ids = sorted((path.stat().st_mtime, path.name.rpartition("-")[2]) for path in (run / "wandb").glob("*run-*-*"))
-    again = {"id": ids[-1][1], "resume": "allow"} if resume and ids else {}
-    project = {} if "WANDB_PROJECT" in os.environ else {"project": "detops"}
+    again: dict[str, Any] = {"id": ids[-1][1], "resume": "allow"} if resume and ids else {}
+    project: dict[str, Any] = {} if "WANDB_PROJECT" in os.environ else {"project": "detops"}
     return loggers.WandbLogger(run.resolve().name, run, **project, **again)
 
 

@@ -60,4 +60,5 @@ def test_the_speed_tables_are_those_of_the_results(page: Path) -> None:
     filled = runpy.run_path(str(ROOT / "benchmarks" / "tables.py"))["filled"]
     text = page.read_text()
     assert filled(text) == text
-    assert text.count("<!-- table") == text.count("/ floor |")
+    places, open_places = text.count("<!-- table"), text.count("Not measured on a GPU yet")
+    assert text.count("/ floor |") >= places - open_places  # a place for GPUs has a table per device

@@ -24,10 +24,11 @@ enum class Exponents { kAny, kTwoFour, kZero };
 struct FocalFactors {
   double alpha, gamma, positive, negative, scale;
   bool two_four;
+  double slope;  // alpha; or 0 where the power of a probability counts as a constant in the gradient
 
   FocalFactors(double alpha, double gamma, double positive, double negative, const std::optional<Tensor>& scale)
       : alpha(alpha), gamma(gamma), positive(positive), negative(negative), scale(1),
-        two_four(alpha == 2 && gamma == 4) {
+        two_four(alpha == 2 && gamma == 4), slope(alpha) {
     if (!scale) return;
     STD_TORCH_CHECK(scale->numel() == 1 && Reader::reads(scale->scalar_type()), "scale: expected one number");
     this->scale = Reader(*scale).at(0);
@@ -95,19 +96,19 @@ inline void focal_cell(Compute x, Compute t, Compute w, const FocalFactors& f, C
     scale = (positive ? Compute(f.positive) : Compute(f.negative) * w * fall) * power;
   }
   loss = scale * cost;
-  const Compute g = Compute(f.scale) * (scale * r) * (u + Compute(f.alpha) * v * cost);
+  const Compute g = Compute(f.scale) * (scale * r) * (u + Compute(f.slope) * v * cost);
   gradient = positive ? -g : g;
 }
 
 // The same, bit for bit, for a cell with target 0 and a logit between kLowest and 0. Without HasWeight, w is 1.
 template <Exponents E, bool HasWeight>
-inline void bare_cell(float x, float w, float factor, float& loss, float& gradient) {
+inline void bare_cell(float x, float w, float factor, float slope, float& loss, float& gradient) {
   static_assert(E != Exponents::kAny);
   const auto [e, r, l] = focal_terms(x);
   if constexpr (E == Exponents::kTwoFour) {
     const float p = e * r, scale = HasWeight ? w * (p * p) : p * p;
     loss = scale * l;
-    gradient = factor * (scale * r) * (e + 2.0f * l);
+    gradient = factor * (scale * r) * (e + slope * l);
   } else {
     loss = HasWeight ? w * l : l;
     gradient = factor * (HasWeight ? w * r : r) * e;
@@ -145,9 +146,10 @@ template <Exponents E, bool HasWeight, bool IsOne>
 inline void bare_cells(const float* __restrict x, const float* __restrict weight, int64_t count, const FocalFactors& f,
                        float* __restrict loss, float* __restrict gradient) {
   const float factor = static_cast<float>(f.scale), negative = static_cast<float>(f.negative);
+  const float slope = static_cast<float>(f.slope);
   for (int64_t i = 0; i < count; ++i) {
     const float w = HasWeight ? negative * weight[i] : negative;
-    bare_cell<E, !IsOne>(x[i], w, factor, loss[i], gradient[i]);
+    bare_cell<E, !IsOne>(x[i], w, factor, slope, loss[i], gradient[i]);
   }
 }
 

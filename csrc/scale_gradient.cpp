@@ -42,8 +42,25 @@ void scale_columns(Tensor& gradient, const std::vector<double>& factors, const s
   });
 }
 
+// Each factor is for one entry of the first dimension.
+template <class T, class Compute>
+void scale_parts(Tensor& gradient, const std::vector<double>& factors) {
+  constexpr int64_t kBlock = 32768;
+  T* data = static_cast<T*>(gradient.mutable_data_ptr());
+  const int64_t size = gradient.numel() / gradient.size(0), blocks = (size + kBlock - 1) / kBlock;
+  torch::stable::parallel_for(0, gradient.size(0) * blocks, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t first = i % blocks * kBlock;
+      const double factor = factors[i / blocks];
+      T* part = data + i / blocks * size + first;
+      if (factor != 1) scale(part, std::min(kBlock, size - first), static_cast<Compute>(factor));
+    }
+  });
+}
+
 template <class T, class Compute>
 void run(Tensor& gradient, const std::vector<double>& factors, const std::vector<int64_t>& columns, int64_t width) {
+  if (columns.empty() && factors.size() > 1) return scale_parts<T, Compute>(gradient, factors);
   if (columns.size() > 1) return scale_columns<T, Compute>(gradient, factors, columns, width);
   scale_all<T, Compute>(gradient, factors[0]);
 }
@@ -51,9 +68,10 @@ void run(Tensor& gradient, const std::vector<double>& factors, const std::vector
 void scale_gradient_(Tensor gradient, const Tensor factor, const std::optional<std::vector<int64_t>> columns) {
   STD_TORCH_CHECK(gradient.is_contiguous(), "gradient: expected a contiguous tensor");
   const std::vector<int64_t> groups = columns.value_or(std::vector<int64_t>{});
-  const int64_t count = columns ? static_cast<int64_t>(groups.size()) : 1;
-  STD_TORCH_CHECK(count > 0 && factor.numel() == count && Reader::reads(factor.scalar_type()),
-                  "factor: expected one number, or one per group of columns");
+  const bool by_part = !columns && factor.numel() != 1 && gradient.dim() > 0 && factor.numel() == gradient.size(0);
+  const int64_t count = columns ? static_cast<int64_t>(groups.size()) : by_part ? factor.numel() : 1;
+  STD_TORCH_CHECK((count > 0 || by_part) && factor.numel() == count && Reader::reads(factor.scalar_type()),
+                  "factor: expected one number, or one per group of columns, or one per entry of the first dimension");
   const int64_t width = gradient.dim() > 0 ? gradient.size(gradient.dim() - 1) : 1;
   int64_t total = 0;
   for (int64_t columns_of_group : groups) {
@@ -65,7 +83,7 @@ void scale_gradient_(Tensor gradient, const Tensor factor, const std::optional<s
   std::vector<double> factors(count);
   bool all_one = true;
   for (int64_t k = 0; k < count; ++k) {
-    factors[k] = columns ? reader.at(k) : reader.at(0);
+    factors[k] = factor.dim() > 0 ? reader.at(k) : reader.at(0);
     all_one &= factors[k] == 1;
   }
   if (all_one || gradient.numel() == 0) return;

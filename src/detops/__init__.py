@@ -9,11 +9,14 @@ Everything public imports from here; the submodules are for reading.
 from detops._version import __version__
 from detops.assign.assignment import Assignment
 from detops.assign.atss import atss_assign
+from detops.assign.hungarian import hungarian_match
+from detops.assign.linear import linear_assignment
 from detops.assign.simota import simota_assign
 from detops.assign.tal import TalRule, tal_assign
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss
 from detops.criteria.ld import LDLoss
+from detops.criteria.sets import Denoising, SetLoss
 from detops.criteria.task_aligned import TaskAlignedLoss
 from detops.criteria.teacher import Teacher
 from detops.criteria.yolox import YOLOXLoss
@@ -52,6 +55,7 @@ __all__ = [
     "BoxIoULoss",
     "CenterNetLoss",
     "CenterNetTargets",
+    "Denoising",
     "Detections",
     "DistributionFocalLoss",
     "GFLLoss",
@@ -66,6 +70,7 @@ __all__ = [
     "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",
+    "SetLoss",
     "StageStats",
     "StageTimer",
     "TalRule",
@@ -100,6 +105,8 @@ __all__ = [
     "gaussian_radius",
     "grid_anchors",
     "grid_points",
+    "hungarian_match",
+    "linear_assignment",
     "localization_distillation_loss",
     "nms",
     "nms_mask",

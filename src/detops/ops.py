@@ -101,6 +101,12 @@ def _triton_works() -> bool:
 
 
 @op()
+def assignment(cost: Tensor, sizes: Tensor | None) -> Tensor:
+    """Assign rows to columns at the least total cost, exactly, problem by problem."""
+    return cost.new_empty((cost.shape[0], cost.shape[2]), dtype=torch.int64)
+
+
+@op()
 def atss_match(
     anchors: Tensor,
     level_sizes: list[int],
@@ -343,6 +349,53 @@ def rle_to_masks(
 @op(mutates=("gradient",))
 def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
     """Multiply a gradient in place, by one factor or one per group of columns; by 1, nothing is written."""
+
+
+@op()
+def set_loss(
+    class_logits: Tensor,
+    pred_boxes: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    index: Tensor,
+    box_index: Tensor | None,
+    quality: Tensor | None,
+    scale: Tensor,
+    weights: list[float],
+    kind: int,
+    alpha: float,
+    gamma: float,
+    factor: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum DETR's class, L1 and GIoU losses of several sets of outputs, and compute their gradients in the same pass."""
+    losses = class_logits.new_empty((class_logits.shape[0], 3), dtype=accumulate_dtype(class_logits))
+    if not with_gradient:
+        return losses, class_logits.new_empty(0), pred_boxes.new_empty(0)
+    return losses, torch.empty_like(class_logits), pred_boxes.new_empty((2, *pred_boxes.shape))
+
+
+@op()
+def set_match(
+    class_logits: Tensor,
+    pred_boxes: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    num_classes: int,
+    groups: int,
+    kind: int,
+    alpha: float,
+    gamma: float,
+    eps: float,
+    class_cost: float,
+    box_cost: float,
+    giou_cost: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Match boxes and queries as DETR does: the query of each box per group, the box of each query, valid boxes."""
+    query = class_logits.new_empty((class_logits.shape[0], groups, *gt_labels.shape), dtype=torch.int64)
+    index = class_logits.new_empty(class_logits.shape[:3], dtype=torch.int64)
+    return query, index, class_logits.new_empty(gt_labels.shape, dtype=torch.bool)
 
 
 @op()

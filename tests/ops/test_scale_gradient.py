@@ -57,6 +57,19 @@ def test_a_factor_per_group_of_columns(
 
 
 @op.for_each_form
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(3,), (3, 0), (3, 5), (3, 2, 40000), (0, 4)], ids=str)
+def test_a_factor_per_entry_of_the_first_dimension(form: Form, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    gradient = (torch.randn(*shape, generator=torch.Generator().manual_seed(1)) * 2**-8).to(dtype)
+    for numbers in ([0.5, -3.0, 1.0], [1.0, 1.0, 1.0], [1.0, float("nan"), 65536.0]):
+        factor = torch.tensor(numbers[: shape[0]])
+        expected, got = gradient.clone(), gradient.clone()
+        op.reference(expected, factor)
+        form(got, factor, None)
+        torch.testing.assert_close(got, expected, equal_nan=True)
+
+
+@op.for_each_form
 def test_columns_against_a_loop(form: Form) -> None:
     gradient, columns = torch.randn(6, 9, generator=torch.Generator().manual_seed(2)), [4, 1, 4]
     factor = torch.tensor([2.0, -0.5, 1.0])
@@ -130,7 +143,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     [
         dict(gradient=torch.zeros(4, 4).t()[:2]),
         dict(gradient=torch.zeros(4, dtype=torch.int64)),
-        dict(factor=torch.zeros(2)),
+        dict(factor=torch.zeros(3)),
         dict(factor=torch.zeros((), dtype=torch.complex64)),
     ],
     ids=changed_argument,

@@ -16,13 +16,15 @@ BLOCK = 4096
 
 @kernel(tensors=2, specialize=("count",), scalars=("factor",), num_warps=8)
 def scale_kernel(gradient, factor, count, DOUBLE: tl.constexpr, BLOCK: tl.constexpr):
-    """Scale one block."""
+    """Scale one block of one of the parts of `count` elements that have a factor each."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    f = tl.load(factor).to(COMPUTE)
+    part = tl.program_id(1).to(tl.int64)
+    f = tl.load(factor + part).to(COMPUTE)
     if f != 1.0:
         index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        g = tl.load(gradient + index, mask=index < count, other=0).to(COMPUTE)
-        tl.store(gradient + index, (g * f).to(gradient.dtype.element_ty), mask=index < count)
+        at = gradient + part * count + index
+        g = tl.load(at, mask=index < count, other=0).to(COMPUTE)
+        tl.store(at, (g * f).to(gradient.dtype.element_ty), mask=index < count)
 
 
 @kernel(tensors=2, specialize=("count",), scalars=("factors",), num_warps=8)
@@ -52,10 +54,12 @@ def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None 
     if gradient.numel() == 0:
         return
     count, double = gradient.numel(), gradient.dtype == torch.float64
-    grid = (cdiv(count, BLOCK),)
     if columns is None:
-        scale_kernel(grid, (gradient, factor), (count,), (double, BLOCK))
+        parts = factor.numel()
+        size = count // parts
+        scale_kernel((cdiv(size, BLOCK), parts), (gradient, factor.contiguous()), (size,), (double, BLOCK))
         return
+    grid = (cdiv(count, BLOCK),)
     if len(columns) > 4:
         raise ValueError(f"columns: expected at most 4 groups, got {len(columns)}")
     width = gradient.shape[-1]

@@ -8,15 +8,19 @@ def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None 
 
     Args:
         gradient: Any shape, contiguous.
-        factor: One number; with `columns`, (K,).
+        factor: One number; with `columns`, (K,); or one per entry of the first dimension.
         columns: Sizes of K groups of columns, which make up the last dimension; each group has its own factor. None
             for one group.
     """
     factors = factor.double().reshape(-1)
-    if columns is None:
-        columns = [gradient.shape[-1]] if gradient.dim() else []
     if (factors == 1).all():
         return
+    if columns is None and len(factors) > 1:
+        for part, number in zip(gradient, factors, strict=True):
+            part.copy_(part.double() * number)
+        return
+    if columns is None:
+        columns = [gradient.shape[-1]] if gradient.dim() else []
     if not columns:
         gradient.copy_(gradient.double() * factors[0])
     start = 0

@@ -1,0 +1,78 @@
+"""`set_match` in whole-batch PyTorch: the costs of all sets, images and groups at once, then `assignment`."""
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.geometry.boxes import valid_first
+from detops.portable._boxes import from_cxcywh
+
+SOFTMAX, FOCAL = range(2)
+
+
+def set_match(
+    class_logits: Tensor,
+    pred_boxes: Tensor,
+    gt_boxes: Tensor,
+    gt_labels: Tensor,
+    sample_sizes: Tensor | None,
+    num_classes: int,
+    groups: int,
+    kind: int,
+    alpha: float,
+    gamma: float,
+    eps: float,
+    class_cost: float,
+    box_cost: float,
+    giou_cost: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries, boxes and which are valid; arguments and meaning as in `detops.reference.set_match`."""
+    sets, batch, count, _ = class_logits.shape
+    each, most = count // groups, gt_boxes.shape[1]
+    order, boxes, labels, there = valid_first(gt_boxes, gt_labels, sample_sizes, num_classes)
+    used = each * groups
+    logits, pred = class_logits[:, :, :used].to(torch.float32), pred_boxes[:, :, :used].to(torch.float32)
+    if kind == SOFTMAX:
+        logits = logits - logits.logsumexp(-1, keepdim=True)
+    x = logits.gather(3, labels[None, :, None].expand(sets, -1, used, -1))  # (S, B, Q, N)
+    l1 = (pred[..., None, :] - boxes[:, None]).abs().sum(-1)
+    cost = (
+        box_cost * l1
+        + class_cost * (-x.exp() if kind == SOFTMAX else _focal_cost(x, alpha, gamma, eps))
+        - giou_cost * _giou(pred, boxes)
+    )
+    # (S, B, G, Q, N) -> (S, G, B, Q, N)
+    problems = cost.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 2)
+    sizes = there.sum(1).expand(sets, groups, batch).flatten()
+    query = ops.assignment(problems, sizes).view(sets, groups, batch, most)
+    first = torch.arange(groups, device=query.device)[:, None, None] * each
+    query = (query + first).where(query >= 0, -1)
+    query = torch.empty_like(query).scatter_(3, order.expand_as(query), query)
+    valid = torch.empty_like(there).scatter_(1, order, there)
+    # Boxes without a query write into one more place, which is cut off.
+    index = torch.full((sets, batch, count + 1), -1, dtype=torch.int64, device=query.device)
+    spread = query.transpose(1, 2).reshape(sets, batch, groups * most)
+    box = torch.arange(most, device=query.device).repeat(groups).expand_as(spread)
+    index.scatter_(2, spread.where(spread >= 0, count), box)
+    return query, index[..., :count].contiguous(), valid
+
+
+def _focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float) -> Tensor:
+    x = logits.clamp(-1e4, 1e4)
+    p, q = x.sigmoid(), (-x).sigmoid()
+    if eps > 0:
+        log_p, log_q = (p + eps).log(), (q + eps).log()
+    else:
+        log_p, log_q = torch.nn.functional.logsigmoid(x), torch.nn.functional.logsigmoid(-x)
+    return (1 - alpha) * p**gamma * log_q - alpha * q**gamma * log_p
+
+
+def _giou(pred: Tensor, boxes: Tensor) -> Tensor:
+    """(S, B, Q, N) GIoU of boxes (S, B, Q, 4) and (B, N, 4), cxcywh; 0 in place of 0 / 0."""
+    pred = torch.cat([pred[..., :2], pred[..., 2:].clamp(min=0)], -1)
+    first, second = from_cxcywh(pred[..., None, :]), from_cxcywh(boxes[:, None])
+    sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
+    inter = sides.clamp(min=0).prod(-1)
+    union = first.area + second.area - inter
+    hull = (torch.maximum(first.high, second.high) - torch.minimum(first.low, second.low)).prod(-1)
+    return (inter / union).where(union != 0, 0) - ((hull - union) / hull).where(hull != 0, 0)

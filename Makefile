@@ -85,4 +85,5 @@ $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet --no-deps --target .venv/torchvision timm huggingface_hub safetensors || echo "no timm"
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
 	$(RUN) -m pip install --quiet onnx onnxruntime onnxscript || echo "no ONNX"
+	$(RUN) -m pip install --quiet "scipy>=1.11" "transformers>=5.24" || echo "no SciPy, no Transformers"
 	touch $@

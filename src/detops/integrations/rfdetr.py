@@ -1,0 +1,195 @@
+"""RF-DETR's criterion and matcher over ours: subclasses of `rfdetr.models`, with the same constructors and results.
+
+    detops.integrations.rfdetr.use(module)  # an RFDETRModelModule, or its criterion
+
+rfdetr is imported when one of them is asked for.
+"""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from detops.arguments import require_module
+from detops.assign.hungarian import MatchRule, match_sets
+from detops.assign.set_targets import SetTargets, require_set_targets
+from detops.geometry.boxes import paired_iou
+from detops.losses._set import Pairs, SetClassLoss, SetKind, set_losses
+
+__all__ = ["HungarianMatcher", "SetCriterion", "use"]  # noqa: F822 - made when they are asked for
+
+Owner = TypeVar("Owner")
+Outputs = dict[str, Any]
+Targets = list[dict[str, Tensor]]
+LOSSES = {"labels", "boxes", "cardinality"}  # what is computed here; with others, rfdetr's own criterion runs
+
+
+def use(owner: Owner) -> Owner:
+    """Make rfdetr's criterion compute its losses here: its class and its matcher's change, its state stays.
+
+    Args:
+        owner: A `SetCriterion` of rfdetr, or what has one as `criterion`, such as an `RFDETRModelModule`.
+
+    Returns:
+        The same object.
+    """
+    criterion: Any = getattr(owner, "criterion", owner)
+    criterion.__class__ = _made("SetCriterion")
+    if type(criterion.matcher) is _theirs("matcher").HungarianMatcher:
+        criterion.matcher.__class__ = _made("HungarianMatcher")
+    return owner
+
+
+def _theirs(name: str) -> Any:
+    return require_module(f"rfdetr.models.{name}", "rfdetr", "detops.integrations.rfdetr", "rfdetr")
+
+
+def _make_matcher() -> type:
+    base = _theirs("matcher").HungarianMatcher
+
+    class HungarianMatcher(base):  # type: ignore[misc, valid-type]
+        """rfdetr's matcher, exact for all groups and images at once; masks and keypoints are matched as before."""
+
+        def forward(
+            self, outputs: Outputs, targets: Targets, group_detr: int = 1, target_side_safety: Any = None
+        ) -> list[tuple[Tensor, Tensor]]:
+            """Return queries and boxes of each image; arguments as of rfdetr's matcher."""
+            if "masks" in targets[0] or "pred_keypoints" in outputs:
+                found: list[tuple[Tensor, Tensor]] = super().forward(outputs, targets, group_detr)
+                return found
+            queries = outputs["pred_logits"].shape[1]
+            if queries % group_detr:
+                raise ValueError(
+                    f"group_detr: expected a divisor of {queries}, the number of queries, got {group_detr}"
+                )
+            index, _ = _match(self, outputs, _truth(outputs, targets), group_detr)
+            rows = [(row, (row >= 0).nonzero()[:, 0]) for row in index[0].cpu()]
+            return [(chosen, row[chosen]) for row, chosen in rows]
+
+        def _match_many(
+            self, outputs_list: list[Outputs], targets: Targets, group_detr: int = 1, target_side_safety: Any = None
+        ) -> list[list[tuple[Tensor, Tensor]]]:
+            return [self(outputs, targets, group_detr=group_detr) for outputs in outputs_list]
+
+    return HungarianMatcher
+
+
+def _make_criterion() -> type:
+    base = _theirs("criterion").SetCriterion
+
+    class SetCriterion(base):  # type: ignore[misc, valid-type]
+        """rfdetr's criterion without the host; where masks or keypoints are trained, rfdetr's own runs."""
+
+        def forward(
+            self, outputs: Outputs, targets: Targets, num_boxes: Tensor | float | None = None
+        ) -> dict[str, Tensor]:
+            """Return the unweighted losses by name; arguments as of rfdetr's criterion."""
+            padded = bool(targets) and "valid" in targets[0]
+            if (
+                not targets
+                or not set(self.losses) <= LOSSES
+                or "masks" in targets[0]
+                or (padded and not self.ia_bce_loss)
+            ):
+                found: dict[str, Tensor] = super().forward(outputs, targets, num_boxes)
+                return found
+            truth = _truth(outputs, targets)
+            if num_boxes is None:
+                num_boxes = self.num_boxes_for_targets(outputs, targets)
+            boxes = torch.as_tensor(num_boxes, dtype=torch.float32, device=outputs["pred_logits"].device)
+            layers = [("", outputs)]
+            layers += [(f"_{i}", one) for i, one in enumerate(outputs.get("aux_outputs", []))]
+            if "enc_outputs" in outputs:
+                layers.append(("_enc", outputs["enc_outputs"]))
+            losses: dict[str, Tensor] = {}
+            for suffix, layer in layers:
+                terms = self._layer(layer, truth, boxes, log=not suffix)
+                losses |= {name + suffix: value for name, value in terms.items()}
+            return losses
+
+        def _layer(self, outputs: Outputs, truth: SetTargets, boxes: Tensor, log: bool) -> dict[str, Tensor]:
+            logits, pred = outputs["pred_logits"][None], outputs["pred_boxes"][None]
+            index, valid = _match(self.matcher, outputs, truth, self.group_detr if self.training else 1)
+            kind: SetKind = "focal"
+            if self.ia_bce_loss:
+                kind = "ia_bce"
+            elif self.use_position_supervised_loss:
+                kind = "position"
+            elif self.use_varifocal_loss:
+                kind = "varifocal_live"
+            quality = _relative_iou(pred, truth, index) if kind == "position" else None
+            pairs = Pairs(truth.boxes, truth.labels, index, quality=quality)
+            scale = (1 / boxes).expand(1, 2)
+            rows = set_losses(logits, pred, pairs, SetClassLoss(kind, self.focal_alpha), scale)[0].unbind()
+            found: dict[str, Tensor] = {}
+            for loss in self.losses:
+                if loss == "labels":
+                    found["loss_ce"] = rows[0]
+                    if log:
+                        found["class_error"] = _class_error(logits, truth, index)
+                elif loss == "boxes":
+                    found |= {"loss_bbox": rows[1], "loss_giou": rows[2]}
+                else:
+                    predicted = (logits[0].detach().amax(-1).sigmoid() > 0.5).sum(1)
+                    found["cardinality_error"] = (predicted - valid.sum(1)).abs().float().mean()
+            return found
+
+    return SetCriterion
+
+
+def _truth(outputs: Outputs, targets: Targets) -> SetTargets:
+    """Boxes and labels; rows that are padding are ignored."""
+    labels = [one["labels"].where(one["valid"], -1) if "valid" in one else one["labels"] for one in targets]
+    logits = outputs["pred_logits"]
+    pair = [one["boxes"] for one in targets], labels
+    return require_set_targets(pair, logits.shape[2], logits.shape[0], logits, "pred_logits")
+
+
+def _match(matcher: Any, outputs: Outputs, truth: SetTargets, groups: int) -> tuple[Tensor, Tensor]:
+    """(1, B, Q) box of each query, or -1; (B, N) which boxes take part."""
+    logits = outputs["pred_logits"][None]
+    rule = MatchRule("focal", matcher.cost_class, matcher.cost_bbox, matcher.cost_giou, matcher.focal_alpha, eps=0.0)
+    return match_sets(logits, outputs["pred_boxes"][None], truth, rule, groups, logits.shape[3])[1:]
+
+
+def _at(values: Tensor, index: Tensor) -> Tensor:
+    """Values (B, N, ...) of the boxes with these indices (1, B, Q); of the first where there is none."""
+    chosen = index[0].clamp(min=0)
+    return values.gather(1, chosen if values.dim() == 2 else chosen[..., None].expand(-1, -1, values.shape[2]))
+
+
+def _relative_iou(pred: Tensor, truth: SetTargets, index: Tensor) -> Tensor:
+    """(1, B, Q) IoU of the pairs as a share of the highest of their image."""
+    if truth.boxes.shape[1] == 0:
+        return torch.zeros_like(index, dtype=torch.float32)
+    iou = paired_iou(pred[0].detach().float(), _at(truth.boxes, index)).where(index[0] >= 0, 0)
+    return (iou / (iou.amax(1, keepdim=True) + 1e-8))[None]
+
+
+@torch.no_grad()
+def _class_error(logits: Tensor, truth: SetTargets, index: Tensor) -> Tensor:
+    """Percentage of matched queries whose highest logit is not their label's; 100 without any."""
+    matched = index[0] >= 0
+    if truth.labels.shape[1] == 0:
+        return torch.full((), 100.0, device=logits.device)
+    right = (logits[0].argmax(-1) == _at(truth.labels.to(torch.int64), index)) & matched
+    return 100 - 100 * right.sum() / matched.sum().clamp(min=1)
+
+
+_MAKERS: dict[str, Callable[[], type]] = {"HungarianMatcher": _make_matcher, "SetCriterion": _make_criterion}
+
+
+def _made(name: str) -> Any:
+    """One of the two classes, which pickle finds here by its name."""
+    if name not in globals():
+        made = _MAKERS[name]()
+        made.__qualname__ = name
+        globals()[name] = made
+    return globals()[name]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MAKERS:
+        return _made(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}", name=name)

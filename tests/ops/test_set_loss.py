@@ -220,18 +220,18 @@ KERNELS = [
            dict(preds="*fp16", boxes="*fp32", labels="*i64", index="*i64", box_index="*i64", quality="*fp32",
                 scale="*fp32", found_labels="*i32", found_quality="*fp32", gradients="*fp16", sums="*fp32",
                 S="i32", B="i32", Q="i32", N="i32", C="i32", l1_weight="fp32", giou_weight="fp32"),
-           dict(HAS_QUALITY=False, WITH_GRADIENT=True, COMPUTE="float32", BLOCK=64), 2),
+           dict(HAS_QUALITY=False, WITH_GRADIENT=True, DOUBLE=False, BLOCK=64), 2),
     *[
         Kernel("logit_kernel",
                dict(logits="*fp16", found_labels="*i32", found_quality="*fp32", scale="*fp32", gradient="*fp16",
                     sums="*fp32", B="i32", Q="i32", C="i32", **STRIDES, class_weight="fp32", alpha="fp32", gamma="fp32",
                     exponent="fp32", factor="fp32"),
                dict(KIND=kind, FIXED=kind in (VARIFOCAL, MAL), SQUARE=kind == IA_BCE, SQUARE_GAMMA=kind != MAL,
-                    WITH_GRADIENT=True, COMPUTE="float32", BLOCK=2048), 4)
+                    WITH_GRADIENT=True, DOUBLE=False, BLOCK=2048), 4)
         for kind in KINDS[1:]
     ],
     Kernel("softmax_kernel",
            dict(logits="*fp32", found_labels="*i32", scale="*fp32", gradient="*fp32", sums="*fp32", B="i32", Q="i32",
                 C="i32", **STRIDES, class_weight="fp32", factor="fp32"),
-           dict(WITH_GRADIENT=True, COMPUTE="float32", BLOCK=16, BLOCK_C=128), 4),
+           dict(WITH_GRADIENT=True, DOUBLE=False, BLOCK=16, BLOCK_C=128), 4),
 ]  # fmt: skip

@@ -6,14 +6,15 @@ decides alike.
 """
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
+
+from detops.kernels._launch import kernel, next_power_of_2
 
 MANY = tl.constexpr(2**30)
 
 
-@triton.jit
+@kernel(tensors=5)
 def assign_kernel(
     cost,  # (P, N, Q), contiguous
     sizes,  # (P,) how many of the N boxes each problem has, not read without HAS_SIZES
@@ -131,15 +132,15 @@ def solve(cost: Tensor, sizes: Tensor | None) -> Tensor:
     if cost.numel() == 0:
         return torch.full((problems, boxes), -1, dtype=torch.int64, device=cost.device)
     query_of = torch.empty((problems, boxes), dtype=torch.int64, device=cost.device)
-    with torch.cuda.device_of(cost):
-        assign_kernel[(problems,)](
-            cost, query_of if sizes is None else sizes.contiguous(), query_of, query_of, query_of, queries, boxes,
-            1, 1, queries, HAS_SIZES=sizes is not None, HAS_VALID=False, **blocks(queries, boxes),
-        )  # fmt: skip
+    assign_kernel(
+        (problems,),
+        (cost, query_of if sizes is None else sizes.contiguous(), query_of, query_of, query_of),
+        (queries, boxes, 1, 1, queries),
+        (sizes is not None, False, *blocks(queries, boxes)),
+    )
     return query_of
 
 
-def blocks(queries: int, boxes: int) -> dict[str, int]:
-    """Lanes of the kernel for so many queries and boxes, and warps."""
-    lanes = triton.next_power_of_2(max(queries, boxes))
-    return {"BLOCK": lanes, "BLOCK_S": triton.next_power_of_2(boxes), "num_warps": 4}
+def blocks(queries: int, boxes: int) -> tuple[int, int]:
+    """Lanes of the kernel for so many queries and boxes."""
+    return next_power_of_2(max(queries, boxes)), next_power_of_2(boxes)

@@ -12,6 +12,7 @@ from torch import Tensor
 from detops.arguments import accumulate_dtype
 from detops.kernels._boxes import overlap
 from detops.kernels._iou_loss import EPS, GIOU, iou_loss
+from detops.kernels._launch import cdiv, kernel, next_power_of_2
 from detops.kernels._softplus import log1p_of, power
 
 BLOCK_Q, BLOCK_X = 64, 2048
@@ -41,7 +42,7 @@ def _overlap_of(px, py, pw, ph, tx, ty, tw, th):
     return tl.where(iou < 0, 0.0, tl.where(iou > 1, 1.0, iou))
 
 
-@triton.jit
+@kernel(tensors=11, num_warps=2)
 def query_kernel(
     preds,  # (S, B, Q, 4), contiguous, as all that follow
     boxes,  # (B, N, 4)
@@ -63,10 +64,11 @@ def query_kernel(
     giou_weight,
     HAS_QUALITY: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Label, IoU and box losses of a block of queries."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     s, b = (tl.program_id(1) // B).to(tl.int64), tl.program_id(1) % B
     inside = q < Q
@@ -117,7 +119,7 @@ def _sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
 
 
-@triton.jit
+@kernel(tensors=6)
 def logit_kernel(
     logits,  # (S, B, Q, C), rows contiguous
     found_labels,  # (S, B, Q)
@@ -144,10 +146,11 @@ def logit_kernel(
     SQUARE: tl.constexpr,
     SQUARE_GAMMA: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Class loss of a block of one image's logits; every kind but softmax."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     s, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
     q, c = element // C, element % C
@@ -204,7 +207,7 @@ def logit_kernel(
         tl.store(out, tl.where(reads, g, 0.0).to(gradient.dtype.element_ty), mask=inside)
 
 
-@triton.jit
+@kernel(tensors=5)
 def softmax_kernel(
     logits,  # (S, B, Q, C), rows contiguous
     found_labels,  # (S, B, Q)
@@ -223,11 +226,12 @@ def softmax_kernel(
     class_weight,
     factor,
     WITH_GRADIENT: tl.constexpr,
-    COMPUTE: tl.constexpr,
+    DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
     """Weighted cross entropy of a block of queries."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     q = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     s, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
     columns = tl.arange(0, BLOCK_C)
@@ -274,7 +278,7 @@ def set_loss(
     """Launch both kernels; meaning as in `detops.reference.set_loss`."""
     sets, batch, queries, classes = class_logits.shape
     dtype = accumulate_dtype(class_logits)
-    compute = tl.float64 if dtype == torch.float64 else tl.float32
+    double = dtype == torch.float64
     gradient = torch.empty_like(class_logits) if with_gradient else class_logits.new_empty(0)
     of_boxes = pred_boxes.new_empty((2, *pred_boxes.shape) if with_gradient else 0)
     if sets * batch * queries == 0:
@@ -282,34 +286,38 @@ def set_loss(
     labels = torch.empty(index.shape, dtype=torch.int32, device=index.device)
     found = torch.empty(index.shape, dtype=dtype, device=index.device)
     scales = scale.to(dtype).contiguous()
-    blocks = triton.cdiv(queries, BLOCK_Q)
+    blocks = cdiv(queries, BLOCK_Q)
     sums = found.new_empty(2, sets, batch * blocks)
-    strides = class_logits.stride()[:3], gradient.stride()[:3] if with_gradient else (0, 0, 0)
-    with torch.cuda.device_of(class_logits):
-        query_kernel[(blocks, sets * batch)](
+    query_kernel(
+        (blocks, sets * batch),
+        (
             pred_boxes.contiguous(), gt_boxes.contiguous(), gt_labels.contiguous(), index.contiguous(),
             (index if box_index is None else box_index).contiguous(),
             found if quality is None else quality.contiguous(), scales, labels, found, of_boxes, sums,
-            sets, batch, queries, gt_boxes.shape[1], classes, weights[1], weights[2], HAS_QUALITY=quality is not None,
-            WITH_GRADIENT=with_gradient, COMPUTE=compute, BLOCK=BLOCK_Q, num_warps=2,
+        ),
+        (sets, batch, queries, gt_boxes.shape[1], classes, float(weights[1]), float(weights[2])),
+        (quality is not None, with_gradient, double, BLOCK_Q),
+    )  # fmt: skip
+    rows = gradient.stride()[:3] if with_gradient else (0, 0, 0)
+    sizes = (batch, queries, classes, *class_logits.stride()[:3], *rows, float(weights[0]))
+    if kind == SOFTMAX.value:
+        columns = next_power_of_2(classes)
+        block = max(1, BLOCK_X // columns)
+        grid = (cdiv(queries, block), sets * batch)
+        parts = found.new_empty(sets, batch * grid[0])
+        softmax_kernel(
+            grid, (class_logits, labels, scales, gradient, parts), (*sizes, float(factor)),
+            (with_gradient, double, block, columns),
         )  # fmt: skip
-        if kind == SOFTMAX.value:
-            columns = triton.next_power_of_2(classes)
-            block = max(1, BLOCK_X // columns)
-            parts = found.new_empty(sets, batch * triton.cdiv(queries, block))
-            softmax_kernel[(triton.cdiv(queries, block), sets * batch)](
-                class_logits, labels, scales, gradient, parts, batch, queries, classes, *strides[0], *strides[1],
-                weights[0], factor, WITH_GRADIENT=with_gradient, COMPUTE=compute, BLOCK=block, BLOCK_C=columns,
-                num_warps=4,
-            )  # fmt: skip
-        else:
-            fixed = kind in (VARIFOCAL.value, MAL.value)
-            exponent = 2.0 if kind == IA_BCE.value else gamma
-            background = 1.0 if kind == IA_BCE.value else alpha if fixed else 1 - alpha
-            parts = found.new_empty(sets, batch * triton.cdiv(queries * classes, BLOCK_X))
-            logit_kernel[(triton.cdiv(queries * classes, BLOCK_X), sets * batch)](
-                class_logits, labels, found, scales, gradient, parts, batch, queries, classes, *strides[0], *strides[1],
-                weights[0], alpha, gamma, exponent, background, KIND=kind, FIXED=fixed, SQUARE=exponent == 2,
-                SQUARE_GAMMA=gamma == 2, WITH_GRADIENT=with_gradient, COMPUTE=compute, BLOCK=BLOCK_X, num_warps=4,
-            )  # fmt: skip
+    else:
+        fixed = kind in (VARIFOCAL.value, MAL.value)
+        exponent = 2.0 if kind == IA_BCE.value else float(gamma)
+        background = 1.0 if kind == IA_BCE.value else float(alpha if fixed else 1 - alpha)
+        grid = (cdiv(queries * classes, BLOCK_X), sets * batch)
+        parts = found.new_empty(sets, batch * grid[0])
+        logit_kernel(
+            grid, (class_logits, labels, found, scales, gradient, parts),
+            (*sizes, float(alpha), float(gamma), exponent, background),
+            (kind, fixed, exponent == 2, gamma == 2, with_gradient, double, BLOCK_X),
+        )  # fmt: skip
     return torch.cat([parts.sum(1, keepdim=True), sums.sum(2).mT], 1), gradient, of_boxes

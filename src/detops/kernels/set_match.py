@@ -1,12 +1,12 @@
 """`set_match` in Triton: kernels for which boxes take part and for all costs, and a program per problem to solve it."""
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._assignment import assign_kernel, blocks
 from detops.kernels._boxes import overlap
+from detops.kernels._launch import cdiv, kernel
 from detops.kernels._softplus import log1p_of, power
 
 __all__ = ["assign_kernel", "cost_kernel", "set_match", "valid_kernel"]
@@ -15,7 +15,7 @@ BLOCK = 128  # queries per program
 SOFTMAX, FOCAL = range(2)
 
 
-@triton.jit
+@kernel(tensors=4)
 def valid_kernel(
     boxes,  # (B, N, 4)
     labels,  # (B, N)
@@ -42,7 +42,7 @@ def valid_kernel(
     tl.store(valid + at, fine.to(tl.uint8), mask=inside)
 
 
-@triton.jit
+@kernel(tensors=7)
 def cost_kernel(
     logits,  # (S, B, Q, C), of any strides
     totals,  # (S, B, Q) logarithms of the sums of exponentials, not read without SOFTMAX
@@ -151,22 +151,27 @@ def set_match(
     if not solved or each * groups < count:
         index.fill_(-1)
     logits, preds = class_logits.detach(), pred_boxes.detach()
-    with torch.cuda.device_of(logits):
-        if valid.numel():
-            valid_kernel[(triton.cdiv(valid.numel(), BLOCK),)](
-                boxes, labels, valid if sample_sizes is None else sample_sizes.contiguous(), valid, most, valid.numel(),
-                num_classes, HAS_SIZES=sample_sizes is not None, BLOCK=BLOCK, num_warps=4,
-            )  # fmt: skip
-        if solved:
-            costs = torch.empty((sets * groups * batch, most, each), dtype=torch.float32, device=device)
-            totals = logits.to(torch.float32).logsumexp(-1).contiguous() if kind == SOFTMAX else costs
-            cost_kernel[(triton.cdiv(count, BLOCK), most, sets * batch)](
-                logits, totals, preds, boxes, labels, valid, costs, batch, count, most, groups, each,
-                *logits.stride(), *preds.stride(), alpha, gamma, eps, class_cost, box_cost, giou_cost,
-                IS_SOFTMAX=kind == SOFTMAX, HAS_EPS=eps > 0, SQUARE=gamma == 2, BLOCK=BLOCK, num_warps=4,
-            )  # fmt: skip
-            assign_kernel[(sets * groups * batch,)](
-                costs, valid, valid, query, index, each, most, batch, groups, count, HAS_SIZES=False, HAS_VALID=True,
-                **blocks(each, most),
-            )  # fmt: skip
+    if valid.numel():
+        valid_kernel(
+            (cdiv(valid.numel(), BLOCK),),
+            (boxes, labels, valid if sample_sizes is None else sample_sizes.contiguous(), valid),
+            (most, valid.numel(), num_classes),
+            (sample_sizes is not None, BLOCK),
+        )
+    if solved:
+        costs = torch.empty((sets * groups * batch, most, each), dtype=torch.float32, device=device)
+        totals = logits.to(torch.float32).logsumexp(-1).contiguous() if kind == SOFTMAX else costs
+        weights = (float(alpha), float(gamma), float(eps), float(class_cost), float(box_cost), float(giou_cost))
+        cost_kernel(
+            (cdiv(count, BLOCK), most, sets * batch),
+            (logits, totals, preds, boxes, labels, valid, costs),
+            (batch, count, most, groups, each, *logits.stride(), *preds.stride(), *weights),
+            (kind == SOFTMAX, eps > 0, gamma == 2, BLOCK),
+        )
+        assign_kernel(
+            (sets * groups * batch,),
+            (costs, valid, valid, query, index),
+            (each, most, batch, groups, count),
+            (False, True, *blocks(each, most)),
+        )
     return query, index, valid.view(torch.bool)

@@ -9,6 +9,7 @@ Everything public imports from here; the submodules are for reading.
 from detops._version import __version__
 from detops.assign.assignment import Assignment
 from detops.assign.atss import atss_assign
+from detops.assign.denoising import DenoisingQueries, denoising_queries
 from detops.assign.hungarian import hungarian_match
 from detops.assign.linear import linear_assignment
 from detops.assign.simota import simota_assign
@@ -22,6 +23,7 @@ from detops.criteria.teacher import Teacher
 from detops.criteria.yolox import YOLOXLoss
 from detops.decode.centernet import decode_centernet
 from detops.decode.detections import Detections
+from detops.decode.detr import decode_detr
 from detops.decode.gfl import decode_gfl
 from detops.decode.yolox import decode_yolox
 from detops.diagnostics.checked import checked
@@ -56,6 +58,7 @@ __all__ = [
     "CenterNetLoss",
     "CenterNetTargets",
     "Denoising",
+    "DenoisingQueries",
     "Detections",
     "DistributionFocalLoss",
     "GFLLoss",
@@ -89,9 +92,11 @@ __all__ = [
     "collate",
     "count_syncs",
     "decode_centernet",
+    "decode_detr",
     "decode_gfl",
     "decode_query_masks",
     "decode_yolox",
+    "denoising_queries",
     "decompositions",
     "distances_to_boxes",
     "distribution_focal_loss",

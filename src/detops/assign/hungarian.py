@@ -97,6 +97,7 @@ def hungarian_match(
             be skipped for its values.
 
     Example:
+        >>> import torch
         >>> logits = torch.tensor([[[1.0, -0.5], [0, 2]]])
         >>> pred_boxes = torch.tensor([[[0.5, 0.5, 0.4, 0.4], [0.3, 0.3, 0.2, 0.2]]])
         >>> boxes, labels = torch.tensor([[0.55, 0.5, 0.4, 0.4]]), torch.tensor([0])

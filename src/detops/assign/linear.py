@@ -27,6 +27,7 @@ def linear_assignment(cost: Tensor, sizes: Tensor | None = None) -> Tensor:
         ValueError: Shapes or devices do not match.
 
     Example:
+        >>> import torch
         >>> linear_assignment(torch.tensor([[4, 1.5], [2, 0], [3, 5]]))
         tensor([2, 1])
         >>> linear_assignment(torch.tensor([[[torch.nan, 2.0], [1, 3]]]), torch.tensor([1]))

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from loaded_transformers import load
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -33,6 +34,13 @@ def test_masks_become_rows_of_a_results_file() -> None:
     assert len(rows) == 200
     assert {tuple(row["segmentation"]["size"]) for row in rows} == {(270, 480), (480, 640)}
     assert all(mask.area(row["segmentation"]) > 0 for row in rows[:50])
+
+
+@pytest.mark.slow
+def test_an_rt_detr_trains_the_same_with_either_criterion() -> None:
+    load()
+    reached = main("finetune_rt_detr.py")(steps=6)
+    assert reached["detops"] == pytest.approx(reached["Transformers"], rel=0.02)
 
 
 def test_the_page_names_every_example() -> None:

@@ -177,14 +177,13 @@ def logit_kernel(
         own = alpha * power(rest, gamma, SQUARE_GAMMA)
         loss = tl.where(mine, own * low, loss)
         g = tl.where(mine, -own * (rest + gamma * p * low), g)
-    elif KIND in (MAL, IA_BCE):
-        if KIND == MAL:
-            target = power(u, gamma, SQUARE_GAMMA)
-        else:
-            target = power(p, alpha, False) * power(u, 1 - alpha, False)
-            target = tl.where(target < 0.01, 0.01, target)
-        loss = tl.where(mine, cost - target * x, loss)
-        g = tl.where(mine, p - target, g)
+    elif KIND == MAL:
+        target = power(u, gamma, SQUARE_GAMMA)
+        loss, g = tl.where(mine, cost - target * x, loss), tl.where(mine, p - target, g)
+    elif KIND == IA_BCE:
+        target = power(p, alpha, False) * power(u, 1 - alpha, False)
+        target = tl.where(target < 0.01, 0.01, target)
+        loss, g = tl.where(mine, cost - target * x, loss), tl.where(mine, p - target, g)
     elif KIND == POSITION:
         apart = tl.abs(u - p)
         own = tl.where(u > 0, alpha, 1 - alpha)

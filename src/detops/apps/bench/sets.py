@@ -6,7 +6,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from detops.apps.bench._sets import CLASSES, HAS_SCIPY, Scene, loop_loss
+from detops.apps.bench._sets import CLASSES, HAS_SCIPY, Scene, loop_loss, transformers_loss
 from detops.apps.bench.runner import Case
 from detops.criteria.sets import SetLoss
 
@@ -24,6 +24,9 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         baselines: dict[str, Callable[[], object]] = {"forward alone": partial(_summed, criterion, scene)}
         if HAS_SCIPY:
             baselines = {"loop with SciPy": partial(_gradient, partial(loop_loss, scene), leaves)}
+        theirs = transformers_loss()
+        if theirs is not None:
+            baselines["Transformers"] = partial(_gradient, partial(theirs, scene), leaves)
         name = f"{layers} x {batch} x {queries} x {CLASSES}, {boxes} boxes"
         yield Case(name, ours, partial(_copy, scene), baselines, "copy of logits")
 

@@ -181,18 +181,24 @@ def test_small_gradients_of_half_precision_are_kept():
         torch.testing.assert_close(mine.float(), other, rtol=5e-3, atol=1e-2 * other.abs().max().item())
 
 
-def test_no_sync_few_launches_and_one_graph():
+def test_no_sync_and_few_launches():
     def step(logits, pred, boxes, labels, encoder=True):
         losses = ours(logits, pred, (boxes, labels), encoder=(logits[0], pred[0]) if encoder else None)
         return torch.autograd.grad(sum(losses.values()), (logits, pred))
 
     logits, pred, _ = scene(10, sets=6)
     ours = criterion("varifocal", logits)
-    args = [(logits, pred, *set_scene(10, sets=6, queries=8, boxes=n).copy().values()) for n in (4, 6)]
-    args = [(a, b, *rest[2:4]) for a, b, *rest in args]
-    assert_no_syncs(step, *args[0])
-    assert count_launches(step, *args[0]) <= 60
-    assert count_launches(lambda *a: step(*a, encoder=False), *args[0]) <= 45
+    args = logits, pred, *list(set_scene(10, sets=6, queries=8, boxes=4).values())[2:4]
+    assert_no_syncs(step, *args)
+    assert count_launches(step, *args) <= 50
+    assert count_launches(lambda *a: step(*a, encoder=False), *args) <= 26
+
+
+@pytest.mark.slow
+def test_one_graph_for_any_number_of_boxes():
+    logits, pred, _ = scene(10, sets=2)
+    ours = criterion("varifocal", logits)
+    args = [(logits, pred, *list(set_scene(10, boxes=n).values())[2:4]) for n in (4, 6)]
     assert_compiles_whole(lambda *a: ours(*a[:2], a[2:])["loss_cls"], *args, rtol=1e-6, atol=1e-6)
 
 

@@ -97,11 +97,3 @@ def valid_first(
     boxes = boxes_cxcywh.to(torch.float32).gather(1, order[..., None].expand(-1, -1, 4))
     label = labels.to(torch.int64).gather(1, order).where(there, 0)
     return order, boxes.where(there[..., None], 0), label, there
-
-
-def paired_iou(boxes: Tensor, others: Tensor) -> Tensor:
-    """IoU (...) of boxes (..., 4) of centre and size, pair by pair; 0 of two without area."""
-    low, high = boxes[..., :2] - boxes[..., 2:] / 2, boxes[..., :2] + boxes[..., 2:] / 2
-    other_low, other_high = others[..., :2] - others[..., 2:] / 2, others[..., :2] + others[..., 2:] / 2
-    inter = (torch.minimum(high, other_high) - torch.maximum(low, other_low)).clamp(min=0).prod(-1)
-    return inter / (boxes[..., 2:].prod(-1) + others[..., 2:].prod(-1) - inter).clamp(min=1e-16)

@@ -9,7 +9,7 @@ from torch import Tensor
 from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import require_set_targets
 from detops.criteria.sets import weight_of_queries
-from detops.geometry.boxes import paired_iou
+from detops.geometry.boxes import iou_of_pairs, to_xyxy
 from detops.losses._local import bin_values, distillation_loss, fine_grained_loss
 from detops.losses._set import Pairs, SetClassLoss, set_losses
 from detops.losses.reduction import average_over_ranks
@@ -252,7 +252,7 @@ class Criterion:
             targets = self.targets.boxes.expand(len(pairs), -1, -1, -1).gather(2, each)
         else:
             targets = torch.zeros_like(outputs.boxes)
-        iou = paired_iou(outputs.boxes.detach(), targets).where(has_box, 0)
+        iou = iou_of_pairs(to_xyxy(outputs.boxes.detach()), to_xyxy(targets)).where(has_box, 0)
         loss = fine_grained_loss(local.corners, local.references, targets, iou, local.values, local.scale)
         found = [loss / divisor]
         if local.distils:

@@ -14,7 +14,7 @@ from torch import Tensor
 from detops.arguments import require_module
 from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import SetTargets, require_set_targets
-from detops.geometry.boxes import paired_iou
+from detops.geometry.boxes import iou_of_pairs, to_xyxy
 from detops.losses._set import Pairs, SetClassLoss, SetKind, set_losses
 
 __all__ = ["HungarianMatcher", "SetCriterion", "use"]  # noqa: F822 - made when they are asked for
@@ -163,7 +163,7 @@ def _relative_iou(pred: Tensor, truth: SetTargets, index: Tensor) -> Tensor:
     """(1, B, Q) IoU of the pairs as a share of the highest of their image."""
     if truth.boxes.shape[1] == 0:
         return torch.zeros_like(index, dtype=torch.float32)
-    iou = paired_iou(pred[0].detach().float(), _at(truth.boxes, index)).where(index[0] >= 0, 0)
+    iou = iou_of_pairs(to_xyxy(pred[0].detach().float()), to_xyxy(_at(truth.boxes, index))).where(index[0] >= 0, 0)
     return (iou / (iou.amax(1, keepdim=True) + 1e-8))[None]
 
 

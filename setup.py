@@ -10,6 +10,10 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
-from kernels import extensions
+from kernels import BuildInParallel, extensions
 
-setup(ext_modules=extensions(), options={"bdist_wheel": {"py_limited_api": "cp311"}})
+setup(
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildInParallel},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}},
+)

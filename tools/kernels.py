@@ -5,9 +5,12 @@ DETOPS_ASAN=1 builds it under AddressSanitizer and UBSan.
 
 import os
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from setuptools import Distribution, Extension
+from setuptools.command.build_ext import build_ext
 
 sys.path.insert(0, str(Path(__file__).parent))
 from torch_headers import torch_root
@@ -52,12 +55,28 @@ def extensions() -> list[Extension]:
     ]
 
 
+class BuildInParallel(build_ext):
+    """setuptools' own command, which compiles one source after another, with all cores."""
+
+    def build_extension(self, ext: Extension) -> None:
+        """Compile the sources, and link them."""
+        compile_some = self.compiler.compile
+
+        def compile_all(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return sum(pool.map(lambda source: compile_some([source], **options), sources), [])
+
+        self.compiler.compile = compile_all
+        super().build_extension(ext)
+
+
 def build(folder: str | None = None) -> None:
     """Build into src/detops, or into `folder`/detops; reads no pyproject.toml, so any setuptools works."""
     modules = extensions()
     for module in modules:
         module.optional = False  # whoever builds only the kernels wants to see why they fail
     distribution = Distribution({"name": "detops", "package_dir": {"": "src"}, "ext_modules": modules})
+    distribution.cmdclass["build_ext"] = BuildInParallel
     command = distribution.get_command_obj("build_ext")
     command.inplace = folder is None
     command.build_lib = folder

@@ -64,7 +64,7 @@ class BuildInParallel(build_ext):
 
         def compile_all(sources: list[str], **options: Any) -> list[str]:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return sum(pool.map(lambda source: compile_some([source], **options), sources), [])
+                return [made for some in pool.map(lambda one: compile_some([one], **options), sources) for made in some]
 
         self.compiler.compile = compile_all
         super().build_extension(ext)

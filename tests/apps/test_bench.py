@@ -241,7 +241,7 @@ def test_the_files_of_results():
 
 
 def test_what_is_no_suite():
-    with pytest.raises(ValueError, match=r"suite: expected one of atss_match, .*yolox_loss, got 'heat'"):
+    with pytest.raises(ValueError, match=r"suite: expected one of assignment, atss_match, .*yolox_loss, got 'heat'"):
         runner.main("heat")
     with pytest.raises(ValueError, match="kernel: the suite gfl has one form only"):
         runner.main("gfl", kernel=True)

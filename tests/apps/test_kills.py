@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import detops
+
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("PIL.Image")
@@ -18,7 +20,7 @@ TOOL = Path(__file__).parents[2] / "tools" / "kills.py"
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_kills_lose_nothing() -> None:
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    environment = {**os.environ, "PYTHONPATH": str(Path(detops.__file__).parents[1])}
     command = [sys.executable, "-W", "ignore", str(TOOL), "--kills", "1"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

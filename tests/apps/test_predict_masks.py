@@ -39,10 +39,11 @@ def read(out: Path) -> list[dict]:
 @pytest.mark.parametrize("half", [False, True])
 def test_lines_are_what_the_pipeline_finds(images: Path, tmp_path: Path, half: bool) -> None:
     options = ("--workers", 0, "--batch-size", 2, *["--half"] * half)
-    code, output = call("predict", images, *MODEL, "--out", tmp_path, *options)
+    out = tmp_path / "out"
+    code, output = call("predict", images, *MODEL, "--out", out, *options)
     assert code == 1, output
     assert "5 images, 1 of them failed" in output
-    lines, good = read(tmp_path), [0, 1, 3, 4]
+    lines, good = read(out), [0, 1, 3, 4]
     assert [row for row, line in enumerate(lines) if "error" in line] == [2]
     pipeline = MaskRCNNPipeline(build(), half=half, device_preprocess=True, masks="raw")
     found: dict[int, Any] = {}
@@ -54,7 +55,7 @@ def test_lines_are_what_the_pipeline_finds(images: Path, tmp_path: Path, half: b
         assert expected
         assert [{"image_id": 0, **one} for one in lines[row]["detections"]] == expected
         assert (lines[row]["height"], lines[row]["width"]) == found[row]["masks"].image_size
-    rows = json.loads((tmp_path / "results.json").read_text())
+    rows = json.loads((out / "results.json").read_text())
     assert len(rows) == sum(len(lines[row]["detections"]) for row in good)
     assert all({"image_id", "category_id", "bbox", "score", "segmentation"} <= row.keys() for row in rows)
 
@@ -95,7 +96,9 @@ def test_pictures_show_masks_and_names_of_the_annotations(
     monkeypatch.setattr(predict_pictures, "draw_masks", remember)
     path = tmp_path / "ids.json"
     categories = [{"id": label, "name": f"thing {label}"} for label in range(1, 4)]
-    path.write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
+    width, height = image_module.open(images / "4.png").size
+    records = [{"id": 4, "file_name": "4.png", "width": width, "height": height}]
+    path.write_text(json.dumps({"images": records, "annotations": [], "categories": categories}))
     code, output = call("predict", images / "4.png", *MODEL, "--out", tmp_path / "out", "--annotations", path)
     assert code == 0, output
     assert len(names) == 1

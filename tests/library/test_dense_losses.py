@@ -133,7 +133,7 @@ def test_background_is_the_loss_of_zero_targets(kind: Any, dtype: torch.dtype) -
         torch.testing.assert_close(total.double(), expected.detach(), rtol=4e-6, atol=0)
         rtol = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, 1e-5)
         torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, x)[0], rtol=rtol, atol=1e-6)
-        assert gradient.is_contiguous()
+        assert gradient.is_contiguous(memory_format=memory_format)
         assert gradient.dtype == dtype
 
 

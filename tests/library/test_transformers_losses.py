@@ -114,13 +114,13 @@ def assert_equal(mine, other):
 
 @pytest.mark.parametrize("counts", COUNTS)
 @pytest.mark.parametrize("name", DETR + RT_DETR)
-def test_the_same_as_theirs(name, counts):
-    for change in ({}, dict(auxiliary_loss=False)):
-        if change and name == "LwDetrForObjectDetectionLoss" and counts == "none":
-            continue
-        both = [run(getattr(place, name), name, COUNTS[counts], change) for place in (ours, theirs)]
-        assert_equal(*both)
-        assert len(both[0][1]) >= 3
+@pytest.mark.parametrize("change", [{}, dict(auxiliary_loss=False)], ids=["", "last layer"])
+def test_the_same_as_theirs(name, counts, change):
+    if change and name == "LwDetrForObjectDetectionLoss" and counts == "none":
+        pytest.skip("theirs raises")
+    both = [run(getattr(place, name), name, COUNTS[counts], change) for place in (ours, theirs)]
+    assert_equal(*both)
+    assert len(both[0][1]) >= 3
 
 
 @pytest.mark.parametrize(

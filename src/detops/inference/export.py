@@ -20,6 +20,7 @@ def decompositions() -> Any:
         `torch.export.default_decompositions()`, with those of this package.
 
     Example:
+        >>> import detops
         >>> class Suppressed(torch.nn.Module):
         ...     def forward(self, boxes, scores):
         ...         return detops.nms_mask(boxes, scores, 0.5)

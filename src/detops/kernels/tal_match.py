@@ -242,8 +242,8 @@ def resolve_kernel(
         value = tl.where(here, read, value)
     m = tl.where(found, _metric(value, u, alpha, beta, ALPHA_1, BETA_6), 0.0)
     most = state + b * (2 * A + 2 * N) + 2 * A + winner
-    tl.atomic_max(most, _bits(m), mask=found)
-    tl.atomic_max(most + N, _bits(u), mask=found)
+    tl.atomic_max(most, _bits(m), mask=found, sem="relaxed")
+    tl.atomic_max(most + N, _bits(u), mask=found, sem="relaxed")
     tl.store(index + b * A + a, tl.where(found, winner, -1), mask=there)
     tl.store(quality + b * A + a, m, mask=there)
 

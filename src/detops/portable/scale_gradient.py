@@ -12,7 +12,7 @@ def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None 
     wide = accumulate_dtype(gradient)
     factor = factor.to(wide)
     if columns is None:
-        if factor.numel() > 1:
+        if factor.numel() != 1:
             factor = factor.view(-1, *[1] * (gradient.dim() - 1))
         gradient.copy_(gradient.to(wide) * factor)
         return

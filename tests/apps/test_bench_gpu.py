@@ -60,7 +60,7 @@ def test_all_suites_are_measured_with_torch_alone(rehearsed):
         (result,) = record["results"]
         assert {"floor", "ours"} <= set(result["timings"])
         assert {"ours"} <= set(result["graph"]) | {name for name, notes in result["notes"].items() if notes}
-        assert result["launches"]["ours"] >= 1
+        assert result["launches"]["ours"] >= (name != "assignment")  # without a kernel, it is solved on the host
         assert result["ratios"]["ours / floor"] > 0
         failures = [
             note for notes in result["notes"].values() for note in notes if not note.startswith("graph: it waits")

@@ -178,8 +178,8 @@ def take_kernel(
         u = _overlap(x1, y1, x2, y2, pred + (b * A + a) * 4, taken, CIOU)
         rank = (_bits(u) << 32) | (LOW - n.to(tl.int64))
         at = state + b * (2 * A + 2 * N) + a
-        tl.atomic_max(at, rank, mask=taken)
-        tl.atomic_add(at + A, tl.full((BLOCK_K,), 1, tl.int64), mask=taken)
+        tl.atomic_max(at, rank, mask=taken, sem="relaxed")
+        tl.atomic_add(at + A, tl.full((BLOCK_K,), 1, tl.int64), mask=taken, sem="relaxed")
 
 
 @kernel(tensors=8, num_warps=2)

@@ -38,12 +38,14 @@ def public_names() -> dict[str, list[str]]:
     names["ragged"] += [
         f"detops.ragged.{name}" for name in detops.ragged.__all__ if name not in {"RaggedBatch", "__version__"}
     ]
+    taken = {getattr(detops, name) for name in detops.__all__ if name != "__version__"}
     for path in sorted(Path(detops.__file__).parent.glob("integrations/*.py")):
-        module = importlib.import_module(f"detops.integrations.{path.stem}")
-        taken = {getattr(detops, name) for name in detops.__all__ if name != "__version__"}
-        for name in getattr(module, "__all__", []):
-            if getattr(module, name) not in taken:
-                names["integrations"].append(f"{module.__name__}.{name}")
+        try:
+            module = importlib.import_module(f"detops.integrations.{path.stem}")
+            values = {name: getattr(module, name) for name in getattr(module, "__all__", [])}
+        except ModuleNotFoundError:
+            continue  # the library that it adapts to is not installed
+        names["integrations"] += [f"{module.__name__}.{name}" for name, value in values.items() if value not in taken]
     return names
 
 

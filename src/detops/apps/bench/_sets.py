@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CLASSES = 80
-HAS_SCIPY = importlib.util.find_spec("scipy") is not None
+HAS_SCIPY = all(importlib.util.find_spec(name) is not None for name in ("numpy", "scipy"))
 Indices = list[tuple[Tensor, Tensor]]  # of each image: queries, boxes
 
 

@@ -31,6 +31,11 @@ class GFL(nn.Module):
         return tuple(detops.decode_gfl([scores, coarse_scores], [boxes, coarse_boxes], strides=(8, 16), candidates=120))
 
 
+class DETR(nn.Module):
+    def forward(self, logits: Tensor, boxes: Tensor, sizes: Tensor) -> tuple[Tensor, ...]:
+        return tuple(detops.decode_detr(logits, boxes, sizes, max_detections=20))
+
+
 class Suppressed(nn.Module):
     def forward(self, boxes: Tensor, scores: Tensor, labels: Tensor, valid: Tensor) -> Tensor:
         return detops.nms_mask(boxes, scores, 0.4, labels=labels, valid=valid)
@@ -42,8 +47,10 @@ def outputs(family: type[nn.Module], batch: int) -> tuple[Tensor, ...]:
         CenterNet: [(3, 32, 32), (2, 32, 32), (2, 32, 32)],
         YOLOX: [(1, 16, 16, 8), (1, 8, 8, 8)],
         GFL: [(3, 16, 16), (3, 8, 8), (68, 16, 16), (68, 8, 8)],
+        DETR: [(30, 3), (30, 4)],
     }
-    return tuple(torch.randn(batch, *shape, generator=g) * 2 + 1 for shape in shapes[family])
+    maps = [torch.randn(batch, *shape, generator=g) * 2 + 1 for shape in shapes[family]]
+    return (maps[0], maps[1].sigmoid(), torch.full((batch, 2), 128)) if family is DETR else tuple(maps)
 
 
 @functools.cache
@@ -57,7 +64,7 @@ def exported(network: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Exp
     return program.run_decompositions(detops.decompositions())
 
 
-@pytest.mark.parametrize("family", [CenterNet, YOLOX, GFL])
+@pytest.mark.parametrize("family", [CenterNet, YOLOX, GFL, DETR])
 def test_a_decoder_is_exported_for_any_batch(family: type[nn.Module]) -> None:
     network, program = family(), decoder(family)
     assert not [node for node in program.graph.nodes if "detops" in str(node.target)]
@@ -105,7 +112,7 @@ def test_a_saved_program_runs_without_detops(tmp_path: Path) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("family", [CenterNet, YOLOX, GFL])
+@pytest.mark.parametrize("family", [CenterNet, YOLOX, GFL, DETR])
 def test_onnx_runtime_gives_the_same(family: type[nn.Module], tmp_path: Path) -> None:
     for name in ("onnx", "onnxscript"):
         pytest.importorskip(name)

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detops.geometry.levels import ImageSizes, image_sizes_tensor
+from detops.geometry.ordering import true_first
 from detops.inference.nms import nms_mask
 
 
@@ -64,20 +65,9 @@ def select(
     kept = exists
     if iou_threshold is not None:
         kept = nms_mask(boxes, scores, iou_threshold, labels=labels, valid=exists)
-    order = _kept_first(kept)
+    order = true_first(kept)
     gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
     return padded(kept.gather(1, order), gathered, labels.gather(1, order), scores.gather(1, order), max_detections)
-
-
-def _kept_first(kept: Tensor) -> Tensor:
-    """Return (B, M) int64, the indices of the kept candidates and then of the others, each in their order.
-
-    By counting: a stable sort does the same, but ONNX has none.
-    """
-    ahead = kept.cumsum(1)
-    index = torch.arange(kept.shape[1], device=kept.device).expand_as(ahead)
-    place = torch.where(kept, ahead - 1, ahead[:, -1:] + index - ahead)
-    return torch.zeros_like(place).scatter(1, place, index)
 
 
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -71,7 +71,7 @@ def decode_detr(
     found, index = top(scores.where(~scores.isnan(), -1), min(max_detections, scores.shape[1]))
     query = torch.div(index, classes, rounding_mode="floor")
     labels = index % classes if kind == "sigmoid" else best.indices.gather(1, query)
-    sizes = image_sizes_tensor(image_sizes, len(logits), logits.device)
+    sizes = image_sizes_tensor(image_sizes, logits.shape[0], logits.device)
     boxes = pred_boxes.detach().to(torch.float32).gather(1, query[..., None].expand(-1, -1, 4))
     pixels = to_xyxy(boxes) * sizes.to(torch.float32).flip(1).repeat(1, 2)[:, None]
     return select(pixels, labels, found, found >= score_threshold, max_detections, None, sizes)

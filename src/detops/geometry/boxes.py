@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.geometry.ordering import true_first
 
 
 def in_order(
@@ -92,7 +93,7 @@ def valid_first(
     valid = valid & (labels < num_classes)
     if sample_sizes is not None:
         valid = valid & (torch.arange(labels.shape[1], device=labels.device) < sample_sizes[:, None])
-    order = (~valid).to(torch.uint8).sort(dim=1, stable=True).indices
+    order = true_first(valid)
     there = valid.gather(1, order)
     boxes = boxes_cxcywh.to(torch.float32).gather(1, order[..., None].expand(-1, -1, 4))
     label = labels.to(torch.int64).gather(1, order).where(there, 0)

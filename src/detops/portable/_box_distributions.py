@@ -5,14 +5,14 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detops.geometry.ordering import true_first
 from detops.portable._iou_loss import PLAIN, iou_loss
 
 
 def slots_of(index: Tensor, region: Tensor | None, most: int) -> Tensor:
     """Return (B, M) slots: the points of each image that have a box or are in the region, then others; M <= most."""
     there = index >= 0 if region is None else (index >= 0) | (region > 0)
-    order: Tensor = (~there).to(torch.uint8).argsort(dim=1, stable=True)
-    return order[:, : min(most, index.shape[1])]
+    return true_first(there)[:, : min(most, index.shape[1])]
 
 
 def at(maps: Tensor, rows: Tensor, wide: torch.dtype) -> Tensor:

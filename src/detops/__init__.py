@@ -45,7 +45,8 @@ from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.iou import BoxIoULoss, box_iou_loss
 from detops.losses.localization_distillation import LocalizationDistillationLoss, localization_distillation_loss
 from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
-from detops.masks.instance_masks import InstanceMasks, MaskCrop
+from detops.masks.crops import MaskCrop
+from detops.masks.instance_masks import InstanceMasks
 from detops.masks.query_decoding import decode_query_masks
 from detops.ragged import RaggedBatch
 from detops.targets.centernet import CenterNetTargets, centernet_targets

@@ -5,50 +5,34 @@ crops, COCO's RLE, areas, overlaps and pictures go out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import KW_ONLY, InitVar, dataclass, replace
+from dataclasses import KW_ONLY, InitVar, dataclass
 from numbers import Integral
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from detops import ops
-from detops.arguments import FLOATS, require_device, require_module, require_tensor
-from detops.geometry.positions import position_dtype
+from detops.arguments import require_device, require_module
 from detops.masks.checks import (
     check_fields,
     check_mode,
     check_names,
     check_threshold,
-    fields_of,
     height_and_width,
-    masks_of_labels,
 )
+from detops.masks.crops import MaskCrop, crops_in_boxes, crops_of_runs
 from detops.masks.drawing import draw_masks
-from detops.masks.maps import checked_maps, grid_crop, masks_from_prototypes, pixel_windows
-from detops.masks.placement import Mode, as_torchvision, reach
-from detops.masks.resize import Content, Interpolation, Resize, Size, finite
+from detops.masks.placement import Mode, as_torchvision
+from detops.masks.resize import Resize, finite
 from detops.masks.results import coco_rows, compact_masks, strings
+from detops.masks.sources import InstanceMaskSources
 
 Index = int | slice | Sequence[int] | Tensor
 
 
-class MaskCrop(NamedTuple):
-    """A mask at the size of its box.
-
-    Attributes:
-        mask: (h, w) bool.
-        x: Column of the image where the crop begins.
-        y: Row of the image where the crop begins.
-    """
-
-    mask: Tensor
-    x: int
-    y: int
-
-
 @dataclass(frozen=True, eq=False)
-class InstanceMasks:
+class InstanceMasks(InstanceMaskSources):
     """The instances of an image, with raw masks.
 
     Each method enlarges the masks to their boxes by bilinear interpolation, with 0 beyond their edge, and cuts them at
@@ -111,199 +95,6 @@ class InstanceMasks:
             object.__setattr__(self, "masks", self.masks.to(torch.float32).sigmoid())
         if self.resize is not None:
             self.resize.check((self.masks.shape[1], self.masks.shape[2]))
-
-    @classmethod
-    def from_class_masks(
-        cls,
-        boxes: Tensor,
-        labels: Tensor,
-        scores: Tensor,
-        masks: Tensor,
-        image_size: tuple[int, int],
-        *,
-        logits: bool = False,
-        mode: Mode = "detectron2",
-    ) -> "InstanceMasks":
-        """Take the masks of all classes, and keep each instance's mask of its own label, before any sigmoid.
-
-        Args:
-            boxes: (N, 4) xyxy in pixels of the image.
-            labels: (N,) integers; where one is not a class, the mask is empty.
-            scores: (N,).
-            masks: (N, C, h, w) per class, or (N, 1, h, w) where all classes share one mask.
-            image_size: Height and width in pixels.
-            logits: The masks are logits.
-            mode: How a mask lies in its box, "detectron2" or "torchvision".
-
-        Raises:
-            TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match, or the mode is unknown; in checked mode, a label is not a
-                class.
-        """
-        own = masks_of_labels(masks, labels, -torch.inf if logits else 0.0)
-        return cls(boxes, labels, scores, own, image_size, logits=logits, mode=mode)
-
-    @classmethod
-    def from_torchvision(cls, output: Mapping[str, Tensor], image_size: tuple[int, int]) -> "InstanceMasks":
-        """Take what torchvision's `RoIHeads` returns, before its masks are pasted; the mode is "torchvision".
-
-        Args:
-            output: "boxes" (N, 4), "labels" (N,), "scores" (N,), and "masks" (N, 1, h, w), probabilities. This is what
-                `model.roi_heads` returns; `model.transform.postprocess` pastes the masks and drops the raw ones.
-            image_size: Height and width of the image that the boxes are in.
-
-        Raises:
-            TypeError: A value has the wrong type or dtype.
-            ValueError: A key is missing, shapes do not match, or the masks have been pasted already.
-        """
-        boxes, labels, scores, masks = fields_of(output, ("boxes", "labels", "scores", "masks"), "output")
-        require_tensor("masks", masks, FLOATS, "a floating-point tensor")
-        if masks.shape[-2:] == height_and_width(image_size):
-            raise ValueError(f"masks: expected raw masks, got pasted ones, {tuple(masks.shape)}")
-        return cls.from_class_masks(boxes, labels, scores, masks, image_size, mode="torchvision")
-
-    @classmethod
-    def from_detectron2(
-        cls, instances: Any, image_size: tuple[int, int] | None = None, *, logits: bool = False
-    ) -> "InstanceMasks":
-        """Take what Detectron2's ROI heads return, before `detector_postprocess` pastes its masks.
-
-        Args:
-            instances: `Instances`, or any object or mapping with pred_boxes (`Boxes`, or a tensor (N, 4)), pred_classes
-                (N,), scores (N,), and pred_masks (N, 1, h, w) or (N, C, h, w).
-            image_size: Height and width; None takes `instances.image_size`.
-            logits: The masks are logits, as the mask head makes them; after Detectron2's inference they are not.
-
-        Raises:
-            TypeError: A value has the wrong type or dtype.
-            ValueError: A field is missing, or shapes do not match.
-        """
-        names = ("pred_boxes", "pred_classes", "scores", "pred_masks")
-        boxes, labels, scores, masks = fields_of(instances, names, "instances")
-        if image_size is None:
-            image_size = fields_of(instances, ("image_size",), "instances")[0]
-        boxes = getattr(boxes, "tensor", boxes)
-        return cls.from_class_masks(boxes, labels, scores, masks, image_size, logits=logits)
-
-    @classmethod
-    def from_query_masks(
-        cls,
-        mask_logits: Tensor,
-        labels: Tensor,
-        scores: Tensor,
-        image_size: tuple[int, int],
-        boxes: Tensor | None = None,
-        *,
-        threshold: float = 0.0,
-        content: Content | None = None,
-        via: Size | None = None,
-        interpolation: Interpolation = "bilinear",
-    ) -> "InstanceMasks":
-        """Take low-resolution maps of the image, one per instance: RF-DETR-Seg, Mask2Former, EoMT, RTMDet-Ins.
-
-        A pixel belongs to the mask if `F.interpolate(mode="bilinear", align_corners=False)` gives it a value above the
-        threshold. Border cells are repeated. Boxes cut nothing.
-
-        Args:
-            mask_logits: (N, h, w) logits, of kept queries alone; half precision is computed in float32.
-            labels: (N,) integers.
-            scores: (N,) floating point.
-            image_size: Height and width of the image in pixels.
-            boxes: (N, 4) xyxy in pixels of the image; None takes the extents of the masks, 0 where they are empty.
-            threshold: Value that a pixel is above; 0 for logits is 1/2 for their sigmoid.
-            content: (x1, y1, x2, y2): the part of the map, in its cells, that the image covers, where a letterbox or
-                padding covers the rest; None for all of it. Whole numbers give what a slice of the map gives. With
-                `via`, in pixels of that size.
-            via: Height and width of a first resize, as Mask2Former, EoMT and RTMDet-Ins have it, to the size of the
-                network's input; None for a single resize.
-            interpolation: That of the last resize; "nearest" for Transformers' Mask2Former, which resizes the cut
-                masks of 384 x 384.
-
-        Raises:
-            TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match, or a number is out of range; in checked mode, a logit is not
-                finite.
-
-        Example:
-            >>> logits = torch.tensor([[[-1.0, 1, 1, -1]]])
-            >>> found = InstanceMasks.from_query_masks(logits, torch.tensor([3]), torch.tensor([0.9]), (2, 8))
-            >>> found.boxes, found.areas()
-            (tensor([[2., 0., 6., 2.]]), tensor([8]))
-        """
-        maps = checked_maps("mask_logits", mask_logits)
-        resize = Resize(threshold, content=content, via=via, interpolation=interpolation)
-        return cls._of_maps(maps, labels, scores, image_size, boxes, resize)
-
-    @classmethod
-    def from_prototypes(
-        cls,
-        coefficients: Tensor,
-        prototypes: Tensor,
-        boxes: Tensor,
-        labels: Tensor,
-        scores: Tensor,
-        image_size: tuple[int, int],
-        *,
-        threshold: float | None = None,
-        content: Content | None = None,
-        via: Size | None = None,
-        crop: Literal["image", "prototypes"] | None = "image",
-        activation: Literal["sigmoid"] | None = None,
-        padding: int = 0,
-    ) -> "InstanceMasks":
-        """Take coefficients over prototypes that all instances of an image share: YOLACT, YOLO-seg.
-
-        A map is the product of an instance's coefficients and the prototypes. It is enlarged as in `from_query_masks`
-        and cut to its box: YOLO's order with `crop="image"`, YOLACT's with `crop="prototypes"`,
-        `activation="sigmoid"` and `padding=1`.
-
-        Args:
-            coefficients: (N, K) floating point.
-            prototypes: (K, h, w) floating point.
-            boxes: (N, 4) xyxy in pixels of the image.
-            labels: (N,) integers.
-            scores: (N,) floating point.
-            image_size: Height and width of the image in pixels.
-            threshold: Value that a pixel is above; None takes 0, and with an activation 0.5.
-            content: The part of the map that the image covers, as in `from_query_masks`.
-            via: Height and width of a first resize.
-            crop: "image" keeps the pixels with x1 <= x < x2 of the box, and rows likewise; "prototypes" sets the cells
-                outside it to 0, before they are enlarged, so that a mask can reach a cell further; None cuts nothing.
-            activation: "sigmoid" is taken of the cells, before they are enlarged.
-            padding: Cells around the box that are kept, with `crop="prototypes"`.
-
-        Raises:
-            TypeError: An argument has the wrong type or dtype.
-            ValueError: Shapes or devices do not match, a number is out of range, or a choice is unknown; in checked
-                mode, a coefficient or a prototype is not finite.
-
-        Example:
-            >>> boxes, labels, scores = torch.tensor([[0.0, 0, 3, 2]]), torch.tensor([3]), torch.tensor([0.9])
-            >>> coefficients, prototypes = torch.ones(1, 1), torch.ones(1, 2, 4)
-            >>> found = InstanceMasks.from_prototypes(coefficients, prototypes, boxes, labels, scores, (4, 8))
-            >>> found.areas()
-            tensor([6])
-        """
-        maps = masks_from_prototypes(coefficients, prototypes, boxes, crop, activation, padding)
-        resize = Resize(
-            (0.0 if activation is None else 0.5) if threshold is None else threshold, content=content, via=via
-        )
-        size = height_and_width(image_size)
-        if crop == "prototypes":
-            resize.check((maps.shape[1], maps.shape[2]))
-            grid_crop(maps, boxes, resize, size, padding)
-        elif crop == "image":
-            resize = replace(resize, windows=pixel_windows(boxes, size))
-        return cls._of_maps(maps, labels, scores, size, boxes, resize)
-
-    @classmethod
-    def _of_maps(
-        cls, maps: Tensor, labels: Tensor, scores: Tensor, image_size: Size, boxes: Tensor | None, resize: Resize
-    ) -> "InstanceMasks":
-        """Make instances of maps; without boxes, those around the masks."""
-        given = maps.new_zeros(len(maps), 4, dtype=torch.float32) if boxes is None else boxes
-        found = cls(given, labels, scores, maps, image_size, resize=resize)
-        return replace(found, boxes=found._measures(None)[1].to(torch.float32)) if boxes is None else found
 
     def __len__(self) -> int:
         return len(self.boxes)
@@ -386,19 +177,8 @@ class InstanceMasks:
             ValueError: The threshold is out of range.
         """
         if self.resize is not None:
-            return self._crops_of_maps(threshold)
-        cut = self._cut(threshold)
-        windows = reach(self._placed(), self.masks.shape[-2:], self.image_size, cut).to(torch.int64)
-        shifted = self._placed().to(position_dtype(windows.device)) - windows[:, :2].repeat(1, 2)
-        result = []
-        for n, (left, top, right, bottom) in enumerate(windows.tolist()):
-            if left < right and top < bottom:
-                mask, box = self.masks[n : n + 1], shifted[n : n + 1]
-                crop = ops.paste_masks(masks=mask, boxes=box, height=bottom - top, width=right - left, threshold=cut)[0]
-            else:
-                crop = torch.zeros(0, 0, dtype=torch.bool, device=windows.device)
-            result.append(MaskCrop(crop, left, top))
-        return result
+            return crops_of_runs(*self._runs(threshold, compress=False), self.image_size)
+        return crops_in_boxes(self.masks, self._placed(), self.image_size, self._cut(threshold))
 
     def to_rle(self, *, threshold: float | None = None) -> list[dict[str, Any]]:
         """Encode all masks by COCO's compressed run lengths, without pasting them.
@@ -564,18 +344,3 @@ class InstanceMasks:
         """Return the areas of all masks (N,), and their extents (N, 4) xyxy."""
         height, width = self.image_size
         return ops.rle_measures(*self._runs(threshold, compress=False), height=height, width=width)
-
-    def _crops_of_maps(self, threshold: float | None) -> list[MaskCrop]:
-        """Return the pixels of the masks' extents."""
-        counts, offsets = self._runs(threshold, compress=False)
-        height, width = self.image_size
-        extents = ops.rle_measures(counts, offsets, height=height, width=width)[1].tolist()
-        ends, result = offsets.tolist(), []
-        for n, (left, top, right, bottom) in enumerate(extents):
-            own = counts[ends[n] : ends[n + 1]]
-            crop = ops.rle_to_masks(
-                own, offsets.new_tensor([0, len(own)]), height=height, width=width, x=left, y=top, rows=bottom - top,
-                columns=right - left, packed=False,
-            )  # fmt: skip
-            result.append(MaskCrop(crop[0], left, top))
-        return result

@@ -19,8 +19,9 @@ from detops.apps.bench.runner import default_device, described, machine, write_j
 from detops.apps.outputs import Outputs
 from detops.diagnostics.stage_timer import StageTimer
 from detops.integrations.torchvision import MaskRCNNPipeline
+from detops.masks.crops import MaskCrop
 from detops.masks.drawing import draw_masks
-from detops.masks.instance_masks import InstanceMasks, MaskCrop
+from detops.masks.instance_masks import InstanceMasks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

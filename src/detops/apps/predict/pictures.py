@@ -22,8 +22,8 @@ from detops.apps.errors import explain
 from detops.apps.outputs import Outputs
 from detops.apps.predict.results import Line, error_of
 from detops.arguments import flat
+from detops.masks.crops import MaskCrop
 from detops.masks.drawing import draw_masks
-from detops.masks.instance_masks import MaskCrop
 
 OPACITY = 0.5  # of masks
 FOLDER = "images"

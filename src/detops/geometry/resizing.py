@@ -6,9 +6,12 @@ A position counts cells from the centre of the first; ascending, from 0 on, floa
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from detops.geometry.positions import position_dtype
+
+ULPS = 2.0**-20  # 16 ulps of float32: more than rounding adds to a value
 
 
 def bilinear_positions(low: float, high: float, pixels: int, device: torch.device) -> Tensor:
@@ -50,6 +53,21 @@ def weights(positions: Tensor, cells: int) -> tuple[Tensor, Tensor, Tensor]:
     before = at.floor().clamp(0, cells - 1)
     after = (at - before).clamp(0, 1)
     return before.to(torch.int64), 1 - after, after
+
+
+def reached_columns(maps: Tensor, column: Tensor, threshold: float) -> Tensor:
+    """Find the columns of the image in which a pixel can be above a threshold: those beside a cell that is.
+
+    Args:
+        maps: (N, h, w) float32.
+        column: (W,) int64, the cell before each column of the image.
+        threshold: What a pixel must be above.
+
+    Returns:
+        (N, W) bool.
+    """
+    above = F.pad((maps > threshold - abs(threshold) * ULPS).any(1), (0, 1))  # (N, w + 1)
+    return above[:, column] | above[:, column + 1]
 
 
 def enlarge(maps: Tensor, y: Tensor, x: Tensor) -> Tensor:

@@ -12,13 +12,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.geometry.resizing import enlarge, weights
+from detops.geometry.resizing import enlarge, reached_columns, weights
 from detops.geometry.run_lengths import encode
 from detops.kernels._launch import kernel
+from detops.kernels._runs import find_runs, first_places, keep_counts, pixel_after, pixel_before, take_runs
 
-BLOCK = 256  # rows at once
 CHUNK_VALUES = 1 << 26  # values of a first resize at once
-ULPS = 2.0**-20  # 16 ulps of float32: more than rounding adds to a value
 
 
 @triton.jit
@@ -28,15 +27,17 @@ def between(first, second, weight):
 
 
 @triton.jit
-def is_above(cell, rows, along_y, along_x, y, stride, threshold, asked):
-    """Return whether the pixels `y` of the column whose upper cells begin at `cell` are above the threshold."""
+def is_above(maps, rows, along_y, columns, along_x, x, y, left, top, right, bottom, stride, threshold, asked):
+    """Return whether the pixels (x, y) of one image are above the threshold; false outside the window."""
+    asked = asked & (x >= left) & (x < right) & (y >= top) & (y < bottom)
     row = tl.load(rows + y, mask=asked, other=0)
-    weight = tl.load(along_y + y, mask=asked, other=0)
-    corner = cell + row * stride
+    fy = tl.load(along_y + y, mask=asked, other=0)
+    fx = tl.load(along_x + x, mask=asked, other=0)
+    corner = maps + tl.load(columns + x, mask=asked, other=0) + row * stride
     below = corner + stride
-    above = between(tl.load(corner, mask=asked, other=0), tl.load(corner + 1, mask=asked, other=0), along_x)
-    under = between(tl.load(below, mask=asked, other=0), tl.load(below + 1, mask=asked, other=0), along_x)
-    return asked & (between(above, under, weight) > threshold)
+    above = between(tl.load(corner, mask=asked, other=0), tl.load(corner + 1, mask=asked, other=0), fx)
+    under = between(tl.load(below, mask=asked, other=0), tl.load(below + 1, mask=asked, other=0), fx)
+    return asked & (between(above, under, fy) > threshold)
 
 
 @kernel(tensors=10, num_warps=2, enable_fp_fusion=False)
@@ -62,51 +63,31 @@ def map_runs_kernel(
     """Count, or write, the runs that begin and end in one column."""
     pid = tl.program_id(0).to(tl.int64)
     n, x = pid // W, pid % W
-    total = tl.num_programs(0).to(tl.int64)
-    left = tl.load(windows + 4 * n)
-    top = tl.load(windows + 4 * n + 1)
-    right = tl.load(windows + 4 * n + 2)
-    bottom = tl.load(windows + 4 * n + 3)
+    left = tl.maximum(tl.load(windows + 4 * n), 0)
+    top = tl.maximum(tl.load(windows + 4 * n + 1), 0)
+    right = tl.minimum(tl.load(windows + 4 * n + 2), W)
+    bottom = tl.minimum(tl.load(windows + 4 * n + 3), H)
     if (tl.load(reached + pid) > 0) & (x >= left) & (x < right):
         maps += n * cells
-        begun = tl.zeros((), tl.int64)
-        ended = tl.zeros((), tl.int64)
-        if WRITE:
-            begun = tl.load(counts + pid)
-            ended = tl.load(counts + total + pid)
+        begun, ended = first_places(counts, pid, WRITE)
         for line in range(0, H, BLOCK):
             y = line + tl.arange(0, BLOCK)
-            there = (y < H) & (y >= top) & (y < bottom)
-            own = x + tl.zeros((BLOCK,), tl.int64)
+            xs = x + tl.zeros((BLOCK,), tl.int64)
             inside = is_above(
-                maps + tl.load(columns + own), rows, along_y, tl.load(along_x + own), y, stride, threshold, there
+                maps, rows, along_y, columns, along_x, xs, y, left, top, right, bottom, stride, threshold, y < H
             )
-            # The pixel before the first row is the last of the column before; the one after the last, likewise.
-            xs = tl.where(y > 0, own, own - 1)
-            ys = tl.where(y > 0, y - 1, H - 1)
-            asked = inside & (xs >= left) & (ys >= top) & (ys < bottom) & (xs >= 0)
+            px, py = pixel_before(xs, y, H)
             before = is_above(
-                maps + tl.load(columns + xs, mask=asked, other=0), rows, along_y,
-                tl.load(along_x + xs, mask=asked, other=0), ys, stride, threshold, asked,
-            )  # fmt: skip
-            xs = tl.where(y < H - 1, own, own + 1)
-            ys = tl.where(y < H - 1, y + 1, 0)
-            asked = inside & (xs < right) & (ys >= top) & (ys < bottom) & (xs < W)
+                maps, rows, along_y, columns, along_x, px, py, left, top, right, bottom, stride, threshold, inside
+            )
+            px, py = pixel_after(xs, y, H)
             after = is_above(
-                maps + tl.load(columns + xs, mask=asked, other=0), rows, along_y,
-                tl.load(along_x + xs, mask=asked, other=0), ys, stride, threshold, asked,
-            )  # fmt: skip
-            begins = (inside & (before == 0)).to(tl.int64)
-            stops = (inside & (after == 0)).to(tl.int64)
-            if WRITE:
-                position = own * H + y
-                tl.store(starts + begun + tl.cumsum(begins, 0) - 1, position, mask=begins > 0)
-                tl.store(ends + ended + tl.cumsum(stops, 0) - 1, position + 1, mask=stops > 0)
-            begun += tl.sum(begins, 0)
-            ended += tl.sum(stops, 0)
-        if not WRITE:
-            tl.store(counts + pid, begun)
-            tl.store(counts + total + pid, ended)
+                maps, rows, along_y, columns, along_x, px, py, left, top, right, bottom, stride, threshold, inside
+            )
+            begins = inside & (before == 0)
+            stops = inside & (after == 0)
+            begun, ended = take_runs(starts, ends, begun, ended, begins, stops, xs * H + y, WRITE)
+        keep_counts(counts, pid, begun, ended, WRITE)
 
 
 def maps_to_rle(
@@ -134,8 +115,7 @@ def maps_to_rle(
         parts.append(_runs(some, y, x, windows[begin : begin + step], threshold))
     if not parts:
         return encode(*(windows.new_zeros(0, dtype=torch.int64) for _ in range(3)), height * width, compress)
-    starts, ends, runs = (torch.cat(part) for part in zip(*parts, strict=True))
-    return encode(starts, ends, runs, height * width, compress)
+    return encode(*(torch.cat(part) for part in zip(*parts, strict=True)), height * width, compress)
 
 
 def _runs(maps: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
@@ -143,15 +123,9 @@ def _runs(maps: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     number, height, width = len(maps), len(y), len(x)
     row, _, along_y = weights(y, maps.shape[1])
     column, _, along_x = weights(x, maps.shape[2])
-    above = F.pad((maps > threshold - abs(threshold) * ULPS).any(1), (0, 1))  # (n, w + 1)
-    reached = (above[:, column] | above[:, column + 1]).to(torch.uint8)
+    reached = reached_columns(maps, column, threshold).to(torch.uint8)
     padded = F.pad(maps, (0, 1, 0, 1), mode="replicate").contiguous()
     tables = (padded, row.to(torch.int32), along_y, column.to(torch.int32), along_x, reached, windows)
     cut = c_float(threshold).value
     numbers = (height, width, padded.shape[2], padded.shape[1] * padded.shape[2], cut)
-    counts = torch.zeros((2, number * width), dtype=torch.int64, device=maps.device)
-    map_runs_kernel((number * width,), (*tables, counts, counts, counts), numbers, (False, BLOCK))
-    before = counts.cumsum(1) - counts
-    starts, ends = counts.new_empty(2, int(counts[0].sum()))
-    map_runs_kernel((number * width,), (*tables, before, starts, ends), numbers, (True, BLOCK))
-    return starts, ends, counts[0].view(number, width).sum(1)
+    return find_runs(map_runs_kernel, tables, numbers, number, width)

@@ -16,9 +16,8 @@ from torch import Tensor
 from detops.geometry.mask_sampling import bordered, samples
 from detops.geometry.run_lengths import encode
 from detops.kernels._launch import kernel
+from detops.kernels._runs import find_runs, first_places, keep_counts, pixel_after, pixel_before, take_runs
 from detops.kernels.paste_masks import value_at
-
-BLOCK = 256  # rows at once
 
 
 @triton.jit
@@ -54,59 +53,34 @@ def runs_kernel(
     """Count, or write, the runs that begin and end in one column."""
     pid = tl.program_id(0).to(tl.int64)
     n, x = pid // W, pid % W
-    total = tl.num_programs(0).to(tl.int64)
     if (tl.load(columns + pid) > 0) | (tl.load(along_x + pid) > 0):
         masks += n * cells
         rows += n * H
         along_y += n * H
         columns += n * W
         along_x += n * W
-        begun = tl.zeros((), tl.int64)
-        ended = tl.zeros((), tl.int64)
-        if WRITE:
-            begun = tl.load(counts + pid)
-            ended = tl.load(counts + total + pid)
+        begun, ended = first_places(counts, pid, WRITE)
         for top in range(0, H, BLOCK):
             y = top + tl.arange(0, BLOCK)
             xs = x + tl.zeros((BLOCK,), tl.int64)
-            there = y < H
-            inside = is_inside(masks, rows, along_y, columns, along_x, xs, y, H, W, stride, threshold, there)
-            before = is_inside(
-                masks, rows, along_y, columns, along_x, tl.where(y > 0, xs, xs - 1), tl.where(y > 0, y - 1, H - 1),
-                H, W, stride, threshold, inside,
-            )  # fmt: skip
-            after = is_inside(
-                masks, rows, along_y, columns, along_x, tl.where(y < H - 1, xs, xs + 1),
-                tl.where(y < H - 1, y + 1, 0), H, W, stride, threshold, inside,
-            )  # fmt: skip
-            begins = (inside & (before == 0)).to(tl.int64)
-            stops = (inside & (after == 0)).to(tl.int64)
-            if WRITE:
-                position = xs * H + y
-                tl.store(starts + begun + tl.cumsum(begins, 0) - 1, position, mask=begins > 0)
-                tl.store(ends + ended + tl.cumsum(stops, 0) - 1, position + 1, mask=stops > 0)
-            begun += tl.sum(begins, 0)
-            ended += tl.sum(stops, 0)
-        if not WRITE:
-            tl.store(counts + pid, begun)
-            tl.store(counts + total + pid, ended)
+            inside = is_inside(masks, rows, along_y, columns, along_x, xs, y, H, W, stride, threshold, y < H)
+            px, py = pixel_before(xs, y, H)
+            before = is_inside(masks, rows, along_y, columns, along_x, px, py, H, W, stride, threshold, inside)
+            px, py = pixel_after(xs, y, H)
+            after = is_inside(masks, rows, along_y, columns, along_x, px, py, H, W, stride, threshold, inside)
+            begins = inside & (before == 0)
+            stops = inside & (after == 0)
+            begun, ended = take_runs(starts, ends, begun, ended, begins, stops, xs * H + y, WRITE)
+        keep_counts(counts, pid, begun, ended, WRITE)
 
 
 def masks_to_rle(
     masks: Tensor, boxes: Tensor, height: int, width: int, threshold: float, compress: bool
 ) -> tuple[Tensor, Tensor]:
     """Find all runs and encode them; arguments and meaning as in `detops.reference.masks_to_rle`."""
-    number = len(masks)
     mask = bordered(masks).contiguous()
     rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
     tables = (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x)
     cut = c_float(threshold).value  # rounded as the masks are
     numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
-    counts = torch.zeros((2, number * width), dtype=torch.int64, device=masks.device)
-    starts = ends = counts.new_zeros(0)
-    if number:
-        runs_kernel((number * width,), (*tables, counts, counts, counts), numbers, (False, BLOCK))
-        before = counts.cumsum(1) - counts
-        starts, ends = counts.new_empty(2, int(counts[0].sum()))
-        runs_kernel((number * width,), (*tables, before, starts, ends), numbers, (True, BLOCK))
-    return encode(starts, ends, counts[0].view(number, width).sum(1), height * width, compress)
+    return encode(*find_runs(runs_kernel, tables, numbers, len(masks), width), height * width, compress)

@@ -8,11 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.geometry.resizing import enlarge, weights
+from detops.geometry.resizing import enlarge, reached_columns, weights
 from detops.geometry.run_lengths import encode
-
-CHUNK_VALUES = 1 << 20  # pixels at once
-ULPS = 2.0**-20  # 16 ulps of float32: more than rounding adds to a value
+from detops.portable._runs import CHUNK_VALUES, find_runs, runs_per_mask
 
 
 def maps_to_rle(
@@ -40,38 +38,24 @@ def maps_to_rle(
         owner, starts, ends = _runs(grid, y, x, windows[begin : begin + step], threshold)
         parts.append((owner + begin, starts, ends))
     owner, starts, ends = (torch.cat(t) for t in zip(*parts, strict=True))
-    runs = torch.zeros(number, dtype=torch.int64, device=maps.device).scatter_add_(0, owner, torch.ones_like(owner))
-    return encode(starts, ends, runs, height * width, compress)
+    return encode(starts, ends, runs_per_mask(owner, number), height * width, compress)
 
 
 def _runs(grid: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float) -> tuple[Tensor, Tensor, Tensor]:
     """Find the runs of ones of some masks: the mask of each, its first position and the one after its last."""
     height, width, rows = len(y), len(x), grid.shape[1]
     before, near, far = weights(x, grid.shape[2])
-    column = F.pad(grid, (0, 1), mode="replicate").mT  # (n, w + 1, h)
-    above = (column > threshold - abs(threshold) * ULPS).any(2)
-    x1, y1, x2, y2 = windows.T[:, :, None]
-    pixels = torch.arange(width, device=x.device)
-    reached = (above[:, before] | above[:, before + 1]) & (pixels >= x1) & (pixels < x2)
-    # One more column, of zeros: there every last run ends, and from there the next mask goes on.
-    reached = F.pad(reached, (0, 1))
-    which, place = (reached | reached.roll(1, 1)).nonzero(as_tuple=True)  # (K,)
     row, weight, next_weight = weights(y, rows)
     after = (row + 1).clamp(max=rows - 1)
-    lines = torch.arange(height, device=x.device)
-    last = torch.zeros(1, dtype=torch.bool, device=x.device)  # pixel of the column before
-    parts = []
-    step = max(1, CHUNK_VALUES // max(height, rows))
-    for begin in range(0, len(which), step):
-        n, i = which[begin : begin + step], place[begin : begin + step]
-        j = i.clamp(max=width - 1)
-        wide = column[n, before[j]] * near[j, None] + column[n, before[j] + 1] * far[j, None]  # (k, h)
+    column = F.pad(grid, (0, 1), mode="replicate").mT  # (n, w + 1, h)
+    x1, y1, x2, y2 = windows.T[:, :, None]
+    pixels, lines = torch.arange(width, device=x.device), torch.arange(height, device=x.device)
+
+    def sample(n: Tensor, place: Tensor) -> Tensor:
+        i = place.clamp(max=width - 1)
+        wide = column[n, before[i]] * near[i, None] + column[n, before[i] + 1] * far[i, None]  # (k, h)
         inside = wide[:, row] * weight + wide[:, after] * next_weight > threshold  # (k, H)
-        inside &= reached[n, i][:, None] & (lines >= y1[n]) & (lines < y2[n])
-        former = torch.cat([last, inside.flatten()[:-1]]).view_as(inside)
-        k, line = (inside ^ former).nonzero(as_tuple=True)
-        parts.append((n[k], i[k] * height + line, inside[k, line]))
-        last = inside[-1, -1:]
-    none = which.new_zeros(0)
-    owner, at, begins = (torch.cat(t) for t in zip((none, none, none.to(torch.bool)), *parts, strict=True))
-    return owner[begins], at[begins], at[~begins]
+        return inside & (lines >= y1[n]) & (lines < y2[n])
+
+    reached = reached_columns(grid, before, threshold) & (pixels >= x1) & (pixels < x2)
+    return find_runs(reached, height, max(1, CHUNK_VALUES // max(height, rows)), sample)

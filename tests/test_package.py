@@ -152,7 +152,7 @@ PLACES = {  # where an op stands, and what the file there says of it
     "src/detops/portable/{name}.py": r"^def {op}\(",
     "src/detops/kernels/{name}.py": r"^def {op}\(",
     "csrc/{name}.cpp": r'm\.impl\("{op}"',
-    "tests/ops/test_{name}.py": r'^op = Op\("{op}"(, gpu=False)?\)$',
+    "tests/ops/test_{name}.py": r'^op = Op\("{op}"\)$',
     "src/detops/apps/bench/{name}.py": r"^def cases\(",
 }
 
@@ -161,12 +161,8 @@ PLACES = {  # where an op stands, and what the file there says of it
 @pytest.mark.parametrize("place", PLACES)
 def test_every_op_has_all_its_places(op: str, place: str) -> None:
     path = ROOT / place.format(name=op.rstrip("_"))
-    test = (ROOT / "tests/ops" / f"test_{op.rstrip('_')}.py").read_text()
-    if place.startswith("src/detops/kernels") and "gpu=False" in test:
-        assert not path.is_file()  # GPUs run the portable form
-    else:
-        assert path.is_file()
-        assert re.search(PLACES[place].format(op=op), path.read_text(), re.MULTILINE)
+    assert path.is_file()
+    assert re.search(PLACES[place].format(op=op), path.read_text(), re.MULTILINE)
 
 
 @pytest.mark.parametrize("op", OPS)

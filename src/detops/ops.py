@@ -27,12 +27,11 @@ R = TypeVar("R")
 _library = torch.library.Library("detops", "DEF")
 
 
-def op(*, mutates: tuple[str, ...] = (), gpu: bool = True) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def op(*, mutates: tuple[str, ...] = ()) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Register the op that a function declares, and put the op in the function's place.
 
     Args:
         mutates: Names of the arguments that the op writes into.
-        gpu: The op has a Triton kernel; where it has none, GPUs run the portable form.
     """
 
     def register(declaration: Callable[P, R]) -> Callable[P, R]:
@@ -40,8 +39,7 @@ def op(*, mutates: tuple[str, ...] = (), gpu: bool = True) -> Callable[[Callable
         schema = torch.library.infer_schema(declaration, mutates_args=mutates)
         _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
         _library.impl(name, _lazily("portable", name), "CompositeExplicitAutograd")
-        if gpu:
-            _library.impl(name, _on_gpu(name), "CUDA")
+        _library.impl(name, _on_gpu(name), "CUDA")
         torch.library.register_fake(f"detops::{name}", declaration, lib=_library)
         # The overload looks up keywords one by one (3 us for 13 of them); in a Python function they cost nothing.
         overload = getattr(torch.ops.detops, name).default
@@ -314,14 +312,14 @@ def resize_normalize_pad(
     return images[0].new_empty((len(images), 3, height, width), dtype=dtype)
 
 
-@op(gpu=False)
+@op()
 def rle_measures(counts: Tensor, offsets: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
     """Count the pixels of masks, and find the boxes around them, from run lengths."""
     number = offsets.shape[0] - 1
     return counts.new_empty(number, dtype=torch.int64), counts.new_empty((number, 4), dtype=torch.int64)
 
 
-@op(gpu=False)
+@op()
 def rle_overlaps(
     counts: Tensor, offsets: Tensor, other_counts: Tensor, other_offsets: Tensor, height: int, width: int
 ) -> Tensor:
@@ -329,7 +327,7 @@ def rle_overlaps(
     return counts.new_empty((offsets.shape[0] - 1, other_offsets.shape[0] - 1), dtype=torch.int64)
 
 
-@op(gpu=False)
+@op()
 def rle_to_masks(
     counts: Tensor,
     offsets: Tensor,

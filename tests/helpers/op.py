@@ -77,18 +77,17 @@ class Op(Form):
     """An op of `torch.ops.detops`, called through PyTorch's dispatcher, with all its other forms.
 
     `forms` are what the tests run over: the portable one, the op itself (C++ on the CPU), and the Triton kernel by the
-    interpreter if there is no GPU to run it. `reference` is the definition that they are compared with. With
-    `gpu=False` the op has no Triton kernel.
+    interpreter if there is no GPU to run it. `reference` is the definition that they are compared with.
     """
 
-    def __init__(self, op: str, gpu: bool = True) -> None:
+    def __init__(self, op: str) -> None:
         self.overload = getattr(torch.ops.detops, op).default
         super().__init__("C++", self.overload)
         self.op = op
         self.reference = Form("reference", _load("reference", op))
         self.portable = Form("portable", _load("portable", op))
         self.kernels: list[Form] = [self]  # the forms that read memory by themselves
-        if gpu and HAS_TRITON and not torch.cuda.is_available():  # imported when it is called, as detops does
+        if HAS_TRITON and not torch.cuda.is_available():  # imported when it is called, as detops does
             self.kernels.append(Form("triton, interpreted", lambda *args: _load("kernels", op)(*args)))
         self.forms: list[Form] = [self.portable, *self.kernels]
 

@@ -5,11 +5,12 @@ from typing import Any
 import pytest
 import run_length_scenes
 import torch
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from op import Form, Op, assert_compiles_whole, assert_same_bits, changed_argument, for_each_device, moved
 from run_length_scenes import REFUSED, Scene, run_length_scene
 
-op = Op("rle_measures", gpu=False)
+op = Op("rle_measures")
 
 
 @op.for_each_form
@@ -45,3 +46,9 @@ def test_compiles_whole() -> None:
 @pytest.mark.parametrize("change", REFUSED, ids=changed_argument)
 def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses(run_length_scene(7), **change)
+
+
+KERNELS = [
+    Kernel("measure_kernel",
+           dict(counts="*i32", offsets="*i64", areas="*i64", extents="*i64", H="i32", W="i32"), dict(BLOCK=256), 2)
+]  # fmt: skip

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import run_length_scenes
 import torch
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op import (
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from detops.portable.rle_overlaps import intersections
 
-op = Op("rle_overlaps", gpu=False)
+op = Op("rle_overlaps")
 
 Pair = tuple[Tensor, Tensor, Tensor, Tensor, int, int]
 
@@ -101,3 +102,10 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
     ((name, value),) = change.items()
     if name in ("counts", "offsets"):
         op.refuses(pair(run_length_scene(7)), **{f"other_{name}": value})
+
+
+KERNELS = [
+    Kernel("overlap_kernel",
+           dict(ends="*i64", sums="*i64", offsets="*i64", extents="*i64", other_counts="*i32", other_ends="*i64",
+                other_offsets="*i64", other_extents="*i64", shared="*i64", M="i32", steps="i32"), dict(BLOCK=128), 2)
+]  # fmt: skip

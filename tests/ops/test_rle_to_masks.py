@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import run_length_scenes
 import torch
+from ahead_of_time import Kernel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op import Form, Op, assert_compiles_whole, assert_same_bits, changed_argument, for_each_device, moved
@@ -14,7 +15,7 @@ from run_length_scenes import REFUSED, Scene, run_length_scene
 
 from detops.portable import rle_to_masks as portable_module
 
-op = Op("rle_to_masks", gpu=False)
+op = Op("rle_to_masks")
 
 
 @op.for_each_form
@@ -75,3 +76,11 @@ def test_compiles_whole() -> None:
 )
 def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None:
     op.refuses((*run_length_scene(7), 2, 1, 6, 9, False), **change)
+
+
+KERNELS = [
+    Kernel("decode_kernel",
+           dict(ends="*i64", offsets="*i64", out="*u8", H="i32", x="i32", y="i32", rows="i32", columns="i32", wide="i32",
+                steps="i32"), dict(EACH=each, BLOCK=256), 4)
+    for each in (1, 8)
+]  # fmt: skip

@@ -167,7 +167,7 @@ def test_what_a_gpu_is_asked(monkeypatch):
     assert captured[-1] == "reset"
     assert captured.count("replay") >= 3
     assert timing.median > 0
-    assert meter.peak(sets[0]) == 250
+    assert runner.peak_extra(sets[0], meter.cuda) == 250
     assert _gpu_worker.device_slug(meter.facts()["name"]) == "nvidia-x100-80gb"
 
 

@@ -9,6 +9,7 @@ import json
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -65,39 +66,39 @@ def work(names: Sequence[str], out: Path, meter: Meter, deadline: float, quick: 
     """
     slug = device_slug(meter.facts()["name"])
     if not list(out.glob("floors_*.json")):
-        _note(out, suite="floors", state="begun")
+        note(out, suite="floors", state="begun")
         floors = {**runner.described("floors", meter.device), "gpu": meter.facts(), "floors": _floors(meter)}
         runner.write_json(out / f"floors_cuda_{slug}.json", floors)
-        _note(out, suite="floors", state="done")
+        note(out, suite="floors", state="done")
     for i, name in enumerate(names):
         left = deadline - time.time()
         if left < 5:
-            _note(out, suite=name, state="no time")
+            note(out, suite=name, state="no time")
             continue
         budget = min(left, 2 * left / (len(names) - i))
-        _note(out, suite=name, state="begun", budget=budget)
-        try:
+        with _noted(out, name, budget):
             for record in measured(name, meter, time.time() + budget, quick, accv):
                 runner.write_json(out / f"{name}_cuda_{slug}.json", record)
-        except DeviceBrokenError:
-            raise
-        except Exception as error:
-            traceback.print_exc()
-            _note(out, suite=name, state="failed", why=_reason(error))
-            continue
-        _note(out, suite=name, state="done")
     for name in names:
         path = out / f"{name}_cuda_{slug}.json"
         if deadline - time.time() > COMPILE_LIMIT + SIDE_LIMIT and path.exists():
-            _note(out, suite=f"{name}, compiled", state="begun", budget=COMPILE_LIMIT + SIDE_LIMIT)
-            try:
+            with _noted(out, f"{name}, compiled", COMPILE_LIMIT + SIDE_LIMIT):
                 runner.write_json(path, with_compiled(name, json.loads(path.read_text()), meter))
-            except DeviceBrokenError:
-                raise
-            except Exception as error:
-                _note(out, suite=f"{name}, compiled", state="failed", why=_reason(error))
-                continue
-            _note(out, suite=f"{name}, compiled", state="done")
+
+
+@contextmanager
+def _noted(out: Path, name: str, budget: float) -> Iterator[None]:
+    """Note that a suite is begun, and then that it is done or has failed; only a broken device ends more than it."""
+    note(out, suite=name, state="begun", budget=budget)
+    try:
+        yield
+    except DeviceBrokenError:
+        raise
+    except Exception as error:
+        traceback.print_exc()
+        note(out, suite=name, state="failed", why=_reason(error))
+    else:
+        note(out, suite=name, state="done")
 
 
 def device_slug(name: str) -> str:
@@ -214,7 +215,7 @@ def _measure_side(
         result["graph"][name] = asdict(meter.graph(fns))
 
     def peak() -> None:
-        result["peak_extra_bytes"][name] = meter.peak(fns[0])
+        result["peak_extra_bytes"][name] = runner.peak_extra(fns[0], meter.cuda)
 
     if name in LOOPS:
         if attempt("time", once) and result["timings"][name]["median"] < LONG:
@@ -235,14 +236,8 @@ def _ratios(result: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for prefix, kind in (("", "timings"), ("graph: ", "graph")):
         times = {name: timing["median"] for name, timing in result[kind].items()}
-        ours = times.get("ours")
-        if not ours:
-            continue
-        found |= {
-            f"{prefix}{name} / ours": time / ours for name, time in times.items() if name not in ("ours", "floor")
-        }
-        if times.get("floor"):
-            found[f"{prefix}ours / floor"] = ours / times["floor"]
+        if times.get("ours"):
+            found |= {prefix + name: ratio for name, ratio in runner.ratios(times).items()}
     return found
 
 
@@ -297,7 +292,8 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else ''}"[:300]
 
 
-def _note(out: Path, **what: Any) -> None:
+def note(out: Path, **what: Any) -> None:
+    """Add a line of progress."""
     with (out / "progress.jsonl").open("a") as file:
         file.write(json.dumps({"time": round(time.time(), 1), **what}) + "\n")
 

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch._C._autograd import DeviceType
 
-from detops.apps.bench._timing import Timing
+from detops.apps.bench._timing import Timing, time_calls
 from detops.diagnostics.launches import count_launches
 from detops.diagnostics.syncs import count_syncs
 
@@ -79,17 +79,10 @@ class Meter:
         host: list[float] = []
         end = time.perf_counter() + self.seconds
         while len(samples) < 3 or (len(samples) < SAMPLES and time.perf_counter() < end):
-            taken, started = self._sample([fn for _ in range(rounds) for fn in fns])
+            taken, started = time_calls([fn for _ in range(rounds) for fn in fns], self.cuda)
             samples.append(taken)
             host.append(started)
         return Timing.of(samples), 1e6 * min(host)
-
-    def _sample(self, calls: Sequence[Call]) -> tuple[float, float]:
-        start = time.perf_counter()
-        for fn in calls:
-            fn()
-        taken = (time.perf_counter() - start) / len(calls)
-        return taken, taken
 
     def graph(self, fns: Sequence[Call]) -> Timing:
         """Milliseconds per call of a CUDA graph of `CALLS` calls: the kernels without the host."""
@@ -98,11 +91,6 @@ class Meter:
     def profile(self, fn: Call) -> Profile:
         """Count and time the kernels of one call."""
         return Profile([Kernel("all", count_launches(fn), 0.0)], count_syncs(fn))
-
-    def peak(self, fn: Call) -> int:
-        """Bytes that a call holds at most beyond its arguments."""
-        fn()
-        return 0
 
     def compiled(self, fn: Call) -> Call:
         """Return the same compiled by torch.compile; a rehearsal does not compile."""
@@ -123,18 +111,6 @@ class GpuMeter(Meter):
     def synchronize(self) -> None:
         """Wait until all is done."""
         torch.cuda.synchronize()
-
-    def _sample(self, calls: Sequence[Call]) -> tuple[float, float]:
-        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-        torch.cuda.synchronize()
-        start = time.perf_counter()
-        begin.record()
-        for fn in calls:
-            fn()
-        end.record()
-        started = time.perf_counter() - start
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / len(calls), started / len(calls)
 
     def graph(self, fns: Sequence[Call]) -> Timing:
         """Milliseconds per call of a CUDA graph of `CALLS` calls: the kernels without the host."""
@@ -162,16 +138,6 @@ class GpuMeter(Meter):
                 fn()
             torch.cuda.synchronize()
         return read_profile(profiler.profiler.kineto_results.events())  # type: ignore[union-attr]
-
-    def peak(self, fn: Call) -> int:
-        """Bytes that a call holds at most beyond its arguments."""
-        fn()
-        torch.cuda.synchronize()
-        before = torch.cuda.memory_allocated()
-        torch.cuda.reset_peak_memory_stats()
-        fn()
-        torch.cuda.synchronize()
-        return torch.cuda.max_memory_allocated() - before
 
     def compiled(self, fn: Call) -> Call:
         """Return the same compiled by torch.compile, of which nothing is kept from earlier."""

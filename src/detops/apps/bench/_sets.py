@@ -17,12 +17,12 @@ Indices = list[tuple[Tensor, Tensor]]  # of each image: queries, boxes
 class Scene:
     """Outputs of all layers, and boxes of 1 to `boxes` per image."""
 
-    def __init__(self, layers: int, batch: int, queries: int, boxes: int, device: str, classes: int = CLASSES) -> None:
+    def __init__(self, layers: int, batch: int, queries: int, boxes: int, device: str) -> None:
         g = torch.Generator().manual_seed(0)
-        self.logits = (torch.randn(layers, batch, queries, classes, generator=g) * 1.5 - 3).to(device)
+        self.logits = (torch.randn(layers, batch, queries, CLASSES, generator=g) * 1.5 - 3).to(device)
         self.pred = _boxes(g, layers, batch, queries).to(device)
         self.boxes = _boxes(g, batch, boxes).to(device)
-        self.labels = torch.randint(0, classes, (batch, boxes), generator=g).to(device)
+        self.labels = torch.randint(0, CLASSES, (batch, boxes), generator=g).to(device)
         sizes = torch.randint(max(1, boxes // 2), boxes + 1, (batch,), generator=g).tolist()
         self.sizes = torch.tensor(sizes, device=device)
         self.targets = [

@@ -33,14 +33,14 @@ class Scene:
         preds: Box logits of each level, (B, 4 * 17, H, W).
     """
 
-    def __init__(self, batch: int, classes: int, counts: int | list[int], device: str, image: int = IMAGE) -> None:
+    def __init__(self, batch: int, classes: int, counts: int | list[int], device: str) -> None:
         g = torch.Generator().manual_seed(batch)
         numbers = [counts] * batch if isinstance(counts, int) else counts
-        shapes = [(image // s, image // s) for s in STRIDES]
+        shapes = [(IMAGE // s, IMAGE // s) for s in STRIDES]
         self.points = grid_points(shapes, STRIDES, device)
         most = max(numbers)
-        wh = 8 + image / 3 * torch.rand(batch, most, 2, generator=g) ** 3
-        low = torch.rand(batch, most, 2, generator=g) * (image - wh)
+        wh = 8 + IMAGE / 3 * torch.rand(batch, most, 2, generator=g) ** 3
+        low = torch.rand(batch, most, 2, generator=g) * (IMAGE - wh)
         boxes, labels = torch.cat([low, low + wh], -1), torch.randint(classes, (batch, most), generator=g)
         sizes = None if isinstance(counts, int) else torch.tensor(numbers, device=device)
         self.truth = GroundTruth(boxes.to(device), labels.to(device), sizes)

@@ -13,7 +13,7 @@ import os
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -42,20 +42,30 @@ class Timing:
         return f"{text} ±{50 * (self.high - self.low) / self.median:.0f}%"
 
 
-def seconds_per_call(fn: Callable[[], object], repeats: int, cuda: bool) -> float:
-    """Time some calls together; CUDA events include the host's time if the host is slower."""
+def time_calls(calls: Sequence[Callable[[], object]], cuda: bool) -> tuple[float, float]:
+    """Time calls together; CUDA events include the host's time if the host is slower.
+
+    Returns:
+        Seconds per call, and the part of them after which the host is free again.
+    """
     if cuda:
         begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        torch.cuda.synchronize()
         begin.record()
-        for _ in range(repeats):
-            fn()
-        end.record()
-        end.synchronize()
-        return float(begin.elapsed_time(end)) / 1e3 / repeats
     start = time.perf_counter()
-    for _ in range(repeats):
+    for fn in calls:
         fn()
-    return (time.perf_counter() - start) / repeats
+    host = (time.perf_counter() - start) / len(calls)
+    if not cuda:
+        return host, host
+    end.record()
+    end.synchronize()
+    return float(begin.elapsed_time(end)) / 1e3 / len(calls), host
+
+
+def seconds_per_call(fn: Callable[[], object], repeats: int, cuda: bool) -> float:
+    """Time some calls of one function together."""
+    return time_calls([fn] * repeats, cuda)[0]
 
 
 def repeats_for(fn: Callable[[], object], seconds: float, cuda: bool) -> int:

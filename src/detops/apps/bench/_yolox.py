@@ -40,15 +40,15 @@ class Scene:
     cells: Tensor
 
 
-def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int = CLASSES, side: int = SIDE) -> Scene:
+def scene(least: int, most: int, device: str) -> Scene:
     """Make seeded boxes, mostly small as in COCO, and predictions near some of them, as in training."""
     g = torch.Generator().manual_seed(most)
-    shapes = [(side // s, side // s) for s in STRIDES]
+    shapes = [(SIDE // s, SIDE // s) for s in STRIDES]
     cells = grid_points(shapes, STRIDES)
-    sizes = torch.randint(least, most + 1, (batch,), generator=g)
-    wh = 8 + 0.5 * side * torch.rand(batch, most, 2, generator=g) ** 2
-    boxes = torch.cat([wh / 2 + (side - wh) * torch.rand(batch, most, 2, generator=g), wh], -1)
-    labels = torch.randint(classes, (batch, most), generator=g)
+    sizes = torch.randint(least, most + 1, (BATCH,), generator=g)
+    wh = 8 + 0.5 * SIDE * torch.rand(BATCH, most, 2, generator=g) ** 2
+    boxes = torch.cat([wh / 2 + (SIDE - wh) * torch.rand(BATCH, most, 2, generator=g), wh], -1)
+    labels = torch.randint(CLASSES, (BATCH, most), generator=g)
     # Each cell predicts the box whose centre is nearest, with some error, if that is not far.
     away = (cells[None, :, None, :2] - boxes[:, None, :, :2]).square().sum(-1)  # (B, A, N)
     away = away.masked_fill(torch.arange(most) >= sizes[:, None, None], torch.inf)
@@ -57,11 +57,11 @@ def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int =
     grid = cells[:, :2] / cells[:, 2:] - 0.5
     predicted = torch.cat([near[..., :2] / cells[:, 2:] - grid, (near[..., 2:] / cells[:, 2:]).log()], -1)
     fits = (nearest.values < (3 * cells[:, 2]) ** 2)[..., None]
-    noise = torch.randn(batch, len(cells), 4, generator=g)
+    noise = torch.randn(BATCH, len(cells), 4, generator=g)
     raw = torch.cat(
         [
             torch.where(fits, predicted + 0.3 * noise, noise),
-            torch.randn(batch, len(cells), 1 + classes, generator=g) - 4,
+            torch.randn(BATCH, len(cells), 1 + CLASSES, generator=g) - 4,
         ],
         -1,
     )
@@ -70,7 +70,7 @@ def scene(least: int, most: int, device: str, batch: int = BATCH, classes: int =
         for part, shape in zip(raw.split([h * w for h, w in shapes], 1), shapes, strict=True)
     ]
     exists = torch.arange(most) < sizes[:, None]
-    image = torch.arange(batch)[:, None].expand(-1, most)
+    image = torch.arange(BATCH)[:, None].expand(-1, most)
     targets = torch.cat([image[exists][:, None], labels[exists][:, None], boxes[exists]], 1)
     targets, boxes, labels, sizes = (t.to(device) for t in (targets, boxes, labels, sizes))
     truth = GroundTruth(to_xyxy(boxes), labels, sizes)

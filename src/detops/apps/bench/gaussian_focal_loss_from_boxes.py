@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 from detops import ops
-from detops.apps.bench._centernet import BATCHES, CLASSES, GRID, IMAGE, backward, maps_of, plain_loss, truth_of
+from detops.apps.bench import _centernet
+from detops.apps.bench._centernet import backward, maps_of, plain_loss, truth_of
 from detops.apps.bench.runner import Case
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.ragged import RaggedBatch
@@ -18,11 +19,11 @@ TESTS = ("tests/ops/test_gaussian_focal_loss_from_boxes.py",)
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield two sizes of batches; with `kernel`, ours is the op alone."""
-    for batch in BATCHES[: 1 if quick else None]:
+    for batch in _centernet.BATCHES[: 1 if quick else None]:
         truth = truth_of(batch, device)
         logits = maps_of(batch, device)[0]
-        targets = centernet_targets(truth, GRID, IMAGE, CLASSES)
-        cells = centernet_cells(truth, GRID, IMAGE, CLASSES)
+        targets = centernet_targets(truth, _centernet.GRID, _centernet.IMAGE, _centernet.CLASSES)
+        cells = centernet_cells(truth, _centernet.GRID, _centernet.IMAGE, _centernet.CLASSES)
         center, radius, label = (RaggedBatch(t, sample_sizes=truth.sample_sizes) for t in cells[:3])
         count = targets.num_objects
         public = partial(gaussian_focal_loss_from_boxes, logits, center, radius, label, avg_factor=count)
@@ -46,5 +47,5 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
                 with_gradient=True,
             )
         plain = backward(partial(plain_loss, logits, targets.heatmap), logits)
-        name = f"focal loss from boxes {batch}x{CLASSES}x{GRID[0]}x{GRID[1]}"
+        name = f"focal loss from boxes {batch}x{_centernet.CLASSES}x{_centernet.GRID[0]}x{_centernet.GRID[1]}"
         yield Case(name, ours, data.clone, {"plain PyTorch": plain}, "copy of logits")

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from detops.apps.bench._gfl import CLASSES, COUNTS, STRIDES, Scene, plain_loss
+from detops.apps.bench import _gfl
+from detops.apps.bench._gfl import STRIDES, Scene, plain_loss
 from detops.apps.bench.runner import Case
 from detops.criteria.gfl import GFLLoss
 from detops.criteria.ld import LDLoss
@@ -16,8 +17,8 @@ TESTS = ("tests/library/test_gfl_loss.py", "tests/library/test_teacher.py")
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image, without and with a teacher."""
-    gfl, ld = GFLLoss(CLASSES, strides=STRIDES), LDLoss(CLASSES, strides=STRIDES, normalize_ld=True)
-    for count in COUNTS[: 1 if quick else None]:
+    gfl, ld = GFLLoss(_gfl.CLASSES, strides=STRIDES), LDLoss(_gfl.CLASSES, strides=STRIDES, normalize_ld=True)
+    for count in _gfl.COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
         maps = (scene.scores, scene.preds)
         leaves = [level.requires_grad_() for levels in maps for level in levels]

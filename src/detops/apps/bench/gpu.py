@@ -157,7 +157,7 @@ def _measure(names: list[str], chosen: argparse.Namespace, deadline: float, arch
         state = progress(out)
         hanging = [name for name, found in state.items() if found == "begun"]
         for name in hanging:
-            _gpu_worker._note(out, suite=name, state="failed", why="the process hung or ended")
+            _gpu_worker.note(out, suite=name, state="failed", why="the process hung or ended")
         left = [name for name in left if name not in state]
         if not left or time.time() > deadline - 5:
             return

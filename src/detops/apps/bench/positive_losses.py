@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from detops import ops
-from detops.apps.bench._gfl import COUNTS, Scene
+from detops.apps.bench import _gfl
+from detops.apps.bench._gfl import Scene
 from detops.apps.bench.runner import Case
 from detops.losses._class_loss import CLASS_KINDS
 from detops.losses._dense import BOX_KINDS
@@ -18,7 +19,7 @@ TESTS = ("tests/ops/test_positive_losses.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image: GFL's and LD's losses, and those of the task-aligned YOLOs."""
-    for count in COUNTS[: 1 if quick else None]:
+    for count in _gfl.COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
         gradients = [torch.zeros_like(level) for level in scene.scores]
         index, target, *_ = scene.match()

@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from detops import ops
-from detops.apps.bench._gfl import COUNTS, STRIDES, Scene
+from detops.apps.bench import _gfl
+from detops.apps.bench._gfl import STRIDES, Scene
 from detops.apps.bench.runner import Case
 from detops.losses._dense import BOX_KINDS
 from detops.portable.positive_losses_backward import positive_losses_backward as portable
@@ -17,7 +18,7 @@ TESTS = ("tests/ops/test_positive_losses_backward.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image, without and with a teacher; the floor fills the same memory with zeros."""
-    for count in COUNTS[: 1 if quick else None]:
+    for count in _gfl.COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
         index = scene.match().index
         weight, factors = (index >= 0).to(torch.float32), torch.ones(4, len(STRIDES), device=device)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from detops import ops
 from detops.apps import require
-from detops.apps.bench.maps_to_rle import COUNT, maps_of_objects
+from detops.apps.bench import maps_to_rle
+from detops.apps.bench.maps_to_rle import maps_of_objects
 from detops.apps.bench.runner import Case
 from detops.geometry.resizing import bilinear_positions
 from detops.masks.results import strings
@@ -48,7 +49,7 @@ def case(image_size: tuple[int, int], device: str) -> Case:
             [coco.area(mask) for mask in masks], coco.toBbox(masks),
         )  # fmt: skip
     return Case(
-        f"{COUNT} masks, {image_size[0]}x{image_size[1]}",
+        f"{maps_to_rle.COUNT} masks, {image_size[0]}x{image_size[1]}",
         lambda: ops.rle_measures(counts, offsets, *image_size),
         counts.clone, baselines, "copy of counts",
     )  # fmt: skip

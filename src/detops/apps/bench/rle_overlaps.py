@@ -8,7 +8,7 @@ from importlib.util import find_spec
 
 from detops import ops
 from detops.apps import require
-from detops.apps.bench.maps_to_rle import COUNT
+from detops.apps.bench import maps_to_rle
 from detops.apps.bench.rle_measures import coco_masks, run_lengths
 from detops.apps.bench.runner import Case
 from detops.portable.rle_overlaps import rle_overlaps as portable
@@ -28,7 +28,7 @@ def case(image_size: tuple[int, int], device: str) -> Case:
         )
         baselines["pycocotools"] = lambda: coco.iou(masks, masks, [False] * len(masks))
     return Case(
-        f"{COUNT} x {COUNT} masks, {image_size[0]}x{image_size[1]}",
+        f"{maps_to_rle.COUNT} x {maps_to_rle.COUNT} masks, {image_size[0]}x{image_size[1]}",
         lambda: ops.rle_overlaps(*runs, *runs, *image_size),
         runs[0].clone, baselines, "copy of counts",
     )  # fmt: skip

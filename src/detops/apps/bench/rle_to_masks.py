@@ -10,7 +10,7 @@ import torch
 
 from detops import ops
 from detops.apps import require
-from detops.apps.bench.maps_to_rle import COUNT
+from detops.apps.bench import maps_to_rle
 from detops.apps.bench.rle_measures import coco_masks, run_lengths
 from detops.apps.bench.runner import Case
 from detops.portable.rle_to_masks import rle_to_masks as portable
@@ -30,9 +30,9 @@ def case(image_size: tuple[int, int], device: str) -> Case:
         )
         baselines["pycocotools"] = lambda: coco.decode(masks)
     return Case(
-        f"{COUNT} masks, {image_size[0]}x{image_size[1]}",
+        f"{maps_to_rle.COUNT} masks, {image_size[0]}x{image_size[1]}",
         lambda: ops.rle_to_masks(*arguments),
-        lambda: torch.zeros(COUNT, *image_size, dtype=torch.bool, device=device),
+        lambda: torch.zeros(maps_to_rle.COUNT, *image_size, dtype=torch.bool, device=device),
         baselines, "zero fill",
     )  # fmt: skip
 

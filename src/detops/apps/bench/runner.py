@@ -145,15 +145,20 @@ def run_case(case: Case, seconds: float, cuda: bool) -> Result:
     """Measure one case: first the times, then launches, synchronisations and memory of a call of each side."""
     sides = {"ours": case.ours, **case.baselines}
     timings = measure({"floor": case.floor, **sides}, seconds, cuda)
-    ratios = {f"{name} / ours": timings[name].median / timings["ours"].median for name in case.baselines}
-    ratios["ours / floor"] = timings["ours"].median / timings["floor"].median
     launches = count_kernels if cuda else count_launches
     return Result(
-        case.name, case.floor_name, timings, ratios,
+        case.name, case.floor_name, timings, ratios({name: timing.median for name, timing in timings.items()}),
         {name: count_syncs(fn) for name, fn in sides.items()},
         {name: launches(fn) for name, fn in sides.items()},
         {name: peak_extra(fn, cuda) for name, fn in sides.items()},
     )  # fmt: skip
+
+
+def ratios(times: Mapping[str, float]) -> dict[str, float]:
+    """Return how many times slower than ours each baseline is, and ours than the floor, where that was measured."""
+    ours = times["ours"]
+    found = {f"{name} / ours": time / ours for name, time in times.items() if name not in ("ours", "floor")}
+    return found | ({"ours / floor": ours / times["floor"]} if times.get("floor") else {})
 
 
 HEADER = f"{'':32}{'milliseconds':>16}{'':>16}{'syncs':>8}{'launches':>10}{'MiB':>9}"

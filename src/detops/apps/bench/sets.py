@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from detops.apps.bench._sets import CLASSES, HAS_SCIPY, Scene, loop_loss, transformers_loss
+from detops.apps.bench import _sets
+from detops.apps.bench._sets import HAS_SCIPY, Scene, loop_loss, transformers_loss
 from detops.apps.bench.runner import Case
 from detops.criteria.sets import SetLoss
 
@@ -18,7 +19,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield the usual size, and two crowded images."""
     for layers, batch, queries, boxes in SIZES[: 1 if quick else None]:
         scene = Scene(layers, batch, queries, boxes, device)
-        criterion = SetLoss(CLASSES)
+        criterion = SetLoss(_sets.CLASSES)
         leaves = [scene.logits.requires_grad_(), scene.pred.requires_grad_()]
         ours = partial(_gradient, partial(_summed, criterion, scene), leaves)
         baselines: dict[str, Callable[[], object]] = {"forward alone": partial(_summed, criterion, scene)}
@@ -27,7 +28,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         theirs = transformers_loss()
         if theirs is not None:
             baselines["Transformers"] = partial(_gradient, partial(theirs, scene), leaves)
-        name = f"{layers} x {batch} x {queries} x {CLASSES}, {boxes} boxes"
+        name = f"{layers} x {batch} x {queries} x {_sets.CLASSES}, {boxes} boxes"
         yield Case(name, ours, partial(_copy, scene), baselines, "copy of logits")
 
 

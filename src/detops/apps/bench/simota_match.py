@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from detops import ops
-from detops.apps.bench._yolox import COUNTS, LOOP_LIMIT, Scene, loop_match, match_arguments, scene
+from detops.apps.bench import _yolox
+from detops.apps.bench._yolox import LOOP_LIMIT, Scene, loop_match, match_arguments, scene
 from detops.apps.bench.runner import Case
 from detops.assign.simota import simota_assign
 from detops.geometry.boxes import to_xyxy
@@ -18,7 +19,7 @@ INSTANCES = 4  # sets of inputs on a GPU, together larger than its cache
 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield the exact rule with few and many boxes per image; with `kernel`, ours is the op alone."""
-    for name, least, most in COUNTS[: 1 if quick else None]:
+    for name, least, most in _yolox.COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
         arguments = match_arguments(data)
         ours: Callable[[], object] = partial(ops.simota_match, **arguments)

@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from detops.apps.bench._task_aligned import CONFIGS, RULE, Scene, loop_assign, plain_assign
+from detops.apps.bench import _task_aligned
+from detops.apps.bench._task_aligned import RULE, Scene, loop_assign, plain_assign
 from detops.apps.bench.runner import Case
 from detops.assign.tal import match_aligned
 
@@ -14,7 +15,7 @@ TESTS = ("tests/ops/test_tal_match.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield PP-YOLOE's rule with few and many boxes per image."""
-    for batch, classes, count in CONFIGS[: 1 if quick else 3]:
+    for batch, classes, count in _task_aligned.CONFIGS[: 1 if quick else 3]:
         scene = Scene(batch, classes, count, device)
         logits, boxes = scene.logits(), scene.boxes()
         ours = partial(match_aligned, logits, boxes, scene.points, scene.truth, RULE)

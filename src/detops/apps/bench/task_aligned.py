@@ -6,7 +6,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from detops.apps.bench._task_aligned import CONFIGS, Scene, loop_assign, plain_assign, plain_loss
+from detops.apps.bench import _task_aligned
+from detops.apps.bench._task_aligned import Scene, loop_assign, plain_assign, plain_loss
 from detops.apps.bench.runner import Case
 
 TESTS = ("tests/library/test_task_aligned_loss.py",)
@@ -15,14 +16,14 @@ LOOP_LIMIT = 100  # boxes per image
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image, a head that predicts each box once beside the first, and aerial images."""
-    for batch, classes, count in CONFIGS[: 1 if quick else None]:
+    for batch, classes, count in _task_aligned.CONFIGS[: 1 if quick else None]:
         scene = Scene(batch, classes, count, device)
         baselines = {"batched PyTorch": partial(_gradient, partial(plain_loss, scene, plain_assign), _leaves(scene))}
         if count <= LOOP_LIMIT:
             baselines["loop"] = partial(_gradient, partial(plain_loss, scene, loop_assign), _leaves(scene))
         name = f"{batch} images, {classes} classes, {count} boxes"
         yield _case(name, scene, baselines)
-        if count == CONFIGS[0][2] and not quick:
+        if count == _task_aligned.CONFIGS[0][2] and not quick:
             yield _case(f"{name}, both heads", scene, {}, both=True)
     if not quick:
         # 75,000 boxes, most in a few of 128 images, as in aerial photographs.
@@ -34,7 +35,7 @@ def _case(name: str, scene: Scene, baselines: Mapping[str, Callable[[], object]]
     maps, leaves = (scene.scores, scene.preds), _leaves(scene)
     criterion = partial(scene.criterion(), *maps, scene.truth)
     if both:
-        other = Scene(*CONFIGS[0], str(scene.points.device))
+        other = Scene(*_task_aligned.CONFIGS[0], str(scene.points.device))
         criterion, leaves = partial(criterion, one_to_one=(other.scores, other.preds)), leaves + _leaves(other)
     return Case(
         name, partial(_gradient, partial(_summed, criterion), leaves), partial(_copy, scene.scores), baselines,

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from detops import ops
-from detops.apps.bench._yolox import (
-    CLASSES,
-    COUNTS,
-    LOOP_LIMIT,
-    STRIDES,
-    Scene,
-    loop_loss,
-    loss_arguments,
-    match_arguments,
-    scene,
-)
+from detops.apps.bench import _yolox
+from detops.apps.bench._yolox import LOOP_LIMIT, STRIDES, Scene, loop_loss, loss_arguments, match_arguments, scene
 from detops.apps.bench.runner import Case
 from detops.criteria.yolox import YOLOXLoss
 from detops.portable.simota_match import simota_match as portable_match
@@ -43,10 +34,10 @@ def by_ops(data: Scene, own: bool, match: Callable[..., tuple[Tensor, Tensor]], 
 def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield both rules with few and many boxes; `kernel` measures the two ops, without the module and autograd."""
     criteria = {
-        "exact": YOLOXLoss(CLASSES, STRIDES),
-        "fast": YOLOXLoss(CLASSES, STRIDES, candidates="own", dynamic_ks_bias=1.1),
+        "exact": YOLOXLoss(_yolox.CLASSES, STRIDES),
+        "fast": YOLOXLoss(_yolox.CLASSES, STRIDES, candidates="own", dynamic_ks_bias=1.1),
     }
-    for name, least, most in COUNTS[: 1 if quick else None]:
+    for name, least, most in _yolox.COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
         leaves = [output.requires_grad_() for output in data.outputs]
         floor = partial(_copy, leaves, [torch.empty_like(leaf) for leaf in leaves])

@@ -6,7 +6,8 @@ from functools import partial
 from torch import Tensor
 
 from detops import ops
-from detops.apps.bench._yolox import COUNTS, loss_arguments, match_arguments, scene
+from detops.apps.bench import _yolox
+from detops.apps.bench._yolox import loss_arguments, match_arguments, scene
 from detops.apps.bench.runner import Case
 from detops.portable.yolox_loss import yolox_loss as portable
 
@@ -16,7 +17,7 @@ INSTANCES = 4  # sets of inputs on a GPU, together larger than its cache
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image."""
-    for name, least, most in COUNTS[: 1 if quick else None]:
+    for name, least, most in _yolox.COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
         index, iou = ops.simota_match(**match_arguments(data))
         arguments = loss_arguments(data, index, iou)

@@ -74,7 +74,7 @@ def imports(path: Path) -> Iterator[str]:
 
 USUAL = {"torch", "detops", *sys.stdlib_module_names}
 MORE = {"kernels": {"triton"}, "integrations": {"torchvision"}}
-BELOW_THE_APPS = sorted({path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {"apps", "cli.py"})
+BELOW_THE_APPS = sorted({path.name for path in PACKAGE.iterdir() if path.suffix in ("", ".py")} - {"apps", "cli"})
 
 
 @pytest.mark.parametrize("room", [room for room in BELOW_THE_APPS if room != "__pycache__"])

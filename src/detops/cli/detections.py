@@ -1,0 +1,92 @@
+"""The commands that detect objects and score what was detected: `predict` and `evaluate`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from detops.apps import choose_device
+from detops.cli.shared import console, refuse, require_finite
+
+
+def evaluate(
+    ctx: typer.Context,
+    run: Annotated[
+        Path | None, typer.Argument(help="Folder of a run, or one of its checkpoints. Give this or --results.")
+    ] = None,
+    results: Annotated[Path | None, typer.Option(help="COCO results file to evaluate instead of a run.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO annotations. By default those that the run was evaluated on.")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(help="Folder of the images of --annotations; not with --results.")
+    ] = None,
+    kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox, or with --results segm.")] = "bbox",
+    strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
+    json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device of a run. By default a GPU if there is one.")] = None,
+) -> None:
+    """Show COCO's twelve scores and the AP of each class."""
+    from detops.apps import evaluate as job
+
+    refuse(
+        ctx, ["images", "device"] * (results is not None), "has no effect with --results, which are detections already"
+    )
+    refuse(ctx, ["images"] * (annotations is None), "is the folder of --annotations, which are not given")
+    if run is not None and kind == "segm":
+        raise ValueError("--kind segm: a run has no masks; masks are evaluated from a results file, by --results")
+    if device is not None:
+        choose_device(device)
+    job.run(run, results, annotations, images, kind, strict, json_path, device, console)
+
+
+def predict(
+    ctx: typer.Context,
+    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of images.")],
+    run: Annotated[
+        Path | None,
+        typer.Option(help="Folder of a trained run, or one of its checkpoints. Give this or --mask-rcnn."),
+    ] = None,
+    mask_rcnn: Annotated[
+        str | None,
+        typer.Option(
+            help="Weights of torchvision's maskrcnn_resnet50_fpn, or module:function that returns a MaskRCNN."
+        ),
+    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/predict"),
+    score: Annotated[
+        float, typer.Option(help="Lowest score to draw, if there are pictures. The results hold all.")
+    ] = 0.3,
+    pictures: Annotated[int, typer.Option(help="Draw the first N images; -1 draws all.", min=-1, metavar="N")] = 200,
+    annotations: Annotated[
+        Path | None, typer.Option(help="COCO annotations that give the images their ids in the results.")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
+    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 8,
+    half: Annotated[bool, typer.Option("--half", help="Compute in half precision.")] = False,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that read images; with --ray, copies of the network.", min=0)
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
+    ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
+) -> None:
+    """Detect objects in images: a JSON line per image, pictures and a COCO results file."""
+    from detops.apps.predict import predict as job
+
+    require_finite(ctx)
+    refuse(ctx, ["score"] * (pictures == 0), "decides what is drawn, and with --pictures 0 nothing is")
+    options = job.Options(
+        mask_rcnn=mask_rcnn,
+        half=half,
+        score=score,
+        pictures=pictures,
+        annotations=annotations,
+        device=device,
+        batch_size=batch_size,
+        workers=workers,
+        resume=resume,
+        ray=ray,
+    )
+    failed = job.run(run, images, out, options, console)
+    if failed:
+        raise typer.Exit(1)

@@ -9,6 +9,7 @@ The backbone is a small ResNet, or one of timm (`--backbone timm:NAME`). Any mod
 replace the whole: `--model module:function`, where the function is called with `num_classes` and `width`.
 """
 
+import copy
 import math
 from collections.abc import Sequence
 
@@ -119,25 +120,44 @@ class DenseHead(nn.Module):
         return [[m(of_class).float() for m in first], [m(of_box).float() for m in last]]
 
 
-class CompactYoloX(nn.Module):
-    """A YOLOX to be trained from random weights, of 2.1 million parameters at width 32.
+class CompactDense(nn.Module):
+    """A `DenseHead` at each of the strides 8, 16 and 32.
 
     Args:
-        num_classes: Number of classes C.
-        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
-        blocks: Residual blocks at strides 4, 8, 16 and 32.
-        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
+        width: Channels at stride 4, as in `CompactNet`.
+        blocks: Residual blocks per stage.
+        backbone: Backbone in place of the compact one.
+        of_class: Maps of the class towers, as in `DenseHead`.
+        of_box: Maps of the box towers.
+    """
+
+    def __init__(
+        self, width: int, blocks: tuple[int, int, int, int], backbone: TimmBackbone | None,
+        of_class: Sequence[tuple[int, float]], of_box: Sequence[tuple[int, float]],
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.backbone = backbone or CompactBackbone(width, blocks)
+        channels = self.backbone.channels[1:]
+        self.pyramid = Pyramid(channels, 2 * width)
+        self.heads = nn.ModuleList([DenseHead(2 * width, of_class, of_box) for _ in channels])
+
+    def levels(self, images: Tensor) -> list[Tensor]:
+        """Return the features (B, 2 * width, H / s, W / s) that the heads see."""
+        levels: list[Tensor] = self.pyramid(self.backbone(images)[1:])
+        return levels
+
+
+class CompactYoloX(CompactDense):
+    """A YOLOX to be trained from random weights, of 2.1 million parameters at width 32.
+
+    Its arguments are those of `CompactNet`.
     """
 
     def __init__(
         self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
         backbone: TimmBackbone | None = None,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.backbone = backbone or CompactBackbone(width, blocks)
-        self.pyramid = Pyramid(self.backbone.channels[1:], 2 * width)
-        maps = [(num_classes, RARE)], [(4, 0.5), (1, RARE)]
-        self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
+        super().__init__(width, blocks, backbone, [(num_classes, RARE)], [(4, 0.5), (1, RARE)])
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Predict the maps of a batch.
@@ -149,32 +169,23 @@ class CompactYoloX(nn.Module):
             A raw map (B, 1, H / s, W / s, 5 + C) per stride s of 8, 16 and 32: x, y, w, h, objectness, class logits.
         """
         raw = []
-        for head, level in zip(self.heads, self.pyramid(self.backbone(images)[1:]), strict=True):
+        for head, level in zip(self.heads, self.levels(images), strict=True):
             (classes,), (boxes, objectness) = head(level)
             raw.append(torch.cat([boxes, objectness, classes], 1).permute(0, 2, 3, 1).contiguous().unsqueeze(1))
         return raw
 
 
-class CompactGFL(nn.Module):
+class CompactGFL(CompactDense):
     """A GFL to be trained from random weights, of 2.1 million parameters at width 32.
 
-    Args:
-        num_classes: Number of classes C.
-        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
-        blocks: Residual blocks at strides 4, 8, 16 and 32.
-        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
-        reg_max: Distances are distributions over 0 .. reg_max, in strides.
+    Its arguments are those of `CompactNet`, and `reg_max`: distances are distributions over 0 .. reg_max, in strides.
     """
 
     def __init__(
         self, num_classes: int, width: int = 32, blocks: tuple[int, int, int, int] = (1, 2, 2, 1),
         backbone: TimmBackbone | None = None, reg_max: int = 16,
     ) -> None:  # fmt: skip
-        super().__init__()
-        self.backbone = backbone or CompactBackbone(width, blocks)
-        self.pyramid = Pyramid(self.backbone.channels[1:], 2 * width)
-        maps = [(num_classes, RARE)], [(4 * (reg_max + 1), 0.5)]
-        self.heads = nn.ModuleList([DenseHead(2 * width, *maps) for _ in self.backbone.channels[1:]])
+        super().__init__(width, blocks, backbone, [(num_classes, RARE)], [(4 * (reg_max + 1), 0.5)])
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Predict the maps of a batch.
@@ -186,21 +197,13 @@ class CompactGFL(nn.Module):
             For the strides s of 8, 16 and 32: class logits (B, C, H / s, W / s), and logits of the distributions of
             the distances, (B, 4 * (reg_max + 1), H / s, W / s).
         """
-        levels = self.pyramid(self.backbone(images)[1:])
-        found = [head(level) for head, level in zip(self.heads, levels, strict=True)]
-        return [classes[0] for classes, _ in found], [boxes[0] for _, boxes in found]
+        return _maps(self.heads, self.levels(images))
 
 
 class CompactTaskAligned(nn.Module):
     """Two heads on one backbone: the second, to be decoded without suppression, sees detached features.
 
-    2.5 million parameters at width 32.
-
-    Args:
-        num_classes: Number of classes C.
-        width: Channels at stride 4; deeper stages have 2, 4 and 8 times as many.
-        blocks: Residual blocks at strides 4, 8, 16 and 32.
-        backbone: Backbone in place of the compact one; pyramid and heads still have 2 * width channels.
+    2.5 million parameters at width 32. Its arguments are those of `CompactNet`.
     """
 
     def __init__(
@@ -209,17 +212,18 @@ class CompactTaskAligned(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.many = CompactGFL(num_classes, width, blocks, backbone)
-        once = CompactGFL(num_classes, width, blocks).heads
-        once.load_state_dict(self.many.heads.state_dict())
-        self.once = once
+        self.once = copy.deepcopy(self.many.heads)
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Predict the maps of a batch; of each head those of `CompactGFL.forward`."""
-        levels = self.many.pyramid(self.many.backbone(images)[1:])
-        many = [head(level) for head, level in zip(self.many.heads, levels, strict=True)]
-        once = [head(level.detach()) for head, level in zip(self.once, levels, strict=True)]
-        first, second = [classes[0] for classes, _ in many], [boxes[0] for _, boxes in many]
-        return first, second, [classes[0] for classes, _ in once], [boxes[0] for _, boxes in once]
+        levels = self.many.levels(images)
+        return *_maps(self.many.heads, levels), *_maps(self.once, [level.detach() for level in levels])
+
+
+def _maps(heads: nn.ModuleList, levels: list[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """Return the one map of the class tower and the one of the box tower, of each level."""
+    found = [head(level) for head, level in zip(heads, levels, strict=True)]
+    return [classes for (classes,), _ in found], [boxes for _, (boxes,) in found]
 
 
 def _head(channels: int, out: int, bias: float) -> nn.Sequential:

@@ -91,7 +91,7 @@ def run(
 
 def _counts(annotations: Annotations) -> list[tuple[str, str]]:
     """Say how much of everything there is."""
-    widths = sorted((image.width, image.height) for image in annotations.images)
+    widths = sorted(image.size for image in annotations.images)
     rows = [
         ("images", f"{len(annotations.images):,}"),
         ("annotations in the file", f"{annotations.total:,}"),

@@ -14,7 +14,6 @@ import torch
 
 from detops.arguments import flat
 
-INSTALLED = (os.path.dirname(torch.__file__),)
 HINTS = {
     errno.ENOSPC: "the disk is full; free some space, then go on with --resume where there is one",
     errno.EDQUOT: "the quota of the disk is used up; free some space, then go on with --resume where there is one",
@@ -32,7 +31,7 @@ MEMORY = "out of memory; use a smaller --batch-size, --size, --width or --memory
 # Folders of detops, of Python and of what is installed: other code is the user's.
 OURS = tuple(
     os.path.realpath(path) + os.sep
-    for path in {str(Path(__file__).parents[1]), *sysconfig.get_paths().values(), *map(os.path.dirname, INSTALLED)}
+    for path in {str(Path(__file__).parents[1]), *sysconfig.get_paths().values(), str(Path(torch.__file__).parents[1])}
 )
 DAMAGE = (EOFError, zlib.error, zipfile.BadZipFile, pickle.UnpicklingError)
 # What PyTorch raises as a RuntimeError, or worse, although it is nobody's fault but the machine's or the arguments'.

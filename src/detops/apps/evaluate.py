@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from detops.apps import note, require, runs, warn
+from detops.apps import choose_device, note, require, runs, warn
 from detops.apps.data import coco
 from detops.apps.data.coco import Annotations
 from detops.apps.data.dataset import CocoImages, open_annotations
@@ -60,7 +60,8 @@ def score(path: Path, results: Any, kind: str = "bbox", image_ids: Sequence[int 
     annotations = coco.read(path, masks=kind == "segm")
     rows = None
     if image_ids is not None:
-        rows = [row for row, image in enumerate(annotations.images) if image.id in set(image_ids)]
+        wanted = set(image_ids)
+        rows = [row for row, image in enumerate(annotations.images) if image.id in wanted]
     return compare(annotations, judge_results(results, annotations, kind), kind, rows)
 
 
@@ -202,13 +203,16 @@ def run(
     console = console or Console()
     if kind not in ("bbox", "segm"):
         raise ValueError(f"kind: expected bbox or segm, got {kind}")
-    if results is not None and not (images is None and device is None):
-        raise ValueError("--images and --device belong to a run, not to --results")
+    useless = [name for name, value in (("--images", images), ("--device", device)) if value is not None]
+    if results is not None and useless:
+        raise ValueError(f"{', '.join(useless)}: has no effect with --results, which are detections already")
+    if images is not None and annotations is None:
+        raise ValueError("--images: is the folder of --annotations, which are not given")
     if (run_folder is None) == (results is None):
         raise ValueError("expected either a run or --results, got " + ("neither" if results is None else "both"))
     if run_folder is not None:
         if kind == "segm":
-            raise ValueError(f"kind: {run_folder} finds boxes and no masks; segm needs --results")
+            raise ValueError("--kind segm: a run has no masks; masks are evaluated from a results file, by --results")
         json_path = json_path or runs.places(run_folder)[0] / "evaluation.json"
         claim_numbers(json_path, KEYS)
         scores = _score_run(run_folder, annotations, images, strict, device, console)
@@ -228,9 +232,7 @@ def _score_file(results: Path, annotations: Path | None, kind: str, strict: bool
     if annotations is None:
         raise ValueError("annotations: --results needs the --annotations that they belong to")
     truth = coco.read(annotations, masks=kind == "segm")
-    truth.problems.tell(console, annotations)
-    truth.require(annotations)
-    truth.problems.require_none(annotations, strict)
+    truth.accept(annotations, console, strict)
     judged = judge_results(load(results, "a list of detections"), truth, kind, results)
     if not len(judged.score):
         warn(console, f"{results}: there is no detection in it")
@@ -249,8 +251,7 @@ def _score_run(
     run: Path, annotations: Path | None, images: Path | None, strict: bool, device: str | None, console: Console
 ) -> dict[str, Any]:
     """Detect on the run's validation data, or on the data that is given, and score the detections."""
-    where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    network, kind, config = runs.load(run, where)
+    network, kind, config = runs.load(run, choose_device(device))
     if annotations is not None and images is None:
         images = images_of(annotations)
     path, folder = annotations or Path(config["val_annotations"]), images or Path(config["val_images"])

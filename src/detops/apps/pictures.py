@@ -61,8 +61,8 @@ def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
     """
     module = _pil("Image")
     if path is not None and path.exists():
-        image = decode(path, (record.width, record.height))
-        return image, "found" if image.size == (record.width, record.height) else "resized"
+        image = decode(path, record.size)
+        return image, "found" if image.size == record.size else "resized"
     blank = module.new("RGB", (max(1, record.width), max(1, record.height)), (52, 56, 64))
     return blank, "blank" if path is None else "missing"
 

@@ -238,7 +238,7 @@ def detect_all(
         part = rows[begin : begin + batch_size]
         records = [dataset.annotations.images[row] for row in part]
         images = dataset.__getitems__(part).images.to(device)
-        sides = [(record.width, record.height) for record in records]
+        sides = [record.size for record in records]
         detections = Detections(*(t.cpu() for t in forward(network, kind, images, autocast)))
         found += in_images(detections, [dataset.scale(row) for row in part], sides)
     broken = [dataset.annotations.images[row].file_name for row, one in zip(rows, found, strict=True) if one.broken]
@@ -312,7 +312,7 @@ def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any
     return [
         {
             "path": folder / record.file_name,
-            "size": (record.width, record.height),
+            "size": record.size,
             "found": found[row].above(score),
             "boxes": annotations.of_image(row)[0],
             "labels": annotations.of_image(row)[1],

@@ -200,9 +200,7 @@ def run(
     whole = read(path, images)
     if images is not None:
         whole = find_images(whole, images, None if strict else HEADS, keep_all=True)
-    whole.problems.tell(console, path)
-    whole.require(path)
-    whole.problems.require_none(path, strict)
+    whole.accept(path, console, strict)
     annotations = _drawable(whole.select(image_ids, limit), stride, console)
     drawn = gaussians(annotations, stride, min_overlap)
     cells = torch.cat([annotations.image_index[:, None], drawn.centers], 1)

@@ -5,12 +5,10 @@ from typing import Annotated
 
 import typer
 
-from detops.apps import choose_device
 from detops.cli.shared import console, refuse, require_finite
 
 
 def evaluate(
-    ctx: typer.Context,
     run: Annotated[
         Path | None, typer.Argument(help="Folder of a run, or one of its checkpoints. Give this or --results.")
     ] = None,
@@ -29,14 +27,6 @@ def evaluate(
     """Show COCO's twelve scores and the AP of each class."""
     from detops.apps import evaluate as job
 
-    refuse(
-        ctx, ["images", "device"] * (results is not None), "has no effect with --results, which are detections already"
-    )
-    refuse(ctx, ["images"] * (annotations is None), "is the folder of --annotations, which are not given")
-    if run is not None and kind == "segm":
-        raise ValueError("--kind segm: a run has no masks; masks are evaluated from a results file, by --results")
-    if device is not None:
-        choose_device(device)
     job.run(run, results, annotations, images, kind, strict, json_path, device, console)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from rich.console import Console
 from torch import Tensor
 
 from detops.apps import require
@@ -134,6 +135,22 @@ class Annotations:
         masks = self.masks and [self.masks[row] for row in np.flatnonzero(image >= 0).tolist()]
         records = list(images) if images else [self.images[row] for row in rows]
         return replace(self, images=records, table=table, masks=masks)
+
+    def accept(self, path: Path, console: Console, strict: bool, objects: bool = True) -> None:
+        """Tell what is wrong, and refuse a set that cannot be used.
+
+        Args:
+            path: Its file, for the messages.
+            console: Where the lines are printed.
+            strict: Refuse a set of which anything is left out or doubtful.
+            objects: Refuse one without objects.
+
+        Raises:
+            ValueError: It is refused.
+        """
+        self.problems.tell(console, path)
+        self.require(path, objects)
+        self.problems.require_none(path, strict)
 
     def require(self, path: Path, objects: bool = True) -> None:
         """Refuse a set that cannot be used.

@@ -13,9 +13,7 @@ from detops.apps.data.records import ImageRecord
 HEADS = 5000  # files whose heads are read where not all need be: about a second
 
 
-def find_images(
-    annotations: Annotations, folder: Path, heads: int | None, keep_all: bool = False
-) -> Annotations:  # fmt: skip
+def find_images(annotations: Annotations, folder: Path, heads: int | None, keep_all: bool = False) -> Annotations:
     """Leave out images that are not there or cannot be opened, and note others that differ from their records.
 
     Args:
@@ -52,7 +50,7 @@ def find_images(
     )
     good = {row: fact for row, fact in read.items() if isinstance(fact, Facts)}
     sample = "" if step == 1 else f" of {len(good):,} that were opened"
-    resized = [row for row, fact in good.items() if fact.size != _size(annotations.images[row])]
+    resized = [row for row, fact in good.items() if fact.size != annotations.images[row].size]
 
     def sizes(row: int) -> str:
         (width, height), image = good[row].size, annotations.images[row]
@@ -78,19 +76,13 @@ def find_images(
     return annotations.at(kept, images)
 
 
-def _size(image: ImageRecord) -> tuple[int, int]:
-    return image.width, image.height
-
-
-def _read_heads(
-    images: list[ImageRecord], rows: list[int], names: list[str], folder: Path
-) -> dict[int, Facts | str]:  # fmt: skip
+def _read_heads(images: list[ImageRecord], rows: list[int], names: list[str], folder: Path) -> dict[int, Facts | str]:
     """Return the facts about some images, or why a file is no image, by position."""
 
     def read(pair: tuple[int, str]) -> Facts | str:
         row, name = pair
         try:
-            return facts(folder / name, _size(images[row]))
+            return facts(folder / name, images[row].size)
         except ValueError as error:
             return str(error)
 

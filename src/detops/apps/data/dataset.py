@@ -45,9 +45,7 @@ class Batch(NamedTuple):
         return Batch(images, self.targets.to(device, non_blocking=True), self.rows)
 
 
-def open_annotations(
-    path: Path, images: Path, strict: bool, console: Console, objects: bool = True, all_heads: bool = False
-) -> Annotations:
+def open_annotations(path: Path, images: Path, strict: bool, console: Console, objects: bool = True) -> Annotations:
     """Read annotations and compare them with their images; tell what is wrong, one line per kind of problem.
 
     Args:
@@ -56,17 +54,14 @@ def open_annotations(
         strict: Raise if anything would be left out, or is doubtful.
         console: Where the lines are printed.
         objects: Raise if no object is left.
-        all_heads: Compare all images with their records, not only `HEADS` of them.
 
     Raises:
         ValueError: No image or no object is left; or, with `strict`, there is a problem.
     """
-    annotations = find_images(read(path, images), images, None if strict or all_heads else HEADS)
-    annotations.problems.tell(console, path)
+    annotations = find_images(read(path, images), images, None if strict else HEADS)
+    annotations.accept(path, console, strict, objects)
     if annotations.rle_masks:
         note(console, f"{path}: {annotations.rle_masks} run-length encoded masks: only their boxes are used")
-    annotations.require(path, objects)
-    annotations.problems.require_none(path, strict)
     return annotations
 
 
@@ -110,14 +105,13 @@ class CocoImages(Dataset[Batch]):
     def scale(self, row: int) -> tuple[float, float]:
         """Return input pixels per image pixel, along x and y."""
         record = self.annotations.images[row]
-        width, height = fitted((record.width, record.height), self.size)
+        width, height = fitted(record.size, self.size)
         return width / record.width, height / record.height
 
     def _decode(self, row: int) -> Tensor:
         record = self.annotations.images[row]
         try:
-            recorded = (record.width, record.height)
-            image, size = load_image(self.folder / record.file_name, self.size, recorded)
+            image, size = load_image(self.folder / record.file_name, self.size, record.size)
         except ValueError as error:
             if self.strict:
                 raise
@@ -125,11 +119,11 @@ class CocoImages(Dataset[Batch]):
                 self.broken.add(row)
                 warn(self._console, f"blank instead of {error}")
             return torch.tensor(MEAN).to(torch.uint8)[:, None, None].expand(3, *self.shape)
-        if size != recorded and len(self) > HEADS and not self._told:  # of fewer images, all were compared before
+        if size != record.size and len(self) > HEADS and not self._told:  # of fewer images, all were compared before
             self._told = True
             warn(
                 self._console,
-                f"{record.file_name} has another size than recorded: {size}, not {recorded}; and maybe more",
+                f"{record.file_name} has another size than recorded: {size}, not {record.size}; and maybe more",
             )
         return image
 

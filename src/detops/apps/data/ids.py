@@ -1,4 +1,4 @@
-"""Ids of a COCO file: integers or text, told apart by type as JSON does."""
+"""Numbers and ids of a COCO file: ids are integers or text, told apart by type as JSON does."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from detops.apps.data.problems import quoted
 
 Id = int | str
+NUMBERS = frozenset((int, float))  # types of JSON's numbers; True and False are none
 
 
 def whole(value: object) -> int | None:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from detops.apps import require
+from detops.apps.data.ids import NUMBERS
+from detops.apps.data.problems import shown
 
 Rle = dict[str, Any]  # {"size": [height, width], "counts": bytes}
 
-NUMBERS = frozenset((int, float))
 FAR = 10  # polygons may reach this many times the image's longer side beyond it
 
 
@@ -33,7 +34,7 @@ def judge_mask(segmentation: Any, height: int, width: int) -> Rle:
         kind = "nothing" if segmentation is None else type(segmentation).__name__
         raise ValueError(f"expected polygons or run lengths, got {kind}")
     if segmentation.get("size") != [height, width]:
-        raise ValueError(f"expected a mask of size {[height, width]}, got {_short(segmentation.get('size'))}")
+        raise ValueError(f"expected a mask of size {[height, width]}, got {shown(segmentation.get('size'), 40)}")
     counts = segmentation.get("counts")
     if isinstance(counts, list):
         total = _total(counts)
@@ -53,11 +54,6 @@ def areas(masks: Sequence[Rle]) -> list[float]:
     """Count the pixels of masks; few at a time, as pycocotools 2.0.11 fails on more than 255 under NumPy 2."""
     tools = require("pycocotools.mask", "pycocotools", "evaluate")
     return [float(area) for begin in range(0, len(masks), 200) for area in tools.area(list(masks[begin : begin + 200]))]
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else text[:39] + "…"
 
 
 def _polygons(parts: list[Any], height: int, width: int) -> list[list[float]]:

@@ -71,9 +71,9 @@ class Problems:
     def __iter__(self) -> Iterator[tuple[str, Problem]]:
         return iter(sorted(self._by_key.items(), key=lambda item: -item[1].level))
 
-    def counts(self, least: Level = Level.NOTE, most: Level = Level.REFUSED) -> dict[str, int]:
-        """Return the counts of the kinds whose level lies in a range."""
-        return {key: problem.count for key, problem in self if least <= problem.level <= most}
+    def counts(self, least: Level = Level.NOTE) -> dict[str, int]:
+        """Return the counts of the kinds of at least a level."""
+        return {key: problem.count for key, problem in self if problem.level >= least}
 
     @property
     def worst(self) -> Level:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from detops.apps.data.ids import Id, as_id, whole
-from detops.apps.data.images import facts
+from detops.apps.data.images import Size, facts
 from detops.apps.data.layouts import Locator
 from detops.apps.data.problems import Level, Problems, quoted, shown
 
@@ -23,6 +23,11 @@ class ImageRecord:
     file_name: str
     height: int
     width: int
+
+    @property
+    def size(self) -> Size:
+        """Return width and height."""
+        return self.width, self.height
 
 
 class Categories(NamedTuple):
@@ -126,7 +131,7 @@ def file_name(record: dict[str, Any], default: Id) -> str:
     return str(default) if name is None else name if isinstance(name, str) else shown(name)
 
 
-def _size(record: dict[str, Any]) -> tuple[int, int] | None:
+def _size(record: dict[str, Any]) -> Size | None:
     """Return width and height, if both are numbers of pixels."""
     width, height = whole(record.get("width")), whole(record.get("height"))
     if width is None or height is None or not (1 <= width <= MAX_SIDE and 1 <= height <= MAX_SIDE):
@@ -134,7 +139,7 @@ def _size(record: dict[str, Any]) -> tuple[int, int] | None:
     return width, height
 
 
-def _measured(folder: Path, locator: Locator, name: str) -> tuple[int, int] | None:
+def _measured(folder: Path, locator: Locator, name: str) -> Size | None:
     """Return width and height of an image file, if it is there and can be read."""
     found = locator.find(name)
     try:

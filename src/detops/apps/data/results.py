@@ -4,10 +4,10 @@ from typing import Any, NamedTuple
 
 from detops.apps import require
 from detops.apps.data.coco import Annotations
-from detops.apps.data.ids import Id, as_id, id_text
+from detops.apps.data.ids import NUMBERS, Id, as_id, id_text
 from detops.apps.data.masks import Rle, judge_mask
 from detops.apps.data.problems import quoted, shown
-from detops.apps.data.table import NUMBERS, Array
+from detops.apps.data.table import Array
 
 
 class Results(NamedTuple):

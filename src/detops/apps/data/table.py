@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from detops.apps import require
-from detops.apps.data.ids import Id, as_id, id_text
+from detops.apps.data.ids import NUMBERS, Id, as_id, id_text
 from detops.apps.data.problems import Level, Problems, quoted, shown
 from detops.apps.data.records import ImageRecord
 
 Array = Any  # a numpy array
 
-NUMBERS = frozenset((int, float))
 BBOX_REASONS = ("bbox", "malformed bbox", "not finite", "zero or negative size", "outside the image")
 ROUNDING = 0.1  # pixels that a box may reach beyond its image by the annotation's rounding
 
@@ -74,7 +73,7 @@ def judge_annotations(
     area = np.fromiter((_area(a.get("area")) for a in dicts), np.float64, count)
     crowd = np.fromiter((_crowd(a.get("iscrowd")) for a in dicts), np.int8, count)
 
-    sizes = np.array([(one.width, one.height) for one in images], np.float64).reshape(-1, 2)
+    sizes = np.array([one.size for one in images], np.float64).reshape(-1, 2)
     size = np.concatenate([sizes, np.full((2, 2), np.inf)])[image]  # of images that are not there: the last two
     with np.errstate(invalid="ignore", over="ignore"):
         low, high = xywh[:, :2], xywh[:, :2] + xywh[:, 2:]

@@ -73,7 +73,7 @@ class DetectorModule(lightning.LightningModule):
         self._losses: list[dict[str, Tensor]] = []
         self._unwritten: list[metrics.Row] = []  # lines for which there was no room
         self._stops, self._skipped, self._in_a_row = on_nonfinite == "stop", "", 0
-        self._before = [buffer.clone() for buffer in self._statistics()]
+        self._before: list[Tensor] = []  # of the last step, once the device is known
 
     def _statistics(self) -> list[Tensor]:
         """Return the buffers that a forward pass changes, such as the means of batch norm."""

@@ -54,8 +54,9 @@ def _lines(run: Path) -> Iterator[tuple[str, Row]]:
 
 def best_step(run: Path) -> int | None:
     """Return the step of the evaluation with the highest AP, the first of equal ones; None if there is none."""
-    scored = [(row["scores"].get("AP"), -row["step"]) for row in read(run) if "scores" in row]
-    return -max(pair for pair in scored if pair[0] is not None)[1] if any(ap is not None for ap, _ in scored) else None
+    rows = [row for row in read(run) if row.get("scores", {}).get("AP") is not None]
+    best = max(rows, key=lambda row: (row["scores"]["AP"], -row["step"]), default=None)
+    return None if best is None else int(best["step"])
 
 
 def stopped(run: Path) -> str:

@@ -22,7 +22,7 @@ from detops.apps.data.dataset import CocoImages, open_annotations
 from detops.apps.data.images import decode, endings, facts
 from detops.apps.data.layouts import find_split, images_of
 from detops.apps.predict.listing import Listing
-from detops.apps.predict.sources import resized, sources, unknown
+from detops.apps.predict.sources import Sources, resized, unknown
 
 np = pytest.importorskip("numpy")
 image_module = pytest.importorskip("PIL.Image")
@@ -164,7 +164,7 @@ def test_names_in_other_letters_are_found(tmp_path: Path) -> None:
 def test_predict_tells_where_images_have_another_size(tmp_path: Path) -> None:
     images = mutations.write_images(tmp_path / "images")
     records = [coco.ImageRecord(1, "0.png", 48, 64), coco.ImageRecord(2, "1.png", 64, 48)]
-    given = list(sources([str(images / "0.png"), str(images / "1.png"), str(images / "2.png")], records))
+    given = list(Sources([str(images / "0.png"), str(images / "1.png"), str(images / "2.png")], records))
     assert resized(given) == [f"{images / '1.png'} is 64 x 48, recorded as 48 x 64"]
 
 
@@ -341,12 +341,12 @@ def test_images_are_listed_once_and_other_files_are_told(tmp_path: Path) -> None
 
 def test_two_images_never_have_one_id() -> None:
     records = [coco.ImageRecord(5, "sub\\1.jpg", 48, 64), coco.ImageRecord("x", "2.jpg", 48, 64)]
-    assert [s.image_id for s in sources(["a/sub/1.jpg", "2.jpg", "3.jpg"], records)] == [5, "x", 8]
-    assert unknown(sources(["a/sub/1.jpg", "3.jpg"], records)) == (1, "3.jpg")
+    assert [s.image_id for s in Sources(["a/sub/1.jpg", "2.jpg", "3.jpg"], records)] == [5, "x", 8]
+    assert unknown(Sources(["a/sub/1.jpg", "3.jpg"], records)) == (1, "3.jpg")
     with pytest.raises(ValueError, match=r"a/2\.jpg and b/2\.jpg would both be image \"x\""):
-        list(sources(["a/2.jpg", "b/2.jpg"], records))
+        list(Sources(["a/2.jpg", "b/2.jpg"], records))
     twice = [coco.ImageRecord(1, "1.jpg", 48, 64), coco.ImageRecord(2, "1.jpg", 48, 64)]
-    assert unknown(sources(["1.jpg"], twice)) == (1, "1.jpg")
+    assert unknown(Sources(["1.jpg"], twice)) == (1, "1.jpg")
 
 
 def test_an_image_that_breaks_off_does_not_count_as_missed(tmp_path: Path) -> None:

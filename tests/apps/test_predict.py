@@ -18,7 +18,7 @@ from detops.apps.data import coco
 from detops.apps.predict import pictures, predict, stream
 from detops.apps.predict.listing import batched
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.sources import Source, sources
+from detops.apps.predict.sources import Source, Sources
 
 image_module = pytest.importorskip("PIL.Image")
 np = pytest.importorskip("numpy")
@@ -282,11 +282,11 @@ def test_ids_of_images_in_folders(tmp_path: Path) -> None:
     records = [{"id": 7 * n, "file_name": name, "width": 4, "height": 4} for n, name in enumerate(names, 1)]
     path.write_text(json.dumps({"images": records, "annotations": [], "categories": []}))
     paths = ["x/train/1.png", "x/val/1.png", "2.png", "x/1.png", "/3.png", "x/val/3.png", "train/9.png"]
-    known = list(sources(paths, coco.read(path).images))
+    known = list(Sources(paths, coco.read(path).images))
     # x/1.png may be either, and train/9.png is none: they are numbered behind the highest.
     assert [source.image_id for source in known] == [7, 14, 21, 35 + 4, 28, 35, 35 + 7]
     assert [source.path for source in known] == paths
-    assert [source.image_id for source in sources(paths)] == list(range(1, 8))
+    assert [source.image_id for source in Sources(paths)] == list(range(1, 8))
 
 
 @pytest.mark.parametrize(("pictures", "expected"), [(0, []), (2, ["00", "01"]), (5, ["00", "01", "02", "04"]), (-1, 9)])

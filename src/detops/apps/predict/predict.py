@@ -28,7 +28,7 @@ from detops.apps.predict.pictures import FOLDER, Pictures
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.results import ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.sources import resized, sources, unknown
+from detops.apps.predict.sources import Sources, resized, unknown
 from detops.apps.train import metrics
 
 PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
@@ -92,26 +92,18 @@ def run(
     gpu = ray.connect() if options.ray else None
     device = choose_device(options.device, gpu)
     predictor = load(torch.device("cpu") if options.ray else device)
-    annotations = None if options.annotations is None else coco.read(options.annotations)
     listing = Listing(images)
     listing.tell(console)
-    if annotations is not None and options.annotations is not None:
-        annotations.problems.tell(console, options.annotations)
-        annotations.require(options.annotations, objects=False)
-        other = resized(sources(listing, annotations.images))
-        if other:
-            warn(console, f"{len(other):,} images have another size than {options.annotations} records: {other[0]}")
-        count, first = unknown(sources(listing, annotations.images))
-        if count:
-            warn(
-                console, f"{count:,} images get ids of their own, as {options.annotations} does not name them: {first}"
-            )
+    sources, names = Sources(listing), dict(predictor.names)
+    if options.annotations is not None:
+        sources, known = _numbered(listing, options.annotations, console)
+        names |= known
     outputs = Outputs(out, [*images, *filter(None, [options.annotations])])
     if options.pictures:
         outputs.claim_pictures(FOLDER)
     with ResultsFile(out, _settings(predictor, device, options), listing, options.resume, outputs) as results:
         begin = _first_image(results.count, len(listing), options.batch_size)
-        wanted = islice(sources(listing, annotations.images if annotations else ()), begin, None)
+        wanted = islice(sources, begin, None)
         batches = batched(wanted, options.batch_size)
         count = -(-(len(listing) - begin) // options.batch_size)
         lines: Iterator[list[str]] = iter(())
@@ -120,9 +112,6 @@ def run(
         elif count:
             workers = min(8, usable_cores()) if options.workers is None else options.workers
             lines = stream.lines(predictor, batches, min(workers, count - 1))
-        names = dict(predictor.names)
-        if annotations is not None:
-            names |= dict(zip(annotations.category_ids, annotations.class_names, strict=True))
         with Pictures(outputs, listing, names, options.pictures, options.score) as pictures:
             _write(results, lines, begin, len(listing), pictures, console)
         summary = results.finish()
@@ -135,6 +124,20 @@ def run(
     if stopped and run_folder is not None and run_folder.suffix != ".ckpt":
         warn(console, f"{run_folder}: is a network whose training stopped ({stopped}) and was not resumed")
     return summary.failed + bool(stopped)
+
+
+def _numbered(listing: Listing, path: Path, console: Console) -> tuple[Sources, dict[Any, str]]:
+    """Give the images the ids of an annotation file, and tell which do not fit it; return its categories' names too."""
+    annotations = coco.read(path)
+    annotations.accept(path, console, strict=False, objects=False)
+    sources = Sources(listing, annotations.images)
+    other = resized(sources)
+    if other:
+        warn(console, f"{len(other):,} images have another size than {path} records: {other[0]}")
+    count, first = unknown(sources)
+    if count:
+        warn(console, f"{count:,} images get ids of their own, as {path} does not name them: {first}")
+    return sources, dict(zip(annotations.category_ids, annotations.class_names, strict=True))
 
 
 def _loader(run_folder: Path | None, options: Options) -> ray.Load:

@@ -25,8 +25,8 @@ class Source(NamedTuple):
     recorded: Size | None = None
 
 
-def sources(paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> Iterator[Source]:
-    """Give each image its id.
+class Sources:
+    """The images to detect on, each with its id; can be iterated several times.
 
     An image has the id of the record whose file name ends as its path does; the longest common end decides. An image
     without such a record, or with several, has the highest id of the records plus its own position, counted from 1.
@@ -36,23 +36,27 @@ def sources(paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> Iterat
         records: Images of an annotation file; without them, the first image has id 1.
 
     Raises:
-        ValueError: Two images would have one id, so that each detection would count twice.
+        ValueError: During iteration: two images would have one id, so that each detection would count twice.
     """
-    ids = _ids_by_ending(records)
-    given: dict[Id, str] = {}
-    highest = max((record.id for record in records if isinstance(record.id, int)), default=0)
-    for number, path in enumerate(paths, highest + 1):
-        known = (ids[ending] for ending in _endings(path) if ids.get(ending) is not None)
-        found = next(known, None)
-        if found is None:
-            yield Source(path, number)
-            continue
-        if found.id in given:
-            raise ValueError(
-                f"annotations: {given[found.id]} and {path} would both be image {quoted(found.id)} of the file"
-            )
-        given[found.id] = path
-        yield Source(path, found.id, (found.width, found.height))
+
+    def __init__(self, paths: Iterable[str], records: Sequence[ImageRecord] = ()) -> None:
+        self._paths, self._records = paths, _by_ending(records)
+        self._highest = max((record.id for record in records if isinstance(record.id, int)), default=0)
+
+    def __iter__(self) -> Iterator[Source]:
+        given: dict[Id, str] = {}
+        for number, path in enumerate(self._paths, self._highest + 1):
+            known = (self._records[ending] for ending in _endings(path) if self._records.get(ending) is not None)
+            found = next(known, None)
+            if found is None:
+                yield Source(path, number)
+                continue
+            if found.id in given:
+                raise ValueError(
+                    f"annotations: {given[found.id]} and {path} would both be image {quoted(found.id)} of the file"
+                )
+            given[found.id] = path
+            yield Source(path, found.id, found.size)
 
 
 def resized(sources: Iterable[Source], heads: int = HEADS) -> list[str]:
@@ -75,7 +79,7 @@ def unknown(sources: Iterable[Source]) -> tuple[int, str]:
     return count, first
 
 
-def _ids_by_ending(records: Sequence[ImageRecord]) -> dict[str, ImageRecord | None]:
+def _by_ending(records: Sequence[ImageRecord]) -> dict[str, ImageRecord | None]:
     """Map the ends of file names to records, and an end that several files share to None."""
     by_ending: dict[str, ImageRecord | None] = {}
     whole: dict[str, ImageRecord | None] = {}

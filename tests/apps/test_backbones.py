@@ -9,12 +9,11 @@ from typing import Any
 import loaded_timm
 import pytest
 import torch
-from predict_runs import call
+from predict_runs import call, write_shapes
 from rich.console import Console
 from torch import Tensor
 
 from detops.apps import runs
-from detops.apps.data import shapes
 from detops.apps.train import models
 from detops.apps.train.augment import Augmentation
 from detops.apps.train.backbones import TimmBackbone
@@ -32,10 +31,7 @@ NAMES = ("test_resnet", "test_mambaout", "test_convnext", "test_vit")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    shapes.generate(root / "train", images=8, seed=0)
-    shapes.generate(root / "val", images=2, seed=1)
-    return root
+    return write_shapes(tmp_path_factory.mktemp("data"), 8, 2)
 
 
 @pytest.fixture(scope="module")

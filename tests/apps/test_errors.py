@@ -13,12 +13,11 @@ from typing import Any
 
 import pytest
 import torch
-from predict_runs import OneBox, call, write_run
+from predict_runs import OneBox, call, write_run, write_shapes
 from typer.testing import CliRunner
 
 from detops import cli
 from detops.apps import choose_device, import_function
-from detops.apps.data import shapes
 from detops.apps.errors import explain
 from detops.arguments import flat, require_module
 
@@ -29,10 +28,7 @@ pytest.importorskip("pycocotools")
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    shapes.generate(folder / "train", images=4, seed=0)
-    shapes.generate(folder / "val", images=2, seed=1)
-    return folder
+    return write_shapes(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture

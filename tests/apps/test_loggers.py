@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from predict_runs import call
+from predict_runs import call, write_shapes
 from rich.console import Console
 
-from detops.apps.data import shapes
 from detops.apps.train.settings import Data, Hardware, Network, Settings
 
 pytest.importorskip("lightning")
@@ -23,10 +22,7 @@ loggers = pytest.importorskip("detops.apps.train.loggers")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    shapes.generate(root / "train", images=4, seed=0)
-    shapes.generate(root / "val", images=2, seed=1)
-    return root
+    return write_shapes(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

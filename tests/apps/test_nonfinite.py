@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 import torch
 import unlucky
-from predict_runs import call, write_run
+from predict_runs import call, write_run, write_shapes
 from rich.console import Console
 
 from detops.apps import runs
-from detops.apps.data import shapes
 from detops.apps.train import metrics
 from detops.apps.train.augment import Augmentation
 from detops.apps.train.settings import Data, Hardware, Network, Settings
@@ -26,10 +25,7 @@ train = pytest.importorskip("detops.apps.train.train")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("data")
-    shapes.generate(root / "train", images=4, seed=0)
-    shapes.generate(root / "val", images=2, seed=1)
-    return root
+    return write_shapes(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

@@ -10,6 +10,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 from detops import cli
+from detops.apps.data import shapes
 from detops.apps.train import models
 
 
@@ -87,6 +88,13 @@ def write_run(run: Path, network: nn.Module, model: str, detector: str = "center
     state = {f"ema.{name}": value for name, value in network.state_dict().items()}
     torch.save({"state_dict": {**state, "network.logit": torch.tensor(-9.0)}}, run / "checkpoints" / "last.ckpt")
     return run
+
+
+def write_shapes(folder: Path, train: int = 4, val: int = 2) -> Path:
+    """Write generated data in the layout of `train --data`; the numbers are those of the images."""
+    shapes.generate(folder / "train", images=train, seed=0)
+    shapes.generate(folder / "val", images=val, seed=1)
+    return folder
 
 
 def call(*arguments: object) -> tuple[int, str]:

@@ -117,8 +117,17 @@ class DetectorModule(lightning.LightningModule):
         if self._before:
             torch._foreach_copy_(self._statistics(), self._before)
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the losses since the last line of `metrics.jsonl`: a resumed training writes the same line."""
+        checkpoint["losses"] = self._losses
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with these losses; checkpoints of earlier versions have none."""
+        self._losses = checkpoint.get("losses", [])
+
     def on_train_start(self) -> None:
-        """Begin to time the stages."""
+        """Bring what was loaded to the device, and begin to time the stages."""
+        self._losses = [{name: value.to(self.device) for name, value in row.items()} for row in self._losses]
         self.ema.eval()
         self._before = [buffer.clone() for buffer in self._statistics()]
         limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
@@ -243,14 +252,10 @@ class DetectorModule(lightning.LightningModule):
 
     def _log_step(self, step: int) -> None:
         """Write the means since the last line; the one place that waits for a GPU."""
-        steps = len(self._losses)
-        if not steps:  # none since the line before was finite
+        if not self._losses:  # none since the line before was finite
             self.timer.reset()
             return
-        # Targets were timed in one of these steps, every other stage in each.
-        milliseconds = {
-            stats.path[0]: stats.total_ms / (1 if stats.path[0] == "targets" else steps) for stats in self.timer.stats()
-        }
+        milliseconds = {stats.path[0]: stats.mean_ms for stats in self.timer.stats()}
         self.timer.reset()
         losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
         self._losses.clear()

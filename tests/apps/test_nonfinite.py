@@ -82,6 +82,9 @@ def test_training_stops_with_what_was_learnt_and_goes_on(tmp_path: Path, folder:
     )
     assert code == 1
     assert "training stopped (step 4" in output.replace("\n", " ")
+    best = tmp_path / "checkpoints" / "best.ckpt"  # that of an epoch before
+    code, output = call("predict", folder / "val" / "images", "--run", best, "--out", tmp_path / "b", "--pictures", 0)
+    assert code == 0, output
     unlucky.BROKEN.clear()
     unlucky.GRADIENTS.clear()
     run(tmp_path, folder, resume=True)

@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from detops.apps import choose_device, note, require, runs, usable_cores, warn
+from detops.apps import choose_device, note, require, usable_cores, warn
 from detops.apps.data import coco
 from detops.apps.data.dataset import LINES
 from detops.apps.outputs import Outputs
@@ -120,8 +120,9 @@ def run(
         f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
         f"results.json and {pictures.count} pictures in {out}",
     )
-    stopped = "" if run_folder is None else metrics.stopped(runs.places(run_folder)[0])
-    if stopped and run_folder is not None and run_folder.suffix != ".ckpt":
+    # A checkpoint that is named, such as the best one, was chosen whatever came after it.
+    stopped = "" if run_folder is None or run_folder.suffix == ".ckpt" else metrics.stopped(run_folder)
+    if stopped:
         warn(console, f"{run_folder}: is a network whose training stopped ({stopped}) and was not resumed")
     return summary.failed + bool(stopped)
 

@@ -176,7 +176,7 @@ class CompactYoloX(CompactDense):
 
 
 class CompactGFL(CompactDense):
-    """A GFL to be trained from random weights, of 2.1 million parameters at width 32.
+    """A GFL to be trained from random weights, of 2.2 million parameters at width 32.
 
     Its arguments are those of `CompactNet`, and `reg_max`: distances are distributions over 0 .. reg_max, in strides.
     """
@@ -203,7 +203,7 @@ class CompactGFL(CompactDense):
 class CompactTaskAligned(nn.Module):
     """Two heads on one backbone: the second, to be decoded without suppression, sees detached features.
 
-    2.5 million parameters at width 32. Its arguments are those of `CompactNet`.
+    2.6 million parameters at width 32. Its arguments are those of `CompactNet`.
     """
 
     def __init__(

@@ -50,7 +50,7 @@ class Commands(TyperGroup):
 app = typer.Typer(
     cls=Commands,
     help="Everything around an object detector's network.",
-    epilog="Exit codes: 0 done; 1 done, and something failed or was left out; 2 refused or stopped, and a line says"
+    epilog="Exit codes: 0 done; 1 done, and something failed or was found; 2 refused or stopped, and a line says"
     " why; 70 a fault of detops; 130 stopped by Ctrl-C.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -17,7 +17,7 @@ from detops.apps.data.coco import Annotations
 from detops.apps.data.compare import find_images
 from detops.apps.data.problems import Level, shown
 from detops.apps.files import write_atomically
-from detops.apps.outputs import GENERATOR, claim_page
+from detops.apps.page import claim_page, page
 
 BAR = 30  # characters of the longest bar in the terminal
 CLASSES = 40  # classes in the terminal; the page has all
@@ -30,9 +30,8 @@ LEVELS = {
     Level.NOTE: "note",
 }
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;max-width:980px;margin:0 auto;padding:24px}
+body{max-width:980px}
 h1{font-size:24px;margin:0;overflow-wrap:anywhere}h2{font-size:19px;margin:32px 0 8px}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:3px 14px 3px 0;text-align:left;vertical-align:top;overflow-wrap:anywhere}
 td.n{text-align:right}td.bar{width:420px}td.bar i{display:block;height:12px;margin-top:5px;background:#4285b4}
 tr.refused b,tr.left b{color:#b3261e}tr.doubtful b{color:#a15c00}
@@ -173,7 +172,4 @@ def _page(path: Path, annotations: Annotations, counts: list[tuple[str, str]], h
             for what, count in histogram.rows
         ]
         parts.append("</table>")
-    return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"{GENERATOR}<title>{name}</title><style>{STYLE}</style></head><body>" + "\n".join(parts) + "</body></html>\n"
-    )
+    return page(name, STYLE, parts)

@@ -14,7 +14,6 @@ from typing import IO
 from detops.apps.files import written_whole
 
 RECORD = ".detops"
-GENERATOR = '<meta name="generator" content="detops">'  # by which a page is known as one of detops
 PICTURES = frozenset((".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif"))
 
 
@@ -179,21 +178,6 @@ def _read(path: Path) -> Iterator[tuple[str, int | None]]:
         except (ValueError, TypeError):
             continue
         yield str(name), size
-
-
-def is_own_page(path: Path) -> bool:
-    """Whether an HTML page says that detops made it."""
-    return path.is_file() and GENERATOR.encode() in path.open("rb").read(1000)
-
-
-def claim_page(path: Path) -> None:
-    """Check that a page may be written to a file that the user named: over an earlier one at most.
-
-    Raises:
-        ValueError: There is a file that is something else.
-    """
-    if os.path.lexists(path) and not is_own_page(path):
-        raise ValueError(f"{path}: is something else than an earlier report, and is not replaced")
 
 
 def claim_numbers(path: Path, keys: Iterable[str]) -> None:

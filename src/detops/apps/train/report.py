@@ -19,7 +19,8 @@ from detops.apps.data.coco import ImageRecord
 from detops.apps.data.dataset import MEAN, STD, CocoImages, open_annotations
 from detops.apps.data.images import decode
 from detops.apps.errors import explain
-from detops.apps.outputs import GENERATOR, Outputs, is_own_page
+from detops.apps.outputs import Outputs
+from detops.apps.page import is_own_page, page
 from detops.apps.train import metrics
 from detops.apps.train.augment import Augmentation, augment
 from detops.arguments import flat
@@ -41,9 +42,9 @@ NOISE = 0.95  # targets that take more than this fraction of the loss cannot be 
 BLANK = (52, 56, 64)
 SCORE = 0.3  # lowest score of the detections that are shown
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;max-width:1180px;margin:0 auto;padding:24px}
+body{max-width:1180px}
 h1{font-size:26px;margin:0}h2{font-size:19px;margin:36px 0 8px}p{margin:6px 0;max-width:80ch}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums}td,th{padding:3px 14px 3px 0;text-align:right}
+td,th{padding:3px 14px 3px 0;text-align:right}
 td:first-child,th:first-child{text-align:left}th{font-weight:600;border-bottom:1px solid #ccc}
 .numbers{display:grid;grid-template-columns:repeat(6,max-content);gap:10px 34px;margin:14px 0}
 .numbers b{display:block;font-size:28px;line-height:1.2}
@@ -100,13 +101,7 @@ def write(run: Path, count: int = 8, outputs: Outputs | None = None) -> Path:
         *_section("What it was trained on", lambda: _targets(run, count)),
         *_section("Detections and annotations", lambda: _detections(run, count)),
     ]
-    page = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"{GENERATOR}<title>{name}: training report</title><style>{STYLE}</style></head><body>"
-        + "\n".join(body)
-        + "</body></html>\n"
-    )
-    return outputs.write("report.html", page)
+    return outputs.write("report.html", page(f"{name}: training report", STYLE, body))
 
 
 def _introduction(config: dict[str, Any]) -> str:

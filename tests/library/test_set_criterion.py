@@ -91,6 +91,12 @@ def test_matches_a_plain_loop(kind, groups):
     torch.testing.assert_close(ours(logits, pred, targets), names, rtol=1e-5, atol=1e-5)
 
 
+def test_one_layer_is_matched_as_a_stack_of_one():
+    logits, pred, targets = scene(4)
+    ours = criterion("focal", logits)
+    assert torch.equal(ours.match(logits[0], pred[0], targets), ours.match(logits[:1], pred[:1], targets))
+
+
 def test_groups_are_for_training():
     logits, pred, targets = scene(4)
     ours = criterion("focal", logits, groups=4)

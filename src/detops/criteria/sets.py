@@ -166,8 +166,7 @@ class SetLoss(nn.Module):
             Under "" (L, 3) class, L1 and GIoU losses of each layer, under "_enc" (1, 3) and under "_dn" (L, 3) those of
             the encoder and of denoising. One copy to the host reads them all.
         """
-        if isinstance(class_logits, Tensor) and class_logits.dim() == 3 and isinstance(pred_boxes, Tensor):
-            class_logits, pred_boxes = class_logits[None], pred_boxes[None]
+        class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
         groups = self.groups if self.training else 1
         index, valid = self._match(class_logits, pred_boxes, truth, groups)
@@ -188,6 +187,7 @@ class SetLoss(nn.Module):
 
     def match(self, class_logits: Tensor, pred_boxes: Tensor, targets: Targets) -> Tensor:
         """Return (L, B, Q) int64, the box of each query of each layer, or -1; arguments as in `forward`."""
+        class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
         return self._match(class_logits, pred_boxes, truth, self.groups if self.training else 1)[0]
 
@@ -221,6 +221,13 @@ class SetLoss(nn.Module):
         if isinstance(targets, SetTargets):
             return targets
         return require_set_targets(targets, self.num_classes, class_logits.shape[1], class_logits, "class_logits")
+
+
+def _stacked(class_logits: Tensor, pred_boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Outputs of one layer as those of a stack of one."""
+    if isinstance(class_logits, Tensor) and class_logits.dim() == 3 and isinstance(pred_boxes, Tensor):
+        return class_logits[None], pred_boxes[None]
+    return class_logits, pred_boxes
 
 
 def weight_of_queries(index: Tensor, no_object: float) -> Tensor:

@@ -8,13 +8,13 @@ are. Transformers itself is not imported.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from torch import Tensor, nn
 
 from detops.arguments import require_module
-from detops.assign.hungarian import MatchRule
-from detops.integrations._transformers_sets import Criterion, LocalSets, Outputs, Part, as_outputs, loss_names
+from detops.assign.hungarian import CostKind, MatchRule
+from detops.integrations._transformers_sets import Criterion, LocalSets, Part, as_outputs, loss_names
 from detops.losses._set import SetClassLoss
 
 __all__ = [
@@ -73,9 +73,8 @@ def ForObjectDetectionLoss(
     **kwargs: Any,
 ) -> Result:
     """Compute DETR's loss; arguments and results as of Transformers' function of this name, `fixed` as in `use`."""
-    rule = MatchRule("softmax", config.class_cost, config.bbox_cost, config.giou_cost)
-    loss = SetClassLoss("softmax", no_object=config.eos_coefficient)
-    return _detr(logits, labels, pred_boxes, config, outputs_class, outputs_coord, rule, loss)
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord)
+    return _detr(given, SetClassLoss("softmax", no_object=config.eos_coefficient))
 
 
 def DeformableDetrForObjectDetectionLoss(
@@ -91,36 +90,52 @@ def DeformableDetrForObjectDetectionLoss(
     **kwargs: Any,
 ) -> Result:
     """Compute Deformable DETR's loss; arguments and results as of Transformers' function of this name."""
-    rule = MatchRule("focal", config.class_cost, config.bbox_cost, config.giou_cost)
-    loss = SetClassLoss("focal", config.focal_alpha)
-    return _detr(logits, labels, pred_boxes, config, outputs_class, outputs_coord, rule, loss)
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord)
+    return _detr(given, SetClassLoss("focal", config.focal_alpha))
 
 
-def _detr(
-    logits: Tensor,
-    labels: Labels,
-    pred_boxes: Tensor,
-    config: Any,
-    outputs_class: Any,
-    outputs_coord: Any,
-    rule: MatchRule,
-    loss: SetClassLoss,
-    groups: int = 1,
-    encoder: Outputs | None = None,
-    class_weight: float = 1.0,
-) -> Result:
+class _Given(NamedTuple):
+    """A model's outputs, labels and configuration, as Transformers hands them over.
+
+    Attributes:
+        logits: (B, Q, C) of the last layer.
+        labels: A dict per image.
+        pred_boxes: (B, Q, 4) of the last layer.
+        config: The model's.
+        all_logits: Logits of all layers; None unless `config.auxiliary_loss`.
+        all_boxes: Boxes of all layers.
+        encoder_logits: (B, Q, C) of the encoder; None without.
+        encoder_boxes: (B, Q, 4) of the encoder.
+        denoising: What denoising queries were made from; None without.
+    """
+
+    logits: Tensor
+    labels: Labels
+    pred_boxes: Tensor
+    config: Any
+    all_logits: Any
+    all_boxes: Any
+    encoder_logits: Tensor | None = None
+    encoder_boxes: Tensor | None = None
+    denoising: Mapping[str, Any] | None = None
+
+
+def _detr(given: _Given, loss: SetClassLoss, groups: int = 1, class_weight: float = 1.0) -> Result:
     """The family whose dict is not weighted yet."""
+    logits, labels, pred_boxes, config, all_logits, all_boxes, encoder_logits, encoder_boxes, _ = given
+    kind: CostKind = "softmax" if loss.kind == "softmax" else "focal"
+    rule = MatchRule(kind, config.class_cost, config.bbox_cost, config.giou_cost)
     criterion = Criterion(labels, logits, rule, loss, groups, ranks=True)
     weights = (class_weight, config.bbox_loss_coefficient, config.giou_loss_coefficient)
     names = ("loss_ce", "loss_bbox", "loss_giou")
     parts = [([""], as_outputs(logits, pred_boxes))]
     auxiliary = None
     if config.auxiliary_loss:
-        inner = as_outputs(outputs_class[:-1], outputs_coord[:-1])
+        inner = as_outputs(all_logits[:-1], all_boxes[:-1])
         parts.append(([f"_{i}" for i in range(len(inner.logits))], inner))
         auxiliary = inner.as_dicts()
-    if encoder is not None:
-        parts.append((["_enc"], encoder))
+    if encoder_logits is not None and encoder_boxes is not None:
+        parts.append((["_enc"], as_outputs(encoder_logits, encoder_boxes)))
     found: dict[str, Tensor] = {}
     total: Any = 0
     for suffixes, outputs in parts:
@@ -151,16 +166,10 @@ def LwDetrForObjectDetectionLoss(
 
     Theirs is infinite from logits of 17 on (in float16 of 9); this one is computed from logits, and finite.
     """
-    rule = MatchRule("focal", config.class_cost, config.bbox_cost, config.giou_cost)
-    loss = SetClassLoss("ia_bce", config.focal_alpha)
-    groups = config.group_detr
-    if fixed:
-        groups = max(logits.shape[1] // config.num_queries, 1)
-    encoder = None
-    if enc_outputs_class is not None and enc_outputs_coord is not None:
-        encoder = as_outputs(enc_outputs_class, enc_outputs_coord)
-    return _detr(logits, labels, pred_boxes, config, outputs_class, outputs_coord, rule, loss, groups, encoder,
-                 config.class_loss_coefficient)  # fmt: skip
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_outputs_class,
+                   enc_outputs_coord)  # fmt: skip
+    groups = max(logits.shape[1] // config.num_queries, 1) if fixed else config.group_detr
+    return _detr(given, SetClassLoss("ia_bce", config.focal_alpha), groups, config.class_loss_coefficient)
 
 
 def RfDetrForSegmentationLoss(*args: Any, **kwargs: Any) -> Any:
@@ -188,9 +197,9 @@ def RTDetrForObjectDetectionLoss(
     **kwargs: Any,
 ) -> Result:
     """Compute RT-DETR's loss; arguments and results as of Transformers' function of this name, `fixed` as in `use`."""
-    loss = SetClassLoss("varifocal", config.focal_loss_alpha, config.focal_loss_gamma)
-    return _rt_detr("vfl", logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits,
-                    enc_topk_bboxes, denoising_meta_values, loss, fixed)  # fmt: skip
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
+                   denoising_meta_values)  # fmt: skip
+    return _rt_detr(given, _varifocal(config), fixed)
 
 
 def DFineForObjectDetectionLoss(
@@ -211,10 +220,9 @@ def DFineForObjectDetectionLoss(
     **kwargs: Any,
 ) -> Result:
     """Compute D-FINE's loss; arguments and results as of Transformers' function of this name, `fixed` as in `use`."""
-    loss = SetClassLoss("varifocal", config.focal_loss_alpha, config.focal_loss_gamma)
-    return _rt_detr("vfl", logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits,
-                    enc_topk_bboxes, denoising_meta_values, loss, fixed,
-                    LocalSets(predicted_corners, initial_reference_points))  # fmt: skip
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
+                   denoising_meta_values)  # fmt: skip
+    return _rt_detr(given, _varifocal(config), fixed, LocalSets(predicted_corners, initial_reference_points))
 
 
 def Deimv2ForObjectDetectionLoss(
@@ -241,45 +249,38 @@ def Deimv2ForObjectDetectionLoss(
     """
     alpha = 1.0 if config.mal_alpha is None else config.mal_alpha
     loss = SetClassLoss("mal", alpha, config.focal_loss_gamma)
-    return _rt_detr("mal", logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits,
-                    enc_topk_bboxes, denoising_meta_values, loss, fixed,
-                    LocalSets(predicted_corners, initial_reference_points), config.use_dense_one_to_one)  # fmt: skip
+    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
+                   denoising_meta_values)  # fmt: skip
+    local = LocalSets(predicted_corners, initial_reference_points)
+    return _rt_detr(given, loss, fixed, local, config.use_dense_one_to_one)
+
+
+def _varifocal(config: Any) -> SetClassLoss:
+    return SetClassLoss("varifocal", config.focal_loss_alpha, config.focal_loss_gamma)
 
 
 def _rt_detr(
-    name: str,
-    logits: Tensor,
-    labels: Labels,
-    pred_boxes: Tensor,
-    config: Any,
-    outputs_class: Any,
-    outputs_coord: Any,
-    enc_logits: Tensor | None,
-    enc_boxes: Tensor | None,
-    denoising: Mapping[str, Any] | None,
-    loss: SetClassLoss,
-    fixed: bool,
-    local: LocalSets | None = None,
-    union: bool = False,
+    given: _Given, loss: SetClassLoss, fixed: bool, local: LocalSets | None = None, union: bool = False
 ) -> Result:
     """The family with denoising queries, whose dict is weighted."""
+    logits, labels, pred_boxes, config, all_logits, all_boxes, encoder_logits, encoder_boxes, denoising = given
     rule = MatchRule("focal" if config.use_focal_loss else "softmax", config.matcher_class_cost,
                      config.matcher_bbox_cost, config.matcher_giou_cost, config.matcher_alpha,
                      config.matcher_gamma)  # fmt: skip
-    names = loss_names(name)
+    names = loss_names("mal" if loss.kind == "mal" else "vfl")
     weights = {term: getattr(config, f"weight_{term}") for term in names[: 5 if local is not None else 3]}
     criterion = Criterion(labels, logits, rule, loss, ranks=fixed, background=False)
     clamp = local is not None
     first = 0 if denoising is None else denoising["dn_num_split"][0]
-    if name == "mal" and not config.auxiliary_loss and not fixed:
+    if loss.kind == "mal" and not config.auxiliary_loss and not fixed:
         first = 0  # theirs leaves the denoising queries in
     last = as_outputs(logits[:, first:], pred_boxes[:, first:], clamp)
     parts: list[Part] = [([""], last, None)]
     auxiliary = None
     if config.auxiliary_loss:
-        every = as_outputs(outputs_class.transpose(0, 1), outputs_coord.transpose(0, 1), clamp)
+        every = as_outputs(all_logits.transpose(0, 1), all_boxes.transpose(0, 1), clamp)
         sets = local.of(config, every, first, fixed) if local is not None else None
-        parts = criterion.layers(parts[0], every, first, sets, as_outputs(enc_logits, enc_boxes, clamp))
+        parts = criterion.layers(parts[0], every, first, sets, as_outputs(encoder_logits, encoder_boxes, clamp))
         auxiliary = [one for _, outputs, part in parts[1:] for one in outputs.as_dicts(part)]
     found = criterion.terms(parts, names, weights, union and config.auxiliary_loss)
     if config.auxiliary_loss and denoising is not None:

@@ -20,7 +20,7 @@ from op import (
 from torch import Tensor
 
 import detops
-from detops.portable import atss_match as portable_module
+from detops.portable import _search
 from detops.reference import atss_match as definition
 
 op = Op("atss_match")
@@ -229,7 +229,7 @@ def test_equal_claims_go_to_the_lower_box_and_views_are_read(monkeypatch: pytest
     strided = (torch.stack([t, t], -1)[..., 0] for t in (anchors, gt, labels))
     anchors_, gt_, labels_ = strided
     assert torch.equal(op(anchors_, sizes, gt_, labels_, None, None, classes, topk)[0], index)
-    monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(_search, "CHUNK_VALUES", 1)
     assert torch.equal(op.portable(anchors, sizes, gt, labels, None, None, classes, topk)[0], index)
 
 

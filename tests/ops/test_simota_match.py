@@ -25,7 +25,7 @@ from yolox_scenes import EXACT, FAST, Rule, YoloxScene, decided, yolox_scene
 
 import detops
 from detops.geometry.boxes import to_xyxy
-from detops.portable import simota_match as portable_module
+from detops.portable import _search
 from detops.reference import simota_match as definition
 
 op = Op("simota_match")
@@ -205,7 +205,7 @@ def test_views_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         op(levels, objectness, pred, cells, one, labels, None, *EXACT)[0],
         op(levels, objectness, pred, cells, one.clone(), labels, None, *EXACT)[0],
     )
-    monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(_search, "CHUNK_VALUES", 1)
     assert torch.equal(op.portable(levels, objectness, pred, cells, gt, labels, None, *EXACT)[0], expected)
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 import detops
 from detops.assign.tal import RULES, TalRule
-from detops.portable import tal_match as portable_module
+from detops.portable import _search
 
 op = Op("tal_match")
 
@@ -213,7 +213,7 @@ def test_views_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
         args = scene._replace(class_logits=logits, pred_boxes=torch.stack([pred] * 2)[1])
         assert torch.equal(op(*args, *rule)[0], expected)
         assert torch.equal(op.portable(*args, *rule)[0], expected)
-    monkeypatch.setattr(portable_module, "CHUNK_VALUES", 1)
+    monkeypatch.setattr(_search, "CHUNK_VALUES", 1)
     assert torch.equal(op.portable(*scene, *rule)[0], expected)
 
 

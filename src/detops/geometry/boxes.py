@@ -4,7 +4,6 @@ import torch
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
-from detops.geometry.ordering import true_first
 
 
 def in_order(
@@ -70,31 +69,3 @@ def iou_of_pairs(boxes: Tensor, others: Tensor) -> Tensor:
     inter = sides.clamp(min=0).prod(-1)
     area, other_area = ((box[..., 2:] - box[..., :2]).prod(-1) for box in (boxes, others))
     return (inter / (area + other_area - inter)).nan_to_num(0.0, 0.0, 0.0)
-
-
-def valid_first(
-    boxes_cxcywh: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Bring the boxes that take part to the front of each image, in their order.
-
-    A box takes part if its label is a class, its numbers are finite and no size is below 0.
-
-    Args:
-        boxes_cxcywh: (B, N, 4).
-        labels: (B, N) integers.
-        sample_sizes: (B,) number of boxes per image; None for N.
-        num_classes: Labels are below it.
-
-    Returns:
-        (B, N) int64, where each came from; (B, N, 4) float32 boxes and (B, N) int64 labels, both 0 where a box takes no
-        part; (B, N) bool, which take part.
-    """
-    valid = boxes_cxcywh.isfinite().all(-1) & (boxes_cxcywh[..., 2:] >= 0).all(-1) & (labels >= 0)
-    valid = valid & (labels < num_classes)
-    if sample_sizes is not None:
-        valid = valid & (torch.arange(labels.shape[1], device=labels.device) < sample_sizes[:, None])
-    order = true_first(valid)
-    there = valid.gather(1, order)
-    boxes = boxes_cxcywh.to(torch.float32).gather(1, order[..., None].expand(-1, -1, 4))
-    label = labels.to(torch.int64).gather(1, order).where(there, 0)
-    return order, boxes.where(there[..., None], 0), label, there

@@ -26,8 +26,14 @@ def from_cxcywh(boxes: Tensor) -> Boxes:
     return Boxes(center - size / 2, center + size / 2, size.prod(-1))
 
 
-def iou(first: Boxes, second: Boxes) -> Tensor:
-    """Return the IoU of boxes that broadcast against each other; not finite if both have no area or a number is not."""
+def overlap(first: Boxes, second: Boxes) -> tuple[Tensor, Tensor]:
+    """Return the areas of the intersection and the union of boxes that broadcast against each other."""
     sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
     inter = sides.clamp(min=0).prod(-1)
-    return inter / (first.area + second.area - inter)
+    return inter, first.area + second.area - inter
+
+
+def iou(first: Boxes, second: Boxes) -> Tensor:
+    """Return the IoU of boxes that broadcast against each other; not finite if both have no area or a number is not."""
+    inter, union = overlap(first, second)
+    return inter / union

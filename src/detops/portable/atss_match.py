@@ -7,12 +7,10 @@ anchor or box, [number | index], so that ties go to the lower index.
 import torch
 from torch import Tensor
 
-from detops.portable._boxes import from_xyxy, iou
-from detops.ragged.padded import exists
+from detops.geometry.boxes import iou_of_pairs
+from detops.portable._search import LOW, bits, labelled, parts
 
-CHUNK_VALUES = 2**21  # pairs of a box and an anchor at once
 INSIDE = 0.01
-LOW = 2**32 - 1  # bits that hold an index
 
 
 def atss_match(
@@ -33,26 +31,23 @@ def atss_match(
         return index, iou, torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
     anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
     sides = box[..., 2:] - box[..., :2]
-    known = sides.prod(2).isfinite() & (sides >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
-    if sample_sizes is not None:
-        known = known & exists(sample_sizes, boxes)
+    known = sides.prod(2).isfinite() & (sides >= 0).all(2) & labelled(gt_labels, sample_sizes, num_classes)
     center = (anchor[:, :2] + anchor[:, 2:]) / 2
     lanes = torch.arange(count, device=device)
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
     thresholds = []
-    step = max(1, CHUNK_VALUES // (batch * count))
-    for start in range(0, boxes, step):
-        part = box[:, start : start + step]  # (B, n, 4)
+    for chunk in parts(batch, boxes, count):
+        part = box[:, chunk]  # (B, n, 4)
         distance = (center - ((part[..., :2] + part[..., 2:]) / 2)[:, :, None]).square().sum(-1)
-        key = (distance.nan_to_num(torch.inf).view(torch.int32).to(torch.int64) << 32) | lanes
+        key = (bits(distance.nan_to_num(torch.inf)) << 32) | lanes
         if valid is not None:
             key = key.masked_fill(~valid[:, None], torch.iinfo(torch.int64).max)
         levels = [k.topk(min(topk, k.shape[2]), dim=2, largest=False).values for k in key.split(level_sizes, 2)]
         nearest = torch.cat(levels, 2)  # (B, n, K)
-        there = (nearest != torch.iinfo(torch.int64).max) & known[:, start : start + step, None]
+        there = (nearest != torch.iinfo(torch.int64).max) & known[:, chunk, None]
         index = (nearest & LOW).where(there, 0)
         candidate = anchor[index]  # (B, n, K, 4)
-        iou = _iou(candidate, part[:, :, None]).where(there, 0)
+        iou = iou_of_pairs(candidate, part[:, :, None]).where(there, 0)
         number = there.sum(2)
         top = iou.amax(2)  # the mean is taken relative to it: the mean of equal IoUs is then exact, and they reach it
         mean = top + (iou - top[..., None]).where(there, 0).sum(2) / number.clamp(min=1)
@@ -63,15 +58,10 @@ def atss_match(
         inside = torch.cat([middle - part[:, :, None, :2], part[:, :, None, 2:] - middle], -1).amin(-1) > INSIDE
         taken = there & inside & (iou >= threshold[..., None])
         # The highest IoU, then the lowest box.
-        which = torch.arange(start, start + part.shape[1], device=device)[:, None]
-        rank = ((iou.view(torch.int32).to(torch.int64) << 32) | (LOW - which)).masked_fill(~taken, -1)
+        which = torch.arange(chunk.start, chunk.stop, device=device)[:, None]
+        rank = ((bits(iou) << 32) | (LOW - which)).masked_fill(~taken, -1)
         best = best.scatter_reduce(1, index.flatten(1), rank.flatten(1), "amax")
     found = best >= 0
     index = (LOW - (best & LOW)).where(found, 0)
-    iou = _iou(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))
+    iou = iou_of_pairs(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))
     return index.where(found, -1), iou.where(found, 0), torch.cat(thresholds, 1)
-
-
-def _iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the IoU of boxes that broadcast against each other; 0 where it is not finite."""
-    return iou(from_xyxy(first), from_xyxy(second)).nan_to_num(0.0)

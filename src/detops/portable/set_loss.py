@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detops.arguments import accumulate_dtype
-from detops.portable._boxes import from_cxcywh
+from detops.portable._boxes import from_cxcywh, overlap
 from detops.portable._iou_loss import EPS, GIOU, iou_loss
 
 SOFTMAX, FOCAL, VARIFOCAL, MAL, IA_BCE, VARIFOCAL_LIVE, POSITION = range(7)
@@ -82,10 +82,8 @@ def _boxes_at(boxes: Tensor, index: Tensor) -> Tensor:
 
 
 def _iou(pred: Tensor, target: Tensor) -> Tensor:
-    first, second = from_cxcywh(pred), from_cxcywh(target)
-    sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
-    inter = sides.clamp(min=0).prod(-1)
-    return (inter / (first.area + second.area - inter + EPS)).clamp(0, 1)
+    inter, union = overlap(from_cxcywh(pred), from_cxcywh(target))
+    return (inter / (union + EPS)).clamp(0, 1)
 
 
 def _background(x: Tensor, kind: int, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:

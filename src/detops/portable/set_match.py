@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-from detops.geometry.boxes import valid_first
-from detops.portable._boxes import from_cxcywh
+from detops.geometry.ordering import true_first
+from detops.portable._boxes import from_cxcywh, overlap
+from detops.portable._search import labelled
 from detops.portable.assignment import assignment
 
 SOFTMAX, FOCAL = range(2)
@@ -29,7 +30,7 @@ def set_match(
     """Return queries, boxes and which are valid; arguments and meaning as in `detops.reference.set_match`."""
     sets, batch, count, _ = class_logits.shape
     each, most = count // groups, gt_boxes.shape[1]
-    order, boxes, labels, there = valid_first(gt_boxes, gt_labels, sample_sizes, num_classes)
+    order, boxes, labels, there = _valid_first(gt_boxes, gt_labels, sample_sizes, num_classes)
     used = each * groups
     logits, pred = class_logits[:, :, :used].to(torch.float32), pred_boxes[:, :, :used].to(torch.float32)
     if kind == SOFTMAX:
@@ -57,6 +58,24 @@ def set_match(
     return query, index[..., :count].contiguous(), valid
 
 
+def _valid_first(
+    boxes_cxcywh: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Bring the boxes that take part to the front of each image, in their order.
+
+    Returns:
+        (B, N) int64, where each came from; (B, N, 4) float32 boxes and (B, N) int64 labels, both 0 where a box takes no
+        part; (B, N) bool, which take part.
+    """
+    valid = boxes_cxcywh.isfinite().all(-1) & (boxes_cxcywh[..., 2:] >= 0).all(-1)
+    valid = valid & labelled(labels, sample_sizes, num_classes)
+    order = true_first(valid)
+    there = valid.gather(1, order)
+    boxes = boxes_cxcywh.to(torch.float32).gather(1, order[..., None].expand(-1, -1, 4))
+    label = labels.to(torch.int64).gather(1, order).where(there, 0)
+    return order, boxes.where(there[..., None], 0), label, there
+
+
 def _focal_cost(logits: Tensor, alpha: float, gamma: float, eps: float) -> Tensor:
     x = logits.clamp(-1e4, 1e4)
     p, q = x.sigmoid(), (-x).sigmoid()
@@ -71,8 +90,6 @@ def _giou(pred: Tensor, boxes: Tensor) -> Tensor:
     """(S, B, Q, N) GIoU of boxes (S, B, Q, 4) and (B, N, 4), cxcywh; 0 in place of 0 / 0."""
     pred = torch.cat([pred[..., :2], pred[..., 2:].clamp(min=0)], -1)
     first, second = from_cxcywh(pred[..., None, :]), from_cxcywh(boxes[:, None])
-    sides = torch.minimum(first.high, second.high) - torch.maximum(first.low, second.low)
-    inter = sides.clamp(min=0).prod(-1)
-    union = first.area + second.area - inter
+    inter, union = overlap(first, second)
     hull = (torch.maximum(first.high, second.high) - torch.minimum(first.low, second.low)).prod(-1)
     return (inter / union).where(union != 0, 0) - ((hull - union) / hull).where(hull != 0, 0)

@@ -5,16 +5,14 @@ or box, so that ties go to the lower index: [not among the best | cost | index].
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from detops.portable._boxes import from_cxcywh, iou
-from detops.ragged.padded import exists
+from detops.portable._search import labelled, logits_of, parts
 
-CHUNK_VALUES = 2**21  # pairs of a box and a cell at once
 INDEX_BITS = 29
 NEVER = torch.iinfo(torch.int64).max
 LOG_FLOOR, LOG_EPS = -100.0, 1e-8
@@ -42,11 +40,12 @@ def simota_match(
         return torch.full_like(objectness, -1, dtype=torch.int64), torch.zeros_like(objectness, dtype=torch.float32)
     boxes, pred, cells, objectness = (t.to(torch.float32) for t in (gt_boxes, pred_boxes, cells, objectness))
     of_cell = class_weight * _cost_of_all_classes(class_logits, objectness)  # (B, A)
-    valid = _valid(boxes, gt_labels, sample_sizes, class_logits[0].shape[2])
+    valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2)
+    valid = valid & labelled(gt_labels, sample_sizes, class_logits[0].shape[2])
 
     candidate = torch.zeros_like(objectness, dtype=torch.bool)
     present = []
-    for part in _parts(batch, boxes.shape[1], num_cells):
+    for part in parts(batch, boxes.shape[1], num_cells):
         own, _ = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
         candidate = candidate | own.any(1)
         present.append(own.any(2))
@@ -56,7 +55,7 @@ def simota_match(
     taken = torch.full_like(objectness, NEVER, dtype=torch.int64)  # key of the cheapest box
     times = torch.zeros_like(taken)  # how many boxes picked the cell
     cheapest = taken.clone()  # key of the cheapest box of all, whether it picked the cell or not
-    for part in _parts(batch, boxes.shape[1], num_cells):
+    for part in parts(batch, boxes.shape[1], num_cells):
         own, best = _regions(cells, boxes[:, part], valid[:, part], radius, center_only)
         iou = _iou(boxes[:, part, None], pred[:, None])  # (B, n, A)
         of_class = class_weight * _cost_of_labels(class_logits, objectness, gt_labels[:, part])
@@ -68,7 +67,7 @@ def simota_match(
         ranked = by_cell.masked_fill(~allowed, NEVER).topk(most, dim=2, largest=False)
         picked = (ranked.values != NEVER) & (torch.arange(most, device=device) < k[..., None])  # (B, n, most)
 
-        number = torch.arange(part.start, part.start + k.shape[1], device=device)
+        number = torch.arange(part.start, part.stop, device=device)
         by_box = _key(~best, of_box, number[:, None])
         of_pick = by_box.gather(2, ranked.indices).masked_fill(~picked, NEVER).flatten(1)
         place = ranked.indices.flatten(1)
@@ -81,17 +80,6 @@ def simota_match(
     index = (taken & (2**INDEX_BITS - 1)).where(found, 0)
     iou = _iou(boxes.gather(1, index[..., None].expand(-1, -1, 4)), pred)
     return index.where(found, -1), iou.where(found, 0)
-
-
-def _parts(batch: int, count: int, num_cells: int) -> Iterator[slice]:
-    size = max(1, CHUNK_VALUES // max(1, batch * num_cells))
-    return (slice(start, min(start + size, count)) for start in range(0, count, size))
-
-
-def _valid(boxes: Tensor, labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
-    """Return (B, N) bool: the boxes that may be assigned."""
-    valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2) & (labels >= 0) & (labels < num_classes)
-    return valid if sample_sizes is None else valid & exists(sample_sizes, boxes.shape[1])
 
 
 def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_only: bool) -> tuple[Tensor, Tensor]:
@@ -138,8 +126,6 @@ def _cost_of_all_classes(class_logits: list[Tensor], objectness: Tensor) -> Tens
 
 def _cost_of_labels(class_logits: list[Tensor], objectness: Tensor, labels: Tensor) -> Tensor:
     """Return (B, n, A): the change of the class cost when the class of a box (B, n) is the label."""
-    index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[:, None]  # (B, 1, n)
-    own = torch.cat([level.gather(2, index.expand(-1, level.shape[1], -1)) for level in class_logits], 1)
-    own, sure = own.to(torch.float32), objectness[..., None]
+    own, sure = logits_of(class_logits, labels).to(torch.float32), objectness[..., None]
     log_p = ((F.logsigmoid(own) + F.logsigmoid(sure)) / 2).clamp(min=LOG_FLOOR)
     return (_log_rest(own, sure) - log_p).transpose(1, 2)

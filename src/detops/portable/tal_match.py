@@ -5,16 +5,13 @@ int64, unique to each point or box, so that ties go to the lower index: [number 
 """
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
-from detops.portable._boxes import from_xyxy, iou
-from detops.ragged.padded import exists
+from detops.geometry.boxes import iou_of_pairs
+from detops.portable._search import LOW, bits, labelled, logits_of, parts
 
-CHUNK_VALUES = 2**21  # pairs of a box and a point at once
-LOW = 2**32 - 1  # bits that hold an index
 TINY = torch.finfo(torch.float32).tiny
 CIOU_EPS = 1e-7
 
@@ -46,20 +43,18 @@ def tal_match(
         return nothing, torch.zeros(batch, count, dtype=torch.float32, device=device)
     box, pred, point = (t.to(torch.float32) for t in (gt_boxes, pred_boxes, points))
     known = box.isfinite().all(2) & (box[..., 2:] >= box[..., :2]).all(2)
-    known = known & (gt_labels >= 0) & (gt_labels < class_logits[0].shape[2])
-    if sample_sizes is not None:
-        known = known & exists(sample_sizes, boxes)
+    known = known & labelled(gt_labels, sample_sizes, class_logits[0].shape[2])
     lanes = torch.arange(count, device=device)
     best, anyones = nothing, nothing  # ranks of the boxes of each point: of those that took it, and of all
     times = torch.zeros_like(nothing)  # how many boxes took it
-    for part in _parts(batch, boxes, count):
+    for part in parts(batch, boxes, count):
         u = _overlap(box[:, part, None], pred[:, None], ciou)  # (B, n, A)
-        m = _metric(_logits(class_logits, gt_labels[:, part]), u, alpha, beta)
+        m = _metric(logits_of(class_logits, gt_labels[:, part]).transpose(1, 2), u, alpha, beta)
         inside = _inside(point, box[:, part], margin, reach, min_side)
         possible = (m > 0) & known[:, part, None]
         if valid is not None:
             possible = possible & valid[:, None]
-        rank = (_bits(m) << 32) | (LOW - lanes)
+        rank = (bits(m) << 32) | (LOW - lanes)
         first = rank.masked_fill(~(possible if all_points else possible & inside), -1).topk(min(topk, count), dim=2)
         taken = (first.values >= 0) & inside.gather(2, first.indices)
         place = first.indices
@@ -67,8 +62,8 @@ def tal_match(
             highest, at = rank.masked_fill(~possible, -1).max(2, keepdim=True)
             taken = torch.cat([taken, ~taken.any(2, keepdim=True) & (highest >= 0)], 2)
             place = torch.cat([place, at], 2)
-        number = torch.arange(part.start, part.start + u.shape[1], device=device)[:, None]
-        by_box = (_bits(u) << 32) | (LOW - number)
+        number = torch.arange(part.start, part.stop, device=device)[:, None]
+        by_box = (bits(u) << 32) | (LOW - number)
         offered = by_box.gather(2, place).masked_fill(~taken, -1)
         best = best.scatter_reduce(1, place.flatten(1), offered.flatten(1), "amax")
         times = times.scatter_add(1, place.flatten(1), taken.flatten(1).to(torch.int64))
@@ -86,16 +81,6 @@ def tal_match(
         2, index.expand(2, -1, -1)
     )
     return index.where(found, -1), (m / (most[0] + eps) * most[1]).where(found, 0)
-
-
-def _parts(batch: int, boxes: int, count: int) -> Iterator[slice]:
-    size = max(1, CHUNK_VALUES // max(1, batch * count))
-    return (slice(start, min(start + size, boxes)) for start in range(0, boxes, size))
-
-
-def _bits(value: Tensor) -> Tensor:
-    """Numbers of at least 0 as integers in their order."""
-    return value.contiguous().view(torch.int32).to(torch.int64)
 
 
 def _inside(points: Tensor, boxes: Tensor, margin: float, reach: float, min_side: float) -> Tensor:
@@ -120,13 +105,6 @@ def _metric(logits: Tensor, u: Tensor, alpha: float, beta: float) -> Tensor:
     return m.where(m >= TINY, 0)  # 0 for NaN
 
 
-def _logits(class_logits: list[Tensor], labels: Tensor) -> Tensor:
-    """(B, n, A) logits of the labels (B, n)."""
-    index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[:, None]
-    found = [level.gather(2, index.expand(-1, level.shape[1], -1)) for level in class_logits]
-    return torch.cat(found, 1).transpose(1, 2)
-
-
 def _logits_at(class_logits: list[Tensor], labels: Tensor) -> Tensor:
     """(B, A) logits of the labels (B, A) of points."""
     index = labels.to(torch.int64).clamp(0, class_logits[0].shape[2] - 1)[..., None]
@@ -136,7 +114,7 @@ def _logits_at(class_logits: list[Tensor], labels: Tensor) -> Tensor:
 
 def _overlap(first: Tensor, second: Tensor, ciou: bool) -> Tensor:
     """IoU, or complete IoU, of boxes that broadcast against each other; 0 where it is not a number."""
-    u = iou(from_xyxy(first), from_xyxy(second)).nan_to_num(0.0, 0.0, 0.0).clamp(min=0)
+    u = iou_of_pairs(first, second).clamp(min=0)
     if not ciou:
         return u
     apart = (first[..., :2] + first[..., 2:] - second[..., :2] - second[..., 2:]) / 2

@@ -15,31 +15,31 @@ constexpr int64_t kTaskPoints = 1024;  // points per task
 constexpr int kGroup = 4;              // points per group
 constexpr int kSides = 4 * kGroup;     // side s of point k is number s * kGroup + k
 
-// For each of kSides columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
+// For each of WIDTH columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
 // logit that is not finite makes its whole column NaN.
-#define DETOPS_SOFTMAX(C)                                                                      \
-  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
-    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
-    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                   \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) {                                                       \
-        const C z = x[j + i] * factor;                                                         \
-        poison[i] += z * C(0);                                                                 \
-        top[i] = z > top[i] ? z : top[i];                                                      \
-      }                                                                                        \
-    }                                                                                          \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
-      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                     \
-    }                                                                                          \
-    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                   \
-    }                                                                                          \
-    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
+#define DETOPS_SOFTMAX(NAME, C, WIDTH)                                                        \
+  DETOPS_CLONES inline void NAME(const C* x, C factor, int64_t bins, C* p, C* log_sum) {      \
+    C top[WIDTH], sum[WIDTH] = {}, poison[WIDTH] = {}, share[WIDTH];                          \
+    for (int i = 0; i < WIDTH; ++i) top[i] = x[i] * factor;                                   \
+    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
+      for (int i = 0; i < WIDTH; ++i) {                                                       \
+        const C z = x[j + i] * factor;                                                        \
+        poison[i] += z * C(0);                                                                \
+        top[i] = z > top[i] ? z : top[i];                                                     \
+      }                                                                                       \
+    }                                                                                         \
+    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
+      for (int i = 0; i < WIDTH; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
+      for (int i = 0; i < WIDTH; ++i) sum[i] += p[j + i];                                     \
+    }                                                                                         \
+    for (int i = 0; i < WIDTH; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
+    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
+      for (int i = 0; i < WIDTH; ++i) p[j + i] *= share[i];                                   \
+    }                                                                                         \
+    for (int i = 0; i < WIDTH; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
   }
-DETOPS_SOFTMAX(float)
-DETOPS_SOFTMAX(double)
+DETOPS_SOFTMAX(softmax, float, kSides)
+DETOPS_SOFTMAX(softmax, double, kSides)
 
 // One level's map (B, C, H, W) in any layout.
 class Map {
@@ -72,6 +72,21 @@ class Map {
     }
   }
 
+  // Whether the points of a map of this width lie one after the other, for each channel.
+  bool has_runs(int64_t width) const { return x_ == 1 && y_ == width; }
+
+  // Writes channels c .. c + channels - 1 of `count` points from the one of number `row`, as float, to rows of `to`
+  // that are `apart` from each other; only if has_runs.
+  void read_run(int64_t b, int64_t c, int64_t channels, int64_t row, int64_t count, int64_t apart, float* to) const {
+    const int64_t first = b * b_ + c * c_ + row;
+    switch (type_) {
+      case ScalarType::Float: return copy_run<float>(first, channels, count, apart, to);
+      case ScalarType::Double: return copy_run<double>(first, channels, count, apart, to);
+      case ScalarType::Half: return copy_run<Half>(first, channels, count, apart, to);
+      default: return copy_run<BFloat16>(first, channels, count, apart, to);
+    }
+  }
+
   static bool holds(ScalarType type) {
     return type == ScalarType::Float || type == ScalarType::Double || type == ScalarType::Half ||
            type == ScalarType::BFloat16;
@@ -84,6 +99,14 @@ class Map {
     for (int64_t c = 0; c < channels; ++c, from += c_) {
       C* here = to + place(c);
       for (int k = 0; k < kGroup; ++k) here[k] = static_cast<C>(from[first[k]]);
+    }
+  }
+
+  template <class T>
+  void copy_run(int64_t first, int64_t channels, int64_t count, int64_t apart, float* to) const {
+    const T* from = static_cast<const T*>(data_) + first;
+    for (int64_t j = 0; j < channels; ++j, from += c_, to += apart) {
+      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
     }
   }
 

@@ -19,6 +19,8 @@ from op import (
 )
 from positive_scenes import positive_scene
 
+import detops
+
 op = Op("decode_distances")
 
 
@@ -63,6 +65,19 @@ def test_by_hand() -> None:
     for form in op.forms:
         assert form([torch.zeros(1, 12, 1, 1)], points).tolist() == [[[4, 12, 20, 28]]]
         assert form([torch.tensor([1.0, 0.5, 0, 2]).view(1, 4, 1, 1)], points).tolist() == [[[4, 16, 12, 36]]]
+
+
+@pytest.mark.parametrize("form", [op.portable, op], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_long_runs_in_any_layout(form: Form, dtype: torch.dtype) -> None:
+    """Many points in a row, as many as are computed together and some more; channels last; a cut-out of wider maps."""
+    shapes, g = [(9, 15), (1, 64)], torch.Generator().manual_seed(0)
+    points = detops.grid_points(shapes, (8, 16))
+    wide = [torch.randn(2, 36, h, w + 1, generator=g).mul(2).to(dtype) for h, w in shapes]
+    cut = [level[..., 1:] for level in wide]
+    expected = op.reference(cut, points)
+    for maps in (cut, [m.contiguous() for m in cut], [m.contiguous(memory_format=torch.channels_last) for m in cut]):
+        torch.testing.assert_close(form(maps, points).double(), expected, rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.gpu

@@ -2,8 +2,8 @@
 //
 // Two steps, each divided among torch's threads. Per box: its candidates are the anchors with the nearest centres,
 // searched for in a window around the box's own if a level's centres form a grid; those that pass its threshold are its
-// anchors. Per image: an anchor of several boxes gets the one with the highest IoU. No memory grows with boxes x
-// anchors.
+// anchors. Per image: an anchor of several boxes gets the one with the highest IoU, of these or of all. No memory grows
+// with boxes x anchors.
 #include "anchors.h"
 #include "boxes.h"
 #include "grid.h"
@@ -18,7 +18,10 @@
 namespace detops {
 namespace {
 
-constexpr float kInside = 0.01f;  // pixels by which an anchor's centre must lie within its box
+struct Rule {
+  float margin;  // pixels by which an anchor's centre must lie within its box
+  bool strict, all_boxes;
+};
 
 // A ground-truth box, its area and its centre.
 struct Target {
@@ -69,7 +72,8 @@ void nearest(const GridLevel& level, const Anchors& anchors, const Target& targe
 }
 
 // Writes which candidates pass the box's threshold, one entry per candidate; returns the threshold.
-float take(const Target& target, const Anchors& anchors, const std::vector<int32_t>& chosen, Taken* taken) {
+float take(const Target& target, const Anchors& anchors, const std::vector<int32_t>& chosen, const Rule& rule,
+           Taken* taken) {
   const Box<float>& g = target.box;
   std::vector<float> iou(chosen.size());
   double sum = 0, squares = 0;
@@ -79,26 +83,31 @@ float take(const Target& target, const Anchors& anchors, const std::vector<int32
   }
   const double mean = sum / static_cast<double>(std::max<size_t>(chosen.size(), 1));
   for (float value : iou) squares += (value - mean) * (value - mean);
-  const double threshold = mean + std::sqrt(squares / static_cast<double>(std::max<size_t>(chosen.size(), 2) - 1));
+  const float threshold =
+      static_cast<float>(mean + std::sqrt(squares / static_cast<double>(std::max<size_t>(chosen.size(), 2) - 1)));
   for (size_t i = 0; i < chosen.size(); ++i) {
     const int32_t a = chosen[i];
     const float margin = std::min(std::min(anchors.cx[a] - g.x1, g.x2 - anchors.cx[a]),
                                   std::min(anchors.cy[a] - g.y1, g.y2 - anchors.cy[a]));
-    taken[i] = {iou[i] >= static_cast<float>(threshold) && margin > kInside ? a : -1, iou[i]};
+    const bool passes = rule.strict ? iou[i] > threshold : iou[i] >= threshold;
+    taken[i] = {passes && margin > rule.margin ? a : -1, iou[i]};
   }
-  return static_cast<float>(threshold);
+  return threshold;
 }
 
 std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
                                               const Tensor gt_boxes, const Tensor gt_labels,
                                               const std::optional<Tensor> sample_sizes,
-                                              const std::optional<Tensor> valid, int64_t num_classes, int64_t topk) {
+                                              const std::optional<Tensor> valid, int64_t num_classes, int64_t topk,
+                                              double margin, bool strict, bool all_boxes) {
   STD_TORCH_CHECK(has_numbers(anchors, {-1, 4}), "anchors: expected numbers of shape (A, 4)");
   STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);
   check_labels(gt_labels, sample_sizes, batch, boxes, "gt_labels");
   STD_TORCH_CHECK(!valid || has_booleans(*valid, {batch, count}), "valid: expected bool of shape (B, A)");
   STD_TORCH_CHECK(topk >= 1 && topk <= 1000, "topk: expected 1 .. 1000");
+  STD_TORCH_CHECK(margin >= 0, "margin: expected at least 0");
+  const Rule rule{static_cast<float>(margin), strict, all_boxes};
   int64_t total = 0, most = 0, width = 0;
   for (int64_t size : level_sizes) {
     STD_TORCH_CHECK(size >= 0, "level_sizes: expected at least 0");
@@ -146,23 +155,40 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
         nearest(level, columns, target, exists, b, distance, found);
         chosen.insert(chosen.end(), found.indices(), found.indices() + found.size());
       }
-      if (!chosen.empty()) threshold_data[i] = take(target, columns, chosen, taken + i * width);
+      if (!chosen.empty()) threshold_data[i] = take(target, columns, chosen, rule, taken + i * width);
     }
   });
   int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
   float* iou_data = static_cast<float*>(iou.mutable_data_ptr());
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
+    std::vector<int32_t> times(count);
     for (int64_t b = begin; b < end; ++b) {
       int64_t* owner = index_data + b * count;
       float* overlap = iou_data + b * count;
       std::fill(owner, owner + count, -1);
       std::fill(overlap, overlap + count, 0.0f);
+      std::fill(times.begin(), times.end(), 0);
+      const auto offer = [&](int64_t a, int64_t n, float value) {
+        if (owner[a] < 0 || value > overlap[a]) owner[a] = n, overlap[a] = value;
+      };
+      bool contested = false;
       for (int64_t n = 0; n < boxes; ++n) {
         const Taken* of_box = taken + (b * boxes + n) * width;
         for (int64_t i = 0; i < width; ++i) {
           const int32_t a = of_box[i].anchor;
-          if (a < 0 || (owner[a] >= 0 && !(of_box[i].iou > overlap[a]))) continue;
-          owner[a] = n, overlap[a] = of_box[i].iou;
+          if (a < 0) continue;
+          offer(a, n, of_box[i].iou);
+          contested |= ++times[a] > 1;
+        }
+      }
+      for (int64_t n = 0; contested && rule.all_boxes && n < boxes; ++n) {
+        Target target;
+        if (!read(b, n, target)) continue;
+        for (int64_t a = 0; a < count; ++a) {
+          if (times[a] < 2) continue;
+          const Box<float> anchor = columns.box(a);
+          const float value = iou_or_zero(intersection(target.box, anchor), area(anchor), target.area);
+          if (value > overlap[a] || (value == overlap[a] && n < owner[a])) owner[a] = n, overlap[a] = value;
         }
       }
     }

@@ -114,6 +114,9 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
+    margin: float,
+    strict: bool,
+    all_boxes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Find the box that ATSS assigns to each anchor, their IoU, and the IoU threshold of each box."""
     shape = (gt_boxes.shape[0], anchors.shape[0])

@@ -254,7 +254,17 @@ def test_atss_takes_no_anchor_of_which_much_is_ignored(ignore_overlap: float) ->
             taking = ~ignored if valid is None else valid & ~ignored
             for b in range(2):
                 index, iou, _ = atss_match(
-                    anchors, sizes, boxes[b][None], labels[b][None], None, taking[b : b + 1], CLASSES, 9
+                    anchors,
+                    sizes,
+                    boxes[b][None],
+                    labels[b][None],
+                    None,
+                    taking[b : b + 1],
+                    CLASSES,
+                    9,
+                    0.01,
+                    False,
+                    False,
                 )
                 expected = [-2 if skip else n for skip, n in zip(ignored[b].tolist(), index[0].tolist(), strict=True)]
                 assert found.box_index[b].tolist() == expected

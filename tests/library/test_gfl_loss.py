@@ -63,7 +63,9 @@ def plain_losses(cls_scores, bbox_preds, soft, boxes, labels, image_sizes=None, 
                     valid[b, a] = False
     for b in range(batch):
         found.append(
-            atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid[b : b + 1], CLASSES, 9)[0][0]
+            atss_match(
+                anchors, SIZES, boxes[b][None], labels[b][None], None, valid[b : b + 1], CLASSES, 9, 0.01, False, False
+            )[0][0]
         )
     count = max(sum(max(int((index >= 0).sum()), 1) for index in found), 1)
     sums = {"cls": [], "bbox": [], "dfl": [], "ld": [], "weight": []}
@@ -242,7 +244,9 @@ def test_the_region_beside_the_positives_learns_too(padded):
             valid = torch.ones(1, len(anchors), dtype=torch.bool)
             if padded:
                 valid[0] = (corner[:, 0] < shapes[b][1]) & (corner[:, 1] < shapes[b][0])
-            threshold = atss_match(anchors, SIZES, boxes[b][None], labels[b][None], None, valid, CLASSES, 9)[2][0]
+            threshold = atss_match(
+                anchors, SIZES, boxes[b][None], labels[b][None], None, valid, CLASSES, 9, 0.01, False, False
+            )[2][0]
             worth[b] = vlr_weights(anchors, boxes[b][None], threshold[None], valid)[0]
         assert (worth > 0).sum() > 5
         theirs, start = leaves_of([level.double() for level in bbox_preds]), 0

@@ -21,7 +21,6 @@ CONSTANTS = [
     ("EPS", "reference.draw_gaussians portable.draw_gaussians kernels._gaussians", "gaussians.h", "double kEps = EPSILON"),
     ("IGNORED", "reference.yolox_loss portable.yolox_loss kernels.yolox_loss assign.assignment", "yolox_loss.cpp",
      "double kIgnored = NUMBER"),
-    ("INSIDE", "reference.atss_match portable.atss_match kernels.atss_match", "atss_match.cpp", "float kInside = NUMBER"),
     ("LOG_EPS", "reference.simota_match portable.simota_match kernels.simota_match", "simota_cost.h",
      r"log_of\(iou\[i\] \+ NUMBER"),
     ("LOG_EPS", "reference.yolox_loss portable.yolox_loss kernels.yolox_loss", "yolox_loss.cpp",

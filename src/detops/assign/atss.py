@@ -1,7 +1,8 @@
 """Adaptive training sample selection (ATSS), the assignment of GFL and related detectors, for a whole batch."""
 
+import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +23,9 @@ def atss_assign(
     num_classes: int,
     *,
     topk: int = 9,
+    contest: Literal["takers", "all"] = "takers",
+    strict: bool = False,
+    margin: float = 0.01,
     valid: Tensor | None = None,
     ignore_overlap: float = 0.5,
 ) -> Assignment:
@@ -29,8 +33,11 @@ def atss_assign(
 
     On each level the `topk` anchors nearest to the box's centre are candidates. The threshold is the mean of their IoUs
     with the box plus their standard deviation. The box is assigned to the candidates of at least this IoU whose centre
-    lies in it, by more than 0.01 pixels. An anchor that several boxes qualify for gets the one with the highest IoU,
-    ties go to the lower index. Memory grows with images times anchors, not with boxes; the host never waits.
+    lies in it. An anchor that several boxes qualify for gets the one with the highest IoU, ties go to the lower index.
+    A level with fewer anchors than `topk` has fewer candidates. Memory grows with images times anchors, not with boxes;
+    the host never waits.
+
+    The static assigner of PP-YOLOE and super-gradients is `contest="all", strict=True, margin=1e-9`.
 
     A box is skipped if it has a negative side, an area that is not finite in float32, or a label that is no class; a
     negative label means "ignore this box".
@@ -41,6 +48,10 @@ def atss_assign(
         targets: `GroundTruth`, the pair (boxes, labels), or a list of dicts; boxes xyxy in pixels.
         num_classes: Number of classes; labels are 0 .. num_classes - 1.
         topk: Candidates per level, 1 .. 1000.
+        contest: Boxes among which an anchor that several qualify for goes to the highest IoU: the "takers", or "all"
+            boxes of the image, even those that do not qualify.
+        strict: Whether an anchor's IoU must be above the threshold; else it may be equal.
+        margin: A centre lies in a box if it is more than this many pixels from each side.
         valid: (B, A) bool, anchors that take part in each image, such as those not over its padding; None for all.
         ignore_overlap: An anchor is ignored if more than this fraction of its area lies in an ignored region of the
             targets: it is not a candidate, and its `box_index` is -2. MMDetection's `ignore_iof_thr`.
@@ -78,7 +89,21 @@ def atss_assign(
     require_topk(topk)
     if not 0 <= ignore_overlap <= 1:
         raise ValueError(f"ignore_overlap: expected 0 .. 1, got {ignore_overlap!r}")
-    return match_anchors(anchors, level_sizes, truth, num_classes, topk, valid, ignore_overlap).assignment(truth)
+    if contest not in ("takers", "all"):
+        raise ValueError(f"contest: expected 'takers' or 'all', got {contest!r}")
+    if not 0 <= margin < math.inf:
+        raise ValueError(f"margin: expected a number of at least 0, got {margin!r}")
+    rule = AtssRule(topk, margin, strict, contest == "all")
+    return match_anchors(anchors, level_sizes, truth, num_classes, rule, valid, ignore_overlap).assignment(truth)
+
+
+class AtssRule(NamedTuple):
+    """How boxes take anchors; see `atss_assign`."""
+
+    topk: int = 9
+    margin: float = 0.01
+    strict: bool = False
+    all_boxes: bool = False
 
 
 class AnchorMatch(NamedTuple):
@@ -108,7 +133,7 @@ def match_anchors(
     level_sizes: Sequence[int],
     targets: GroundTruth,
     num_classes: int,
-    topk: int,
+    rule: AtssRule,
     valid: Tensor | None,
     ignore_overlap: float = 0.5,
 ) -> AnchorMatch:
@@ -126,7 +151,7 @@ def match_anchors(
         sample_sizes=targets.sample_sizes,
         valid=valid,
         num_classes=num_classes,
-        topk=topk,
+        **rule._asdict(),
     )
     return AnchorMatch(index, iou, threshold, valid, ignored)
 

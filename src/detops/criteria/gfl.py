@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from detops import ops
 from detops.arguments import renamed
 from detops.assign.assignment import Assignment
-from detops.assign.atss import AnchorMatch, match_anchors, require_topk
+from detops.assign.atss import AnchorMatch, AtssRule, match_anchors, require_topk
 from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require_maps, require_strides
 from detops.geometry.points import GridCache, anchors_at, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
@@ -191,7 +191,7 @@ class GFLLoss(nn.Module):
         valid = None
         if given is not None:
             valid = points_in_images(points, image_sizes_tensor(given, len(targets), points.device))
-        return match_anchors(anchors, _level_sizes(cls_scores), targets, self.num_classes, self.topk, valid)
+        return match_anchors(anchors, _level_sizes(cls_scores), targets, self.num_classes, AtssRule(self.topk), valid)
 
     def _check(self, cls_scores: Sequence[Tensor], bbox_preds: Sequence[Tensor]) -> None:
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))

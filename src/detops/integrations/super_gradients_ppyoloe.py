@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.assign.assignment import Assignment
-from detops.assign.atss import match_anchors
+from detops.assign.atss import AtssRule, match_anchors
 from detops.assign.tal import RULES
 from detops.criteria.task_aligned import TaskAlignedLoss, aligned
 from detops.diagnostics.checked import is_checked
@@ -18,7 +18,7 @@ from detops.geometry.boxes import iou_of_pairs
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.ground_truth.sources import check_rows, whole_labels
 
-ATSS_CANDIDATES = 9  # per level
+STATIC = AtssRule(margin=1e-9, strict=True, all_boxes=True)
 
 
 class PPYoloELoss(nn.Module):
@@ -107,7 +107,7 @@ class PPYoloELoss(nn.Module):
     def _assign(self, given: "_Outputs", truth: GroundTruth) -> Assignment:
         if not self.use_static_assigner:
             return aligned([given.scores], [given.preds], truth, given.points, RULES["ppyoloe"], None)
-        found = match_anchors(given.anchors, given.level_sizes, truth, self.num_classes, ATSS_CANDIDATES, None)
+        found = match_anchors(given.anchors, given.level_sizes, truth, self.num_classes, STATIC, None)
         assigned = found.assignment(truth)
         if truth.boxes.shape[1] == 0:
             return assigned

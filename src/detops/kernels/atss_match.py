@@ -2,7 +2,8 @@
 
 A program passes over each level once per candidate, the nearest anchor first, and keeps the candidates in registers. It
 enters its box at those that pass the threshold, by an atomic maximum of [IoU | box] as one int64. The maximum does not
-depend on the order of the programs.
+depend on the order of the programs. Where all boxes contest, a second kernel gives the anchors that several boxes took
+to the best of all.
 """
 
 import torch
@@ -10,28 +11,32 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._boxes import overlap
-from detops.kernels._launch import kernel, next_power_of_2, plain
+from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
 from detops.ragged.padded import exists
 
 BLOCK = 512  # anchors per step
+BLOCK_CONTEST = 64  # anchors of a program that settles contests
 NEVER = tl.constexpr(2**63 - 1)
 LOW = tl.constexpr(2**32 - 1)
-INSIDE = tl.constexpr(0.01)
 
 
-@kernel(tensors=6)
+@kernel(tensors=7)
 def take_kernel(
     anchors,  # (A, 4)
     boxes,  # (B, N, 4)
     exists,  # (B, N) uint8
     valid,  # (B, A) uint8, not read without HAS_VALID
     best,  # (B, A) int64
+    times,  # (B, A) int32 zeros, how many boxes took an anchor; not touched without ALL_BOXES
     thresholds,  # (B, N)
     sizes,  # a tuple: the number of anchors of each level
     A,
     N,
+    margin,
     LEVELS: tl.constexpr,
     TOPK: tl.constexpr,
+    STRICT: tl.constexpr,
+    ALL_BOXES: tl.constexpr,
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -88,10 +93,43 @@ def take_kernel(
         threshold = mean + tl.sqrt(tl.sum(apart * apart, 0) / tl.maximum(count - 1, 1.0))
         tl.store(thresholds + b * N + n, tl.where(slot > 0, threshold, float("inf")))
         u, v = (u1 + u2) / 2, (v1 + v2) / 2
-        margin = tl.minimum(tl.minimum(u - x1, x2 - u), tl.minimum(v - y1, y2 - v))
-        taken = there & (iou >= threshold) & (margin > INSIDE)
+        least = tl.minimum(tl.minimum(u - x1, x2 - u), tl.minimum(v - y1, y2 - v))
+        if STRICT:
+            passes = iou > threshold
+        else:
+            passes = iou >= threshold
+        taken = there & passes & (least > margin)
         rank = (iou.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (LOW - n.to(tl.int64))
         tl.atomic_max(best + b * A + chosen, rank, mask=taken, sem="relaxed")
+        if ALL_BOXES:
+            tl.atomic_add(times + b * A + chosen, tl.full((BLOCK_K,), 1, tl.int32), mask=taken, sem="relaxed")
+
+
+@kernel(tensors=5, num_warps=2)
+def contest_kernel(anchors, boxes, exists, times, best, A, N, BLOCK: tl.constexpr):
+    """Give the anchors that several boxes took to the best of all boxes of the image."""
+    b = tl.program_id(1).to(tl.int64)
+    a = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    contested = tl.load(times + b * A + a, mask=a < A, other=0) > 1
+    if tl.max(contested.to(tl.int32), 0) > 0:
+        anchor = anchors + a * 4
+        u1 = tl.load(anchor, mask=contested, other=0.0)
+        v1 = tl.load(anchor + 1, mask=contested, other=0.0)
+        u2 = tl.load(anchor + 2, mask=contested, other=0.0)
+        v2 = tl.load(anchor + 3, mask=contested, other=0.0)
+        area = (u2 - u1) * (v2 - v1)
+        rank = tl.full((BLOCK,), -1, tl.int64)
+        for n in range(0, N):
+            if tl.load(exists + b * N + n) > 0:
+                box = boxes + (b * N + n) * 4
+                x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+                inter, union = overlap(u1, v1, u2, v2, area, x1, y1, x2, y2, (x2 - x1) * (y2 - y1))
+                iou = inter / union
+                iou = tl.where(iou >= 0, iou, 0.0)
+                rank = tl.maximum(
+                    rank, (iou.to(tl.int32, bitcast=True).to(tl.int64) << 32) | (tl.full((BLOCK,), LOW, tl.int64) - n)
+                )
+        tl.store(best + b * A + a, rank, mask=contested)
 
 
 def atss_match(
@@ -103,6 +141,9 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
+    margin: float,
+    strict: bool,
+    all_boxes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
@@ -116,6 +157,7 @@ def atss_match(
         if sample_sizes is not None:
             known = known & exists(sample_sizes, boxes)
         alive = known.to(torch.uint8).contiguous()
+        times = torch.zeros(batch, count, dtype=torch.int32, device=device) if all_boxes else best
         take_kernel(
             (boxes, batch),
             (
@@ -124,11 +166,19 @@ def atss_match(
                 alive,
                 alive if valid is None else valid.to(torch.uint8).contiguous(),
                 best,
+                times,
                 thresholds,
             ),
-            (tuple(level_sizes), count, boxes),
-            (len(level_sizes), topk, valid is not None, BLOCK, next_power_of_2(topk * len(level_sizes))),
-        )
+            (tuple(level_sizes), count, boxes, float(margin)),
+            (
+                len(level_sizes), topk, strict, all_boxes, valid is not None, BLOCK,
+                next_power_of_2(topk * len(level_sizes)),
+            ),
+        )  # fmt: skip
+        if all_boxes:
+            contest_kernel(
+                (cdiv(count, BLOCK_CONTEST), batch), (anchor, box, alive, times, best), (count, boxes), (BLOCK_CONTEST,)
+            )
     found = best >= 0
     index = (LOW.value - (best & LOW.value)).where(found, 0)
     if boxes == 0:

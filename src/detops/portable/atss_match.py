@@ -10,8 +10,6 @@ from torch import Tensor
 from detops.geometry.boxes import iou_of_pairs
 from detops.portable._search import LOW, bits, labelled, parts
 
-INSIDE = 0.01
-
 
 def atss_match(
     anchors: Tensor,
@@ -22,6 +20,9 @@ def atss_match(
     valid: Tensor | None,
     num_classes: int,
     topk: int,
+    margin: float,
+    strict: bool,
+    all_boxes: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match boxes with anchors; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
@@ -35,6 +36,7 @@ def atss_match(
     center = (anchor[:, :2] + anchor[:, 2:]) / 2
     lanes = torch.arange(count, device=device)
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
+    anyones, times = best, torch.zeros_like(best)  # the best of all boxes, and how many took an anchor
     thresholds = []
     for chunk in parts(batch, boxes, count):
         part = box[:, chunk]  # (B, n, 4)
@@ -55,12 +57,18 @@ def atss_match(
         threshold = mean + spread.sqrt()
         thresholds.append(threshold.where(number > 0, torch.inf))
         middle = center[index]
-        inside = torch.cat([middle - part[:, :, None, :2], part[:, :, None, 2:] - middle], -1).amin(-1) > INSIDE
-        taken = there & inside & (iou >= threshold[..., None])
+        inside = torch.cat([middle - part[:, :, None, :2], part[:, :, None, 2:] - middle], -1).amin(-1) > margin
+        taken = there & inside & (iou > threshold[..., None] if strict else iou >= threshold[..., None])
         # The highest IoU, then the lowest box.
         which = torch.arange(chunk.start, chunk.stop, device=device)[:, None]
         rank = ((bits(iou) << 32) | (LOW - which)).masked_fill(~taken, -1)
         best = best.scatter_reduce(1, index.flatten(1), rank.flatten(1), "amax")
+        if all_boxes:
+            times = times.scatter_add(1, index.flatten(1), taken.flatten(1).to(torch.int64))
+            rank = (bits(iou_of_pairs(anchor, part[:, :, None])) << 32) | (LOW - which)
+            anyones = torch.maximum(anyones, rank.masked_fill(~known[:, chunk, None], -1).amax(1))
+    if all_boxes:
+        best = torch.where(times > 1, anyones, best)
     found = best >= 0
     index = (LOW - (best & LOW)).where(found, 0)
     iou = iou_of_pairs(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from detops.assign.atss import AnchorMatch, match_anchors
+from detops.assign.atss import AnchorMatch, AtssRule, match_anchors
 from detops.geometry.distances import boxes_to_distances, distances_to_boxes, distribution_to_distances
 from detops.geometry.points import grid_anchors
 from detops.ground_truth import GroundTruth
@@ -44,7 +44,7 @@ class Scene:
 
     def match(self) -> AnchorMatch:
         """Assign the boxes."""
-        return match_anchors(self.anchors, self.sizes, self.truth, CLASSES, 9, None)
+        return match_anchors(self.anchors, self.sizes, self.truth, CLASSES, AtssRule(), None)
 
     def points(self) -> Tensor:
         """Return centre and stride of each anchor, (A, 3)."""

@@ -10,7 +10,7 @@ from detops import ops
 from detops.apps.bench import _gfl
 from detops.apps.bench._gfl import Scene, loop_match
 from detops.apps.bench.runner import Case
-from detops.assign.atss import atss_assign
+from detops.assign.atss import AtssRule, atss_assign
 from detops.portable.atss_match import atss_match as portable
 
 TESTS = ("tests/ops/test_atss_match.py",)
@@ -22,7 +22,7 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
         scene = Scene(count, device)
         arguments: dict[str, Any] = {
             "anchors": scene.anchors, "level_sizes": scene.sizes, "gt_boxes": scene.boxes, "gt_labels": scene.labels,
-            "sample_sizes": None, "valid": None, "num_classes": _gfl.CLASSES, "topk": 9,
+            "sample_sizes": None, "valid": None, "num_classes": _gfl.CLASSES, **AtssRule()._asdict(),
         }  # fmt: skip
         ours: Callable[[], object] = partial(atss_assign, scene.anchors, scene.sizes, scene.truth, _gfl.CLASSES)
         if kernel:

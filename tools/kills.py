@@ -87,11 +87,11 @@ def kill(child: int, rng: random.Random) -> bool:
     return wait(child) == -signal.SIGKILL
 
 
-def trial(command: Command, out: Path, rng: random.Random) -> None:
-    """Run a command to its end, with some kills on the way; count what is lost."""
+def trial(command: Command, out: Path, rng: random.Random, most: int) -> None:
+    """Run a command to its end, with up to `most` kills on the way; count what is lost."""
     shutil.rmtree(out, ignore_errors=True)
     done = 0
-    for attempt in range(rng.randint(1, 5)):
+    for attempt in range(rng.randint(1, most)):
         child = start(command.arguments(out) + command.more * bool(attempt))
         time.sleep(rng.random() ** 0.7 * command.seconds)
         command.counts["kills"] += kill(child, rng)
@@ -216,6 +216,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--minutes", type=float, help="how long")
     parser.add_argument("--kills", type=int, default=200, help="how many, if no time is given")
+    parser.add_argument("--most", type=int, default=5, help="kills of one run, at most")
     parser.add_argument("--seed", type=int, default=0, help="random seed of the moments")
     options = parser.parse_args()
     torch.set_num_threads(1)  # threads do not outlive a fork
@@ -237,7 +238,7 @@ def main() -> int:
     begun, kills = time.monotonic(), 0
     while time.monotonic() < begun + options.minutes * 60 if options.minutes else kills < options.kills:
         for command in tried:
-            trial(command, root / "out", rng)
+            trial(command, root / "out", rng, options.most)
         kills = sum(command.counts["kills"] for command in tried)
     print("| command | runs | kills | lost |", "|---|--:|--:|--:|", sep="\n")
     for command in tried:

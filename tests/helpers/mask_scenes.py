@@ -60,18 +60,23 @@ def mask_scene(
     return masks.to(dtype), boxes.to(box_dtype), *image_size
 
 
-scenes = st.builds(
-    mask_scene,
-    seed=st.integers(0, 10**6),
-    count=st.sampled_from([0, 1, 4, 9]),
-    mask_size=st.sampled_from([(1, 1), (1, 6), (5, 7), (28, 28)]),
-    image_size=st.sampled_from([(1, 1), (1, 40), (40, 1), (23, 31), (70, 150)]),
-    dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
-    box_dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
-    ties=st.booleans(),
-    odd=st.booleans(),
-    spread=st.sampled_from([0.3, 1.6, 5.0]),
-)
+def scenes_of(counts: Sequence[int], image_sizes: Sequence[Size]) -> st.SearchStrategy[tuple[Tensor, Tensor, int, int]]:
+    """Scenes of these numbers of masks, in images of these sizes."""
+    return st.builds(
+        mask_scene,
+        seed=st.integers(0, 10**6),
+        count=st.sampled_from(counts),
+        mask_size=st.sampled_from([(1, 1), (1, 6), (5, 7), (28, 28)]),
+        image_size=st.sampled_from(image_sizes),
+        dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+        box_dtype=st.sampled_from([torch.float32, torch.float16, torch.bfloat16, torch.float64]),
+        ties=st.booleans(),
+        odd=st.booleans(),
+        spread=st.sampled_from([0.3, 1.6, 5.0]),
+    )
+
+
+scenes = scenes_of([0, 1, 4, 9], [(1, 1), (1, 40), (40, 1), (23, 31), (70, 150)])
 THRESHOLDS = (0.5, 0.1, 0.9, 1.0, 1e-6)
 
 

@@ -7,6 +7,7 @@ in `KERNELS`. Copy test_draw_gaussians.py.
 import importlib
 import importlib.util
 import itertools
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 import torch
 import torch.distributed as dist
+from hypothesis import settings
 from torch import Tensor
 from torch._subclasses import FakeTensorMode
 from torch.multiprocessing.spawn import spawn
@@ -67,6 +69,11 @@ class Form:
     def interpreted(self) -> bool:
         """Whether Triton's interpreter runs it: slowly, and with float32 instead of float64."""
         return self.name.startswith("triton")
+
+    def examples(self, count: int) -> settings:
+        """Return Hypothesis' settings of that many examples: fewer in the interpreter, unless new ones are drawn."""
+        fewer = self.interpreted and os.environ.get("DETOPS_EXPLORE") != "1"
+        return settings(max_examples=max(10, count // 10) if fewer else count, deadline=None)
 
     def computes(self, dtype: torch.dtype) -> torch.dtype:
         """Return the dtype whose tolerance applies to inputs of `dtype`."""

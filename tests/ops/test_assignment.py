@@ -65,7 +65,7 @@ def total(cost: Tensor, rows: Tensor) -> tuple[int, float]:
 
 @for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=60 if form.interpreted else 150, deadline=None)
+    @form.examples(150)
     @given(
         seed=st.integers(0, 10**6),
         problems=st.sampled_from([0, 1, 3]),

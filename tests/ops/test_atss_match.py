@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from op import (
     Form,
@@ -101,7 +101,7 @@ def decided(args: Arguments, margin: float = 1e-4) -> bool:
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=40 if form.interpreted else 300, deadline=None)
+    @form.examples(300)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),

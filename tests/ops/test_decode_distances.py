@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -31,7 +31,7 @@ def arguments(seed: int = 0, **options: Any) -> tuple[Any, ...]:
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=20 if form.interpreted else 60, deadline=None)
+    @form.examples(60)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),

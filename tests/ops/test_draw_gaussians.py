@@ -80,7 +80,7 @@ scenes = st.builds(
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=60 if form.interpreted else 150, deadline=None)
+    @form.examples(150)
     @given(scene=scenes, factor=st.sampled_from([6.0, 1.5, 40.0]), k_scale=st.sampled_from([1.0, 0.8, 0.0, 3.0]))
     def check(scene: GaussianScene, factor: float, k_scale: float) -> None:
         assert_equals_reference(form, scene, factor, k_scale)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -78,7 +78,7 @@ factor_sets = st.sampled_from(
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=40 if form.interpreted else 120, deadline=None)
+    @form.examples(120)
     @given(
         seed=st.integers(0, 10**6),
         shape=st.sampled_from([(1,), (0,), (15,), (16,), (17,), (2, 3, 5, 7), (4099,), (1, 2, 40, 60)]),

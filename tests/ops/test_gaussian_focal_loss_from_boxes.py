@@ -7,7 +7,7 @@ import pytest
 import torch
 from ahead_of_time import Kernel
 from gaussian_scenes import gaussian_scene
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -58,7 +58,7 @@ def assert_matches(form: Form, args: Any, factors: tuple[float, ...] = STANDARD,
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=15 if form.interpreted else 40, deadline=None)
+    @form.examples(40)
     @given(
         seed=st.integers(0, 10**6),
         shape=st.sampled_from([(0, 2, 4, 4), (1, 1, 1, 1), (2, 3, 9, 17), (1, 2, 5, 33), (2, 1, 16, 16)]),

@@ -10,7 +10,7 @@ import map_scenes
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from map_scenes import CPU, THRESHOLDS, MapScene, blob_maps, encoded, interpolated, map_scene
 from op import (
@@ -49,7 +49,7 @@ def test_matches_reference(form: Form) -> None:
     # Its interpreter runs a program per column.
     scenes = map_scenes.map_scenes(9 if form.interpreted else 70)
 
-    @settings(max_examples=8 if form.interpreted else 200, deadline=None)
+    @form.examples(200)
     @given(scene=scenes, threshold=st.sampled_from(THRESHOLDS), compress=st.booleans())
     def check(scene: MapScene, threshold: float, compress: bool) -> None:
         assert_same_bits(form(*scene, threshold, compress), op.reference(*scene, threshold, compress))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -58,7 +58,7 @@ def crowded_boxes(
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=25 if form.interpreted else 100, deadline=None)
+    @form.examples(100)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 3]),

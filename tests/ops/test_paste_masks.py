@@ -30,7 +30,7 @@ Scene = tuple[Tensor, Tensor, int, int]
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=25 if form.interpreted else 200, deadline=None)
+    @form.examples(200)
     @given(args=scenes, threshold=st.sampled_from(THRESHOLDS))
     def check(args: Scene, threshold: float) -> None:
         assert torch.equal(form(*args, threshold), op.reference(*args, threshold))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -36,7 +36,7 @@ def assert_matches(form: Form, args: Any, dtype: torch.dtype = torch.float32, de
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=40 if form.interpreted else 150, deadline=None)
+    @form.examples(150)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),

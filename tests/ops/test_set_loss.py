@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -67,7 +67,7 @@ def assert_close(form: Form, actual: Any, expected: Any, dtype: torch.dtype, sca
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=25 if form.interpreted else 70, deadline=None)
+    @form.examples(70)
     @given(
         seed=st.integers(0, 10**6),
         kind=st.sampled_from(KINDS),

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -50,7 +50,7 @@ def check(form: Form, args: YoloxScene, rule: Rule, device: str = "cpu") -> None
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=100 if form.interpreted else 200, deadline=None)
+    @form.examples(200)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([1, 2]),

@@ -6,7 +6,7 @@ import pytest
 import torch
 from ahead_of_time import Kernel
 from aligned_scenes import AlignedScene, aligned_scene, decided, numbers
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -46,7 +46,7 @@ def check(form: Form, scene: AlignedScene, rule: TalRule, device: str = "cpu") -
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=25 if form.interpreted else 120, deadline=None)
+    @form.examples(120)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([1, 2]),

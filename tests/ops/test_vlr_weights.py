@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     Form,
@@ -74,7 +74,7 @@ def assert_matches(form: Form, args: Arguments, device: str = "cpu") -> None:
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=15 if form.interpreted else 30, deadline=None)
+    @form.examples(30)
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 2]),

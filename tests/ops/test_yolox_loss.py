@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from ahead_of_time import Kernel
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
@@ -64,7 +64,7 @@ def compare(form: Form, args: list[Any], rtol: float, atol: float) -> None:
 
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    @settings(max_examples=100 if form.interpreted else 200, deadline=None)
+    @form.examples(200)
     @given(
         seed=st.integers(0, 10**6),
         kind=st.integers(0, 4),

@@ -10,10 +10,10 @@ from pathlib import Path
 from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "tools"))
-from kernels import BuildInParallel, extensions
+from kernels import BuildChanged, extensions
 
 setup(
     ext_modules=extensions(),
-    cmdclass={"build_ext": BuildInParallel},
+    cmdclass={"build_ext": BuildChanged},
     options={"bdist_wheel": {"py_limited_api": "cp311"}},
 )

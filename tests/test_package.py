@@ -169,3 +169,49 @@ def test_every_op_has_all_its_places(op: str, place: str) -> None:
 def test_the_cpu_runs_cpp(op: str) -> None:
     """Without the library the tests of the C++ form would compare the portable form with the reference."""
     assert detops.env()["ops"][op]["cpu"] == "C++"
+
+
+def test_a_build_compiles_what_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A source that is newer than its object, or all, if a header or the options changed; nothing if nothing did."""
+    pytest.importorskip("setuptools")
+    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+    kernels = importlib.import_module("kernels")
+    compiled: list[str] = []
+
+    class Compiler:
+        def object_filenames(self, sources: list[str], output_dir: str) -> list[str]:
+            return [f"{output_dir}/{Path(source).stem}.o" for source in sources]
+
+        def compile(self, sources: list[str], output_dir: str, flags: str) -> list[str]:
+            compiled.extend(Path(source).name for source in sources)
+            objects = self.object_filenames(sources, output_dir)
+            for path in objects:
+                touch(Path(path), 10)
+            return objects
+
+    def touch(path: Path, time: int) -> None:
+        path.write_text("")
+        os.utime(path, (time, time))
+
+    def build(flags: str = "-O3") -> list[str]:
+        compiled.clear()
+        options = {"output_dir": str(tmp_path), "flags": flags}
+        made = kernels.compile_changed(Compiler(), [str(path) for path in sources], options, [header])
+        assert made == [str(tmp_path / f"{name}.o") for name in "ab"]
+        return sorted(compiled)
+
+    sources, header = [tmp_path / "a.cpp", tmp_path / "b.cpp"], tmp_path / "shared.h"
+    for path in (*sources, header):
+        touch(path, 1)
+    assert build() == ["a.cpp", "b.cpp"]
+    assert build() == []
+    touch(sources[1], 11)
+    assert build() == ["b.cpp"]
+    touch(sources[1], 2)
+    touch(header, 11)
+    assert build() == ["a.cpp", "b.cpp"]
+    touch(header, 2)
+    assert build("-O2") == ["a.cpp", "b.cpp"]
+    assert build("-O2") == []
+    (tmp_path / "a.o").unlink()
+    assert build("-O2") == ["a.cpp"]

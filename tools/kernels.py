@@ -1,12 +1,13 @@
 """The extension that holds every C++ kernel. Run as a script, this builds only the extension, into src/detops.
 
-DETOPS_ASAN=1 builds it under AddressSanitizer and UBSan.
+A second build compiles only what changed. DETOPS_ASAN=1 builds it under AddressSanitizer and UBSan.
 """
 
 import os
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from setuptools import Distribution, Extension
@@ -55,18 +56,51 @@ def extensions() -> list[Extension]:
     ]
 
 
-class BuildInParallel(build_ext):
-    """setuptools' own command, which compiles one source after another, with all cores."""
+def compile_changed(compiler: Any, sources: list[str], options: dict[str, Any], inputs: list[Path]) -> list[str]:
+    """Compile sources with all cores, but for those whose objects are newer than all that they are made of.
+
+    Beside each object lies a note of what made it: the compiler, its options, and torch.
+
+    Args:
+        compiler: As setuptools has it: what compiles sources and knows their objects.
+        sources: Paths of the sources.
+        options: What the compiler takes beside the sources; "output_dir" is where objects go.
+        inputs: Files that all sources depend on.
+
+    Returns:
+        Paths of the objects.
+    """
+    root = torch_root()
+    torch_version = (root / "version.py").read_text() if root else ""
+    made_by = repr((getattr(compiler, "compiler_so", None), sorted(options.items(), key=str), str(root), torch_version))
+
+    def compile_one(source: str) -> list[str]:
+        (made,) = compiler.object_filenames([source], output_dir=options["output_dir"])
+        note, newest = Path(f"{made}.made-by"), max(path.stat().st_mtime for path in (Path(source), *inputs))
+        known = note.exists() and note.read_text() == made_by
+        if known and Path(made).exists() and Path(made).stat().st_mtime > newest:
+            return [made]
+        note.unlink(missing_ok=True)
+        objects: list[str] = compiler.compile([source], **options)
+        note.write_text(made_by)
+        return objects
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        return [made for some in pool.map(compile_one, sources) for made in some]
+
+
+class BuildChanged(build_ext):
+    """setuptools' own command, which compiles all sources one after another, with what changed and all cores."""
 
     def build_extension(self, ext: Extension) -> None:
         """Compile the sources, and link them."""
-        compile_some = self.compiler.compile
-
-        def compile_all(sources: list[str], **options: Any) -> list[str]:
-            with ThreadPoolExecutor(os.cpu_count()) as pool:
-                return [made for some in pool.map(lambda one: compile_some([one], **options), sources) for made in some]
-
-        self.compiler.compile = compile_all
+        inputs = [*Path("csrc").glob("*.h"), *Path(__file__).parent.glob("*.py")]
+        plain = SimpleNamespace(
+            compile=self.compiler.compile,
+            object_filenames=self.compiler.object_filenames,
+            compiler_so=getattr(self.compiler, "compiler_so", None),
+        )
+        self.compiler.compile = lambda sources, **options: compile_changed(plain, sources, options, inputs)
         super().build_extension(ext)
 
 
@@ -76,7 +110,7 @@ def build(folder: str | None = None) -> None:
     for module in modules:
         module.optional = False  # whoever builds only the kernels wants to see why they fail
     distribution = Distribution({"name": "detops", "package_dir": {"": "src"}, "ext_modules": modules})
-    distribution.cmdclass["build_ext"] = BuildInParallel
+    distribution.cmdclass["build_ext"] = BuildChanged
     command = distribution.get_command_obj("build_ext")
     command.inplace = folder is None
     command.build_lib = folder

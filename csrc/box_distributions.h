@@ -15,31 +15,31 @@ constexpr int64_t kTaskPoints = 1024;  // points per task
 constexpr int kGroup = 4;              // points per group
 constexpr int kSides = 4 * kGroup;     // side s of point k is number s * kGroup + k
 
-// For each of WIDTH columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
+// For each of kSides columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
 // logit that is not finite makes its whole column NaN.
-#define DETOPS_SOFTMAX(NAME, C, WIDTH)                                                        \
-  DETOPS_CLONES inline void NAME(const C* x, C factor, int64_t bins, C* p, C* log_sum) {      \
-    C top[WIDTH], sum[WIDTH] = {}, poison[WIDTH] = {}, share[WIDTH];                          \
-    for (int i = 0; i < WIDTH; ++i) top[i] = x[i] * factor;                                   \
-    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
-      for (int i = 0; i < WIDTH; ++i) {                                                       \
-        const C z = x[j + i] * factor;                                                        \
-        poison[i] += z * C(0);                                                                \
-        top[i] = z > top[i] ? z : top[i];                                                     \
-      }                                                                                       \
-    }                                                                                         \
-    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
-      for (int i = 0; i < WIDTH; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
-      for (int i = 0; i < WIDTH; ++i) sum[i] += p[j + i];                                     \
-    }                                                                                         \
-    for (int i = 0; i < WIDTH; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
-    for (int64_t j = 0; j < bins * WIDTH; j += WIDTH) {                                       \
-      for (int i = 0; i < WIDTH; ++i) p[j + i] *= share[i];                                   \
-    }                                                                                         \
-    for (int i = 0; i < WIDTH; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
+#define DETOPS_SOFTMAX(C)                                                                      \
+  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
+    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
+    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                   \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) {                                                       \
+        const C z = x[j + i] * factor;                                                         \
+        poison[i] += z * C(0);                                                                 \
+        top[i] = z > top[i] ? z : top[i];                                                      \
+      }                                                                                        \
+    }                                                                                          \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
+      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                     \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
+      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                   \
+    }                                                                                          \
+    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
   }
-DETOPS_SOFTMAX(softmax, float, kSides)
-DETOPS_SOFTMAX(softmax, double, kSides)
+DETOPS_SOFTMAX(float)
+DETOPS_SOFTMAX(double)
 
 // One level's map (B, C, H, W) in any layout.
 class Map {
@@ -72,18 +72,16 @@ class Map {
     }
   }
 
-  // Whether the points of a map of this width lie one after the other, for each channel.
-  bool has_runs(int64_t width) const { return x_ == 1 && y_ == width; }
-
   // Writes channels c .. c + channels - 1 of `count` points from the one of number `row`, as float, to rows of `to`
-  // that are `apart` from each other; only if has_runs.
-  void read_run(int64_t b, int64_t c, int64_t channels, int64_t row, int64_t count, int64_t apart, float* to) const {
-    const int64_t first = b * b_ + c * c_ + row;
+  // that are `apart` from each other.
+  void read_row(int64_t b, int64_t c, int64_t channels, int64_t row, int64_t count, int64_t width, int64_t apart,
+                float* to) const {
+    const int64_t first = b * b_ + c * c_;
     switch (type_) {
-      case ScalarType::Float: return copy_run<float>(first, channels, count, apart, to);
-      case ScalarType::Double: return copy_run<double>(first, channels, count, apart, to);
-      case ScalarType::Half: return copy_run<Half>(first, channels, count, apart, to);
-      default: return copy_run<BFloat16>(first, channels, count, apart, to);
+      case ScalarType::Float: return copy_row<float>(first, channels, row, count, width, apart, to);
+      case ScalarType::Double: return copy_row<double>(first, channels, row, count, width, apart, to);
+      case ScalarType::Half: return copy_row<Half>(first, channels, row, count, width, apart, to);
+      default: return copy_row<BFloat16>(first, channels, row, count, width, apart, to);
     }
   }
 
@@ -103,10 +101,21 @@ class Map {
   }
 
   template <class T>
-  void copy_run(int64_t first, int64_t channels, int64_t count, int64_t apart, float* to) const {
+  void copy_row(int64_t first, int64_t channels, int64_t row, int64_t count, int64_t width, int64_t apart,
+                float* to) const {
     const T* from = static_cast<const T*>(data_) + first;
-    for (int64_t j = 0; j < channels; ++j, from += c_, to += apart) {
-      for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+    if (x_ == 1 && y_ == width) {  // the points lie one after the other
+      from += row;
+      for (int64_t j = 0; j < channels; ++j, from += c_, to += apart) {
+        for (int64_t i = 0; i < count; ++i) to[i] = static_cast<float>(from[i]);
+      }
+      return;
+    }
+    int64_t y = row / width, x = row % width;
+    for (int64_t i = 0; i < count; ++i) {
+      const T* at = from + y * y_ + x * x_;
+      for (int64_t j = 0; j < channels; ++j) to[j * apart + i] = static_cast<float>(at[j * c_]);
+      if (++x == width) x = 0, ++y;
     }
   }
 

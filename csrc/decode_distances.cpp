@@ -1,33 +1,31 @@
 // The box that each point predicts: the CPU kernel of decode_distances. Runs of points are shared out among torch's
-// threads. Where points lie one after the other in memory, a vector holds one bin of one side of many of them; else a few
-// points are computed together, so that a vector holds one bin of all their sides.
+// threads; a vector holds one bin of one side of many points.
 #include "box_distributions.h"
 
 namespace detops {
 namespace {
 
-constexpr int kRow = 64;  // points of a run that are computed together
+constexpr int kRow = 64;  // points that are computed together
 
-DETOPS_SOFTMAX(softmax_of_row, float, kRow)
-
-// The means of the distributions of a side, which are the distances.
-DETOPS_CLONES void means_of_row(const float* p, int64_t bins, float* distance) {
-  float sum[kRow] = {};
-  for (int64_t j = 0; j < bins; ++j) {
-    for (int i = 0; i < kRow; ++i) sum[i] += static_cast<float>(j) * p[j * kRow + i];
-  }
-  std::copy(sum, sum + kRow, distance);
-}
-
-// Boxes of points a .. a + count - 1, whose distances are `distance`, side by side.
-void write_boxes(const Reader& points, const float* distance, int apart, int64_t a, int64_t count, float* boxes) {
-  for (int64_t k = 0; k < count; ++k) {
-    const float stride = static_cast<float>(points.at(a + k, 2));
-    for (int s = 0; s < 4; ++s) {
-      const float center = static_cast<float>(points.at(a + k, s % 2)), away = distance[s * apart + k] * stride;
-      boxes[4 * k + s] = s < 2 ? center - away : center + away;
+// The means of the distributions of one side, which are the distances: of kRow columns of logits. A logit that is not
+// finite makes its mean NaN.
+DETOPS_CLONES void means_of_row(const float* x, int64_t bins, float* distance) {
+  float top[kRow], sum[kRow] = {}, weighted[kRow] = {}, poison[kRow] = {};
+  for (int i = 0; i < kRow; ++i) top[i] = x[i];
+  for (int64_t j = 0; j < bins * kRow; j += kRow) {
+    for (int i = 0; i < kRow; ++i) {
+      poison[i] += x[j + i] * 0.0f;
+      top[i] = x[j + i] > top[i] ? x[j + i] : top[i];
     }
   }
+  for (int64_t j = 0; j < bins; ++j) {
+    const float bin = static_cast<float>(j);
+    for (int i = 0; i < kRow; ++i) {
+      const float e = exp_negative(x[j * kRow + i] - top[i]);
+      sum[i] += e, weighted[i] += bin * e;
+    }
+  }
+  for (int i = 0; i < kRow; ++i) distance[i] = weighted[i] / sum[i] + poison[i];
 }
 
 Tensor decode_distances(const std::vector<Tensor> bbox_preds, const Tensor points) {
@@ -59,34 +57,26 @@ Tensor decode_distances(const std::vector<Tensor> bbox_preds, const Tensor point
   float* data = static_cast<float*>(boxes.mutable_data_ptr());
   const Reader point(points);
   torch::stable::parallel_for(0, static_cast<int64_t>(runs.size()), 1, [&](int64_t begin, int64_t end) {
-    Group<float> group(bins);
-    std::vector<float> logits(bins * kRow), p(logits);
-    float distance[4 * kRow], log_sum[kRow];
+    std::vector<float> logits(bins * kRow);
+    float distance[4][kRow];
     for (int64_t i = begin; i < end; ++i) {
       const Run& run = runs[i];
-      const Map& map = maps[run.level];
-      const int64_t width = bbox_preds[run.level].size(3), first = starts[run.level];
-      float* out = data + (run.b * count + first) * 4;
-      if (map.has_runs(width)) {
-        for (int64_t r = run.begin; r < run.end; r += kRow) {
-          const int64_t size = std::min<int64_t>(kRow, run.end - r);
-          for (int s = 0; s < 4; ++s) {
-            float* side = distance + s * kRow;
-            map.read_run(run.b, s * bins, bins, r, size, kRow, bins == 1 ? side : logits.data());
-            if (bins == 1) continue;
-            softmax_of_row(logits.data(), 1.0f, bins, p.data(), log_sum);
-            means_of_row(p.data(), bins, side);
-          }
-          write_boxes(point, distance, kRow, first + r, size, out + 4 * r);
+      const int64_t width = bbox_preds[run.level].size(3);
+      for (int64_t r = run.begin; r < run.end; r += kRow) {
+        const int64_t size = std::min<int64_t>(kRow, run.end - r);
+        for (int s = 0; s < 4; ++s) {
+          float* to = bins == 1 ? distance[s] : logits.data();
+          maps[run.level].read_row(run.b, s * bins, bins, r, size, width, kRow, to);
+          if (bins > 1) means_of_row(to, bins, distance[s]);
         }
-        continue;
-      }
-      for (int64_t r = run.begin; r < run.end; r += kGroup) {
-        int64_t rows[kGroup];
-        for (int k = 0; k < kGroup; ++k) rows[k] = std::min(r + k, run.end - 1);
-        group.read(map, run.b, rows, width, group.raw);
-        group.distributions();
-        write_boxes(point, group.distance, kGroup, first + r, std::min<int64_t>(kGroup, run.end - r), out + 4 * r);
+        for (int64_t k = 0; k < size; ++k) {
+          const int64_t a = starts[run.level] + r + k;
+          const float stride = static_cast<float>(point.at(a, 2));
+          for (int s = 0; s < 4; ++s) {
+            const float center = static_cast<float>(point.at(a, s % 2)), away = distance[s][k] * stride;
+            data[(run.b * count + a) * 4 + s] = s < 2 ? center - away : center + away;
+          }
+        }
       }
     }
   });

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detops.apps import pictures, runs
 from detops.apps.data.coco import ImageRecord
-from detops.inference.drawing import FAINT, class_color
+from detops.inference.drawing import FAINT, Plates, class_color
 
 
 def overlaid(boxes: Tensor, side: int = 480) -> NDArray[np.uint8]:
@@ -17,7 +17,7 @@ def overlaid(boxes: Tensor, side: int = 480) -> NDArray[np.uint8]:
     record = ImageRecord(1, "image.png", side, side)
     heat, labels = torch.zeros(1, side // 4, side // 4), torch.zeros(len(boxes), dtype=torch.int64)
     image = Image.new("RGB", (side, side))
-    return np.asarray(pictures.overlay(image, heat, boxes, labels, ["a class"], record, 4))
+    return np.asarray(pictures.overlay(image, heat, boxes, labels, ["a class", "another"], record, 4))
 
 
 def grid(count: int) -> Tensor:
@@ -59,5 +59,24 @@ def test_the_best_detection_is_on_top() -> None:
 def test_scores_can_be_left_out() -> None:
     found = runs.Found(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0]), torch.tensor([0.9]))
     image = Image.new("RGB", (480, 480))
-    widths = [np.asarray(runs.draw(image, found, ["b"], scores))[88:98].any(2).sum() for scores in (True, False)]
+    widths = [np.asarray(runs.draw(image, found, ["b", "c"], scores))[88:98].any(2).sum() for scores in (True, False)]
     assert widths[0] > widths[1] > 0
+
+
+def test_the_only_class_is_not_named_and_names_do_not_hide_one_another() -> None:
+    image = Image.new("RGB", (480, 480))
+    found = runs.Found(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0]), torch.tensor([0.9]))
+    assert np.asarray(runs.draw(image, found, ["b"]))[88:98].any()  # its score is
+    assert not np.asarray(runs.draw(image, found, ["b"], scores=False))[:98].any()
+    plates = Plates((200, 100))
+    corners = [plates.place((50, 40, 90, 60), 30, 10) for _ in range(5)]
+    assert corners == [(50, 30), (50, 40), (50, 60), None, None]
+    assert plates.place((190, 0, 200, 20), 30, 10) == (170, 0)
+
+
+def test_boxes_are_seen_on_white() -> None:
+    image = Image.new("RGB", (480, 480), "white")
+    found = runs.Found(torch.tensor([[100.0, 100, 300, 300]]), torch.tensor([0]), torch.tensor([0.9]))
+    drawn = np.asarray(runs.draw(image, found, ["b"], scores=False)).astype(int)
+    assert drawn[200, 99].max() < 160  # dark on either side
+    assert drawn[200, 102].max() < 160

@@ -172,3 +172,13 @@ def test_neighbouring_classes_differ_in_colour() -> None:
     colors = torch.tensor([class_color(label) for label in range(30)]).float()
     assert (colors[1:] - colors[:-1]).norm(dim=1).min() > 60
     assert len({class_color(label) for label in range(80)}) == 80
+
+
+def test_instances_of_one_class_are_told_apart_by_their_edges() -> None:
+    boxes = torch.tensor([[20.0, 20, 120, 100], [80.0, 40, 180, 110]])
+    found = InstanceMasks(
+        boxes, torch.tensor([2, 2]), torch.tensor([0.5, 0.9]), torch.full((2, 28, 28), 9.0), (120, 200)
+    )
+    row = np.asarray(found.draw(black(), opacity=0.5))[90, 60:110].astype(int).sum(1)
+    assert row[18:24].min() < row[10]  # the edge of the upper one, on the lower one
+    assert row[45] == pytest.approx(row[10], rel=0.6)

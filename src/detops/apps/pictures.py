@@ -121,7 +121,10 @@ def overlay(
     layer = heat_layer(heat, plain.size, extent)
     view: Image = module.alpha_composite(plain.convert("RGBA"), layer).convert("RGB")
     to_view = boxes * boxes.new_tensor([view.width / record.width, view.height / record.height] * 2)
-    draw_boxes(view, to_view, labels, [class_names[label] for label in labels.tolist()], faint_crowds=True)
+    names = [
+        class_names[label] if len(class_names) > 1 else "" for label in labels.tolist()
+    ]  # the only one says nothing
+    draw_boxes(view, to_view, labels, names, faint_crowds=True)
     return view
 
 
@@ -145,7 +148,7 @@ def draw_boxes(view: "Image", boxes: Tensor, labels: Tensor, names: Sequence[str
         view: The image.
         boxes: (n, 4) xyxy in its pixels; the last is on top.
         labels: (n,) integers, which give the colours.
-        names: One per box.
+        names: One per box; an empty one is not written.
         faint_crowds: Draw the boxes of a crowd faintly, so that they do not hide what lies below.
     """
     pen, crowded = Pen(view), len(names) > CROWD
@@ -153,7 +156,7 @@ def draw_boxes(view: "Image", boxes: Tensor, labels: Tensor, names: Sequence[str
     for box, label, _ in rows:
         pen.outline(box, label, faint=crowded and faint_crowds)
     if not crowded:
-        for box, label, name in rows:
+        for box, label, name in rows[::-1]:  # the one on top gets the best place
             pen.name(name, box, label)
 
 

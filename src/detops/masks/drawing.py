@@ -10,6 +10,8 @@ from detops.arguments import require_module
 from detops.inference.drawing import Pen, class_color
 from detops.masks.checks import check_names
 
+EDGE = 200  # opacity of the edge of a mask
+
 
 def draw_masks(
     image: Any,
@@ -56,11 +58,25 @@ def draw_masks(
         if not mask.numel():
             continue
         stencil = module.fromarray((mask.to(torch.uint8) * shade).cpu().numpy().astype(numpy.uint8))
-        picture.paste(class_color(label), (x, y, x + stencil.width, y + stencil.height), stencil)
+        color, place = class_color(label), (x, y, x + stencil.width, y + stencil.height)
+        picture.paste(color, place, stencil)
+        if opacity:  # a dark edge, which tells apart what is of one class
+            edge = module.fromarray((_edge(mask).to(torch.uint8) * EDGE).cpu().numpy().astype(numpy.uint8))
+            picture.paste(tuple(channel // 3 for channel in color), place, edge)
         pen.outline(box, label)
         name = str(label) if class_names is None else class_names[label]
         pen.name(f"{name} {score:.2f}", box, label, inside=True)
     return picture
+
+
+def _edge(mask: Tensor) -> Tensor:
+    """Return the pixels of a mask (h, w) that have a neighbour which is not of it; beyond the crop, all are."""
+    inner = mask.clone()
+    inner[1:] &= mask[:-1]
+    inner[:-1] &= mask[1:]
+    inner[:, 1:] &= mask[:, :-1]
+    inner[:, :-1] &= mask[:, 1:]
+    return mask & ~inner
 
 
 def as_image(image: Any, image_size: tuple[int, int]) -> Any:

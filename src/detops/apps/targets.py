@@ -262,6 +262,8 @@ def _write_pictures(
     states: Counter[str] = Counter()
     names = unique_stems([image.file_name for image in annotations.images])
     wanted = len(annotations.images) if limit is None else min(limit, len(annotations.images))
+    if wanted < len(annotations.images):
+        note(console, f"drawing {wanted:,} of {len(annotations.images):,} images; the numbers are those of all")
     chunks = draw(annotations, drawn, stride, wanted)
     maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
     for position, heatmap in track(maps, "drawing", wanted, console=console, transient=True):

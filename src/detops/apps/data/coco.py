@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import Tensor
 
 from detops.apps import require
+from detops.apps.data import formats
 from detops.apps.data.json_file import load, unhurried_collector
 from detops.apps.data.masks import Rle, judge_mask
 from detops.apps.data.problems import Level, Problems, shown
@@ -177,10 +178,10 @@ class Annotations:
 
 
 def read(path: Path, images: Path | None = None, masks: bool = False) -> Annotations:
-    """Read a COCO file, plain or compressed, and judge each record once.
+    """Read a COCO file, plain or compressed, or data in YOLO's or VOC's format, and judge each record once.
 
     Args:
-        path: The file.
+        path: The file, or what `formats` calls other data by.
         images: Folder of the images, from which sizes that the file lacks are taken; None leaves those images out.
         masks: Judge and keep the masks too, and leave out annotations whose segmentation is none.
 
@@ -188,7 +189,7 @@ def read(path: Path, images: Path | None = None, masks: bool = False) -> Annotat
         ValueError: The file is not in COCO's format at all.
         OSError: It cannot be read.
     """
-    data = load(path)
+    data = formats.load(path) if formats.is_other(path) else load(path)
     with unhurried_collector():
         return judge(data, path, images, masks)
 

@@ -4,7 +4,6 @@ annotations.json + images/ -> CocoImages -> Batch (uint8) -> augment / normalize
 """
 
 import math
-import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,7 +14,7 @@ from rich.console import Console
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from detops.apps import note, require, warn
+from detops.apps import note, require, usable_cores, warn
 from detops.apps.data.coco import Annotations, read
 from detops.apps.data.compare import HEADS, find_images
 from detops.apps.data.images import Size, decode
@@ -91,7 +90,7 @@ class CocoImages(Dataset[Batch]):
         self.broken: set[int] = set()
         if len(self) * 3 * math.prod(self.shape) <= memory_limit:
             kept = torch.empty(len(self), 3, *self.shape, dtype=torch.uint8)
-            with ThreadPoolExecutor(os.cpu_count()) as pool:  # Pillow decodes without holding the interpreter
+            with ThreadPoolExecutor(usable_cores()) as pool:  # Pillow decodes without holding the interpreter
                 for row, image in enumerate(pool.map(self._decode, range(len(self)))):
                     kept[row] = image
             self.kept = kept

@@ -7,17 +7,20 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from urllib.parse import unquote
 
+from detops.apps.data import formats
+
 SPLITS = {"train": ("train",), "val": ("val", "valid", "validation")}
 BESIDE = ("annotations.json", "_annotations.coco.json")
 ACCEPTED = (
     "train/ and val/ (or valid/), each with annotations.json and images/; or each with _annotations.coco.json beside "
     "its images (Roboflow); or annotations/instances_train.json and instances_val.json with images/train/ and "
-    "images/val/, or images/ (CVAT, COCO)"
+    "images/val/, or images/ (CVAT, COCO); or the data.yaml of a YOLO data set, or its folder; or a folder of "
+    "Pascal VOC with ImageSets/Main/train.txt and val.txt"
 )
 
 
 def find_split(data: Path, split: str) -> tuple[Path, Path]:
-    """Find the annotations and the image folder of a split, "train" or "val", in a folder of data.
+    """Find the annotations and the image folder of a split, "train" or "val", in a folder of data or a `data.yaml`.
 
     Raises:
         FileNotFoundError: There are none; the message names the layouts that are accepted.
@@ -30,11 +33,44 @@ def find_split(data: Path, split: str) -> tuple[Path, Path]:
     if not found:  # of COCO itself: instances_train2017.json
         found = sorted((data / "annotations").glob(f"instances_{split}[0-9]*.json"))
     if not found:
+        found = _other_split(data, split)
+    if not found:
         raise FileNotFoundError(f"{data}: found no annotations to {_purpose(split)}; expected {ACCEPTED}")
     if len(found) > 1:
         raise ValueError(
             f"{data}: expected one annotation file to {_purpose(split)}, found {' and '.join(map(str, found))}"
         )
+    return found[0], images_of(found[0])
+
+
+def _other_split(data: Path, split: str) -> list[Path]:
+    """Find a split of data in another format than COCO's."""
+    file = data if data.suffix in formats.SUFFIXES else data / "data.yaml"
+    if file.is_file():
+        return [file / split] if split in formats.splits(file) else []
+    listed = data / "ImageSets" / "Main" / f"{split}.txt"
+    return [listed] if listed.is_file() else []
+
+
+def find_whole(data: Path) -> tuple[Path, Path]:
+    """Find the annotations and the image folder of a data set that is not divided.
+
+    Args:
+        data: Its annotations, or a folder that holds them.
+
+    Raises:
+        FileNotFoundError: There are none.
+        ValueError: Several files would do.
+    """
+    found = [data] if data.is_file() or formats.is_other(data) else []
+    found = found or [data / name for name in BESIDE if (data / name).is_file()]
+    found = found or sorted((data / "annotations").glob("*.json"))
+    found = found or [data / name for name in ("data.yaml",) if (data / name).is_file()]
+    found = found or [data / name for name in ("Annotations",) if formats.is_voc(data / name)]
+    if not found:
+        raise FileNotFoundError(f"{data}: found no annotations; expected annotations.json, data.yaml or Annotations/")
+    if len(found) > 1:
+        raise ValueError(f"{data}: expected one annotation file, found {' and '.join(map(str, found))}; name it")
     return found[0], images_of(found[0])
 
 
@@ -44,6 +80,8 @@ def _purpose(split: str) -> str:
 
 def images_of(annotations: Path) -> Path:
     """Return the folder in which the images of an annotation file are expected, by where the file lies."""
+    if formats.is_other(annotations):
+        return formats.images_of(annotations)
     folder = annotations.parent
     if (folder / "images").is_dir():
         return folder / "images"

@@ -7,7 +7,6 @@ import pytest
 import torch
 from predict_runs import OneBox, call, write_run
 
-from detops.apps import runs
 from detops.apps.train import models
 
 image_module = pytest.importorskip("PIL.Image")
@@ -84,15 +83,6 @@ def test_a_run_is_evaluated_on_its_own_data(run_folder: Path) -> None:
     code, output = call("evaluate", run_folder)
     assert code == 2
     assert "last.ckpt" in output
-
-
-def test_samples_hold_detections_beside_the_truth(run_folder: Path) -> None:
-    first, second = runs.samples(run_folder, 2)
-    assert first["path"].name == "0.png"
-    assert second["path"].name == "1.png"
-    assert first["found"].boxes.tolist() == first["boxes"].tolist() == [[16, 16, 80, 48]]
-    assert first["found"].labels.tolist() == first["labels"].tolist() == [1]
-    assert first["class_names"] == ["cat", "dog"]
 
 
 def test_the_network_starts_with_few_objects_and_learns_all_its_weights() -> None:

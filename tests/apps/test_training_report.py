@@ -10,6 +10,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 
 from detops.apps.data import shapes
 from detops.apps.train.augment import Augmentation
@@ -20,10 +21,14 @@ pytest.importorskip("lightning")
 pytest.importorskip("matplotlib")
 pytest.importorskip("pycocotools")
 
-from detops.apps.train import report, train  # noqa: E402 (needs what is checked above)
+from detops.apps.report import charts, comparison, evidence, history, pictures, report, sections  # noqa: E402
+from detops.apps.train import train  # noqa: E402 (both need what is checked above)
 from detops.apps.train.settings import Data, Network, Settings  # noqa: E402
 
-HEADINGS = ["Time", "Losses and scores", "AP of each class", "What it was trained on", "Detections and annotations"]
+HEADINGS = [
+    "Precision and recall", "Classes", "Confusion", "COCO scores", "Worst images", "Learning", "Data",
+    "What it was trained on", "Time", "Origin",
+]  # fmt: skip
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
@@ -68,7 +73,13 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     settings = Settings(
         epochs=2, batch_size=4, log_every=1, eval_every=1, augmentation=Augmentation(flip=True, multi_scale=0.0)
     )
-    train.run(folder / "run", data=data, network=Network(width=8, size=(64, 96)), settings=settings)
+    train.run(
+        folder / "run",
+        data=data,
+        network=Network(width=8, size=(64, 96)),
+        settings=settings,
+        command="detops train <1>",
+    )
     return folder / "run"
 
 
@@ -81,6 +92,10 @@ def test_the_page_shows_the_run(run_folder: Path) -> None:
     shown = page.stages().keys() - {"data", "network", "backward", "optimizer"}  # no teacher: this run had none
     assert shown in ({"targets", "loss"}, {"targets and loss"})
     assert "<b>round & bold</b>" in page.text  # as text: what a name holds is never markup
+    assert "detops train <1>" in page.text
+    assert "Could not be made" not in page.text
+    for fact in ("million parameters", "5 images", f"torch {torch.__version__}", "epochs 2", "The whole took"):
+        assert fact in page.text
     assert len(page.pictures) == 5 + 2 * 5  # images with targets; detections and truth
     for picture in page.pictures:
         image = image_module.open(io.BytesIO(base64.b64decode(picture.split(",", 1)[1])))
@@ -121,7 +136,11 @@ def test_a_run_that_recorded_nothing_yet(run_folder: Path, tmp_path: Path) -> No
     shutil.copytree(run_folder, tmp_path / "run")
     (tmp_path / "run" / "metrics.jsonl").write_text("")
     page = Page(report.write(tmp_path / "run", count=1).read_text())
-    assert page.text.count("Nothing was recorded.") == 3
+    assert page.text.count("Nothing was recorded.") == 3  # scores, learning, time
+    assert page.headings == HEADINGS
+    (tmp_path / "run" / "detections.json.gz").write_bytes(b"damaged")
+    page = Page(report.write(tmp_path / "run", count=1).read_text())
+    assert page.text.count("Could not be made: ") == 3
     assert page.headings == HEADINGS
     with pytest.raises(FileNotFoundError):
         report.write(tmp_path)
@@ -132,13 +151,75 @@ def test_a_browser_shows_it(run_folder: Path, tmp_path: Path) -> None:
     assert BROWSER is not None
     shot = tmp_path / "shot.png"
     command = [
-        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2600",
+        BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,9000",
         f"--user-data-dir={tmp_path / 'profile'}", f"--screenshot={shot}", (run_folder / "report.html").as_uri(),
     ]  # fmt: skip
     subprocess.run(command, check=True, capture_output=True, timeout=120)
     pixels = np.asarray(image_module.open(shot).convert("RGB")).reshape(-1, 3)
-    seen = {tuple(color) for color in np.unique(pixels, axis=0).tolist()}
-    shown = {report.COLORS[stage] for stage in Page((run_folder / "report.html").read_text()).stages()}
-    for color in report.COLORS.values():  # the bar of the stages is there
-        assert (tuple(bytes.fromhex(color[1:])) in seen) == (color in shown)
+    seen = set(np.unique(pixels @ np.array([1 << 16, 1 << 8, 1])).tolist())
+    shown = {history.STAGES[stage] for stage in Page((run_folder / "report.html").read_text()).stages()}
+    for color in shown:  # the bar of the stages is there
+        assert int(color[1:], 16) in seen
     assert len(seen) > 5000  # and so are photographs
+
+
+def found_by(run_folder: Path, rows: list[dict]) -> evidence.Evidence:
+    """Put detections in the place of those of a run."""
+    (run_folder / "detections.json.gz").write_text(json.dumps(rows))
+    return evidence.gather(run_folder, json.loads((run_folder / "config.json").read_text()))
+
+
+def test_the_worst_images_come_first_and_errors_are_told_apart(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    data = json.loads((run_folder.parent / "data" / "annotations.json").read_text())
+    truth = [
+        {"image_id": a["image_id"], "category_id": a["category_id"], "bbox": a["bbox"], "score": 0.9}
+        for a in data["annotations"]
+    ]
+    whole = found_by(tmp_path / "run", truth)
+    assert whole.threshold == 0.9
+    assert not whole.missed.any()
+    assert (whole.confusion == np.diag(whole.confusion.diagonal())).all()
+    lost = next(i for i, a in enumerate(truth) if a["image_id"] == 3)
+    x, y, width, height = truth[lost]["bbox"]
+    wrong = {**truth[lost], "bbox": [x + 0.6 * width, y, width, height]}
+    other = {**truth[0], "bbox": [0, 0, 3, 3]}
+    found = found_by(tmp_path / "run", [other, wrong, *truth[:lost], *truth[lost + 1 :]])
+    assert found.worst(2) == [0, 2] or found.worst(2) == [2, 0]  # one error each
+    assert found.worst(99)[2:] == [1, 3, 4]
+    _, _, caption = pictures.pair(found, 2)
+    assert caption.endswith(" true, 1 badly placed, 1 missed")
+    left, right, caption = pictures.pair(found, 0)
+    assert caption.endswith(" true, 1 false")
+    assert left.size == right.size
+    colors = [{tuple(c) for c in np.asarray(view).reshape(-1, 3).tolist()} for view in (left, right)]
+    assert [pictures.FALSE in seen for seen in colors] == [True, False]
+    assert all(pictures.TRUE in seen for seen in colors)
+    assert "missed" in sections.confusion(found)
+
+
+def test_axes_are_readable() -> None:
+    drawn = charts.lines("Loss", {"a": ([0, 1, 2, 3], [90.0, 40, 3, 1])}, ("epoch", "loss"), log=True, whole=True)
+    labels = re.findall(r"<text[^>]*>([^<]+)</text>", drawn)
+    assert {"1", "2", "5", "10", "50"} <= set(labels)
+    assert {"0", "1", "2", "3"} <= set(labels)
+    assert not [label for label in labels if "." in label or "\u00d7" in label]
+    assert "var(--ink)" in drawn
+    assert charts.INK not in drawn
+
+
+def test_several_runs_are_compared(run_folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(run_folder, tmp_path / "other")
+    config = json.loads((tmp_path / "other" / "config.json").read_text())
+    config["settings"]["lr"] = 0.25
+    (tmp_path / "other" / "config.json").write_text(json.dumps(config))
+    out = comparison.write([run_folder, tmp_path / "other"], tmp_path / "comparison.html")
+    page = Page(out.read_text())
+    assert page.headings == ["Scores", "Curves", "AP of each class", "What differs", "Time"]
+    assert "Could not be made" not in page.text
+    assert "0.25" in page.text
+    assert "weight decay" not in page.text  # which is the same
+    comparison.write([run_folder, tmp_path / "other"], out)
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="not replaced"):
+        comparison.write([run_folder, tmp_path / "other"], out)

@@ -1,4 +1,4 @@
-"""HTML pages that need no other file: the reports of `check` and of a run."""
+"""HTML pages that need no other file, light or dark as the reader's system is: the reports of `check` and of a run."""
 
 import os
 from collections.abc import Iterable
@@ -6,8 +6,14 @@ from pathlib import Path
 
 GENERATOR = '<meta name="generator" content="detops">'  # by which a page is known as one of detops
 STYLE = """
-body{font:15px/1.5 system-ui,sans-serif;color:#1c1e22;background:#fafaf8;margin:0 auto;padding:24px}
+:root{color-scheme:light;--ink:#1c1e22;--soft:#5c6068;--paper:#fafaf8;--line:#d3d6db}
+@media screen and (prefers-color-scheme:dark){
+:root{color-scheme:dark;--ink:#e6e7ea;--soft:#a0a5ae;--paper:#17181b;--line:#3a3d44}}
+body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper);margin:0 auto;padding:24px;
+print-color-adjust:exact;-webkit-print-color-adjust:exact}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
+@media screen and (max-width:700px){body{padding:16px}}
+@media print{body{padding:0;background:none}@page{margin:14mm}}
 """
 
 
@@ -20,7 +26,8 @@ def page(title: str, style: str, body: Iterable[str]) -> str:
         body: Its parts, as HTML.
     """
     return (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
+        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"{GENERATOR}<title>{title}</title><style>{STYLE}{style}</style></head><body>"
         + "\n".join(body)
         + "</body></html>\n"

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
 from torch import Tensor, nn
 
 from detops import Detections
 from detops.apps import pictures
-from detops.apps.data.dataset import CocoImages, open_annotations
+from detops.apps.data.dataset import CocoImages
 from detops.apps.train import models
 from detops.apps.train.augment import centered
 from detops.apps.train.families import Family, family
@@ -275,48 +274,16 @@ def draw(image: "Image", found: Found, class_names: Sequence[str] | Mapping[int,
     Args:
         image: The image.
         found: The detections.
-        class_names: Names by label.
+        class_names: Names by label; the only one is not written.
         scores: Write scores behind the names.
 
     Returns:
         A new RGB image.
     """
     view = pictures.enlarged(image)
-    names = [class_names[label] for label in found.labels.tolist()]
+    names = [class_names[label] if len(class_names) > 1 else "" for label in found.labels.tolist()]
     if scores:
-        names = [f"{name} {score:.2f}" for name, score in zip(names, found.scores.tolist(), strict=True)]
+        names = [f"{name} {score:.2f}".lstrip() for name, score in zip(names, found.scores.tolist(), strict=True)]
     to_view = found.boxes * found.boxes.new_tensor([view.width / image.width, view.height / image.height] * 2)
     pictures.draw_boxes(view, to_view.flip(0), found.labels.flip(0), names[::-1])
     return view
-
-
-def samples(run: Path, count: int = 8, score: float = 0.3) -> list[dict[str, Any]]:
-    """Detect on the first images of a run's validation data.
-
-    Args:
-        run: Folder of the run.
-        count: Number of images.
-        score: Lowest score of the detections.
-
-    Returns:
-        For each image: "path", "size" (width and height), "found" (the detections), "boxes" (n, 4) and "labels" (n,) of
-        the annotations, and "class_names".
-    """
-    network, kind, config = load(run, torch.device("cpu"))
-    console = Console(quiet=True)
-    folder = Path(config["val_images"])
-    annotations = open_annotations(Path(config["val_annotations"]), folder, False, console, False).select(limit=count)
-    size = (config["size"][0], config["size"][1])
-    dataset = CocoImages(annotations, folder, size, False, 0, console)
-    found = detect_all(network, kind, dataset, range(len(dataset)))
-    return [
-        {
-            "path": folder / record.file_name,
-            "size": record.size,
-            "found": found[row].above(score),
-            "boxes": annotations.of_image(row)[0],
-            "labels": annotations.of_image(row)[1],
-            "class_names": annotations.class_names,
-        }
-        for row, record in enumerate(annotations.images)
-    ]

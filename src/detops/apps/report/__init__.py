@@ -1,0 +1,1 @@
+"""`detops report`: the page about a run, and the comparison of several."""

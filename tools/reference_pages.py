@@ -9,6 +9,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import reference_pictures
+
 # Where a name is defined, and the title of its page, in reading order.
 ROOMS = {
     "ground_truth": "Ground truth",
@@ -49,8 +51,8 @@ def public_names() -> dict[str, list[str]]:
     return names
 
 
-def room_page(title: str, names: list[str]) -> str:
-    """One page: a directive for each name."""
+def room_page(title: str, names: list[str], folder: Path) -> str:
+    """One page: a directive for each name, and the picture of what makes one."""
     parts = [f"# {title}\n"]
     for name in names:
         module, _, attribute = name.rpartition(".")
@@ -58,6 +60,7 @@ def room_page(title: str, names: list[str]) -> str:
         kind = "class" if inspect.isclass(value) else "function"
         options = "\n   :members:\n   :exclude-members: training\n" if kind == "class" else ""
         parts.append(f"```{{eval-rst}}\n.. auto{kind}:: {name}{options}\n```\n")
+        parts.append(reference_pictures.write(name, folder / "pictures"))
     return "\n".join(parts)
 
 
@@ -86,7 +89,7 @@ def write(folder: Path) -> None:
     folder.mkdir(parents=True)
     names = public_names()
     for room, title in ROOMS.items():
-        (folder / f"{room}.md").write_text(room_page(title, names[room]))
+        (folder / f"{room}.md").write_text(room_page(title, names[room], folder))
     (folder / "commands.md").write_text(commands_page())
     text = "Everything public, from its docstrings. Names import from `detops` unless another module is named."
     pages = "\n".join([*ROOMS, "commands"])

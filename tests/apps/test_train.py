@@ -137,7 +137,8 @@ def test_a_killed_training_resumes_as_if_nothing_had_happened(tmp_path: Path, fo
     ours, theirs = weights(cut), weights(whole)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    for a, b in zip(rows(cut), rows(whole), strict=True):
+    ours, theirs = ([row for row in rows(out) if "started" not in row] for out in (cut, whole))
+    for a, b in zip(ours, theirs, strict=True):
         assert (a["step"], a.get("losses"), a.get("scores")) == (b["step"], b.get("losses"), b.get("scores"))
     before = rows(cut)
     assert run(cut, folder, resume=True) == expected  # nothing is left to do
@@ -428,7 +429,8 @@ def test_l1_of_the_last_epochs_survives_a_kill(tmp_path: Path, folder: Path, mon
     assert run(cut, folder, resume=True, detector="centernet", l1_epochs=0) == expected
     ours, theirs = weights(cut), weights(whole)
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
-    assert [row.get("losses") for row in rows(cut)] == [row.get("losses") for row in rows(whole)]
+    ours, theirs = ([row["losses"] for row in rows(out) if "losses" in row] for out in (cut, whole))
+    assert ours == theirs
 
 
 def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:

@@ -30,8 +30,8 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except (typer.Exit, typer.Abort):
             raise
-        except KeyboardInterrupt:
-            note(errors, "stopped; train and predict go on with --resume", "red")
+        except KeyboardInterrupt as error:
+            note(errors, str(error) or "stopped; train and predict go on with --resume", "red")
             raise typer.Exit(130) from None
         except Exception as error:
             if hasattr(error, "exit_code") and hasattr(error, "show"):  # a misuse that the command line itself found

@@ -1,5 +1,7 @@
 """The commands about a run: `train` and `report`."""
 
+import shlex
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -14,7 +16,7 @@ LD = ["teacher", "temperature", "ld_weight", "ld_region"]  # parameters of one k
 data_option = partial(typer.Option, rich_help_panel="Data")
 network_option = partial(typer.Option, rich_help_panel="Network")
 training_option = partial(typer.Option, rich_help_panel="Training")
-augmentation_option = partial(typer.Option, rich_help_panel="Augmentation")
+augmentation_option = partial(typer.Option, rich_help_panel="Augmentation", metavar="")
 hardware_option = partial(typer.Option, rich_help_panel="Hardware")
 
 
@@ -26,12 +28,20 @@ def train(
         typer.Option(
             "--resume",
             help="Continue from the last checkpoint, as the run was begun: data, network, training and augmentation"
-            " that are given must be those of the run; hardware, --strict and --on-nonfinite may change. Begins if"
-            " there is no run yet.",
+            " that are given must be those of the run; hardware, --strict, --on-nonfinite and --patience may change,"
+            " and more --epochs prolong it. Begins if there is no run yet.",
         ),
     ] = False,
     data: Annotated[
-        Path | None, data_option(help="Folder with train/ and val/, each with annotations.json and images/.")
+        Path | None,
+        data_option(
+            help="Folder with train/ and val/, each with annotations.json and images/; or data.yaml of a YOLO data set;"
+            " or a folder of Pascal VOC; or with --split, data in one folder."
+        ),
+    ] = None,
+    split: Annotated[
+        float | None,
+        data_option(help="Divide the data at random: evaluate on this fraction of the images, and train on the rest."),
     ] = None,
     train_annotations: Annotated[
         Path | None, data_option(help="COCO annotations to train on. The four paths together stand in place of --data.")
@@ -62,6 +72,13 @@ def train(
     ] = None,
     epochs: Annotated[int, training_option(help="Number of epochs.", min=1)] = 60,
     batch_size: Annotated[int, training_option(help="Images per step and device.", min=1)] = 8,
+    weights: Annotated[
+        Path | None,
+        training_option(help="Run, or checkpoint of one, whose weights it begins with, where they fit: to fine-tune."),
+    ] = None,
+    patience: Annotated[
+        int, training_option(help="End after so many evaluations without a higher AP; 0 never does.", min=0)
+    ] = 0,
     lr: Annotated[float, training_option(help="Peak learning rate.")] = 5e-3,
     seed: Annotated[int, training_option(help="Random seed of weights, image order and augmentation.")] = 0,
     l1_epochs: Annotated[
@@ -113,8 +130,10 @@ def train(
         int | None, hardware_option(help="Processes that decode images which are not kept in memory.", min=0)
     ] = None,
 ) -> None:
-    """Train a detector on COCO-format data."""
+    """Train a detector on data in the format of COCO, YOLO or Pascal VOC."""
     require("lightning", "Lightning", "train")
+    from detops.apps.data.split import divide
+    from detops.apps.outputs import Outputs
     from detops.apps.train import train as job
     from detops.apps.train.augment import Augmentation
     from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
@@ -127,10 +146,17 @@ def train(
         raise ValueError("--data: the four paths of annotations and images stand in its place; give one or the other")
     refuse(ctx, LD * (not resume and detector != "ld"), f"belongs to --detector ld, and this is {detector}")
     refuse(ctx, ["l1_epochs"] * (not resume and detector != "yolox"), f"belongs to --detector yolox, not {detector}")
-    chosen = None if data is None else Data.from_folder(data)
+    refuse(ctx, ["split"] * (data is None), "divides --data, which is not given")
+    chosen = None
+    if data is not None and split is None:
+        chosen = Data.from_folder(data)
+    elif data is not None and not (resume and (out / "config.json").exists()):  # otherwise they are divided already
+        chosen = Data.from_paths(*divide(data, split or 0.0, Outputs(out, [data])))
     if any(paths):
         chosen = Data.from_paths(*paths)
-    network = Network(detector, model, width, _height_and_width(size), teacher, backbone, pretrained, frozen_stages)
+    network = Network(
+        detector, model, width, _height_and_width(size), teacher, backbone, pretrained, frozen_stages, weights
+    )
     settings = Settings(
         epochs=epochs,
         batch_size=batch_size,
@@ -141,9 +167,12 @@ def train(
         distillation=Distillation(temperature, ld_weight, ld_region),
         eval_every=eval_every,
         save_every=save_every,
+        patience=patience,
     )
+    changes = {}
     if resume and (out / "config.json").exists():
         _check_same(ctx, out, chosen, network, settings)
+        changes = {name: getattr(settings, name) for name in job.CHANGEABLE if name in given(ctx)}
     job.run(
         out,
         data=chosen,
@@ -153,9 +182,11 @@ def train(
             precision, devices, accelerator, strategy, nodes, memory_limit=int(memory * 2**30), workers=workers
         ),
         resume=resume,
+        changes=changes,
         strict=strict,
         on_nonfinite=on_nonfinite,
         logger=logger,
+        command=shlex.join(["detops", *sys.argv[1:]]),
         console=console,
     )
 
@@ -168,6 +199,7 @@ def _check_same(ctx: typer.Context, run: Path, data: Any, network: Any, settings
     """
     from detops.apps import runs
     from detops.apps.train.settings import from_config
+    from detops.apps.train.train import CHANGEABLE
 
     before = from_config(runs.read_config(run))
     now, then = (
@@ -177,8 +209,10 @@ def _check_same(ctx: typer.Context, run: Path, data: Any, network: Any, settings
     for group in (now, then):
         group |= {**vars(group["augmentation"]), **vars(group["distillation"])}
         height, width = group["size"]
-        group |= {"size": f"{width}x{height}", "teacher": group["teacher"] and group["teacher"].resolve()}
-    other = {name: then[name] for name in given(ctx) if name in then and now[name] != then[name]}
+        group |= {"size": f"{width}x{height}"}
+        group |= {name: group[name] and group[name].resolve() for name in ("teacher", "weights")}
+    names = [name for name in given(ctx) if name in then and name not in CHANGEABLE]
+    other = {name: then[name] for name in names if now[name] != then[name]}
     if data is not None and data != before[0] and "data" in given(ctx):
         other["data"] = before[0].train_annotations.parent.parent
     if other:
@@ -194,9 +228,17 @@ def _height_and_width(size: str) -> tuple[int, int]:
     return int(parts[1]), int(parts[0])
 
 
-def report(run: Annotated[Path, typer.Argument(help="Folder of a run.")]) -> None:
-    """Write the page about a run again, report.html in its folder: while it trains, or after a kill."""
+def report(
+    ctx: typer.Context,
+    runs: Annotated[list[Path], typer.Argument(help="Folder of a run; of several, to compare them.", metavar="RUN...")],
+    out: Annotated[Path, typer.Option(help="Page that compares several runs.")] = Path("out/comparison.html"),
+    images: Annotated[int, typer.Option(help="Images per gallery in the page about one run.", min=1)] = 8,
+) -> None:
+    """Write the page about a run again, report.html in its folder: while it trains, or after a kill. Compare runs."""
     require("matplotlib", "matplotlib", "report")
-    from detops.apps.train import report as job
+    from detops.apps.report import comparison
+    from detops.apps.report import report as job
 
-    note(console, f"report: {job.write(run)}")
+    refuse(ctx, ["out"] * (len(runs) == 1), "is of the comparison of several runs; the page of one is in its folder")
+    refuse(ctx, ["images"] * (len(runs) > 1), "is of the page about one run")
+    note(console, f"report: {job.write(runs[0], images) if len(runs) == 1 else comparison.write(runs, out)}")

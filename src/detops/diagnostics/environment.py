@@ -42,7 +42,7 @@ def _triton_version() -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """Return the name of the processor, if the system knows it, with its architecture."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -101,7 +101,7 @@ def env() -> dict[str, Any]:
         "triton": _triton_version(),
         "triton_problem": triton_problem(),
         "cpu": {
-            "model": _cpu_model(),
+            "model": cpu_model(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "threads": torch.get_num_threads(),
         },

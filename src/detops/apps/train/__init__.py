@@ -1,1 +1,1 @@
-"""`detops train`: settings, data augmentation, networks, the training itself and its report."""
+"""`detops train`: settings, data augmentation, networks and the training itself."""

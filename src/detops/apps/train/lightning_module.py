@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from detops import StageTimer
 from detops.apps import evaluate, runs
 from detops.apps.data.dataset import Batch, CocoImages
-from detops.apps.train import loggers, metrics
+from detops.apps.train import detections, loggers, metrics
 from detops.apps.train.augment import augment
 from detops.apps.train.checkpoint import LAST, AtomicIO, keep_best
 from detops.apps.train.families import Family
@@ -74,6 +74,7 @@ class DetectorModule(lightning.LightningModule):
         self._unwritten: list[metrics.Row] = []  # lines for which there was no room
         self._stops, self._skipped, self._in_a_row = on_nonfinite == "stop", "", 0
         self._before: list[Tensor] = []  # of the last step, once the device is known
+        self._began = time.perf_counter()
 
     def _statistics(self) -> list[Tensor]:
         """Return the buffers that a forward pass changes, such as the means of batch norm."""
@@ -128,6 +129,7 @@ class DetectorModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Bring what was loaded to the device, and begin to time the stages."""
         self._losses = [{name: value.to(self.device) for name, value in row.items()} for row in self._losses]
+        self._began = time.perf_counter()
         self.ema.eval()
         self._before = [buffer.clone() for buffer in self._statistics()]
         limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
@@ -158,7 +160,6 @@ class DetectorModule(lightning.LightningModule):
         total, losses = self._compute_loss(outputs, batch, (images.shape[2], images.shape[3]))
         self._losses.append({name: value.detach() for name, value in losses.items()})
         self.log("loss", total.detach(), prog_bar=True, logger=False)
-        self.log("epoch", (self.trainer.global_step + 1) / self.steps_per_epoch, prog_bar=True, logger=False)
         return total
 
     def _compute_loss(
@@ -196,13 +197,23 @@ class DetectorModule(lightning.LightningModule):
             self._log_step(step)
         epoch, place = divmod(step, self.steps_per_epoch)
         last = step == self.total_steps
-        if place == 0 and (epoch % settings.eval_every == 0 or last):
+        evaluates = place == 0 and (epoch % settings.eval_every == 0 or last)
+        if evaluates:
             self.evaluate(epoch)
         if place == 0 or step % settings.save_every == 0:
             self.save(last)
             if place == 0 and self.trainer.is_global_zero:
                 self._keep_best(step)
+        if evaluates and settings.patience and not last:
+            self._end_if_it_gets_no_better(epoch)
         self._begin_stage("data")
+
+    def _end_if_it_gets_no_better(self, epoch: int) -> None:
+        """End the training on all ranks, if the patience of the first is at its end."""
+        ends = metrics.since_best(self.run) >= self.settings.patience if self.trainer.is_global_zero else False
+        if self.trainer.strategy.broadcast(ends):
+            self.print(f"epoch {epoch}: {self.settings.patience} evaluations without a higher AP, so the training ends")
+            self.trainer.should_stop = True
 
     def _tell_skipped(self, step: int) -> None:
         """Say that a step was left out; stop, if that is wished or happens in every step.
@@ -260,7 +271,12 @@ class DetectorModule(lightning.LightningModule):
         losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
         self._losses.clear()
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        self._record({"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds})
+        row = {"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds, "elapsed": self._elapsed()}
+        self._record(row)
+
+    def _elapsed(self) -> float:
+        """Return the seconds since this sitting began."""
+        return round(time.perf_counter() - self._began, 2)
 
     def _record(self, row: metrics.Row) -> None:
         """Write a line; where there is no room for it, keep it until there is."""
@@ -296,8 +312,24 @@ class DetectorModule(lightning.LightningModule):
         if self.trainer.is_global_zero:
             scores = evaluate.score_rows(self.validation, found)
             seconds = time.perf_counter() - start
-            self._record({"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds})
+            row = {"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds}
+            self._record({**row, "elapsed": self._elapsed()})
+            self._keep_detections(found)
             self.print(f"epoch {epoch}: AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}")
+
+    def _keep_detections(self, found: dict[int, runs.Found]) -> None:
+        """Keep what was detected, for the report."""
+        annotations = self.validation.annotations
+        rows = [
+            line
+            for row, one in found.items()
+            if row not in self.validation.broken
+            for line in runs.as_results(annotations.images[row].id, one, annotations.category_ids)
+        ]
+        try:
+            detections.write(self.run, rows)
+        except OSError as error:
+            self.print(f"{detections.NAME} not written: {error}; the previous one is untouched")
 
     def save(self, last: bool) -> None:
         """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""

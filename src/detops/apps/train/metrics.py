@@ -1,16 +1,18 @@
 """`metrics.jsonl`, the record of a training: a line per few steps, and a line per evaluation.
 
-    {"step", "losses", "lr", "milliseconds"}     means over the steps since the line before
-    {"step", "epoch", "scores", "seconds"}       COCO's scores, and how long the evaluation took
-    {"step", "skipped", "stopped"}               a step that was left out, why, and whether the training stopped there
+    {"step", "started"}                                     the training began or was resumed: when, how, and on what
+    {"step", "losses", "lr", "milliseconds", "elapsed"}     means over the steps since the line before
+    {"step", "epoch", "scores", "seconds", "elapsed"}       COCO's scores, and how long the evaluation took
+    {"step", "skipped", "stopped"}  a step that was left out, why, and whether the training stopped there
 
+"elapsed" holds the seconds since the training began or was resumed.
 "milliseconds" holds the mean time of each stage of a step. "loss" includes the time of its targets, which "targets"
 measures separately, in one step per line.
 """
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -54,9 +56,20 @@ def _lines(run: Path) -> Iterator[tuple[str, Row]]:
 
 def best_step(run: Path) -> int | None:
     """Return the step of the evaluation with the highest AP, the first of equal ones; None if there is none."""
-    rows = [row for row in read(run) if row.get("scores", {}).get("AP") is not None]
-    best = max(rows, key=lambda row: (row["scores"]["AP"], -row["step"]), default=None)
+    best = best_of(read(run))
     return None if best is None else int(best["step"])
+
+
+def best_of(rows: Iterable[Row]) -> Row | None:
+    """Return the line of the evaluation with the highest AP, the first of equal ones; None if there is none."""
+    scored = [row for row in rows if row.get("scores", {}).get("AP") is not None]
+    return max(scored, key=lambda row: (row["scores"]["AP"], -row["step"]), default=None)
+
+
+def since_best(run: Path) -> int:
+    """Count the evaluations after that with the highest AP; 0 before the first."""
+    best = best_step(run)
+    return 0 if best is None else sum("scores" in row and row["step"] > best for row in read(run))
 
 
 def stopped(run: Path) -> str:

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from detops.apps.data.formats import exists
 from detops.apps.data.layouts import find_split
 from detops.apps.train.augment import Augmentation
 from detops.arguments import flat
@@ -21,7 +22,7 @@ class Data:
 
     @classmethod
     def from_folder(cls, folder: Path) -> "Data":
-        """Find the data in a folder with `train/` and `val/`, each with annotations.json and images/.
+        """Find the data in a folder in one of the layouts that `layouts` accepts, or by a `data.yaml`.
 
         Raises:
             FileNotFoundError: One of them is missing.
@@ -40,7 +41,7 @@ class Data:
         for name, path in zip(names, paths, strict=True):
             if path is None:
                 raise ValueError(f"{name}: expected a path, as others of {', '.join(names)} are given")
-            if not path.exists():
+            if not exists(path):
                 raise FileNotFoundError(f"{name}: {path} does not exist")
         return cls(*(path.resolve() for path in paths if path is not None))
 
@@ -58,6 +59,7 @@ class Network:
         backbone: Backbone of the model "compact": "compact", or "timm:NAME".
         pretrained: Start from the weights that timm has for the backbone.
         frozen_stages: Stages of the backbone that are not trained, the first 0 .. 4.
+        weights: Run, or checkpoint of one, whose weights the training begins with where they fit.
     """
 
     detector: str = "centernet"
@@ -68,6 +70,7 @@ class Network:
     backbone: str = "compact"
     pretrained: bool = False
     frozen_stages: int = 0
+    weights: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,7 @@ class Settings:
         distillation: LD: how the teacher is used.
         log_every: Steps between lines of `metrics.jsonl`.
         eval_every: Epochs between evaluations.
+        patience: Evaluations without a higher AP after which the training ends; 0 never ends it.
         save_every: Steps between checkpoints; each epoch ends with one too.
     """
 
@@ -114,6 +118,7 @@ class Settings:
     log_every: int = 20
     eval_every: int = 10
     save_every: int = 200
+    patience: int = 0
 
 
 @dataclass(frozen=True)
@@ -155,6 +160,7 @@ def to_config(
         "category_ids": category_ids,
         **{name: str(path) for name, path in vars(data).items()},
         "teacher": None if network.teacher is None else str(network.teacher.resolve()),
+        "weights": None if network.weights is None else str(network.weights.resolve()),
         "settings": asdict(settings),
     }
 
@@ -170,7 +176,10 @@ def from_config(config: dict[str, Any]) -> tuple[Data, Network, Settings]:
         height, width = config["size"]
         teacher = config["teacher"] and Path(config["teacher"])
         backbone = {name: config[name] for name in ("backbone", "pretrained", "frozen_stages") if name in config}
-        network = Network(config["detector"], config["model"], config["width"], (height, width), teacher, **backbone)
+        weights = Path(config["weights"]) if config.get("weights") else None
+        network = Network(
+            config["detector"], config["model"], config["width"], (height, width), teacher, **backbone, weights=weights
+        )
         values = dict(config["settings"])
         augmentation = Augmentation(**values.pop("augmentation"))
         distillation = Distillation(**values.pop("distillation"))

@@ -10,24 +10,27 @@ training that was killed resumes from any checkpoint as if nothing had happened.
 import json
 import logging
 import os
+import shlex
 import warnings
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.callbacks import TQDMProgressBar
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
 from detops import Teacher
-from detops.apps import evaluate, note, runs, usable_cores, warn
+from detops.apps import evaluate, listed, note, runs, usable_cores, warn
 from detops.apps.data.dataset import CocoImages, Steps, as_is, open_annotations
 from detops.apps.errors import explain
 from detops.apps.outputs import Outputs
-from detops.apps.train import loggers, metrics, models, report
+from detops.apps.report import report
+from detops.apps.train import detections, loggers, metrics, models, progress, weights
 from detops.apps.train.checkpoint import BEST, LAST, AtomicIO, keep_best
 from detops.apps.train.families import GFL, Family, family
 from detops.apps.train.lightning_module import DetectorModule
@@ -36,15 +39,8 @@ from detops.apps.train.trial import try_step
 from detops.arguments import flat
 
 HARDWARE = "accelerator, devices, strategy, nodes or precision"
-
-
-class ProgressBar(TQDMProgressBar):
-    """One bar for all epochs."""
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, *args: Any) -> None:
-        """Label the bar; to Lightning, all our epochs are one."""
-        super().on_train_epoch_start(trainer, *args)
-        self.train_progress_bar.set_description("training")
+GROWING = (LAST, BEST, "metrics.jsonl", detections.NAME)  # files of a run that are written again and again
+CHANGEABLE = ("epochs", "patience")  # settings that may change when a run is resumed
 
 
 def choose_precision() -> str:
@@ -65,9 +61,11 @@ def run(
     settings: Settings | None = None,
     hardware: Hardware | None = None,
     resume: bool = False,
+    changes: Mapping[str, Any] | None = None,
     strict: bool = False,
     logger: str | None = None,
     on_nonfinite: str = "stop",
+    command: str = "",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Train, or resume a training.
@@ -80,10 +78,13 @@ def run(
         hardware: What to train on.
         resume: Continue from the last checkpoint, with the data, network and settings of `config.json`; begin if there
             is no run yet.
+        changes: Settings that a resumed run changes: "patience", and more "epochs", with which the learning rate goes
+            on as in a training of that length.
         strict: Stop if an annotation or an image is invalid.
         logger: "csv", "tensorboard" or "wandb": Lightning's logger that is written beside `metrics.jsonl`.
         on_nonfinite: What follows a step whose loss or gradient is not finite: "stop" or "skip". In neither case are
             weights changed by it.
+        command: The command line, for the record.
         console: Where to print.
 
     Returns:
@@ -99,31 +100,38 @@ def run(
         raise ValueError(f"on-nonfinite: expected stop or skip, got {on_nonfinite!r}")
     checkpoint, is_run = out / LAST, (out / "config.json").is_file()
     if resume and (is_run or data is None):
-        data, network, settings = from_config(runs.read_config(out))
+        data, network, before = from_config(runs.read_config(out))
+        settings = _changed(before, changes or {})
     elif checkpoint.exists() and "LOCAL_RANK" not in os.environ:
         raise ValueError(f"{out}: already holds a training; continue it with --resume, or choose another --out")
     if data is None:
         raise ValueError("data: expected a folder, or annotation files, to train on")
     outputs = _outputs(out, data, resume and is_run)
-    trainer, start = _trainer(hardware, loggers.make(logger, out, resume)), _steps_done(checkpoint) if resume else 0
+    callbacks, bar = progress.callbacks(console)
+    trainer = _trainer(hardware, loggers.make(logger, out, resume), callbacks, bar)
+    start = _steps_done(checkpoint) if resume else 0
     train_set, val_set = _open_data(data, network.size, strict, hardware.memory_limit, console)
     classes, category_ids = train_set.annotations.class_names, train_set.annotations.category_ids
 
     torch.manual_seed(settings.seed)
     kind = _family(network, settings, len(classes))
-    untrained = _untrained(network, len(classes), begins=start == 0)
+    untrained = _untrained(network, len(classes), console, begins=start == 0)
     shares = {"rank": trainer.global_rank, "world": trainer.world_size}
     steps = Steps(len(train_set), settings.batch_size, settings.epochs, settings.seed, start, **shares)
-    if start >= steps.total:
-        return _nothing_left(out, steps.total, outputs, console)
+    if start >= steps.total or _ended(out, settings, start):
+        return _nothing_left(out, start, outputs, console)
     try_step(untrained, kind, network, settings)
     if trainer.is_global_zero:
-        for name in (LAST, BEST, "metrics.jsonl"):
+        for name in GROWING:
             outputs.record(name)
         metrics.drop_after(out, start)
-        if not (resume and is_run):
+        if not (resume and is_run and settings == before):
             config = to_config(data, network, settings, classes, category_ids)
             outputs.write("config.json", json.dumps(config, indent=1) + "\n")
+        sets = train_set, val_set
+        progress.summarise(console, out, sets, untrained, network, settings, trainer, steps.per_epoch)
+        started = {**progress.describe(sets, untrained, trainer), "command": command}
+        metrics.append(out, {"step": start, "started": started})
         if trainer.logger is not None:
             trainer.logger.log_hyperparams(to_config(data, network, settings, classes, category_ids))
     module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set, on_nonfinite)
@@ -135,29 +143,58 @@ def _outputs(out: Path, data: Data, is_run: bool) -> Outputs:
     """Check that the files of the run may be written."""
     outputs = Outputs(out, vars(data).values())
     if is_run:  # as its configuration shows
-        outputs.adopt("config.json", "metrics.jsonl", LAST, BEST)
+        outputs.adopt("config.json", *GROWING)
     if "LOCAL_RANK" not in os.environ:  # further ranks start when the first has begun to write
-        outputs.claim("config.json", "metrics.jsonl", LAST, BEST)
+        outputs.claim("config.json", *GROWING)
         report.claim(outputs)
     return outputs
+
+
+def _changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
+    """Change the settings of a run that is resumed.
+
+    Raises:
+        ValueError: One of them cannot be changed so.
+    """
+    fixed = [name for name in changes if name not in CHANGEABLE]
+    if fixed:
+        raise ValueError(f"{', '.join(fixed)}: a run goes on as it was begun; only {listed(CHANGEABLE)} may change")
+    if changes.get("epochs", settings.epochs) < settings.epochs:
+        raise ValueError(f"epochs: expected at least the {settings.epochs} that the run was begun with")
+    return replace(settings, **changes)
+
+
+def _ended(out: Path, settings: Settings, start: int) -> bool:
+    """Whether the run ended at its last checkpoint, since it did not get better."""
+    evaluated = any("scores" in row and row["step"] == start for row in metrics.read(out))
+    return bool(settings.patience) and evaluated and metrics.since_best(out) >= settings.patience
 
 
 def _fit(trainer: lightning.Trainer, module: DetectorModule, loader: DataLoader[Any], checkpoint: Path | None) -> None:
     """Train."""
     try:
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint))
-    except SystemExit:  # Lightning's answer to an interrupt
-        raise KeyboardInterrupt from None
+    except (SystemExit, KeyboardInterrupt):  # the first is Lightning's answer to an interrupt
+        raise KeyboardInterrupt(_how_to_go_on(trainer, module)) from None
     except MisconfigurationException as error:
         raise ValueError(f"{HARDWARE}: {flat(error)}") from error
     if trainer.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(_how_to_go_on(trainer, module))
 
 
-def _nothing_left(out: Path, total: int, outputs: Outputs, console: Console) -> dict[str, Any]:
+def _how_to_go_on(trainer: lightning.Trainer, module: DetectorModule) -> str:
+    """Say where a training was stopped, and by which command it goes on."""
+    out, text = module.run, f"stopped at step {trainer.global_step} of {module.total_steps}"
+    saved = _steps_done(out / LAST)
+    if not saved:
+        return f"{text}, before the first checkpoint"
+    return f"{text}; go on from the checkpoint of step {saved}: detops train --out {shlex.quote(str(out))} --resume"
+
+
+def _nothing_left(out: Path, step: int, outputs: Outputs, console: Console) -> dict[str, Any]:
     """Do what a training that was killed at its very end has left to do."""
-    note(console, f"{out}: all {total} steps are done")
-    keep_best(out, total)
+    note(console, f"{out}: all {step} steps are done; more --epochs prolong it")
+    keep_best(out, step)
     scores = metrics.last_scores(out)
     if not (out / "report.html").exists():
         _write_report(out, outputs, console)
@@ -188,14 +225,19 @@ def _family(network: Network, settings: Settings, num_classes: int) -> Family:
     return family("ld", num_classes, teacher=_teacher(network.teacher), **vars(settings.distillation))
 
 
-def _untrained(network: Network, num_classes: int, begins: bool) -> nn.Module:
-    """Build the network, with pretrained weights only if the training begins: otherwise it has those of the run."""
-    if network.frozen_stages and not network.pretrained:
-        raise ValueError("frozen-stages: expected --pretrained, as random weights are not worth keeping")
-    return models.build(
+def _untrained(network: Network, num_classes: int, console: Console, begins: bool) -> nn.Module:
+    """Build the network, with weights to begin with only if the training begins: otherwise it has those of the run."""
+    if network.weights is not None and network.pretrained:
+        raise ValueError("weights: --pretrained gives weights too; give one or the other")
+    if network.frozen_stages and not (network.pretrained or network.weights):
+        raise ValueError("frozen-stages: expected --pretrained or --weights, as random weights are not worth keeping")
+    untrained = models.build(
         network.model, num_classes, network.width, network.detector,
         backbone=network.backbone, pretrained=network.pretrained and begins, frozen_stages=network.frozen_stages,
     )  # fmt: skip
+    if network.weights is not None and begins:
+        weights.take(untrained, network.weights, console)
+    return untrained
 
 
 def _teacher(run: Path | None) -> Teacher:
@@ -218,7 +260,7 @@ def _steps_done(checkpoint: Path) -> int:
     return step
 
 
-def _trainer(hardware: Hardware, logger: Any) -> lightning.Trainer:
+def _trainer(hardware: Hardware, logger: Any, callbacks: list[Any], bar: bool) -> lightning.Trainer:
     """Make Lightning's trainer, with all that detops does by itself switched off.
 
     Raises:
@@ -235,7 +277,8 @@ def _trainer(hardware: Hardware, logger: Any) -> lightning.Trainer:
             precision=precision,
             max_epochs=1,  # one sequence of steps; our epochs are in `Steps`
             plugins=[AtomicIO()],
-            callbacks=[ProgressBar(10)],
+            callbacks=callbacks,
+            enable_progress_bar=bar,
             logger=logger,
             log_every_n_steps=1,  # the module logs when it is time
             enable_checkpointing=False,

@@ -175,3 +175,12 @@ def test_plain_lines_where_there_is_no_terminal(monkeypatch: pytest.MonkeyPatch)
     assert printed[0] == "epoch 2 of 10, step 14 of 100, loss 1.500, about 9 min left"
     assert len(printed) == 18  # every 30 seconds
     assert printed[-1] == "epoch 10 of 10, step 99 of 100, loss 1.500, about 6 s left"
+
+
+@pytest.mark.parametrize("command", ["train", "targets", "report", "check"])
+def test_the_help_fits_80_columns(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    code, output = call(command, "--help")
+    assert code == 0
+    assert "\u2026" not in output  # no name is cut
+    assert max(map(len, output.splitlines())) <= 80

@@ -97,6 +97,29 @@ def test_other_places_of_yolo_data(yolo: Path, tmp_path: Path) -> None:
             coco.read(other)
 
 
+def test_a_run_on_yolo_data(yolo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("loaded_supervision")
+    train = pytest.importorskip("detops.apps.train.train")
+    pytest.importorskip("pycocotools")
+    monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
+    small = ("--size", "64x32", "--width", 8, "--epochs", 1, "--batch-size", 2, "--accelerator", "cpu")
+    code, output = call("train", "--data", yolo, "--out", tmp_path / "run", *small)
+    assert code == 0, output
+    assert "data: 2 images with 2 boxes to train on, 1 with 1 to evaluate on" in output
+    for more in ((), ("--annotations", yolo)):
+        code, output = call("evaluate", tmp_path / "run", *more)
+        assert code == 0, output
+    code, output = call("train", "--data", yolo, "--split", 0.5, "--out", tmp_path / "half", *small)
+    assert code == 0, output
+    before = (tmp_path / "half" / "data" / "val.json").read_bytes()
+    code, output = call("train", "--data", yolo, "--split", 0.1, "--out", tmp_path / "half", *small)
+    assert code == 2
+    assert "already holds a training" in output
+    assert (tmp_path / "half" / "data" / "val.json").read_bytes() == before
+    code, output = call("train", "--data", yolo, "--split", 0.5, "--out", tmp_path / "half", "--resume", *small)
+    assert code == 0, output
+
+
 def voc_xml(boxes: list[tuple[str, str, int]]) -> str:
     objects = "".join(
         f"<object><name>{name}</name><difficult>{hard}</difficult><bndbox>{box}</bndbox></object>"

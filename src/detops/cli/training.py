@@ -136,6 +136,7 @@ def train(
     from detops.apps.outputs import Outputs
     from detops.apps.train import train as job
     from detops.apps.train.augment import Augmentation
+    from detops.apps.train.checkpoint import LAST
     from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
 
     require_finite(ctx)
@@ -150,7 +151,9 @@ def train(
     chosen = None
     if data is not None and split is None:
         chosen = Data.from_folder(data)
-    elif data is not None and not (resume and (out / "config.json").exists()):  # otherwise they are divided already
+    elif data is not None and not (
+        resume and (out / "config.json").exists() or (out / LAST).exists()
+    ):  # not divided yet
         chosen = Data.from_paths(*divide(data, split or 0.0, Outputs(out, [data])))
     if any(paths):
         chosen = Data.from_paths(*paths)

@@ -159,7 +159,11 @@ def training(out: Path) -> Any:
     weights = [
         (part["global_step"], name, value.tolist()) for part in state for name, value in part["state_dict"].items()
     ]
-    rows = [(row["step"], row.get("losses"), row.get("scores")) for row in lines_of(out / "metrics.jsonl")]
+    rows = [
+        (row["step"], row.get("losses"), row.get("scores"))
+        for row in lines_of(out / "metrics.jsonl")
+        if "started" not in row
+    ]
     return weights, rows, (out / "report.html").exists()
 
 

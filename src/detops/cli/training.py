@@ -152,7 +152,7 @@ def train(
     if data is not None and split is None:
         chosen = Data.from_folder(data)
     elif data is not None and not (
-        resume and (out / "config.json").exists() or (out / LAST).exists()
+        (resume and (out / "config.json").exists()) or (out / LAST).exists()
     ):  # not divided yet
         chosen = Data.from_paths(*divide(data, split or 0.0, Outputs(out, [data])))
     if any(paths):

@@ -14,7 +14,7 @@ from detops.apps.page import claim_page, page
 from detops.apps.pictures import unique_stems
 from detops.apps.report import charts, history
 from detops.apps.report.evidence import Evidence, gather
-from detops.apps.report.parts import STYLE, duration, number, section, table
+from detops.apps.report.parts import STYLE, beside, duration, number, section, table
 from detops.apps.report.parts import charts as side_by_side
 from detops.apps.train import metrics
 from detops.arguments import flat
@@ -58,8 +58,7 @@ def write(folders: Sequence[Path], out: Path) -> Path:
         *section("Scores", lambda: _scores(found)),
         *section("Curves", lambda: _curves(found)),
         *section("AP of each class", lambda: _classes(found)),
-        *section("What differs", lambda: _differences(found)),
-        *section("Time", lambda: _times(found)),
+        *beside(section("What differs", lambda: _differences(found)), section("Time", lambda: _times(found))),
     ]
     write_atomically(out, page(title, STYLE, body).encode("utf-8", "replace"))
     return out

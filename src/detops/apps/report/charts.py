@@ -16,6 +16,7 @@ SIZE = (4.8, 3.2)  # inches; letters of 10 points stay legible where it is 350 p
 RANGE = 20.0  # values that span more than this factor are drawn on a logarithmic axis
 POINTS = 400  # more of one curve cannot be seen
 Curve = tuple[Sequence[float], Sequence[float]]
+Limits = tuple[float, float | None] | None
 STYLE = {
     "font.size": 10, "text.color": INK, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.edgecolor": INK, "axes.linewidth": 0.6, "grid.color": LINE, "grid.linewidth": 0.6, "axes.grid": True,
@@ -31,7 +32,7 @@ def lines(
     labels: tuple[str, str],
     *,
     bold: str = "",
-    limits: tuple[tuple[float, float] | None, tuple[float, float] | None] = (None, None),
+    limits: tuple[Limits, Limits] = (None, None),
     log: bool = False,
     whole: bool = False,
     mark: tuple[float, float] | None = None,

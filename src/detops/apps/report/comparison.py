@@ -157,7 +157,7 @@ def _flat(run: Run) -> dict[str, Any]:
     height, width = run.config["size"]
     started: dict[str, Any] = next((row["started"] for row in reversed(run.rows) if "started" in row), {})
     versions = {f"version of {name}": value for name, value in started.get("versions", {}).items()}
-    facts = {name: started[name] for name in ("parameters", "device", "precision") if name in started}
+    facts: dict[str, Any] = {name: started[name] for name in ("parameters", "device", "precision") if name in started}
     return {**values, "size": f"{width}x{height}", "classes": len(run.config["classes"]), **facts, **versions}
 
 

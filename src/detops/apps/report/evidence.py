@@ -90,7 +90,8 @@ class Evidence:
         alone = self.missed.copy()
         alone[place[wrong & (place >= 0)]] = False  # counted with its detection
         errors += np.bincount(self.annotations.table.image[alone], minlength=number)
-        return np.argsort(-errors, kind="stable")[:count].tolist()
+        order: list[int] = np.argsort(-errors, kind="stable")[:count].tolist()
+        return order
 
 
 def gather(run: Path, config: dict[str, Any]) -> Evidence:

@@ -94,8 +94,8 @@ def learning(rows: list[Row], epochs: int) -> str:
     x = [row["step"] / (per_epoch or 1) for row in steps]
     end = max(x[-1], epochs if per_epoch else 0)
     parts = {part: [_value(row["losses"].get(part)) for row in steps] for part in steps[0]["losses"]}
-    sums = [sum(values) for values in zip(*parts.values(), strict=True)]
-    losses = {part.removeprefix("loss_"): (x, values) for part, values in parts.items()}
+    sums: list[float] = [sum(values) for values in zip(*parts.values(), strict=True)]
+    losses: dict[str, charts.Curve] = {part.removeprefix("loss_"): (x, values) for part, values in parts.items()}
     if len(losses) > 1:
         losses["total"] = x, sums
     limits = (0.0, end), None

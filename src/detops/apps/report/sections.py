@@ -28,7 +28,7 @@ OBJECTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, float("inf"))
 
 def headline(scores: dict[str, Any], evidence: Evidence | None) -> str:
     """Show the numbers that are asked for first."""
-    shown = [(number(scores.get(name)), name) for name in ("AP", "AP50", "AP75") if name in scores]
+    shown: list[tuple[str, str]] = [(number(scores[n]), n) for n in ("AP", "AP50", "AP75") if n in scores]
     if evidence is not None:
         whole = total(evidence.rates)
         shown += [(number(getattr(whole, name)), name) for name in ("precision", "recall")]

@@ -123,8 +123,11 @@ class DetectorModule(lightning.LightningModule):
         checkpoint["losses"] = self._losses
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with these losses; checkpoints of earlier versions have none."""
+        """Go on with these losses; checkpoints of earlier versions have none. The last step may be the last no more."""
         self._losses = checkpoint.get("losses", [])
+        progress = checkpoint.get("loops", {}).get("fit_loop", {}).get("epoch_loop.batch_progress", {})
+        if checkpoint["global_step"] < self.total_steps and "is_last_batch" in progress:
+            progress["is_last_batch"] = False
 
     def on_train_start(self) -> None:
         """Bring what was loaded to the device, and begin to time the stages."""

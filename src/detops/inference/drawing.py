@@ -89,20 +89,22 @@ class Pen:
         self._font = font_module.load_default(size=max(11, round(side / 38)))
         self._small = font_module.load_default(size=max(10, round(side / 45)))
 
-    def outline(self, box: Sequence[float], label: int, *, faint: bool = False) -> None:
+    def outline(self, box: Sequence[float], label: int, *, faint: bool = False, inside: bool = False) -> None:
         """Draw a box's outline, in the colour of its class.
 
         Args:
             box: The box.
             label: Its class.
             faint: Draw it one pixel wide and half transparent.
+            inside: Draw nothing outside of the box: the dark casing has a line within it alone.
         """
         left, top, right, bottom = self._cut(box)
         color = (*class_color(label), FAINT if faint else 235)
         ends = (left, top, max(left, right - 1), max(top, bottom - 1))
         width = 1 if faint else self._line
-        around = (ends[0] - 1, ends[1] - 1, ends[2] + 1, ends[3] + 1)
-        self._draw.rectangle(around, outline=(0, 0, 0, CASING), width=1)
+        if not inside:
+            around = (ends[0] - 1, ends[1] - 1, ends[2] + 1, ends[3] + 1)
+            self._draw.rectangle(around, outline=(0, 0, 0, CASING), width=1)
         within = (ends[0] + width, ends[1] + width, ends[2] - width, ends[3] - width)
         if within[2] > within[0] and within[3] > within[1]:
             self._draw.rectangle(within, outline=(0, 0, 0, CASING), width=1)

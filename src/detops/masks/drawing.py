@@ -63,7 +63,7 @@ def draw_masks(
         if opacity:  # a dark edge, which tells apart what is of one class
             edge = module.fromarray((_edge(mask).to(torch.uint8) * EDGE).cpu().numpy().astype(numpy.uint8))
             picture.paste(tuple(channel // 3 for channel in color), place, edge)
-        pen.outline(box, label)
+        pen.outline(box, label, inside=True)
         name = str(label) if class_names is None else class_names[label]
         pen.name(f"{name} {score:.2f}", box, label, inside=True)
     return picture

@@ -102,10 +102,11 @@ def test_a_run_on_yolo_data(yolo: Path, tmp_path: Path, monkeypatch: pytest.Monk
     train = pytest.importorskip("detops.apps.train.train")
     pytest.importorskip("pycocotools")
     monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
+    (yolo.parent / "labels" / "train" / "1.txt").write_text("1 0.5 0.5 0.5 0.5")
     small = ("--size", "64x32", "--width", 8, "--epochs", 1, "--batch-size", 2, "--accelerator", "cpu")
     code, output = call("train", "--data", yolo, "--out", tmp_path / "run", *small)
     assert code == 0, output
-    assert "data: 2 images with 2 boxes to train on, 1 with 1 to evaluate on" in output
+    assert "data: 2 images with 3 boxes to train on, 1 with 1 to evaluate on" in output
     for more in ((), ("--annotations", yolo)):
         code, output = call("evaluate", tmp_path / "run", *more)
         assert code == 0, output

@@ -58,7 +58,8 @@ def room_page(title: str, names: list[str], folder: Path) -> str:
         module, _, attribute = name.rpartition(".")
         value = getattr(importlib.import_module(module), attribute)
         kind = "class" if inspect.isclass(value) else "function"
-        options = "\n   :members:\n   :exclude-members: training\n" if kind == "class" else ""
+        hidden = ", ".join(["training", *getattr(value, "_fields", [])])  # fields are described by their class
+        options = f"\n   :members:\n   :exclude-members: {hidden}\n" if kind == "class" else ""
         parts.append(f"```{{eval-rst}}\n.. auto{kind}:: {name}{options}\n```\n")
         parts.append(reference_pictures.write(name, folder / "pictures"))
     return "\n".join(parts)

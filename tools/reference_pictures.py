@@ -74,6 +74,7 @@ def centernet_targets() -> "Image":
 def instance_masks() -> "Image":
     """Round masks in the boxes of a scene, drawn by `draw`."""
     image, boxes, labels = _scene()
+    image, boxes = image.resize((2 * image.width, 2 * image.height)), 2 * boxes
     y, x = torch.meshgrid(*[torch.linspace(-1, 1, 28)] * 2, indexing="ij")
     masks = (0.5 + (1 - (x.square() + y.square())) * 2).clamp(0, 1).expand(len(boxes), -1, -1)
     scores = torch.linspace(0.95, 0.6, len(boxes))

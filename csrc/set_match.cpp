@@ -130,8 +130,8 @@ std::vector<Target> read_targets(const Reader& boxes, const Labels& labels, int6
 
 template <class T>
 void match(const Problem& at, const Logits<T>& logits, const Reader& boxes, const std::vector<Target>& targets,
-           const Weights& f, bool softmax, Queries& queries, std::vector<float>& class_costs, std::vector<float>& line,
-           AssignmentSolver<float>& solver) {
+           const Weights& f, const std::optional<Reader>& extra, bool softmax, Queries& queries,
+           std::vector<float>& class_costs, std::vector<float>& line, AssignmentSolver<float>& solver) {
   const int64_t count = static_cast<int64_t>(targets.size()), m = at.queries;
   read_queries(at, logits, boxes, softmax, queries, line);
   float* costs = solver.costs(count, m);
@@ -155,12 +155,16 @@ void match(const Problem& at, const Logits<T>& logits, const Reader& boxes, cons
     }
     cost_row(queries.cx.data(), queries.cy.data(), queries.w.data(), queries.h.data(), class_cost, targets[n].box, f, m,
              costs + n * stride);
+    for (int64_t q = 0; extra && q < m; ++q) {
+      costs[n * stride + q] += static_cast<float>(extra->at(at.set, at.image, at.first + q, targets[n].row));
+    }
   }
 }
 
 template <class T>
 void match_all(const Tensor& class_logits, const Tensor& pred_boxes, const std::vector<std::vector<Target>>& targets,
-               int64_t groups, int64_t most, const Weights& f, bool softmax, int64_t* out, int64_t* index) {
+               int64_t groups, int64_t most, const Weights& f, const std::optional<Reader>& extra, bool softmax,
+               int64_t* out, int64_t* index) {
   const int64_t sets = class_logits.size(0), batch = class_logits.size(1), each = class_logits.size(2) / groups;
   const Logits<T> logits(class_logits);
   const Reader boxes(pred_boxes);
@@ -174,7 +178,7 @@ void match_all(const Tensor& class_logits, const Tensor& pred_boxes, const std::
       const std::vector<Target>& here = targets[at.image];
       std::fill(out + p * most, out + (p + 1) * most, -1);
       if (here.empty() || each == 0) continue;
-      match(at, logits, boxes, here, f, softmax, queries, class_costs, line, solver);
+      match(at, logits, boxes, here, f, extra, softmax, queries, class_costs, line, solver);
       query_of.resize(here.size());
       solver.solve(static_cast<int64_t>(here.size()), each, query_of.data());
       for (size_t n = 0; n < here.size(); ++n) {
@@ -190,7 +194,8 @@ void match_all(const Tensor& class_logits, const Tensor& pred_boxes, const std::
 std::tuple<Tensor, Tensor, Tensor> set_match(
                  const Tensor class_logits, const Tensor pred_boxes, const Tensor gt_boxes, const Tensor gt_labels,
                  const std::optional<Tensor> sample_sizes, int64_t num_classes, int64_t groups, int64_t kind,
-                 double alpha, double gamma, double eps, double class_cost, double box_cost, double giou_cost) {
+                 double alpha, double gamma, double eps, double class_cost, double box_cost, double giou_cost,
+                 const std::optional<Tensor> extra_cost) {
   STD_TORCH_CHECK(has_numbers(class_logits, {-1, -1, -1, -1}), "class_logits: expected numbers of shape (S, B, Q, C)");
   const int64_t sets = class_logits.size(0), batch = class_logits.size(1), count = class_logits.size(2);
   STD_TORCH_CHECK(has_numbers(pred_boxes, {sets, batch, count, 4}),
@@ -202,6 +207,8 @@ std::tuple<Tensor, Tensor, Tensor> set_match(
                   "num_classes: expected at most as many as class_logits has");
   STD_TORCH_CHECK(groups > 0, "groups: expected at least 1");
   STD_TORCH_CHECK(kind == kSoftmaxCost || kind == kFocalCost, "kind: expected 0 or 1");
+  STD_TORCH_CHECK(!extra_cost || has_numbers(*extra_cost, {sets, batch, count, most}),
+                  "extra_cost: expected numbers of shape (S, B, Q, N)");
   Tensor query_of = torch::stable::new_empty(class_logits, {sets, groups, batch, most}, ScalarType::Long);
   Tensor index = torch::stable::new_empty(class_logits, {sets, batch, count}, ScalarType::Long);
   Tensor valid = torch::stable::new_empty(class_logits, {batch, most}, ScalarType::Bool);
@@ -219,9 +226,10 @@ std::tuple<Tensor, Tensor, Tensor> set_match(
     targets.push_back(read_targets(reader, labels, b, num_classes));
     for (const Target& target : targets.back()) takes_part[b * most + target.row] = true;
   }
+  const std::optional<Reader> extra = reader_of(extra_cost);
   const bool softmax = kind == kSoftmaxCost;
   const auto run = [&](auto zero) {
-    match_all<decltype(zero)>(class_logits, pred_boxes, targets, groups, most, f, softmax, out, box_of);
+    match_all<decltype(zero)>(class_logits, pred_boxes, targets, groups, most, f, extra, softmax, out, box_of);
   };
   switch (class_logits.scalar_type()) {
     case ScalarType::Float: run(float()); break;

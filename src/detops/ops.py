@@ -392,6 +392,7 @@ def set_match(
     class_cost: float,
     box_cost: float,
     giou_cost: float,
+    extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match boxes and queries as DETR does: the query of each box per group, the box of each query, valid boxes."""
     query = class_logits.new_empty((class_logits.shape[0], groups, *gt_labels.shape), dtype=torch.int64)

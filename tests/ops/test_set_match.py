@@ -35,17 +35,22 @@ def arguments(
     gamma: float = 2.0,
     eps: float = 1e-8,
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
+    extra: bool = False,
     **scene: Any,
 ) -> tuple[Any, ...]:
     found = set_scene(seed, **scene)
     classes = found["class_logits"].shape[3] - (kind == 0)
-    return (*found.values(), classes, groups, kind, 0.25, gamma, eps, *weights)
+    logits, boxes = found["class_logits"], found["gt_boxes"]
+    # Stored box by box, as a product of labels and logits may lie in memory.
+    shape = (boxes.shape[1], *logits.shape[:3])
+    more = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(5).movedim(0, 3).to(logits.dtype)
+    return (*found.values(), classes, groups, kind, 0.25, gamma, eps, *weights, more if extra else None)
 
 
 def total(args: tuple[Any, ...], query: Tensor) -> Tensor:
     """(S, G, B, 2) costs of a matching: how many are not finite, and the sum of the others."""
     logits, pred, boxes, labels, *_ = args
-    kind, alpha, gamma, eps, *weights = args[7:]
+    kind, alpha, gamma, eps, *weights, extra = args[7:]
     found = torch.zeros(*query.shape[:3], 2, dtype=torch.float64)
     for s, g, b, n in (query >= 0).nonzero().tolist():
         q = int(query[s, g, b, n])
@@ -54,6 +59,7 @@ def total(args: tuple[Any, ...], query: Tensor) -> Tensor:
             weights[0] * definition._class_cost(x, int(labels[b, n]), kind, alpha, gamma, eps)
             + weights[1] * (box - target).abs().sum(1)
             - weights[2] * definition.giou(box, target)
+            + (0 if extra is None else extra[s, b, q, n].double())
         )[0]
         found[s, g, b, 0] += not cost.isfinite()
         found[s, g, b, 1] += cost.nan_to_num(0, 0, 0)
@@ -94,6 +100,7 @@ def test_matches_reference(form: Form) -> None:
         dtype=st.sampled_from(DTYPES),
         odd=st.booleans(),
         ragged=st.booleans(),
+        extra=st.booleans(),
         label_dtype=st.sampled_from([torch.int64, torch.int32]),
     )
     def check(**options: Any) -> None:
@@ -105,7 +112,7 @@ def test_matches_reference(form: Form) -> None:
 
 @op.for_each_form
 def test_dozens_of_boxes(form: Form) -> None:
-    for options in (dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True)):
+    for options in (dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True, extra=True)):
         args = arguments(3, sets=1, batch=1, queries=50, boxes=18, **options)  # type: ignore[arg-type]
         found = form(*args)
         assert (found[0] >= 0).sum() > 2
@@ -127,7 +134,7 @@ def test_values_by_hand(form: Form) -> None:
     logits = torch.tensor([[[[1.0, -0.5], [0, 2]]]])
     for query, cost in ((0, -2.347029), (1, 4.607249)):
         one = (logits[:, :, query : query + 1], pred[:, :, query : query + 1], truth, label, None, 2, 1, 1, 0.25, 2.0)
-        args = (*one, 1e-8, 2.0, 5.0, 2.0)
+        args = (*one, 1e-8, 2.0, 5.0, 2.0, None)
         assert form(*args)[0].item() == 0
         assert total(args, torch.zeros(1, 1, 1, 1).long())[..., 1].item() == pytest.approx(cost, abs=2e-6)
     assert form(logits, pred, truth, label, None, 2, 1, 1, 0.25, 2.0, 1e-8, 2.0, 5.0, 2.0)[0].tolist() == [[[[0]]]]
@@ -136,6 +143,14 @@ def test_values_by_hand(form: Form) -> None:
         assert definition._class_cost(softmax[0, 0], 0, 0, 0.25, 2.0, 1e-8)[query].item() == pytest.approx(
             cost, abs=1e-6
         )
+
+
+def test_an_extra_cost_decides_where_the_others_are_the_same() -> None:
+    logits, boxes = torch.zeros(2, 1, 3, 4), torch.full((2, 1, 3, 4), 0.5)
+    truth = (boxes[0, :, :2], torch.zeros(1, 2).long())
+    extra = torch.tensor([[[3.0, 1], [2, 3], [1, 3]], [[0, 9], [9, 9], [9, 0]]])[:, None]
+    assert detops.hungarian_match(logits, boxes, truth, extra_cost=extra)[:, 0, 0].tolist() == [[2, 0], [0, 2]]
+    assert detops.hungarian_match(logits[0], boxes[0], truth, extra_cost=extra[0])[0, 0].tolist() == [2, 0]
 
 
 @op.for_each_form
@@ -166,7 +181,9 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 
 @for_each_device
-@pytest.mark.parametrize("options", [{}, {"groups": 2, "kind": 0, "ragged": True}], ids=["plain", "groups"])
+@pytest.mark.parametrize(
+    "options", [{}, {"groups": 2, "kind": 0, "ragged": True, "extra": True}], ids=["plain", "groups"]
+)
 def test_opcheck(device: str, options: dict[str, Any]) -> None:
     op.check(*moved(arguments(5, **options), device))
 
@@ -213,6 +230,8 @@ def test_hungarian_match_takes_targets_in_every_form() -> None:
         (dict(targets=[torch.zeros(4)]), "targets: expected"),
         (dict(targets=detops.GroundTruth(torch.zeros(2, 1, 4), torch.zeros(2, 1).long())), "image_sizes"),
         (dict(gamma=-1.0), "gamma: expected"),
+        (dict(extra_cost=torch.zeros(2, 2, 3, 6)), r"extra_cost: expected shape \(2, 2, 6, 3\)"),
+        (dict(extra_cost=torch.zeros(2, 2, 6, 3).long()), "extra_cost: expected"),
     ],
 )
 def test_errors(change: dict[str, Any], message: str) -> None:
@@ -243,6 +262,7 @@ def test_checked_mode_names_the_box() -> None:
         dict(num_classes=5),
         dict(groups=0),
         dict(kind=2),
+        dict(extra_cost=torch.zeros(2, 2, 6, 4)),
     ],
     ids=changed_argument,
 )
@@ -259,10 +279,10 @@ KERNELS = [
                 G="i32", queries="i32"),
            dict(HAS_SIZES=False, HAS_VALID=True, BLOCK=512, BLOCK_S=32), 4),
     Kernel("cost_kernel",
-           dict(logits="*fp16", totals="*fp32", preds="*fp16", boxes="*fp32", labels="*i64", valid="*u8",
+           dict(logits="*fp16", totals="*fp32", preds="*fp16", boxes="*fp32", labels="*i64", valid="*u8", extra="*fp16",
                 costs="*fp32", B="i32", Q="i32", N="i32", G="i32", each="i32", logit_set="i32", logit_image="i32",
                 logit_query="i32", logit_class="i32", pred_set="i32", pred_image="i32", pred_query="i32",
-                pred_number="i32", alpha="fp32", gamma="fp32", eps="fp32", class_cost="fp32", box_cost="fp32",
+                pred_number="i32", extra_set="i32", extra_image="i32", extra_query="i32", extra_box="i32", alpha="fp32", gamma="fp32", eps="fp32", class_cost="fp32", box_cost="fp32",
                 giou_cost="fp32"),
-           dict(IS_SOFTMAX=False, HAS_EPS=True, SQUARE=True, BLOCK=128), 4),
+           dict(IS_SOFTMAX=False, HAS_EPS=True, SQUARE=True, HAS_EXTRA=True, BLOCK=128), 4),
 ]  # fmt: skip

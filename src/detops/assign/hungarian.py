@@ -59,10 +59,11 @@ def hungarian_match(
     alpha: float = 0.25,
     gamma: float = 2.0,
     eps: float = 1e-8,
+    extra_cost: Tensor | None = None,
 ) -> Tensor:
     """Match each box with one query so that the sum of costs is the least, as DETR and its successors are trained.
 
-        cost = box_cost * L1 + class_cost * class - giou_cost * GIoU
+        cost = box_cost * L1 + class_cost * class - giou_cost * GIoU + extra_cost
 
     L1 is the sum of the four differences of cxcywh. The class cost of a label is minus its softmax probability, or with
     p its sigmoid
@@ -86,6 +87,7 @@ def hungarian_match(
         alpha: Of the focal cost.
         gamma: Of the focal cost.
         eps: Of the focal cost; at 0 the logarithms are exact for logits of any size.
+        extra_cost: (..., B, Q, N) of each query and box, such as that of masks (`point_mask_cost`), already weighted.
 
     Returns:
         (..., G, B, N) int64 query of each box, counted through all groups; -1 for padding, for boxes that take no part,
@@ -117,6 +119,11 @@ def hungarian_match(
     num_classes = class_logits.shape[-1] - (kind == "softmax")
     truth = require_set_targets(targets, num_classes, class_logits.shape[-3], class_logits, "class_logits")
     lead = class_logits.shape[:-3]
+    if extra_cost is not None:
+        require_tensor("extra_cost", extra_cost, FLOATS, "a floating-point tensor")
+        require_shape("extra_cost", extra_cost, (*class_logits.shape[:-1], truth.boxes.shape[1]), "to match the boxes")
+        require_device("extra_cost", extra_cost, class_logits, "class_logits")
+        extra_cost = extra_cost.reshape(lead.numel(), *extra_cost.shape[-3:])
     query, _, _ = match_sets(
         class_logits.reshape(lead.numel(), *class_logits.shape[-3:]),
         pred_boxes.reshape(lead.numel(), *pred_boxes.shape[-3:]),
@@ -124,14 +131,21 @@ def hungarian_match(
         rule,
         groups,
         num_classes,
+        extra_cost,
     )
     return query.reshape(*lead, *query.shape[1:])
 
 
 def match_sets(
-    class_logits: Tensor, pred_boxes: Tensor, targets: SetTargets, rule: MatchRule, groups: int, num_classes: int
+    class_logits: Tensor,
+    pred_boxes: Tensor,
+    targets: SetTargets,
+    rule: MatchRule,
+    groups: int,
+    num_classes: int,
+    extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call the op; arguments (S, B, Q, C) and (S, B, Q, 4), checked already.
+    """Call the op; arguments (S, B, Q, C), (S, B, Q, 4) and (S, B, Q, N), checked already.
 
     Returns:
         (S, G, B, N) int64 query of each box, or -1; (S, B, Q) int64 box of each query, or -1; (B, N) bool, which boxes
@@ -152,6 +166,7 @@ def match_sets(
         class_cost=float(rule.class_cost),
         box_cost=float(rule.box_cost),
         giou_cost=float(rule.giou_cost),
+        extra_cost=None if extra_cost is None else extra_cost.detach(),
     )
 
 

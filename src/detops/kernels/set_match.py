@@ -42,7 +42,7 @@ def valid_kernel(
     tl.store(valid + at, fine.to(tl.uint8), mask=inside)
 
 
-@kernel(tensors=7)
+@kernel(tensors=8)
 def cost_kernel(
     logits,  # (S, B, Q, C), of any strides
     totals,  # (S, B, Q) logarithms of the sums of exponentials, not read without SOFTMAX
@@ -50,6 +50,7 @@ def cost_kernel(
     boxes,  # (B, N, 4)
     labels,  # (B, N)
     valid,  # (B, N) which of the boxes take part
+    extra,  # (S, B, Q, N), of any strides, not read without HAS_EXTRA
     costs,  # (S, G, B, N, Q // G)
     B,
     Q,
@@ -64,6 +65,10 @@ def cost_kernel(
     pred_image,
     pred_query,
     pred_number,
+    extra_set,
+    extra_image,
+    extra_query,
+    extra_box,
     alpha,
     gamma,
     eps,
@@ -73,6 +78,7 @@ def cost_kernel(
     IS_SOFTMAX: tl.constexpr,
     HAS_EPS: tl.constexpr,
     SQUARE: tl.constexpr,
+    HAS_EXTRA: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """The costs of one box at a block of queries of one set."""
@@ -117,6 +123,9 @@ def cost_kernel(
         giou = tl.where(union > 0, inter / tl.where(union > 0, union, 1.0), 0.0)
         giou -= tl.where(hull > 0, (hull - union) / tl.where(hull > 0, hull, 1.0), 0.0)
         cost = (box_cost * l1 + class_cost * by_class) - giou_cost * giou
+        if HAS_EXTRA:
+            more = extra + s * extra_set + b * extra_image + q * extra_query + n * extra_box
+            cost += tl.load(more, mask=inside, other=0).to(tl.float32)
         problem = (s * G + q // each) * B + b
         tl.store(costs + (problem * N + n) * each + q % each, cost, mask=inside)
 
@@ -136,6 +145,7 @@ def set_match(
     class_cost: float,
     box_cost: float,
     giou_cost: float,
+    extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernels; meaning as in `detops.reference.set_match`."""
     sets, batch, count, _ = class_logits.shape
@@ -161,12 +171,13 @@ def set_match(
     if solved:
         costs = torch.empty((sets * groups * batch, most, each), dtype=torch.float32, device=device)
         totals = logits.to(torch.float32).logsumexp(-1).contiguous() if kind == SOFTMAX else costs
+        extra = preds if extra_cost is None else extra_cost.detach()
         weights = (float(alpha), float(gamma), float(eps), float(class_cost), float(box_cost), float(giou_cost))
         cost_kernel(
             (cdiv(count, BLOCK), most, sets * batch),
-            (logits, totals, preds, boxes, labels, valid, costs),
-            (batch, count, most, groups, each, *logits.stride(), *preds.stride(), *weights),
-            (kind == SOFTMAX, eps > 0, gamma == 2, BLOCK),
+            (logits, totals, preds, boxes, labels, valid, extra, costs),
+            (batch, count, most, groups, each, *logits.stride(), *preds.stride(), *extra.stride(), *weights),
+            (kind == SOFTMAX, eps > 0, gamma == 2, extra_cost is not None, BLOCK),
         )
         assign_kernel(
             (sets * groups * batch,),

@@ -54,7 +54,7 @@ def _runs(grid: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     def sample(n: Tensor, place: Tensor) -> Tensor:
         i = place.clamp(max=width - 1)
         wide = column[n, before[i]] * near[i, None] + column[n, before[i] + 1] * far[i, None]  # (k, h)
-        inside = wide[:, row] * weight + wide[:, after] * next_weight > threshold  # (k, H)
+        inside: Tensor = wide[:, row] * weight + wide[:, after] * next_weight > threshold  # (k, H)
         return inside & (lines >= y1[n]) & (lines < y2[n])
 
     reached = reached_columns(grid, before, threshold) & (pixels >= x1) & (pixels < x2)

@@ -26,6 +26,7 @@ def set_match(
     class_cost: float,
     box_cost: float,
     giou_cost: float,
+    extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, boxes and which are valid; arguments and meaning as in `detops.reference.set_match`."""
     sets, batch, count, _ = class_logits.shape
@@ -42,6 +43,8 @@ def set_match(
         + class_cost * (-x.exp() if kind == SOFTMAX else _focal_cost(x, alpha, gamma, eps))
         - giou_cost * _giou(pred, boxes)
     )
+    if extra_cost is not None:
+        cost = cost + extra_cost[:, :, :used].to(torch.float32).gather(3, order[None, :, None].expand_as(cost))
     # (S, B, G, Q, N) -> (S, G, B, Q, N)
     problems = cost.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 2)
     sizes = there.sum(1).expand(sets, groups, batch).flatten()

@@ -25,10 +25,11 @@ def set_match(
     class_cost: float,
     box_cost: float,
     giou_cost: float,
+    extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the query of each box and the box of each query, by the assignment of both that costs least.
 
-        cost = box_cost * (sum of the four |differences| of cxcywh) + class_cost * class - giou_cost * GIoU
+        cost = box_cost * (sum of the four |differences| of cxcywh) + class_cost * class - giou_cost * GIoU + extra
         class = -softmax(x)[label]                                                                       (softmax)
         class = alpha (1 - p)^gamma (-log(p + eps)) - (1 - alpha) p^gamma (-log(1 - p + eps)), p = sigmoid(x[label])
 
@@ -51,6 +52,7 @@ def set_match(
         class_cost: Weight.
         box_cost: Weight.
         giou_cost: Weight.
+        extra_cost: (S, B, Q, N), added; None for 0.
 
     Returns:
         (S, G, B, N) int64 query of each box, counted through all groups, or -1; (S, B, Q) int64 box of each query, or
@@ -76,6 +78,7 @@ def set_match(
                 box_cost * (boxes - gt_boxes[b, n].double()).abs().sum(1)
                 + class_cost * _class_cost(logits, int(gt_labels[b, n]), kind, alpha, gamma, eps)
                 - giou_cost * giou(boxes, gt_boxes[b, n].double())
+                + (0 if extra_cost is None else extra_cost[s, b, :, n].double())
                 for n in rows
             ], 1)  # fmt: skip
             for g in range(groups):

@@ -215,6 +215,20 @@ def l1_at_cells(
 
 
 @op()
+def maps_at_points(maps: Tensor, index: Tensor | None, points: Tensor, nearest: bool, border: bool) -> Tensor:
+    """Read maps at points: interpolated, or at the nearest cell."""
+    return maps.new_empty(points.shape[:3], dtype=accumulate_dtype(maps))
+
+
+@op()
+def maps_at_points_backward(
+    gradient: Tensor, index: Tensor | None, points: Tensor, count: int, height: int, width: int, border: bool
+) -> Tensor:
+    """Hand the gradient of maps' values at points back to the maps."""
+    return gradient.new_empty((gradient.shape[0], count, height, width))
+
+
+@op()
 def maps_to_rle(
     maps: Tensor,
     y: Tensor,

@@ -5,6 +5,7 @@ from typing import Any
 from detops.apps.bench import (
     _centernet,
     _gfl,
+    _mask_points,
     _sets,
     _task_aligned,
     _yolox,
@@ -30,6 +31,7 @@ IMAGES = {"IMAGES": ((80, 60),)}
 TINY: dict[Any, dict[str, Any]] = {
     _centernet: {"BATCHES": (1,), "CELLS": 16, "GRID": (16, 16), "IMAGE": (64, 64), "BOXES": 3, "CLASSES": 3},
     _gfl: {"BATCH": 1, "CLASSES": 3, "IMAGE": (130, 200), "COUNTS": (3,)},
+    _mask_points: {"BATCH": 1, "QUERIES": 3, "BOXES": 2, "CELLS": 8, "IMAGE": 20, "POINTS": {"tiny": 5}},
     _sets: {"CLASSES": 3},
     _task_aligned: {"IMAGE": 64, "CONFIGS": ((1, 3, 3),)},
     _yolox: {"BATCH": 1, "CLASSES": 3, "SIDE": 64, "COUNTS": (("at most 3", 1, 3),)},

@@ -1,0 +1,104 @@
+// The gradient of maps read at points: the CPU kernel of maps_at_points_backward.
+//
+// A map is written by one thread, which adds its rows of points in order, so that the number of threads changes nothing.
+#include "map_points.h"
+
+#include <algorithm>
+#include <type_traits>
+#include <vector>
+
+namespace detops {
+namespace {
+
+// The rows of points of each map, in order: `first` of a map, and `next` of a row; -1 for none.
+struct RowsOfMaps {
+  std::vector<int64_t> first, next;
+
+  RowsOfMaps(const std::optional<Tensor>& index, int64_t batch, int64_t rows, int64_t count)
+      : first(batch * count, -1), next(batch * rows, -1) {
+    const std::optional<Reader> chosen = reader_of(index);
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t m = rows - 1; m >= 0; --m) {
+        const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
+        if (q < 0 || q >= count) continue;
+        next[b * rows + m] = first[b * count + q];
+        first[b * count + q] = m;
+      }
+    }
+  }
+};
+
+// Gradients of the dtype T, summed as C.
+template <class T, class C>
+Tensor compute(const Tensor& gradient, const std::optional<Tensor>& index, const Tensor& points, int64_t count,
+               int64_t height, int64_t width, bool border) {
+  const int64_t batch = gradient.size(0), rows = gradient.size(1), number = gradient.size(2), size = height * width;
+  const std::vector<int64_t> shape = {batch, count, height, width};
+  Tensor out = torch::stable::new_empty(gradient, shape);
+  T* data = static_cast<T*>(out.mutable_data_ptr());
+  const T* given = static_cast<const T*>(gradient.const_data_ptr());
+  const int64_t by_image = gradient.stride(0), by_row = gradient.stride(1), by_point = gradient.stride(2);
+  const Points<C> where(points);
+  const RowsOfMaps of(index, batch, rows, count);
+  torch::stable::parallel_for(0, batch * count, 1, [&](int64_t begin, int64_t end) {
+    std::vector<C> sums;
+    for (int64_t map = begin; map < end; ++map) {
+      const int64_t b = map / count;
+      T* to = data + map * size;
+      if (of.first[map] < 0 || size == 0) {
+        std::fill(to, to + size, T(0));
+        continue;
+      }
+      C* sum;
+      if constexpr (std::is_same_v<T, C>) {
+        sum = to;
+        std::fill(sum, sum + size, C(0));
+      } else {
+        sums.assign(size, C(0));
+        sum = sums.data();
+      }
+      for (int64_t m = of.first[map]; m >= 0; m = of.next[b * rows + m]) {
+        for (int64_t p = 0; p < number; ++p) {
+          const C value = static_cast<C>(given[b * by_image + m * by_row + p * by_point]);
+          const PointAxis<C> x(where.at(b, m, p, 0), width, false, border);
+          const PointAxis<C> y(where.at(b, m, p, 1), height, false, border);
+          const auto add = [&](int64_t row, int64_t column, C weight) {
+            if (weight != 0) sum[row * width + column] += value * weight;
+          };
+          add(y.first, x.first, y.before * x.before), add(y.first, x.second, y.before * x.after);
+          add(y.second, x.first, y.after * x.before), add(y.second, x.second, y.after * x.after);
+        }
+      }
+      if constexpr (!std::is_same_v<T, C>) {
+        for (int64_t i = 0; i < size; ++i) to[i] = static_cast<T>(sum[i]);
+      }
+    }
+  });
+  return out;
+}
+
+Tensor maps_at_points_backward(const Tensor gradient, const std::optional<Tensor> index, const Tensor points,
+                               int64_t count, int64_t height, int64_t width, bool border) {
+  STD_TORCH_CHECK(has_shape(gradient, {-1, -1, -1}), "gradient: expected shape (B, M, P)");
+  const int64_t batch = gradient.size(0), rows = gradient.size(1);
+  STD_TORCH_CHECK(has_numbers(points, {batch, rows, gradient.size(2), 2}),
+                  "points: expected numbers of shape (B, M, P, 2)");
+  STD_TORCH_CHECK(!index || has_numbers(*index, {batch, rows}), "index: expected numbers of shape (B, M)");
+  STD_TORCH_CHECK(count >= 0 && (index || count == rows), "count: expected the number of rows, without an index");
+  STD_TORCH_CHECK(height >= 0, "height: expected at least 0");
+  STD_TORCH_CHECK(width >= 0, "width: expected at least 0");
+  switch (gradient.scalar_type()) {
+    case ScalarType::Float: return compute<float, float>(gradient, index, points, count, height, width, border);
+    case ScalarType::Double: return compute<double, double>(gradient, index, points, count, height, width, border);
+    case ScalarType::Half: return compute<Half, float>(gradient, index, points, count, height, width, border);
+    case ScalarType::BFloat16: return compute<BFloat16, float>(gradient, index, points, count, height, width, border);
+    default: STD_TORCH_CHECK(false, "gradient: expected float32, float16, bfloat16 or float64");
+  }
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) {
+  m.impl("maps_at_points_backward", TORCH_BOX(&detops::maps_at_points_backward));
+}

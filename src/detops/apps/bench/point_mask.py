@@ -1,0 +1,34 @@
+"""`detops bench point_mask`: mask costs and losses at points, against PyTorch's on copies of maps and masks."""
+
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+
+from detops.apps.bench._mask_points import POINTS, Scene, costs_by_image, costs_of_batch, loss_of_copies
+from detops.apps.bench.runner import Case
+from detops.losses.point_mask import point_mask_cost, point_mask_loss
+
+TESTS = ("tests/library/test_point_mask.py",)
+
+
+def cases(device: str, quick: bool) -> Iterator[Case]:
+    """Yield the costs, and the losses with their gradient, per number of points."""
+    for name, points in list(POINTS.items())[: 1 if quick else None]:
+        scene = Scene(points, device)
+        costs = partial(point_mask_cost, scene.maps, scene.masks, scene.image_points)
+        slow = {"image by image": partial(costs_by_image, scene), "whole batch": partial(costs_of_batch, scene)}
+        yield Case(f"{name}: costs, {points} points", costs, scene.gradient.clone, slow, "copy of the values")
+        scene.maps.requires_grad_()
+        baselines = {"copies and grid_sample": partial(_trained_on_copies, scene)}
+        zeros = partial(torch.zeros_like, scene.maps.detach())
+        yield Case(f"{name}: losses, {points} points", partial(_trained, scene), zeros, baselines, "zeros of the maps")
+
+
+def _trained(scene: Scene) -> object:
+    found = point_mask_loss(scene.maps, scene.masks, scene.query, scene.points)
+    return torch.autograd.grad(found["loss_mask_bce"] + found["loss_mask_dice"], scene.maps)
+
+
+def _trained_on_copies(scene: Scene) -> object:
+    return torch.autograd.grad(loss_of_copies(scene, scene.maps), scene.maps)

@@ -17,6 +17,7 @@ from detops.assign.tal import TalRule, tal_assign
 from detops.criteria.centernet import CenterNetLoss
 from detops.criteria.gfl import GFLLoss
 from detops.criteria.ld import LDLoss
+from detops.criteria.set_masks import MaskRule, SetMasks
 from detops.criteria.sets import Denoising, SetLoss
 from detops.criteria.task_aligned import TaskAlignedLoss
 from detops.criteria.teacher import Teacher
@@ -44,6 +45,7 @@ from detops.losses.focal import GaussianFocalLoss, gaussian_focal_loss
 from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.iou import BoxIoULoss, box_iou_loss
 from detops.losses.localization_distillation import LocalizationDistillationLoss, localization_distillation_loss
+from detops.losses.point_mask import point_mask_cost, point_mask_loss, uncertain_points
 from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
 from detops.masks.crops import MaskCrop
 from detops.masks.instance_masks import InstanceMasks
@@ -70,11 +72,13 @@ __all__ = [
     "LocalizationDistillationLoss",
     "MaskCrop",
     "MaskRCNNPipeline",
+    "MaskRule",
     "PPYoloELoss",
     "PreprocessedImages",
     "QualityFocalLoss",
     "RaggedBatch",
     "SetLoss",
+    "SetMasks",
     "StageStats",
     "StageTimer",
     "TalRule",
@@ -116,10 +120,13 @@ __all__ = [
     "localization_distillation_loss",
     "nms",
     "nms_mask",
+    "point_mask_cost",
+    "point_mask_loss",
     "preprocess",
     "quality_focal_loss",
     "simota_assign",
     "tal_assign",
+    "uncertain_points",
 ]
 
 _MOVED = {"grid_cells": "detops.grid_points"} | {

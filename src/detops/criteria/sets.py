@@ -7,11 +7,12 @@ from torch import Tensor, nn
 
 from detops.assign.hungarian import CostKind, MatchRule, match_sets, require_outputs
 from detops.assign.set_targets import SetTargets, Targets, require_set_targets
+from detops.criteria.set_masks import MaskRule, SetMasks, layers_of, mask_costs, mask_losses
 from detops.losses._set import Pairs, SetClassLoss, set_losses
 from detops.losses.reduction import average_over_ranks
 
 Kind = Literal["softmax", "focal", "varifocal", "mal", "ia_bce"]
-NAMES = ("cls", "bbox", "giou")
+NAMES = ("cls", "bbox", "giou", "mask_bce", "mask_dice")
 ALPHAS: dict[str, float] = {"softmax": 0.25, "focal": 0.25, "varifocal": 0.75, "mal": 1.0, "ia_bce": 0.25}
 
 
@@ -64,6 +65,7 @@ class SetLoss(nn.Module):
         cost_alpha: Of the focal class cost, which all kinds but softmax are matched by.
         cost_gamma: Of the focal class cost.
         groups: Groups of queries in training mode, each matched on its own (Group DETR); in evaluation mode 1.
+        mask_rule: Weights, costs and points of masks; None for RF-DETR-Seg's.
 
     Raises:
         ValueError: A number is out of range.
@@ -97,6 +99,7 @@ class SetLoss(nn.Module):
         cost_alpha: float = 0.25,
         cost_gamma: float = 2.0,
         groups: int = 1,
+        mask_rule: MaskRule | None = None,
     ) -> None:
         super().__init__()
         if kind not in ALPHAS:
@@ -115,6 +118,7 @@ class SetLoss(nn.Module):
             class_cost = 1.0 if kind == "softmax" else 2.0
         self.rule = MatchRule(cost, class_cost, box_cost, giou_cost, cost_alpha, cost_gamma)
         self.rule.check()
+        self.mask_rule = MaskRule() if mask_rule is None else mask_rule
 
     def forward(
         self,
@@ -124,6 +128,7 @@ class SetLoss(nn.Module):
         *,
         encoder: tuple[Tensor, Tensor] | None = None,
         denoising: Denoising | None = None,
+        masks: SetMasks | None = None,
     ) -> dict[str, Tensor]:
         """Compute the losses.
 
@@ -135,20 +140,22 @@ class SetLoss(nn.Module):
                 "ignore this box".
             encoder: Logits and boxes of a two-stage network's encoder, (B, Q, C) and (B, Q, 4), matched as a layer.
             denoising: Outputs of denoising queries, which know their boxes.
+            masks: Masks of all layers, and the true ones: they take part in the layers' matching and losses.
 
         Returns:
             "loss_cls", "loss_bbox" and "loss_giou", 0-d each and summed over layers; the same with "_enc" and "_dn" for
-            the encoder and for denoising. Their sum is what is trained.
+            the encoder and for denoising; with masks also "loss_mask_bce" and "loss_mask_dice". Their sum is what is
+            trained.
 
         Raises:
             TypeError: An argument has the wrong type or dtype.
             ValueError: Shapes or devices do not match; in checked mode also a box that is skipped for its values.
         """
-        parts = self.layer_losses(class_logits, pred_boxes, targets, encoder=encoder, denoising=denoising)
+        parts = self.layer_losses(class_logits, pred_boxes, targets, encoder=encoder, denoising=denoising, masks=masks)
         return {
             f"loss_{name}{suffix}": total
             for suffix, losses in parts.items()
-            for name, total in zip(NAMES, losses.sum(0).unbind(), strict=True)
+            for name, total in zip(NAMES, losses.sum(0).unbind(), strict=False)
         }
 
     def layer_losses(
@@ -159,23 +166,29 @@ class SetLoss(nn.Module):
         *,
         encoder: tuple[Tensor, Tensor] | None = None,
         denoising: Denoising | None = None,
+        masks: SetMasks | None = None,
     ) -> dict[str, Tensor]:
         """Compute each layer's losses; arguments as in `forward`.
 
         Returns:
-            Under "" (L, 3) class, L1 and GIoU losses of each layer, under "_enc" (1, 3) and under "_dn" (L, 3) those of
-            the encoder and of denoising. One copy to the host reads them all.
+            Under "" (L, 3) class, L1 and GIoU losses of each layer, with masks (L, 5); under "_enc" (1, 3) and under
+            "_dn" (L, 3) those of the encoder and of denoising. One copy to the host reads them all.
         """
         class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
         groups = self.groups if self.training else 1
-        index, valid = self._match(class_logits, pred_boxes, truth, groups)
+        maps = None if masks is None else layers_of(masks, class_logits)
+        extra = None if maps is None else mask_costs(maps, masks.masks, truth.boxes.shape[1], self.mask_rule)
+        query, index, valid = self._match(class_logits, pred_boxes, truth, groups, extra)
         boxes = average_over_ranks(valid.sum())
         found = {"": self._losses(class_logits, pred_boxes, truth, index, boxes * groups)}
+        if maps is not None:
+            of_masks = mask_losses(maps, masks.masks, query, self.mask_rule, boxes * groups)
+            found[""] = torch.cat([found[""], of_masks], 1)
         if encoder is not None:
             logits, pred = (one[None] for one in encoder)
             self._checked(logits, pred, truth)
-            index, _ = self._match(logits, pred, truth, groups)
+            _, index, _ = self._match(logits, pred, truth, groups)
             found["_enc"] = self._losses(logits, pred, truth, index, boxes * groups)
         if denoising is not None:
             self._checked(denoising.class_logits, denoising.pred_boxes, truth)
@@ -189,17 +202,18 @@ class SetLoss(nn.Module):
         """Return (L, B, Q) int64, the box of each query of each layer, or -1; arguments as in `forward`."""
         class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
-        return self._match(class_logits, pred_boxes, truth, self.groups if self.training else 1)[0]
+        return self._match(class_logits, pred_boxes, truth, self.groups if self.training else 1)[1]
 
-    def _match(self, class_logits: Tensor, pred_boxes: Tensor, truth: SetTargets, groups: int) -> tuple[Tensor, Tensor]:
-        """(L, B, Q) box of each query, and (B, N) which boxes take part."""
+    def _match(
+        self, class_logits: Tensor, pred_boxes: Tensor, truth: SetTargets, groups: int, extra: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """(L, G, B, N) query of each box, (L, B, Q) box of each query, and (B, N) which boxes take part."""
         queries = class_logits.shape[2]
         if queries % groups:
             raise ValueError(
                 f"class_logits: expected a multiple of {groups} queries, as there are so many groups, got {queries}"
             )
-        _, index, valid = match_sets(class_logits, pred_boxes, truth, self.rule, groups, self.num_classes)
-        return index, valid
+        return match_sets(class_logits, pred_boxes, truth, self.rule, groups, self.num_classes, extra)
 
     def _losses(
         self, class_logits: Tensor, pred_boxes: Tensor, truth: SetTargets, index: Tensor, boxes: Tensor

@@ -4,6 +4,8 @@ Runs of ones come in as their begin and end, counted down the columns of the ima
 that pycocotools reads and writes, go out: those of all masks joined, with offsets that separate them.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -73,3 +75,42 @@ def ones(counts: Tensor, offsets: Tensor) -> Tensor:
     index = torch.arange(len(counts), device=counts.device)
     mask = torch.bucketize(index, offsets[1:], right=True)
     return counts.to(torch.int64).where((index - offsets[mask]) % 2 == 1, 0)
+
+
+def decode(strings: Sequence[bytes]) -> tuple[Tensor, Tensor]:
+    """Read COCO's strings, as `encode` writes them.
+
+    Args:
+        strings: Per mask the groups of five bits of its counts.
+
+    Returns:
+        (T,) int32 lengths of the runs, of zeros and of ones in turns; (N + 1,) int64, where those of each mask begin.
+
+    Raises:
+        ValueError: A string ends within a number.
+    """
+    parts = [_counts_of(text) for text in strings]
+    sizes = torch.tensor([len(part) for part in parts], dtype=torch.int64)
+    counts = torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    return counts.to(torch.int32), _offsets(sizes)
+
+
+def _counts_of(text: bytes) -> Tensor:
+    """The counts of one mask, (T,) int64."""
+    groups = (
+        torch.frombuffer(bytearray(text), dtype=torch.uint8).to(torch.int64) - 48 if text else torch.zeros(0).long()
+    )
+    ends = (groups & 32) == 0
+    if len(groups) and not bool(ends[-1]):
+        raise ValueError(f"counts: expected COCO's run lengths, got {text[-8:]!r} at the end, which goes on")
+    number = ends.cumsum(0) - ends.to(torch.int64)  # of which a group is part
+    place = torch.arange(len(groups))
+    first = torch.cat([place.new_zeros(1), place[ends] + 1])[:-1]
+    values = torch.zeros(len(first), dtype=torch.int64).scatter_add_(
+        0, number, (groups & 31) << 5 * (place - first[number])
+    )
+    last = place[ends]
+    values -= ((groups[last] & 16) != 0).to(torch.int64) << 5 * (last - first + 1)  # the sign
+    values[1::2] = values[1::2].cumsum(0)
+    values[2::2] = values[2::2].cumsum(0)
+    return values

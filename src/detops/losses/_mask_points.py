@@ -1,0 +1,141 @@
+"""Reading maps and ground-truth masks at points: maps with gradients, masks where they are."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from detops import ops
+from detops.arguments import require_device
+from detops.geometry.map_points import axis
+from detops.geometry.run_lengths import decode
+from detops.losses._fused import first_order_only
+
+INSTEAD = "torch.nn.functional.grid_sample"
+KINDS = (torch.bool, torch.uint8, torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+Rle = Mapping[str, Any]  # {"size": [height, width], "counts": bytes or text, or a list of numbers}
+Masks = Tensor | Sequence[Tensor] | Sequence[Sequence[Rle]]
+
+
+def values_at(maps: Tensor, index: Tensor | None, points: Tensor, border: bool) -> Tensor:
+    """Interpolate maps (B, Q, h, w) at points (B, M, P, 2): (B, M, P), differentiable by the maps."""
+    if torch.is_grad_enabled() and maps.requires_grad:
+        return _Values.apply(maps, index, points, border)  # type: ignore[no-any-return]
+    return ops.maps_at_points(maps=maps.detach(), index=index, points=points, nearest=False, border=border)
+
+
+class _Values(torch.autograd.Function):
+    """Forward keeps points alone; backward writes the gradient of all maps at once."""
+
+    @staticmethod
+    def forward(maps: Tensor, index: Tensor | None, points: Tensor, border: bool) -> Tensor:
+        return ops.maps_at_points(maps=maps, index=index, points=points, nearest=False, border=border)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        maps, index, points, ctx.border = inputs
+        ctx.shape, ctx.dtype = maps.shape[1:], maps.dtype
+        ctx.save_for_backward(index, points)
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+        index, points = ctx.saved_tensors
+        count, height, width = ctx.shape
+        with torch.no_grad():
+            gradient = ops.maps_at_points_backward(
+                gradient=upstream.to(ctx.dtype), index=index, points=points, count=count, height=height, width=width,
+                border=ctx.border,
+            )  # fmt: skip
+        return (*first_order_only((gradient,), (upstream,), INSTEAD), None, None, None)
+
+
+def labels_at(masks: Masks, points: Tensor, nearest: bool, border: bool, groups: int = 1) -> Tensor:
+    """Read ground-truth masks at points, where they are: nothing of their size is made.
+
+    Args:
+        masks: (B, N, H, W); or per image (n, H, W), or a list of COCO's run lengths, of n up to N.
+        points: (B, G N, P, 2) x and y, 0 .. 1 within the image; mask n is read at rows n, n + N and so on.
+        nearest: Whether not to interpolate.
+        border: Whether borders go on.
+        groups: G.
+
+    Returns:
+        (B, G N, P) float32; 0 where an image has no such mask.
+
+    Raises:
+        TypeError: The masks have another type or dtype.
+        ValueError: Shapes or devices do not match.
+    """
+    batch, rows = len(points), points.shape[1] // groups
+    order = torch.arange(rows, device=points.device).repeat(groups).expand(batch, -1)
+    if isinstance(masks, Tensor):
+        _require_masks("masks", masks, 4, points)
+        if masks.shape[0] != batch or masks.shape[1] != rows:
+            raise ValueError(f"masks: expected shape ({batch}, {rows}, H, W), got {tuple(masks.shape)}")
+        read = ops.maps_at_points(maps=masks, index=order, points=points, nearest=nearest, border=border)
+        return read.float()
+    if not isinstance(masks, Sequence) or len(masks) != batch:
+        got = f"{len(masks)}" if isinstance(masks, Sequence) else type(masks).__name__
+        raise ValueError(f"masks: expected a tensor (B, N, H, W) or a list of {batch} images' masks, got {got}")
+    found = []
+    for b, own in enumerate(masks):
+        if len(own) > rows:
+            raise ValueError(f"masks: expected at most {rows} masks, as there are boxes, got {len(own)} of image {b}")
+        where = points[b : b + 1]
+        if isinstance(own, Tensor):
+            _require_masks(f"masks[{b}]", own, 3, points)
+            read = ops.maps_at_points(maps=own[None], index=order[:1], points=where, nearest=nearest, border=border)
+            found.append(read.float())
+        else:
+            found.append(_of_runs(own, where[0].unflatten(0, (groups, rows)), nearest, border).flatten(0, 1)[None])
+    return torch.cat(found) if found else points.new_zeros(points.shape[:3], dtype=torch.float32)
+
+
+def _require_masks(name: str, masks: Tensor, dimensions: int, points: Tensor) -> None:
+    if masks.dtype not in KINDS:
+        raise TypeError(f"{name}: expected bool, uint8 or floating point, got {masks.dtype}")
+    if masks.dim() != dimensions:
+        shape = "(B, N, H, W)" if dimensions == 4 else "(n, H, W)"
+        raise ValueError(f"{name}: expected shape {shape}, got {tuple(masks.shape)}")
+    require_device(name, masks, points, "points")
+
+
+def _of_runs(masks: Sequence[Rle], points: Tensor, nearest: bool, border: bool) -> Tensor:
+    """Read one image's run lengths at points (G, N, P, 2): a search per cell. (G, N, P) float32."""
+    found = torch.zeros(points.shape[:3], dtype=torch.float32, device=points.device)
+    if not len(masks):
+        return found
+    counts, offsets, (height, width) = _joined(masks)
+    # One upload of both, which the host need not wait for.
+    counts, offsets = counts.to(points.device, non_blocking=True), offsets.to(points.device, non_blocking=True)
+    ends = counts.cumsum(0, dtype=torch.int64)
+    first = offsets[:-1, None]  # (n, 1) each mask's first run
+    base = torch.cat([ends.new_zeros(1), ends])[first]
+    own = points[:, : len(masks)].to(torch.float32)
+    x, y = axis(own[..., 0], width, nearest, border), axis(own[..., 1], height, nearest, border)
+    value = found[:, : len(masks)]
+    for column, by_x in ((x.first, x.before), (x.second, x.after)):
+        for line, by_y in ((y.first, y.before), (y.second, y.after)):
+            run = torch.searchsorted(ends, base + column * height + line, right=True)
+            value += by_x * by_y * ((run - first) % 2)
+    return found
+
+
+def _joined(masks: Sequence[Rle]) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    """Return the run lengths of one image's masks, where those of each begin, and the image's size."""
+    sizes = {tuple(int(side) for side in mask["size"]) for mask in masks}
+    if len(sizes) != 1:
+        raise ValueError(f"masks: expected one size per image, got {sorted(sizes)}")
+    height, width = sizes.pop()
+    strings = [mask["counts"] for mask in masks]
+    if all(isinstance(text, str | bytes) for text in strings):
+        counts, offsets = decode([text.encode() if isinstance(text, str) else text for text in strings])
+    else:
+        offsets = torch.tensor([0, *map(len, strings)]).cumsum(0)
+        counts = torch.tensor([count for text in strings for count in text], dtype=torch.int32)
+    total = torch.cat([counts.new_zeros(1, dtype=torch.int64), counts.cumsum(0)])[offsets].diff()
+    if not bool((total == height * width).all()):
+        raise ValueError(f"masks: expected run lengths of {height * width} pixels, got {total.tolist()}")
+    return counts, offsets, (height, width)

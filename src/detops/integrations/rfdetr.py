@@ -1,6 +1,6 @@
-"""RF-DETR's criterion and matcher over ours: subclasses of `rfdetr.models`, with the same constructors and results.
+"""RF-DETR's criterion, matcher and post-processing over ours: subclasses of `rfdetr.models`, with the same results.
 
-    detops.integrations.rfdetr.use(module)  # an RFDETRModelModule, or its criterion
+    detops.integrations.rfdetr.use(module)  # an RFDETRModelModule, its criterion, or a PostProcess
 
 rfdetr is imported when one of them is asked for.
 """
@@ -16,8 +16,9 @@ from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import SetTargets, require_set_targets
 from detops.geometry.boxes import iou_of_pairs, to_xyxy
 from detops.losses._set import Pairs, SetClassLoss, SetKind, set_losses
+from detops.masks.instance_masks import InstanceMasks
 
-__all__ = ["HungarianMatcher", "SetCriterion", "use"]  # noqa: F822 - made when they are asked for
+__all__ = ["HungarianMatcher", "PostProcess", "SetCriterion", "use"]  # noqa: F822 - made when they are asked for
 
 Owner = TypeVar("Owner")
 Outputs = dict[str, Any]
@@ -26,15 +27,21 @@ LOSSES = {"labels", "boxes", "cardinality"}  # what is computed here; with other
 
 
 def use(owner: Owner) -> Owner:
-    """Make rfdetr's criterion compute its losses here: its class and its matcher's change, its state stays.
+    """Make rfdetr's criterion, or its post-processing, compute here: classes change, their state stays.
 
     Args:
-        owner: A `SetCriterion` of rfdetr, or what has one as `criterion`, such as an `RFDETRModelModule`.
+        owner: A `SetCriterion` of rfdetr, or what has one as `criterion`, such as an `RFDETRModelModule`; what it has
+            as `postprocess` changes too. Or a `PostProcess`.
 
     Returns:
         The same object.
     """
+    for part in (owner, getattr(owner, "postprocess", None)):
+        if type(part).__name__ == "PostProcess":
+            part.__class__ = _made("PostProcess")
     criterion: Any = getattr(owner, "criterion", owner)
+    if type(criterion).__name__ == "PostProcess":
+        return owner
     criterion.__class__ = _made("SetCriterion")
     if type(criterion.matcher) is _theirs("matcher").HungarianMatcher:
         criterion.matcher.__class__ = _made("HungarianMatcher")
@@ -138,6 +145,45 @@ def _make_criterion() -> type:
     return SetCriterion
 
 
+def _make_post_process() -> type:
+    base = _theirs("postprocess").PostProcess
+
+    class PostProcess(base):  # type: ignore[misc, valid-type]
+        """rfdetr's post-processing, whose masks come from run lengths: nothing but the result has the image's size."""
+
+        @staticmethod
+        def _postprocess_masks(
+            out_masks: Tensor,
+            scores: Tensor,
+            labels: Tensor,
+            boxes: Tensor,
+            topk_boxes: Tensor,
+            target_sizes: Tensor,
+            upsample_masks_to_image_size: bool = True,
+            *,
+            score_threshold: float | None = None,
+        ) -> list[dict[str, Tensor]]:
+            if not upsample_masks_to_image_size:
+                found: list[dict[str, Tensor]] = base._postprocess_masks(
+                    out_masks, scores, labels, boxes, topk_boxes, target_sizes, False, score_threshold=score_threshold
+                )
+                return found
+            results = []
+            for i, (height, width) in enumerate(target_sizes.tolist()):
+                row = {"scores": scores[i], "labels": labels[i], "boxes": boxes[i]}
+                query = topk_boxes[i]
+                if score_threshold is not None:
+                    kept = (scores[i] > score_threshold).nonzero()[:, 0]
+                    row, query = {name: value[kept] for name, value in row.items()}, query[kept]
+                masks = InstanceMasks.from_query_masks(
+                    out_masks[i, query], row["labels"], row["scores"], (int(height), int(width)), row["boxes"]
+                )
+                results.append({**row, "masks": masks.paste()[:, None]})
+            return results
+
+    return PostProcess
+
+
 def _truth(outputs: Outputs, targets: Targets) -> SetTargets:
     """Boxes and labels; rows that are padding are ignored."""
     labels = [one["labels"].where(one["valid"], -1) if "valid" in one else one["labels"] for one in targets]
@@ -177,11 +223,13 @@ def _class_error(logits: Tensor, truth: SetTargets, index: Tensor) -> Tensor:
     return 100 - 100 * right.sum() / matched.sum().clamp(min=1)
 
 
-_MAKERS: dict[str, Callable[[], type]] = {"HungarianMatcher": _make_matcher, "SetCriterion": _make_criterion}
+_MAKERS: dict[str, Callable[[], type]] = {
+    "HungarianMatcher": _make_matcher, "PostProcess": _make_post_process, "SetCriterion": _make_criterion,
+}  # fmt: skip
 
 
 def _made(name: str) -> Any:
-    """One of the two classes, which pickle finds here by its name."""
+    """One of the classes, which pickle finds here by its name."""
     if name not in globals():
         made = _MAKERS[name]()
         made.__qualname__ = name

@@ -8,12 +8,13 @@ are. Transformers itself is not imported.
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, cast
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from detops.arguments import require_module
 from detops.assign.hungarian import CostKind, MatchRule
+from detops.integrations._transformers_masks import with_masks
 from detops.integrations._transformers_sets import Criterion, LocalSets, Part, as_outputs, loss_names
 from detops.losses._set import SetClassLoss
 
@@ -30,17 +31,21 @@ __all__ = [
 
 Result = tuple[Tensor, dict[str, Tensor], list[dict[str, Tensor]] | None]
 Labels = Sequence[Mapping[str, Tensor]]
-Model = TypeVar("Model", bound=nn.Module)
+Model = TypeVar("Model")
 
 
 def use(model: Model, *, fixed: bool = False) -> Model:
-    """Give a model of Transformers this module's loss in place of its own.
+    """Give a model of Transformers this module's loss in place of its own, or an image processor its masks.
 
-    Sets `model.loss_function`, a plain function: parameters and state dict stay as they are.
+    Sets `model.loss_function`, a plain function: parameters and state dict stay as they are. An image processor changes
+    its class for a subclass of the same name, whose `post_process_instance_segmentation` returns the same, but makes no
+    map of the image's size for a query that is not kept; with `return_instances=True` it returns the `InstanceMasks` of
+    each image.
 
     Args:
         model: DETR, Conditional DETR, DAB-DETR, Deformable DETR, YOLOS, Table Transformer, RT-DETR (v1, v2), D-FINE,
-            DEIMv2, LW-DETR or RF-DETR, with the head for object detection.
+            DEIMv2, LW-DETR or RF-DETR, with the head for object detection. Or the image processor of Mask2Former, EoMT
+            or RF-DETR.
         fixed: Mend what is wrong there rather than repeat it: D-FINE's and DEIMv2's layers paired off by one in
             training, groups in evaluation mode (LW-DETR, RF-DETR), and divisors that differ between ranks (RT-DETR,
             D-FINE, DEIMv2).
@@ -49,14 +54,18 @@ def use(model: Model, *, fixed: bool = False) -> Model:
         The same model.
 
     Raises:
-        ValueError: The model has another kind of loss.
+        ValueError: The model has another kind of loss, or the image processor is of another family.
     """
+    processor = with_masks(type(model))
+    if processor is not None:
+        model.__class__ = processor  # type: ignore[assignment]
+        return model
     name = type(model).__name__
     kind = name if name in _FUNCTIONS else str(getattr(model, "loss_type", None))
     if kind not in _FUNCTIONS:
         raise ValueError(f"model: expected one of {', '.join(_FUNCTIONS)}, got {name}")
     function = _FUNCTIONS[kind]
-    model.loss_function = functools.partial(function, fixed=True) if fixed else function  # type: ignore[assignment]
+    cast(Any, model).loss_function = functools.partial(function, fixed=True) if fixed else function
     return model
 
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator
 from functools import partial
 
 from detops import ops
-from detops.apps.bench._mask_points import POINTS, Scene, matched_maps, sampled
+from detops.apps.bench import _mask_points
+from detops.apps.bench._mask_points import Scene, matched_maps, sampled
 from detops.apps.bench.runner import Case
 from detops.portable.maps_at_points import maps_at_points as portable
 
@@ -13,7 +14,7 @@ TESTS = ("tests/ops/test_maps_at_points.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(POINTS.items())[: 1 if quick else None]:
+    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         arguments = (scene.maps, scene.query, scene.points, False, True)
         baselines = {"grid_sample": partial(_copied, scene), "batched PyTorch": partial(portable, *arguments)}

@@ -6,7 +6,8 @@ from functools import partial
 import torch
 
 from detops import ops
-from detops.apps.bench._mask_points import POINTS, Scene, matched_maps, sampled
+from detops.apps.bench import _mask_points
+from detops.apps.bench._mask_points import Scene, matched_maps, sampled
 from detops.apps.bench.runner import Case
 from detops.portable.maps_at_points_backward import maps_at_points_backward as portable
 
@@ -15,7 +16,7 @@ TESTS = ("tests/ops/test_maps_at_points_backward.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(POINTS.items())[: 1 if quick else None]:
+    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         arguments = (scene.gradient, scene.query, scene.points, *scene.maps.shape[1:], True)
         scene.maps.requires_grad_()

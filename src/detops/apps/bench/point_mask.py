@@ -5,7 +5,8 @@ from functools import partial
 
 import torch
 
-from detops.apps.bench._mask_points import POINTS, Scene, costs_by_image, costs_of_batch, loss_of_copies
+from detops.apps.bench import _mask_points
+from detops.apps.bench._mask_points import Scene, costs_by_image, costs_of_batch, loss_of_copies
 from detops.apps.bench.runner import Case
 from detops.losses.point_mask import point_mask_cost, point_mask_loss
 
@@ -14,7 +15,7 @@ TESTS = ("tests/library/test_point_mask.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield the costs, and the losses with their gradient, per number of points."""
-    for name, points in list(POINTS.items())[: 1 if quick else None]:
+    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         costs = partial(point_mask_cost, scene.maps, scene.masks, scene.image_points)
         slow = {"image by image": partial(costs_by_image, scene), "whole batch": partial(costs_of_batch, scene)}

@@ -4,51 +4,75 @@
 #include "common.h"
 #include "unfused.h"
 
+#include <vector>
+
 namespace detops {
 
-// The two cells around a point along an axis, and the weight of each: 0 for a cell that is not there.
+// The two cells around each of some points along an axis, as offsets in a map, and their weights: 0 for a cell that is
+// not there, whose offset is that of one that is.
 template <class C>
 struct PointAxis {
-  int64_t first = 0, second = 0;
-  C before = 0, after = 0;
+  std::vector<int64_t> first, second;
+  std::vector<C> before, after;
 
-  PointAxis(C point, int64_t count, bool nearest, bool border) {
-    const C scaled = point * static_cast<C>(count), last = static_cast<C>(count - 1);
-    C position = scaled - C(0.5);
-    if (border) {
-      position = position > 0 ? (position < last ? position : last) : C(0);  // 0 for NaN
-    } else if (!(position > -1 && position < static_cast<C>(count))) {
-      return;
-    }
-    int64_t cell = static_cast<int64_t>(position);
-    if (position < 0) cell = -1;  // truncation is upwards there
-    after = position - static_cast<C>(cell);
-    if (nearest) after = after > C(0.5) || (after == C(0.5) && (cell & 1)) ? C(1) : C(0);
-    before = C(1) - after;
-    first = cell, second = cell + 1;
-    if (first < 0) first = 0, before = 0;
-    if (second >= count) second = count - 1, after = 0;
-  }
+  void resize(int64_t count) { first.resize(count), second.resize(count), before.resize(count), after.resize(count); }
 };
 
-// The points (B, M, P, 2) of an image's row, of any dtype and strides.
+// Fills `count` places of an axis of `cells` cells, `stride` apart, from points that are `step` apart.
+#define DETOPS_POINT_AXIS(P, C)                                                                                  \
+  DETOPS_CLONES inline void fill_axis(const P* points, int64_t step, int64_t count, int64_t cells, int64_t stride, \
+                                      bool nearest, bool border, int64_t* first, int64_t* second, C* before,     \
+                                      C* after) {                                                                \
+    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                      \
+    for (int64_t i = 0; i < count; ++i) {                                                                        \
+      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - C(0.5);                         \
+      const C held = given > 0 ? (given < last ? given : last) : C(0); /* 0 for NaN */                           \
+      const bool there = border || (given > -1 && given < size);                                                 \
+      const C position = border ? held : there ? given : C(0);                                                   \
+      int32_t cell = static_cast<int32_t>(position);                                                             \
+      cell -= position < static_cast<C>(cell);                                                                   \
+      C far = position - static_cast<C>(cell);                                                                   \
+      const bool up = far > C(0.5) || (far == C(0.5) && (cell & 1));                                             \
+      far = nearest ? (up ? C(1) : C(0)) : far;                                                                  \
+      const bool has_first = cell >= 0, has_second = cell + 1 < cells;                                           \
+      before[i] = there && has_first ? C(1) - far : C(0);                                                        \
+      after[i] = there && has_second ? far : C(0);                                                               \
+      first[i] = (has_first ? cell : 0) * stride;                                                                \
+      second[i] = (has_second ? cell + 1 : cell) * stride;                                                       \
+    }                                                                                                            \
+  }
+DETOPS_POINT_AXIS(float, float)
+DETOPS_POINT_AXIS(double, float)
+DETOPS_POINT_AXIS(float, double)
+DETOPS_POINT_AXIS(double, double)
+#undef DETOPS_POINT_AXIS
+
+// Points of one row, at most as many as fit the cache, and the offsets of their cells in a map.
 template <class C>
-class Points {
- public:
-  explicit Points(const Tensor& points) : read_(points) {
-    for (int64_t d = 0; d < 4; ++d) strides_[d] = points.stride(d);
-    if (points.scalar_type() == ScalarType::Float) data_ = static_cast<const float*>(points.const_data_ptr());
-  }
+struct PointTable {
+  PointAxis<C> x, y;
+  std::vector<double> line;
 
-  C at(int64_t b, int64_t m, int64_t p, int64_t i) const {
-    if (data_) return static_cast<C>(data_[b * strides_[0] + m * strides_[1] + p * strides_[2] + i * strides_[3]]);
-    return static_cast<C>(read_.at(b, m, p, i));
+  // Takes points [from, from + count) of row m of image b.
+  void fill(const Tensor& points, const Reader& reader, int64_t b, int64_t m, int64_t from, int64_t count,
+            int64_t height, int64_t width, int64_t by_row, int64_t by_column, bool nearest, bool border) {
+    x.resize(count), y.resize(count);
+    for (int64_t axis = 0; axis < 2; ++axis) {
+      PointAxis<C>& to = axis == 0 ? x : y;
+      const int64_t cells = axis == 0 ? width : height, stride = axis == 0 ? by_column : by_row;
+      if (points.scalar_type() == ScalarType::Float) {
+        const float* data = static_cast<const float*>(points.const_data_ptr()) + b * points.stride(0) +
+                            m * points.stride(1) + from * points.stride(2) + axis * points.stride(3);
+        fill_axis(data, points.stride(2), count, cells, stride, nearest, border, to.first.data(), to.second.data(),
+                  to.before.data(), to.after.data());
+      } else {
+        line.resize(count);
+        for (int64_t i = 0; i < count; ++i) line[i] = reader.at(b, m, from + i, axis);
+        fill_axis(line.data(), 1, count, cells, stride, nearest, border, to.first.data(), to.second.data(),
+                  to.before.data(), to.after.data());
+      }
+    }
   }
-
- private:
-  Reader read_;
-  int64_t strides_[4];
-  const float* data_ = nullptr;
 };
 
 }  // namespace detops

@@ -1,55 +1,73 @@
 // Maps read at points, where they are and whatever their dtype: the CPU kernel of maps_at_points.
 #include "map_points.h"
 
-#include <vector>
+#include <algorithm>
 
 namespace detops {
 namespace {
 
-constexpr int64_t kPoints = 4096;  // per task
+constexpr int64_t kPoints = 1024;  // whose places are held at once
+constexpr int64_t kRows = 32;      // of points per task, where an image's rows share their points
 
-// Numbers of the dtype T, computed as C.
-template <class T, class C>
-void read_points(const Tensor& maps, const std::optional<Tensor>& index, const Tensor& points, bool nearest,
-                 bool border, C* out) {
-  const int64_t batch = points.size(0), rows = points.size(1), number = points.size(2);
-  const int64_t count = maps.size(1), height = maps.size(2), width = maps.size(3);
-  const int64_t by_row = maps.stride(2), by_column = maps.stride(3);
-  const T* data = static_cast<const T*>(maps.const_data_ptr());
-  const Points<C> where(points);
-  const std::optional<Reader> chosen = reader_of(index);
-  const int64_t parts = (number + kPoints - 1) / kPoints;
-  torch::stable::parallel_for(0, batch * rows * parts, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t task = begin; task < end; ++task) {
-      const int64_t row = task / parts, b = row / rows, m = row % rows, from = task % parts * kPoints;
-      const int64_t to = from + kPoints < number ? from + kPoints : number;
-      const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
-      C* values = out + row * number;
-      if (q < 0 || q >= count || height == 0 || width == 0) {
-        for (int64_t p = from; p < to; ++p) values[p] = 0;
-        continue;
-      }
-      const T* map = data + b * maps.stride(0) + q * maps.stride(1);
-      const auto term = [&](int64_t y, int64_t x, C weight) {
-        return weight != 0 ? static_cast<C>(map[y * by_row + x * by_column]) * weight : C(0);
-      };
-      for (int64_t p = from; p < to; ++p) {
-        const PointAxis<C> x(where.at(b, m, p, 0), width, nearest, border);
-        const PointAxis<C> y(where.at(b, m, p, 1), height, nearest, border);
-        values[p] = ((term(y.first, x.first, y.before * x.before) + term(y.first, x.second, y.before * x.after)) +
-                     term(y.second, x.first, y.after * x.before)) + term(y.second, x.second, y.after * x.after);
-      }
-    }
-  });
-}
+// Numbers of the dtype T, computed as C. A cell of no weight counts for nothing, whatever it holds.
+#define DETOPS_READ_ROW(T, C)                                                                                   \
+  DETOPS_CLONES void read_row(const T* map, const int64_t* left, const int64_t* right, const C* by_left,        \
+                              const C* by_right, const int64_t* top, const int64_t* bottom, const C* by_top,    \
+                              const C* by_bottom, int64_t count, C* out) {                                      \
+    for (int64_t p = 0; p < count; ++p) {                                                                       \
+      const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                          \
+      const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                    \
+      const C u = static_cast<C>(map[top[p] + left[p]]), v = static_cast<C>(map[top[p] + right[p]]);            \
+      const C w = static_cast<C>(map[bottom[p] + left[p]]), z = static_cast<C>(map[bottom[p] + right[p]]);      \
+      out[p] = (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) +                \
+               (d != 0 ? z * d : C(0));                                                                         \
+    }                                                                                                           \
+  }
+DETOPS_READ_ROW(float, float)
+DETOPS_READ_ROW(Half, float)
+DETOPS_READ_ROW(BFloat16, float)
+DETOPS_READ_ROW(uint8_t, float)
+DETOPS_READ_ROW(double, double)
+#undef DETOPS_READ_ROW
 
 template <class T, class C>
 Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Tensor& points, bool nearest, bool border,
                ScalarType wide) {
-  const std::vector<int64_t> shape = {points.size(0), points.size(1), points.size(2)};
-  Tensor out = torch::stable::new_empty(maps, shape, wide);
-  read_points<T, C>(maps, index, points, nearest, border, static_cast<C*>(out.mutable_data_ptr()));
-  return out;
+  const int64_t batch = points.size(0), rows = points.size(1), number = points.size(2);
+  const int64_t count = maps.size(1), height = maps.size(2), width = maps.size(3);
+  Tensor result = torch::stable::new_empty(maps, {batch, rows, number}, wide);
+  C* out = static_cast<C*>(result.mutable_data_ptr());
+  const T* data = static_cast<const T*>(maps.const_data_ptr());
+  const std::optional<Reader> chosen = reader_of(index);
+  const Reader reader(points);
+  const bool empty = count == 0 || height == 0 || width == 0;
+  // Rows that share their points are read with one table.
+  const int64_t each = points.stride(1) == 0 ? kRows : 1, tasks = (rows + each - 1) / each;
+  torch::stable::parallel_for(0, batch * tasks, 1, [&](int64_t begin, int64_t end) {
+    PointTable<C> table;
+    for (int64_t task = begin; task < end; ++task) {
+      const int64_t b = task / tasks, first = task % tasks * each, last = std::min(rows, first + each);
+      for (int64_t from = 0; from < number; from += kPoints) {
+        const int64_t some = std::min(kPoints, number - from);
+        if (!empty) {
+          table.fill(points, reader, b, first, from, some, height, width, maps.stride(2), maps.stride(3), nearest,
+                     border);
+        }
+        for (int64_t m = first; m < last; ++m) {
+          C* values = out + (b * rows + m) * number + from;
+          const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
+          if (empty || q < 0 || q >= count) {
+            std::fill(values, values + some, C(0));
+            continue;
+          }
+          read_row(data + b * maps.stride(0) + q * maps.stride(1), table.x.first.data(), table.x.second.data(),
+                   table.x.before.data(), table.x.after.data(), table.y.first.data(), table.y.second.data(),
+                   table.y.before.data(), table.y.after.data(), some, values);
+        }
+      }
+    }
+  });
+  return result;
 }
 
 Tensor maps_at_points(const Tensor maps, const std::optional<Tensor> index, const Tensor points, bool nearest,

@@ -10,6 +10,8 @@
 namespace detops {
 namespace {
 
+constexpr int64_t kPoints = 1024;  // whose places are held at once
+
 // The rows of points of each map, in order: `first` of a map, and `next` of a row; -1 for none.
 struct RowsOfMaps {
   std::vector<int64_t> first, next;
@@ -38,10 +40,11 @@ Tensor compute(const Tensor& gradient, const std::optional<Tensor>& index, const
   T* data = static_cast<T*>(out.mutable_data_ptr());
   const T* given = static_cast<const T*>(gradient.const_data_ptr());
   const int64_t by_image = gradient.stride(0), by_row = gradient.stride(1), by_point = gradient.stride(2);
-  const Points<C> where(points);
+  const Reader reader(points);
   const RowsOfMaps of(index, batch, rows, count);
   torch::stable::parallel_for(0, batch * count, 1, [&](int64_t begin, int64_t end) {
     std::vector<C> sums;
+    PointTable<C> table;
     for (int64_t map = begin; map < end; ++map) {
       const int64_t b = map / count;
       T* to = data + map * size;
@@ -58,15 +61,22 @@ Tensor compute(const Tensor& gradient, const std::optional<Tensor>& index, const
         sum = sums.data();
       }
       for (int64_t m = of.first[map]; m >= 0; m = of.next[b * rows + m]) {
-        for (int64_t p = 0; p < number; ++p) {
-          const C value = static_cast<C>(given[b * by_image + m * by_row + p * by_point]);
-          const PointAxis<C> x(where.at(b, m, p, 0), width, false, border);
-          const PointAxis<C> y(where.at(b, m, p, 1), height, false, border);
-          const auto add = [&](int64_t row, int64_t column, C weight) {
-            if (weight != 0) sum[row * width + column] += value * weight;
-          };
-          add(y.first, x.first, y.before * x.before), add(y.first, x.second, y.before * x.after);
-          add(y.second, x.first, y.after * x.before), add(y.second, x.second, y.after * x.after);
+        for (int64_t from = 0; from < number; from += kPoints) {
+          const int64_t some = std::min(kPoints, number - from);
+          table.fill(points, reader, b, m, from, some, height, width, width, 1, false, border);
+          const T* values = given + b * by_image + m * by_row + from * by_point;
+          for (int64_t p = 0; p < some; ++p) {
+            const C value = static_cast<C>(values[p * by_point]);
+            const C above = value * table.y.before[p], below = value * table.y.after[p];
+            const C left = table.x.before[p], right = table.x.after[p];
+            C* top = sum + table.y.first[p];
+            C* bottom = sum + table.y.second[p];
+            // A cell of no weight may be another's: it is not touched, lest a NaN spreads.
+            if (table.y.before[p] != 0 && left != 0) top[table.x.first[p]] += above * left;
+            if (table.y.before[p] != 0 && right != 0) top[table.x.second[p]] += above * right;
+            if (table.y.after[p] != 0 && left != 0) bottom[table.x.first[p]] += below * left;
+            if (table.y.after[p] != 0 && right != 0) bottom[table.x.second[p]] += below * right;
+          }
         }
       }
       if constexpr (!std::is_same_v<T, C>) {

@@ -60,8 +60,7 @@ def layers_of(masks: SetMasks, class_logits: Tensor) -> list[Tensor]:
         ValueError: Shapes or devices do not match.
     """
     given = masks.mask_logits
-    single = isinstance(given, Tensor) and given.dim() == 4
-    found = [given] if single else list(given)
+    found: list[Tensor] = [given] if isinstance(given, Tensor) and given.dim() == 4 else [*given]
     if len(found) != len(class_logits):
         raise ValueError(f"mask_logits: expected {len(class_logits)} layers, as class_logits has, got {len(found)}")
     for layer in found:

@@ -177,12 +177,15 @@ class SetLoss(nn.Module):
         class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
         groups = self.groups if self.training else 1
-        maps = None if masks is None else layers_of(masks, class_logits)
-        extra = None if maps is None else mask_costs(maps, masks.masks, truth.boxes.shape[1], self.mask_rule)
+        maps: list[Tensor] = []
+        extra = None
+        if masks is not None:
+            maps = layers_of(masks, class_logits)
+            extra = mask_costs(maps, masks.masks, truth.boxes.shape[1], self.mask_rule)
         query, index, valid = self._match(class_logits, pred_boxes, truth, groups, extra)
         boxes = average_over_ranks(valid.sum())
         found = {"": self._losses(class_logits, pred_boxes, truth, index, boxes * groups)}
-        if maps is not None:
+        if masks is not None:
             of_masks = mask_losses(maps, masks.masks, query, self.mask_rule, boxes * groups)
             found[""] = torch.cat([found[""], of_masks], 1)
         if encoder is not None:

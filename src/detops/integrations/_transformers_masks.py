@@ -206,7 +206,7 @@ FAMILIES: dict[str, Callable[..., Any]] = {"Mask2Former": mask2former, "Eomt": e
 
 
 @cache
-def with_masks(cls: type) -> type | None:
+def with_masks(cls: Any) -> type | None:
     """Return a subclass of an image processor that post-processes masks here; None for one of another family."""
     family = next((name for name in FAMILIES if cls.__name__.startswith(f"{name}ImageProcessor")), None)
     if family is None:

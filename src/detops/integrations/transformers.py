@@ -56,7 +56,7 @@ def use(model: Model, *, fixed: bool = False) -> Model:
     Raises:
         ValueError: The model has another kind of loss, or the image processor is of another family.
     """
-    processor = with_masks(type(model))
+    processor = with_masks(cast(Any, type(model)))
     if processor is not None:
         model.__class__ = processor  # type: ignore[assignment]
         return model

@@ -89,7 +89,9 @@ def labels_at(masks: Masks, points: Tensor, nearest: bool, border: bool, groups:
             read = ops.maps_at_points(maps=own[None], index=order[:1], points=where, nearest=nearest, border=border)
             found.append(read.float())
         else:
-            found.append(_of_runs(own, where[0].unflatten(0, (groups, rows)), nearest, border).flatten(0, 1)[None])
+            found.append(
+                _of_runs(list(own), where[0].unflatten(0, (groups, rows)), nearest, border).flatten(0, 1)[None]
+            )
     return torch.cat(found) if found else points.new_zeros(points.shape[:3], dtype=torch.float32)
 
 

@@ -54,8 +54,9 @@ def _runs(grid: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     def sample(n: Tensor, place: Tensor) -> Tensor:
         i = place.clamp(max=width - 1)
         wide = column[n, before[i]] * near[i, None] + column[n, before[i] + 1] * far[i, None]  # (k, h)
-        inside: Tensor = wide[:, row] * weight + wide[:, after] * next_weight > threshold  # (k, H)
-        return inside & (lines >= y1[n]) & (lines < y2[n])
+        inside = wide[:, row] * weight + wide[:, after] * next_weight > threshold  # (k, H)
+        windowed: Tensor = inside & (lines >= y1[n]) & (lines < y2[n])
+        return windowed
 
     reached = reached_columns(grid, before, threshold) & (pixels >= x1) & (pixels < x2)
     return find_runs(reached, height, max(1, CHUNK_VALUES // max(height, rows)), sample)

@@ -1,6 +1,6 @@
 """`detops bench maps_at_points`: matched maps read at points, against a copy of them and PyTorch's grid_sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from detops import ops
@@ -17,7 +17,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         arguments = (scene.maps, scene.query, scene.points, False, True)
-        baselines = {"grid_sample": partial(_copied, scene), "batched PyTorch": partial(portable, *arguments)}
+        baselines: dict[str, Callable[[], object]] = {
+            "grid_sample": partial(_copied, scene),
+            "batched PyTorch": partial(portable, *arguments),
+        }
         ours = partial(ops.maps_at_points, *arguments)
         yield Case(f"{name}, {points} points", ours, scene.gradient.clone, baselines, "copy of the values")
 

@@ -1,6 +1,6 @@
 """`detops bench maps_at_points_backward`: the gradient of maps read at points, against PyTorch's of grid_sample."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -22,7 +22,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene.maps.requires_grad_()
         values = sampled(matched_maps(scene, scene.maps), scene.points.flatten(0, 1))
         upstream = scene.gradient.flatten(0, 1)
-        baselines = {
+        baselines: dict[str, Callable[[], object]] = {
             "grid_sample": partial(torch.autograd.grad, values, scene.maps, upstream, retain_graph=True),
             "batched PyTorch": partial(portable, *arguments),
         }

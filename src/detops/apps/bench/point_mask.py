@@ -1,6 +1,6 @@
 """`detops bench point_mask`: mask costs and losses at points, against PyTorch's on copies of maps and masks."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import torch
@@ -18,10 +18,13 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         costs = partial(point_mask_cost, scene.maps, scene.masks, scene.image_points)
-        slow = {"image by image": partial(costs_by_image, scene), "whole batch": partial(costs_of_batch, scene)}
+        slow: dict[str, Callable[[], object]] = {
+            "image by image": partial(costs_by_image, scene),
+            "whole batch": partial(costs_of_batch, scene),
+        }
         yield Case(f"{name}: costs, {points} points", costs, scene.gradient.clone, slow, "copy of the values")
         scene.maps.requires_grad_()
-        baselines = {"copies and grid_sample": partial(_trained_on_copies, scene)}
+        baselines: dict[str, Callable[[], object]] = {"copies and grid_sample": partial(_trained_on_copies, scene)}
         zeros = partial(torch.zeros_like, scene.maps.detach())
         yield Case(f"{name}: losses, {points} points", partial(_trained, scene), zeros, baselines, "zeros of the maps")
 

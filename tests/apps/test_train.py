@@ -455,6 +455,10 @@ def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
 def test_task_aligned_heads_train_together_and_decode_apart(tmp_path: Path, folder: Path) -> None:
     """From one seed both kinds have the same weights and losses; they differ in what they decode."""
     scores = {kind: run(tmp_path / kind, folder, detector=kind, epochs=1) for kind in ("tal", "tal-once")}
+    for kind, other, name in (("tal", "tal-once", "without suppression"), ("tal-once", "tal", "with suppression")):
+        assert scores[kind]["other"]["name"] == name
+        assert scores[kind]["other"]["AP50"] == scores[other]["AP50"]
+        assert f"AP {name}" in (tmp_path / kind / "report.html").read_text()
     many, once = (weights(tmp_path / kind) for kind in scores)
     assert many.keys() == once.keys()
     assert all(torch.equal(many[name], once[name]) for name in many)

@@ -29,6 +29,8 @@ OBJECTS = (0, 1, 2, 5, 10, 20, 50, 100, 200, float("inf"))
 def headline(scores: dict[str, Any], evidence: Evidence | None) -> str:
     """Show the numbers that are asked for first."""
     shown: list[tuple[str, str]] = [(number(scores[n]), n) for n in ("AP", "AP50", "AP75") if n in scores]
+    if "other" in scores:
+        shown.append((number(scores["other"]["AP"]), f"AP {scores['other']['name']}"))
     if evidence is not None:
         whole = total(evidence.rates)
         shown += [(number(getattr(whole, name)), name) for name in ("precision", "recall")]

@@ -223,6 +223,15 @@ class TaskAlignedOnce(TaskAligned):
         )
 
 
+def other_way(kind: Family) -> tuple[str, Family] | None:
+    """Return how else the outputs of a kind of detector can be decoded, and what to call it, if there is a way."""
+    if isinstance(kind, TaskAlignedOnce):
+        return "with suppression", TaskAligned(kind.criterion.num_classes)
+    if isinstance(kind, TaskAligned):
+        return "without suppression", TaskAlignedOnce(kind.criterion.num_classes)
+    return None
+
+
 def _assignment_maps(found: Assignment, shapes: list[Shape], num_classes: int) -> Tensor:
     """Draw an assignment on all levels as maps (B, C, h, w) of the finest level, as bright as its quality."""
     maps = torch.zeros(len(found.labels), num_classes, *shapes[0])

@@ -17,7 +17,7 @@ from detops.apps.data.dataset import Batch, CocoImages
 from detops.apps.train import detections, loggers, metrics
 from detops.apps.train.augment import augment
 from detops.apps.train.checkpoint import LAST, AtomicIO, keep_best
-from detops.apps.train.families import Family
+from detops.apps.train.families import Family, other_way
 from detops.apps.train.settings import Settings
 
 IN_A_ROW = 50  # steps that are left out one after the other, before the training stops in any case
@@ -299,26 +299,34 @@ class DetectorModule(lightning.LightningModule):
                 self.print(f"not logged: {error}")
 
     def evaluate(self, epoch: int) -> None:
-        """Score the averaged weights on the validation data, which the ranks share."""
+        """Score the averaged weights on the validation data; after the last step in every way that they decode."""
         start = time.perf_counter()
+        found, other = self._detect(self.family), other_way(self.family)
+        found_otherwise = self._detect(other[1]) if other and self.trainer.global_step == self.total_steps else None
+        if self.trainer.is_global_zero:
+            scores = evaluate.score_rows(self.validation, found)
+            text = f"AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}"
+            if other and found_otherwise is not None:
+                scores["other"] = {"name": other[0], **evaluate.score_rows(self.validation, found_otherwise)}
+                text += f"; {other[0]} AP {evaluate.number(scores['other']['AP'])}"
+            seconds = time.perf_counter() - start
+            row = {"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds}
+            self._record({**row, "elapsed": self._elapsed()})
+            self._keep_detections(found)
+            self.print(f"epoch {epoch}: {text}")
+
+    def _detect(self, kind: Family) -> dict[int, runs.Found]:
+        """Detect in the validation data, which the ranks share; every rank has all."""
         world, rank = self.trainer.world_size, self.trainer.global_rank
         rows = list(range(rank, len(self.validation), world))
         autocast = str(self.trainer.precision).startswith("bf16")
-        detections = runs.detect_all(
-            self.ema, self.family, self.validation, rows, autocast=autocast, on_broken=self.print
-        )
+        detections = runs.detect_all(self.ema, kind, self.validation, rows, autocast=autocast, on_broken=self.print)
         found = dict(zip(rows, detections, strict=True))
         if world > 1:
             shares: list[Any] = [None] * world
             torch.distributed.all_gather_object(shares, found)
             found = {row: value for share in shares for row, value in share.items()}
-        if self.trainer.is_global_zero:
-            scores = evaluate.score_rows(self.validation, found)
-            seconds = time.perf_counter() - start
-            row = {"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds}
-            self._record({**row, "elapsed": self._elapsed()})
-            self._keep_detections(found)
-            self.print(f"epoch {epoch}: AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}")
+        return found
 
     def _keep_detections(self, found: dict[int, runs.Found]) -> None:
         """Keep what was detected, for the report."""

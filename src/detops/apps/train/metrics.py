@@ -2,7 +2,8 @@
 
     {"step", "started"}                                     the training began or was resumed: when, how, and on what
     {"step", "losses", "lr", "milliseconds", "elapsed"}     means over the steps since the line before
-    {"step", "epoch", "scores", "seconds", "elapsed"}       COCO's scores, and how long the evaluation took
+    {"step", "epoch", "scores", "seconds", "elapsed"}       COCO's scores, and how long the evaluation took;
+                                        "scores" also has those of "other", the network decoded in another way
     {"step", "skipped", "stopped"}  a step that was left out, why, and whether the training stopped there
 
 "elapsed" holds the seconds since the training began or was resumed.

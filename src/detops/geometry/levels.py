@@ -113,7 +113,7 @@ def require_size(name: str, size: Any) -> Size:
     """
     try:
         height, width = size
-        fits = height >= 1 and width >= 1
+        fits = height >= 1 and width >= 1 and not isinstance(height, float) and not isinstance(width, float)
     except (TypeError, ValueError):
         fits = False
     if not fits:

@@ -16,7 +16,7 @@ from torch import Tensor
 from detops.apps import require
 from detops.apps.data import formats
 from detops.apps.data.json_file import load, unhurried_collector
-from detops.apps.data.masks import Rle, judge_mask
+from detops.apps.data.masks import Rle, areas, judge_mask
 from detops.apps.data.problems import Level, Problems, shown
 from detops.apps.data.records import ImageRecord, judge_categories, judge_images
 from detops.apps.data.table import Table, judge_annotations, place_of_annotation
@@ -241,8 +241,13 @@ def _judge_masks(
             good.append(row)
         except ValueError as error:
             faults[place] = str(error)
+    np = require("numpy", "numpy")
+    drawn = np.array(areas(masks), float) > 0
+    rows = np.array(good, int)
+    faults |= dict.fromkeys(table.place[rows[~drawn]].tolist(), "a mask without a pixel")
+    masks = [mask for mask, kept in zip(masks, drawn.tolist(), strict=True) if kept]
     problems.add(
         "malformed segmentation", Level.LEFT_OUT, "annotations left out, malformed segmentation", sorted(faults),
         lambda place: f"{place_of_annotation(annotations[place], place)}, {faults[place]}",
     )  # fmt: skip
-    return table.take(require("numpy", "numpy").array(good, int)), masks
+    return table.take(rows[drawn]), masks

@@ -3,6 +3,7 @@
 import gc
 import gzip
 import json
+import stat
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ def load(path: Path, expected: str = "COCO annotations") -> Any:
         ValueError: It is no such file; the message says why.
         OSError: It cannot be read.
     """
+    if stat.S_ISCHR(path.stat().st_mode):  # such as /dev/zero, which never ends
+        raise ValueError(f"{path}: expected {expected} as JSON, got a device")
     content = path.read_bytes()
     try:
         if content[:2] == b"\x1f\x8b":

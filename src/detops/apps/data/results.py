@@ -7,7 +7,7 @@ from detops.apps.data.coco import Annotations
 from detops.apps.data.ids import NUMBERS, Id, as_id, id_text
 from detops.apps.data.masks import Rle, judge_mask
 from detops.apps.data.problems import quoted, shown
-from detops.apps.data.table import Array
+from detops.apps.data.table import LOOKS, ROUNDING, Array, looks, repeated
 
 
 class Results(NamedTuple):
@@ -63,6 +63,30 @@ def judge_results(rows: Any, annotations: Annotations, kind: str, source: object
     dtypes = (np.int64, np.int64, np.float64, np.float64)
     image, label, score, xywh = (np.array(column, dtype) for column, dtype in zip(columns, dtypes, strict=False))
     return Results(image, label, score, xywh.reshape(-1, 4), columns[4])
+
+
+def doubts(results: Results, annotations: Annotations) -> list[str]:
+    """Say, a line each, what is odd about detections of which no single row is wrong.
+
+    Args:
+        results: The detections.
+        annotations: The annotations that they belong to.
+    """
+    np, found = require("numpy", "numpy"), []
+    if not len(results.score):
+        return ["there is no detection in it"]
+    sizes = np.array([image.size for image in annotations.images], np.float64)[results.image]
+    beyond = (results.xywh[:, :2] + results.xywh[:, 2:] > sizes + ROUNDING).any(1)
+    key, rows = looks(results.xywh, sizes, beyond)
+    if key and not results.masks:
+        found.append(f"{int(rows.sum()):,} {LOOKS[key]}")
+    twice = repeated(results.image, results.label, results.score, *results.xywh.T)
+    if len(twice) and not results.masks:
+        found.append(f"{len(twice):,} rows repeat one before them, and count as false: row {twice[0]} is the first")
+    empty = len(annotations.images) - len(np.unique(results.image))
+    if empty:
+        found.append(f"{empty:,} of {len(annotations.images):,} images have no detection in it")
+    return found
 
 
 def _position(row: dict[str, Any], key: str, known: dict[Id, int], what: str) -> int:

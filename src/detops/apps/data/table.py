@@ -14,6 +14,11 @@ from detops.apps.data.records import ImageRecord
 Array = Any  # a numpy array
 
 BBOX_REASONS = ("bbox", "malformed bbox", "not finite", "zero or negative size", "outside the image")
+LOOKS = {
+    "looks like xyxy": "boxes reach out of their image as [x, y, width, height] and fit it as [x1, y1, x2, y2]: which "
+    "are they?",
+    "looks normalised": "boxes, all, lie within one pixel: are they normalised?",
+}
 ROUNDING = 0.1  # pixels that a box may reach beyond its image by the annotation's rounding
 
 
@@ -103,11 +108,14 @@ def judge_annotations(
     rows = np.flatnonzero(good)
     rows = rows[np.argsort(image[rows], kind="stable")]
     table = Table(xywh, xyxy, label, image, area, crowd == 1, np.arange(count)).take(rows)
-    odd = area[table.place] < 0
+    with np.errstate(over="ignore"):
+        largest = np.maximum(size[table.place].prod(1), table.xywh[:, 2] * table.xywh[:, 3])
+    odd = (table.area < 0) | (table.area > largest * (1 + 1e-6))  # COCO's scores count no object beyond 1e10
     table.area[odd] = np.nan
     place = detail[""]
     problems.add(
-        "area repaired", Level.NOTE, "annotations have an area that is none: that of the box is taken",
+        "area repaired", Level.NOTE,
+        "annotations have an area that is none, or larger than the image: that of the box is taken",
         table.place[odd].tolist(), lambda row: f"{place(row)}, area {shown(dicts[row]['area'])}",
     )  # fmt: skip
     _add_doubts(np, table, size[table.place], beyond[table.place], problems, detail["bbox"])
@@ -187,27 +195,50 @@ def place_of_annotation(record: dict[str, Any], row: int) -> str:
     return f"annotations[{row}]" + (f" ({', '.join(parts)})" if parts else "")
 
 
+def looks(xywh: Array, size: Array, beyond: Array) -> tuple[str, Array]:
+    """Tell whether boxes look as if they were written in another format.
+
+    Args:
+        xywh: (T, 4), the boxes.
+        size: (T, 2), width and height of the image of each.
+        beyond: (T,) bool, boxes that reach beyond their image.
+
+    Returns:
+        A key of `LOOKS`, or an empty text; and (T,) bool, the boxes that show it.
+    """
+    corners = (xywh[:, 2:] >= xywh[:, :2]).all(1) & (xywh[:, 2:] <= size + 1).all(1)
+    # Few right boxes reach out of their image; many corners do that are read as sizes, and no corner is out of order.
+    if len(xywh) and corners.mean() >= 0.99 and (beyond & corners).mean() >= 0.1:
+        return "looks like xyxy", beyond & corners
+    if len(xywh) and xywh.max() <= 1 and (size > 2).all():
+        return "looks normalised", beyond | True
+    return "", beyond
+
+
+def repeated(*columns: Array) -> Array:
+    """Return the positions of rows that are equal to one before them, in ascending order."""
+    np = require("numpy", "numpy")
+    order = np.lexsort(columns[::-1])  # stable: of equal rows the first comes first
+    same = np.ones(max(0, len(order) - 1), bool)
+    for column in columns:
+        ordered = column[order]
+        same &= ordered[1:] == ordered[:-1]
+    return np.sort(order[1:][same])
+
+
 def _add_doubts(
     np: Any, table: Table, size: Array, beyond: Array, problems: Problems, place: Callable[[int], str]
 ) -> None:
     """Count boxes that look as if they were meant otherwise: as corners, or normalised; and those that are clipped."""
     if not len(table.xywh):
         return
-    xywh = table.xywh
-    corners = (xywh[:, 2:] >= xywh[:, :2]).all(1) & (xywh[:, 2:] <= size + 1).all(1)
-    outside = beyond & corners
-    # Few right boxes reach out of their image; many corners do that are read as sizes, and no corner is out of order.
-    if corners.mean() >= 0.99 and outside.mean() >= 0.1:
-        problems.add(
-            "looks like xyxy", Level.DOUBTFUL,
-            "boxes reach out of their image as [x, y, width, height] and fit it as [x1, y1, x2, y2]: which are they?",
-            table.place[outside].tolist(), place,
-        )  # fmt: skip
-    elif (xywh.max() <= 1) and (size > 2).all():
-        problems.add(
-            "looks normalised", Level.DOUBTFUL, "boxes, all, lie within one pixel: are they normalised?",
-            table.place.tolist(), place,
-        )  # fmt: skip
+    key, rows = looks(table.xywh, size, beyond)
+    if key:
+        problems.add(key, Level.DOUBTFUL, LOOKS[key], table.place[rows].tolist(), place)
+    problems.add(
+        "repeated", Level.DOUBTFUL, "annotations repeat one before them: the same image, category and box",
+        table.place[repeated(table.image, table.label, table.crowd, *table.xywh.T)].tolist(), place,
+    )  # fmt: skip
     problems.add(
         "clipped", Level.NOTE, "boxes reach beyond their image and are clipped to it",
         table.place[beyond & ~table.crowd].tolist(), place,

@@ -62,8 +62,8 @@ asan: $(READY) ## run the C++ kernels' tests under AddressSanitizer and UBSan
 		LD_PRELOAD="$$($(CXX) -print-file-name=libasan.so) $$($(CXX) -print-file-name=libubsan.so)" \
 		$(RUN) -m pytest -q -s -p no:cacheprovider $(CPU_OPS:%=tests/ops/test_%.py) -k "not triton and not portable"
 
-kills: $(READY) ## kill the commands at random moments and continue; ARGS="--minutes 30" for longer
-	$(RUN) -W ignore tools/kills.py $(ARGS)
+kills: $(READY) ## kill the commands at random moments and continue: make kills MINUTES=30
+	$(RUN) -W ignore tools/kills.py --minutes $(or $(MINUTES),5)
 
 clean: ## remove the files that the targets made
 	rm -rf .venv build out src/*.egg-info src/detops/_C*
@@ -86,4 +86,5 @@ $(TESTED): $(READY)
 	$(RUN) -m pip install --quiet "ray[data]>=2.40" || echo "no Ray"
 	$(RUN) -m pip install --quiet onnx onnxruntime onnxscript || echo "no ONNX"
 	$(RUN) -m pip install --quiet "scipy>=1.11" "transformers>=5.24" || echo "no SciPy, no Transformers"
+	$(RUN) -m pip install --quiet --no-deps av faster-coco-eval hotcoco || echo "no videos, no other COCO evaluation"
 	touch $@

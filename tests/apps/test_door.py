@@ -23,6 +23,7 @@ from detops.apps.data.images import decode, endings, facts
 from detops.apps.data.layouts import find_split, images_of
 from detops.apps.predict.listing import Listing
 from detops.apps.predict.sources import Sources, resized, unknown
+from detops.apps.scores import score
 
 np = pytest.importorskip("numpy")
 image_module = pytest.importorskip("PIL.Image")
@@ -69,16 +70,85 @@ def test_one_broken_box_costs_one_annotation_whatever_the_ids(
 ) -> None:
     data = mutations.skeleton()
     found = mutations.detections(data)
-    expected = evaluate.score(save(tmp_path / "b.json", {**data, "annotations": data["annotations"][1:]}), found)
+    expected = score(save(tmp_path / "b.json", {**data, "annotations": data["annotations"][1:]}), found)
     data["annotations"][0]["bbox"][2:] = [0, 0]
     if ids is not None:
         ids(data)
     path, results = save(tmp_path / "a.json", data), save(tmp_path / "r.json", found)
-    assert evaluate.score(path, found) == expected
+    assert score(path, found) == expected
     code, output = call("evaluate", "--results", results, "--annotations", path)
     assert code == 0
     assert "1 annotations left out, zero or negative size: annotations[0]" in output.replace("\n", "")
     assert call("evaluate", "--results", results, "--annotations", path, "--strict")[0] == 2
+
+
+def test_an_area_that_cannot_be_is_that_of_the_box(tmp_path: Path) -> None:
+    data = mutations.skeleton()
+    found = mutations.detections(data)
+    expected = score(save(tmp_path / "a.json", data), found)
+    for area in (2**63, 64 * 48 + 1, -3, "large", float("nan")):
+        for annotation in data["annotations"]:
+            annotation["area"] = area
+        assert score(save(tmp_path / "b.json", data), found) == expected
+    assert coco.read(tmp_path / "b.json").problems.counts()["area repaired"] == len(data["annotations"])
+    # Neither does a box that reaches far beyond its image drop out of the scores: it is an object to be found.
+    data["annotations"][0] |= {"bbox": [0, 0, 1e200, 1e200], "area": None}
+    far = score(save(tmp_path / "c.json", data), found)
+    assert far["AR100"] < expected["AR100"]
+
+
+def test_what_is_there_twice_is_told(tmp_path: Path) -> None:
+    data = mutations.skeleton()
+    found = mutations.detections(data)
+    data["annotations"].insert(3, {**data["annotations"][1], "id": 99})
+    path, results = save(tmp_path / "a.json", data), save(tmp_path / "r.json", [*found, found[2]])
+    code, output = call("evaluate", "--results", results, "--annotations", path)
+    text = " ".join(output.split())
+    assert code == 0
+    assert "1 annotations repeat one before them: the same image, category and box: annotations[3] (id 99" in text
+    assert f"1 rows repeat one before them, and count as false: row {len(found)} is the first" in text
+    assert call("check", path)[0] == 1
+
+
+def test_results_that_look_wrong_are_told(tmp_path: Path) -> None:
+    data = mutations.skeleton()
+    path = save(tmp_path / "a.json", data)
+    good = mutations.detections(data)
+    normalised = [{**row, "bbox": [value / 64 for value in row["bbox"]]} for row in good]
+    corners = [{**row, "bbox": [x, y, x + w, y + h]} for row in good for x, y, w, h in [row["bbox"]]]
+    for rows, message in (
+        (normalised, "boxes, all, lie within one pixel: are they normalised?"),
+        (corners, "fit it as [x1, y1, x2, y2]: which are they?"),
+        (good[:1], "2 of 3 images have no detection in it"),
+        ([], "there is no detection in it"),
+    ):
+        results = save(tmp_path / "r.json", rows)
+        assert message in " ".join(call("evaluate", "--results", results, "--annotations", path)[1].split())
+    quiet = call("evaluate", "--results", save(tmp_path / "r.json", good), "--annotations", path)[1]
+    assert "r.json" not in quiet
+
+
+def test_a_mask_without_a_pixel_is_no_object(tmp_path: Path) -> None:
+    data = mutations.skeleton()
+    found = [
+        {**row, "segmentation": a["segmentation"]}
+        for row, a in zip(mutations.detections(data), data["annotations"], strict=True)
+    ]
+    assert score(save(tmp_path / "a.json", data), found, "segm")["AP"] == pytest.approx(1)
+    for nothing in ([[1, 1, 2, 2, 3, 3]], [[100, 100, 110, 100, 110, 110]], {"size": [48, 64], "counts": [48 * 64]}):
+        changed = [{**data["annotations"][0], "segmentation": nothing}, *data["annotations"][1:]]
+        path = save(tmp_path / "b.json", {**data, "annotations": changed})
+        assert "malformed segmentation" in coco.read(path, masks=True).reasons()
+        assert score(path, found[1:], "segm")["AP"] == pytest.approx(1)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs pipes")
+def test_pipes_and_devices_are_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ValueError, match=r"a\.png: cannot be decoded: is no regular file"):
+        decode(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="got a device"):
+        coco.read(Path("/dev/zero"))
 
 
 REFUSED = {  # what is left of a set is nothing, and why
@@ -116,7 +186,7 @@ def test_a_set_of_which_nothing_is_left_stops_every_command(tmp_path: Path, what
 
 def test_what_is_missing_is_filled_in(tmp_path: Path) -> None:
     data = mutations.skeleton()
-    expected = evaluate.score(save(tmp_path / "a.json", data), mutations.detections(data))
+    expected = score(save(tmp_path / "a.json", data), mutations.detections(data))
     for key in ("area", "iscrowd"):
         for value in (None, "drop"):
             changed = mutations.skeleton()
@@ -124,7 +194,7 @@ def test_what_is_missing_is_filled_in(tmp_path: Path) -> None:
                 annotation[key] = value
                 if value == "drop":
                     del annotation[key]
-            assert evaluate.score(save(tmp_path / "b.json", changed), mutations.detections(data)) == expected
+            assert score(save(tmp_path / "b.json", changed), mutations.detections(data)) == expected
 
 
 def test_names_and_ids_are_resolved_or_told(tmp_path: Path) -> None:
@@ -206,10 +276,10 @@ def test_segmentations_that_are_no_masks_are_left_out(tmp_path: Path, mask: Any)
     data = mutations.skeleton()
     found = mutations.detections(data)
     kept = {**data, "annotations": data["annotations"][:3] + data["annotations"][4:]}
-    expected = evaluate.score(save(tmp_path / "b.json", kept), found, "segm")
+    expected = score(save(tmp_path / "b.json", kept), found, "segm")
     data["annotations"][3]["segmentation"] = mask
     path = save(tmp_path / "a.json", data)
-    assert evaluate.score(path, found, "segm") == expected
+    assert score(path, found, "segm") == expected
     annotations = coco.read(path, masks=True)
     assert annotations.reasons() == {"malformed segmentation": 1}
     assert call("check", path)[0] == 0

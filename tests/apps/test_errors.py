@@ -186,7 +186,7 @@ def test_arguments_without_effect_are_refused(box_run: Path, data: Path, tmp_pat
         ((*scored, "--images", "/nowhere", "--device", "cpu"), "--images, --device: has no effect with --results"),
         (("evaluate", box_run, "--images", data), "--images: is the folder of --annotations"),
         (("evaluate", box_run, "--kind", "segm"), "--kind segm: a run has no masks"),
-        (("predict", data, "--run", box_run, "--pictures", 0, "--score", 0.5), "--score: decides what is drawn"),
+        (("evaluate", box_run, "--backend", "none"), "backend: expected pycocotools, faster-coco-eval or hotcoco"),
         (("predict", data, "--run", box_run, "--score", "nan"), "--score: expected a finite number, got nan"),
         (("bench", "nms_mask", "--out", tmp_path), "--out: belongs to the suite inference"),
         (("bench", "nms_mask", "--fail-above", 2), "--fail-above: belongs to --compare"),

@@ -4,6 +4,8 @@ import io
 import json
 import math
 import os
+import random
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,9 @@ from typer.testing import CliRunner
 import detops
 from detops import cli
 from detops.apps import evaluate
+from detops.apps.data import coco
+from detops.apps.data.results import judge_results
+from detops.apps.scores import compare, score
 
 pytest.importorskip("pycocotools")
 
@@ -57,13 +62,13 @@ def truth(path: Path, annotations: list) -> Path:
 def test_perfect_half_and_no_detections(tmp_path: Path) -> None:
     path = truth(tmp_path / "a.json", [box([10, 10, 40, 40]), box([50, 50, 40, 40], image=2)])
     perfect = [box([10, 10, 40, 40], score=0.9), box([50, 50, 40, 40], image=2, score=0.8)]
-    scores = evaluate.score(path, perfect)
+    scores = score(path, perfect)
     assert scores["AP"] == scores["APm"] == scores["classes"]["cat"] == pytest.approx(1)
     assert scores["APs"] is None  # there are no small objects to find
     assert scores["classes"]["dog"] is None
-    assert evaluate.score(path, perfect[:1])["AP"] == pytest.approx(51 / 101)  # recall reaches one half
-    assert evaluate.score(path, perfect[:1], image_ids=[1])["AP"] == pytest.approx(1)
-    assert evaluate.score(path, [])["AP"] == 0
+    assert score(path, perfect[:1])["AP"] == pytest.approx(51 / 101)  # recall reaches one half
+    assert score(path, perfect[:1], image_ids=[1])["AP"] == pytest.approx(1)
+    assert score(path, [])["AP"] == 0
 
 
 def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed(tmp_path: Path) -> None:
@@ -76,7 +81,7 @@ def test_broken_annotations_do_not_count_and_crowds_are_neither_found_nor_missed
     ]
     path = truth(tmp_path / "a.json", bad + good)
     found = [box([10, 10, 40, 40], score=0.5), box([60, 60, 20, 20], score=0.9)]  # the second lies in the crowd
-    assert evaluate.score(path, found)["AP"] == pytest.approx(1)
+    assert score(path, found)["AP"] == pytest.approx(1)
 
 
 @pytest.mark.parametrize(
@@ -117,6 +122,107 @@ def test_arguments_that_do_not_go_together(tmp_path: Path) -> None:
         assert message in output
 
 
+def crowded(path: Path, count: int) -> tuple[Path, list]:
+    """Write small objects in two images, 7/8 of them in the first; return them as detections too."""
+    places = [(1 + (n % 8 == 7), [n % 16 * 6, n // 16 * 6, 5, 5]) for n in range(count)]
+    truth(path, [box(bbox, image=image) for image, bbox in places])
+    return path, [box(bbox, image=image, score=1 - n / 1000) for n, (image, bbox) in enumerate(places)]
+
+
+def test_more_detections_than_cocos_100(tmp_path: Path) -> None:
+    path, found = crowded(tmp_path / "a.json", 160)
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    arguments = ("--results", tmp_path / "r.json", "--annotations", path, "--json", tmp_path / "s.json")
+    code, output = call(*arguments)
+    assert code == 0
+    assert "1 images hold more than 100 objects, up to 140, and 100 detections" in output.replace("\n", " ")
+    few = json.loads((tmp_path / "s.json").read_text())
+    assert few["AP"] == pytest.approx(76 / 101)  # recall reaches 120 / 160
+    assert "AP@150" not in few
+    code, output = call(*arguments, "--max-detections", 150)
+    text = output.replace("\n", " ")
+    assert "COCO's scores count 100 detections per image, and AP@150 counts 150" in text
+    assert "150 detections per image" in text
+    many = json.loads((tmp_path / "s.json").read_text())
+    assert many["AP@150"] == pytest.approx(1)
+    assert {**many, "AP@150": None} == {**few, "AP@150": None}
+
+
+def test_what_is_found_at_the_best_threshold(tmp_path: Path) -> None:
+    path = truth(tmp_path / "a.json", [box([10, 10, 40, 40]), box([50, 50, 40, 40], image=2), box([0, 0, 9, 9])])
+    found = [
+        box([10, 10, 40, 40], score=0.9), box([50, 50, 40, 40], image=2, score=0.6), box([5, 60, 9, 9], score=0.5),
+        box([0, 0, 9, 9], image=2, score=0.7, category=9),
+    ]  # fmt: skip
+    (tmp_path / "r.json").write_text(json.dumps(found))
+    code, output = call("--results", tmp_path / "r.json", "--annotations", path, "--json", tmp_path / "s.json")
+    assert code == 0
+    scores = json.loads((tmp_path / "s.json").read_text())
+    assert scores["threshold"] == 0.6
+    rows = scores["at_threshold"]
+    assert list(rows) == ["", "cat", "dog"]
+    assert rows["cat"] == {"objects": 3, "precision": 1, "recall": 2 / 3, "f1": 0.8, "best": 0.6}
+    assert rows["dog"] == {"objects": 0, "precision": 0, "recall": None, "f1": None, "best": None}
+    assert rows[""] == {"objects": 3, "precision": 2 / 3, "recall": 2 / 3, "f1": 2 / 3, "best": 0.6}
+    assert scores["classes_AP50"] == {"cat": pytest.approx(67 / 101), "dog": None}
+    assert "P, R and F1 at scores from 0.600" in " ".join(output.split())
+    (tmp_path / "r.json").write_text("[]")
+    code, output = call("--results", tmp_path / "r.json", "--annotations", path)
+    assert code == 0
+    assert "nothing was found" in " ".join(output.split())
+
+
+@pytest.mark.parametrize("backend", ["faster-coco-eval", "hotcoco"])
+def test_other_backends_have_the_same_scores(tmp_path: Path, backend: str) -> None:
+    """On scenes with equal scores and overlaps, crowds, classes without objects and more than 100 detections."""
+    pytest.importorskip(backend.replace("-", "_"))
+    for seed in range(12):
+        rng = random.Random(seed)
+        boxes = [
+            box(
+                [rng.randrange(8) * 8, rng.randrange(8) * 8, rng.choice((8, 16, 40)), rng.choice((8, 16, 40))],
+                rng.choice((1, 2)), rng.choice((4, 4, 9)), iscrowd=int(rng.random() < 0.1), area=rng.choice((99, 2000)),
+            )
+            for _ in range(rng.randrange(30))
+        ]  # fmt: skip
+        path = truth(tmp_path / "a.json", boxes)
+        found = [
+            box([b["bbox"][0] + rng.choice((0, 2)), *b["bbox"][1:]], b["image_id"], rng.choice((4, 9)), score=score)
+            for b in boxes
+            for score in rng.choices((0.1, 0.5, 0.5, 0.9), k=rng.randrange(3))
+        ]
+        found += [box([rng.randrange(90), rng.randrange(90), 9, 9], score=0.3) for _ in range(130 * (seed % 2))]
+        annotations = coco.read(path)
+        results = judge_results(found, annotations, "bbox")
+        for rows in (None, [1]):
+            expected = compare(annotations, results, rows=rows, cap=120)
+            assert compare(annotations, results, rows=rows, cap=120, backend=backend) == {
+                name: pytest.approx(value, abs=1e-12) for name, value in expected.items()
+            }
+
+
+@pytest.mark.parametrize("backend", ["faster-coco-eval", "hotcoco"])
+@pytest.mark.parametrize("kind", ["bbox", "segm"])
+def test_other_backends_have_cocos_known_scores(backend: str, kind: str) -> None:
+    pytest.importorskip(backend.replace("-", "_"))
+    if not DATA.exists():
+        pytest.skip("needs the data set coco_eval in the folder that DETOPS_DATA names")
+    expected = json.loads((DATA / "expected.json").read_text())[kind]
+    annotations = coco.read(DATA / "instances_val2014_100.json", masks=kind == "segm")
+    found = json.loads((DATA / f"instances_val2014_fake{kind}100_results.json").read_text())
+    scores = compare(annotations, judge_results(found, annotations, kind), kind, backend=backend)
+    assert {name: scores[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+
+
+def test_a_backend_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "hotcoco", None)
+    path = truth(tmp_path / "a.json", [box([10, 10, 40, 40])])
+    (tmp_path / "r.json").write_text("[]")
+    code, output = call("--results", tmp_path / "r.json", "--annotations", path, "--backend", "hotcoco")
+    assert code == 2
+    assert '--backend hotcoco needs hotcoco: pip install "hotcoco"' in output.replace("\n", " ")
+
+
 def discs(seed: int, count: int) -> detops.InstanceMasks:
     """Make round masks of many sizes in an image of 100 x 100."""
     g = torch.Generator().manual_seed(seed)
@@ -149,9 +255,9 @@ def test_instance_masks_score_as_pasted_ones_do(tmp_path: Path) -> None:
     code, output = call(*options, "--kind", "segm")
     assert code == 0, output
     scores = json.loads((tmp_path / "s.json").read_text())
-    assert scores == evaluate.score(path, pasted, "segm")
+    assert scores == score(path, pasted, "segm")
     assert 0.2 < scores["AP"] < 0.95
-    assert evaluate.score(path, results, "bbox")["AP"] != scores["AP"]
+    assert score(path, results, "bbox")["AP"] != scores["AP"]
 
 
 def test_rows_of_instance_masks() -> None:

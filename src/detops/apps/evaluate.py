@@ -1,8 +1,6 @@
 """`detops evaluate`: COCO's twelve scores and the AP of each class, of a run or of a results file."""
 
-import contextlib
-import io
-from collections.abc import Sequence
+import math
 from pathlib import Path
 from typing import Any
 
@@ -11,18 +9,17 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from detops.apps import choose_device, note, require, runs, warn
+from detops.apps import choose_device, note, runs, warn
 from detops.apps.data import coco
 from detops.apps.data.coco import Annotations
 from detops.apps.data.dataset import CocoImages, open_annotations
 from detops.apps.data.json_file import load
 from detops.apps.data.layouts import images_of
-from detops.apps.data.masks import areas
-from detops.apps.data.results import Results, judge_results
+from detops.apps.data.matching import curve, match, rates, total
+from detops.apps.data.results import Results, doubts, judge_results
 from detops.apps.outputs import claim_numbers, write_numbers
+from detops.apps.scores import CAP, HALVES, NAMES, backend_tools, compare
 
-CAP = 100  # detections per image that COCO's scores count at most
-NAMES = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
 KEYS = (*NAMES, "classes")  # of the scores
 MEANINGS = (
     "IoU 0.50:0.95",
@@ -40,122 +37,54 @@ MEANINGS = (
 )
 
 
-def score(path: Path, results: Any, kind: str = "bbox", image_ids: Sequence[int | str] | None = None) -> dict[str, Any]:
-    """Compare detections with annotations.
-
-    Invalid annotations are left out. A score without annotations, such as that of a class without boxes, is None.
+def score_rows(dataset: CocoImages, found: dict[int, runs.Found], cap: int = CAP) -> dict[str, Any]:
+    """Compare the detections on rows of a data set with its annotations, without images that were not decoded.
 
     Args:
-        path: COCO file.
-        results: Detections in COCO's results format.
-        kind: The IoU is that of boxes ("bbox") or of masks ("segm").
-        image_ids: Evaluate only on these images.
-
-    Returns:
-        The twelve scores by name, and "classes": the AP by class name.
-
-    Raises:
-        ValueError: The results are not in COCO's format, or name other images or categories.
+        dataset: The data set.
+        found: Detections by row.
+        cap: Largest number of detections per image (see `compare`).
     """
-    annotations = coco.read(path, masks=kind == "segm")
-    rows = None
-    if image_ids is not None:
-        wanted = set(image_ids)
-        rows = [row for row, image in enumerate(annotations.images) if image.id in wanted]
-    return compare(annotations, judge_results(results, annotations, kind), kind, rows)
+    scores = compare(*_judged(dataset, found), "bbox", cap=cap)
+    return {name: value for name, value in scores.items() if name != HALVES}
 
 
-def compare(
-    annotations: Annotations, results: Results, kind: str = "bbox", rows: Sequence[int] | None = None
-) -> dict[str, Any]:
-    """Compare judged detections with judged annotations, by pycocotools; see `score`.
-
-    Args:
-        annotations: The annotations, with masks for the kind "segm".
-        results: The detections.
-        kind: "bbox" or "segm".
-        rows: Positions of the images to evaluate on; None takes all.
-    """
-    truth, found = _truth(annotations, kind), _found(annotations, results, kind)
-    with contextlib.redirect_stdout(io.StringIO()):
-        evaluation = require("pycocotools.cocoeval", "pycocotools", "evaluate").COCOeval(truth, found, kind)
-        if rows is not None:
-            evaluation.params.imgIds = sorted(_ranks(annotations)[list(rows)].tolist())
-        evaluation.evaluate()
-        evaluation.accumulate()
-        evaluation.summarize()
-    # Dimensions: IoU, recall, class, area, detections. Taken: all areas, 100 detections per image.
-    precision = torch.from_numpy(evaluation.eval["precision"])[:, :, :, 0, 2]  # (IoU, recall, class)
-    classes = {}
-    for label, name in enumerate(annotations.class_names):
-        values = precision[:, :, label]
-        values = values[values > -1]
-        classes[name] = float(values.mean()) if len(values) else None
-    numbers = (float(value) if value > -1 else None for value in evaluation.stats)
-    return {**dict(zip(NAMES, numbers, strict=True)), "classes": classes}
-
-
-def _truth(annotations: Annotations, kind: str) -> Any:
-    """Hand the annotations to pycocotools under ids of ours, those of annotations from 1, as 0 means "unmatched"."""
-    table, np = annotations.table, require("numpy", "numpy")
-    computed = table.xywh[:, 2] * table.xywh[:, 3]
-    if kind == "segm" and annotations.masks:
-        computed = np.array(areas(annotations.masks))
-    area = np.where(np.isnan(table.area), computed, table.area)
-    columns = (_ranks(annotations)[table.image], table.label, table.crowd.astype(int), area, table.xywh)
-    keys = ("image_id", "category_id", "iscrowd", "area", "bbox")
-    return _index(annotations, keys, columns, annotations.masks if kind == "segm" else None)
-
-
-def _found(annotations: Annotations, results: Results, kind: str) -> Any:
-    """Hand the detections to pycocotools, as its `loadRes` would."""
-    np = require("numpy", "numpy")
-    area = results.xywh[:, 2] * results.xywh[:, 3]
-    if kind == "segm":
-        area = np.array(areas(results.masks))
-    columns = (_ranks(annotations)[results.image], results.label, results.score, area, results.xywh)
-    keys = ("image_id", "category_id", "score", "area", "bbox")
-    return _index(annotations, keys, columns, results.masks if kind == "segm" else None)
-
-
-def _index(annotations: Annotations, keys: Sequence[str], columns: Sequence[Any], masks: Sequence[Any] | None) -> Any:
-    """Make pycocotools' index of rows that are given by columns."""
-    values = zip(*(column.tolist() for column in columns), strict=True)
-    rows = [dict(zip(keys, row, strict=True), id=number) for number, row in enumerate(values, 1)]
-    for row, mask in zip(rows, masks or (), strict=False):
-        row["segmentation"] = mask
-    if keys[2] == "score":
-        rows = [{**row, "iscrowd": 0} for row in rows]
-    coco_index = require("pycocotools.coco", "pycocotools", "evaluate").COCO()
-    ranks = _ranks(annotations).tolist()
-    images = [{"id": n, "height": i.height, "width": i.width} for n, i in zip(ranks, annotations.images, strict=True)]
-    categories = [{"id": label} for label in range(len(annotations.class_names))]
-    coco_index.dataset = {"images": images, "categories": categories, "annotations": rows}
-    with contextlib.redirect_stdout(io.StringIO()):
-        coco_index.createIndex()
-    return coco_index
-
-
-def _ranks(annotations: Annotations) -> Any:
-    """Return each image's place in the order of the ids: among equal scores, pycocotools' numbers depend on it."""
-    np = require("numpy", "numpy")
-    ids = [image.id for image in annotations.images]
-    order = sorted(range(len(ids)), key=lambda row: (isinstance(ids[row], str), ids[row]))
-    ranks = np.empty(len(ids), int)
-    ranks[order] = np.arange(len(ids))
-    return ranks
-
-
-def score_rows(dataset: CocoImages, found: dict[int, runs.Found]) -> dict[str, Any]:
-    """Compare the detections on rows of a data set with its annotations, without images that were not decoded."""
-    annotations = dataset.annotations
-    rows = [row for row in found if row not in dataset.broken]
+def _judged(dataset: CocoImages, found: dict[int, runs.Found]) -> tuple[Annotations, Results]:
+    """Return the annotations of the rows that were decoded, and the detections on them as those of a file."""
+    rows = sorted(row for row in found if row not in dataset.broken)
+    annotations = dataset.annotations.at(rows)
     results = [
         line
-        for row in rows
-        for line in runs.as_results(annotations.images[row].id, found[row], annotations.category_ids)
+        for row, image in zip(rows, annotations.images, strict=True)
+        for line in runs.as_results(image.id, found[row], annotations.category_ids)
     ]
-    return compare(annotations, judge_results(results, annotations, "bbox"), rows=rows)
+    return annotations, judge_results(results, annotations, "bbox")
+
+
+def at_thresholds(annotations: Annotations, results: Results) -> dict[str, Any]:
+    """Count what boxes find at IoU 0.5, at the score from which F1 of all classes together is highest.
+
+    Args:
+        annotations: The objects.
+        results: The detections.
+
+    Returns:
+        "threshold": that score, None if nothing was found; and "at_threshold": by class name, and under "" for all
+        together, "objects", "precision", "recall" and "f1", and "best": the score at which the class's own F1 is
+        highest.
+    """
+    matches = match(annotations, results)
+    best = curve(annotations, results, matches).best
+    counts = rates(annotations, results, matches, math.inf if best is None else best)
+    bests = [curve(annotations, results, matches, label).best for label in range(len(counts))]
+    rows = zip(["", *annotations.class_names], [total(counts), *counts], [best, *bests], strict=True)
+    return {
+        "threshold": best,
+        "at_threshold": {
+            name: {"objects": of.objects, "precision": of.precision, "recall": of.recall, "f1": of.f1, "best": own}
+            for name, of, own in rows
+        },
+    }
 
 
 def table(scores: dict[str, Any]) -> Table:
@@ -163,8 +92,26 @@ def table(scores: dict[str, Any]) -> Table:
     view = Table("", "", "counted", title="COCO scores")
     for name, meaning in zip(NAMES, MEANINGS, strict=True):
         view.add_row(name, number(scores[name]), meaning)
-    for name, value in scores["classes"].items():
-        view.add_row("AP", number(value), escape(f"class {name}"))
+    for name in scores:
+        if name.startswith("AP@"):
+            view.add_row(name, number(scores[name]), f"IoU 0.50:0.95, {name[3:]} detections per image")
+    if "at_threshold" not in scores:  # else the classes have a table of their own
+        for name, value in scores["classes"].items():
+            view.add_row("AP", number(value), escape(f"class {name}"))
+    return view
+
+
+def class_table(scores: dict[str, Any]) -> Table:
+    """Lay out the scores of each class, and what it finds at one threshold, for the terminal."""
+    threshold = scores["threshold"]
+    at = "nothing was found" if threshold is None else f"P, R and F1 at scores from {threshold:.3f} and IoU 0.5"
+    view = Table("class", title="Classes", caption=f"{at}; best: the class's own best score")
+    for head in ("objects", "AP", "AP50", "P", "R", "F1", "best"):
+        view.add_column(head, justify="right")
+    for name, row in scores["at_threshold"].items():
+        ap = (scores["AP"], scores["AP50"]) if name == "" else (scores["classes"][name], scores[HALVES][name])
+        values = (*ap, row["precision"], row["recall"], row["f1"], row["best"])
+        view.add_row(escape(name) if name else "all", f"{row['objects']:,}", *map(number, values))
     return view
 
 
@@ -182,6 +129,8 @@ def run(
     strict: bool = False,
     json_path: Path | None = None,
     device: str | None = None,
+    max_detections: int | None = None,
+    backend: str = "pycocotools",
     console: Console | None = None,
 ) -> dict[str, Any]:
     """Evaluate a run or a results file, print the scores and write them to a file.
@@ -195,6 +144,8 @@ def run(
         strict: Stop if an annotation or an image is invalid.
         json_path: File to write the scores to; by default `evaluation.json` in the run.
         device: Torch device of the run's network; by default a GPU if there is one.
+        max_detections: Largest number of detections per image; by default that of the run's training, or 100.
+        backend: "pycocotools", "faster-coco-eval" or "hotcoco": the package that compares, with the same scores.
         console: Where to print.
 
     Raises:
@@ -210,57 +161,93 @@ def run(
         raise ValueError("--images: is the folder of --annotations, which are not given")
     if (run_folder is None) == (results is None):
         raise ValueError("expected either a run or --results, got " + ("neither" if results is None else "both"))
+    backend_tools(backend)  # which may be missing
     if run_folder is not None:
         if kind == "segm":
             raise ValueError("--kind segm: a run has no masks; masks are evaluated from a results file, by --results")
         json_path = json_path or runs.places(run_folder)[0] / "evaluation.json"
         claim_numbers(json_path, KEYS)
-        scores = _score_run(run_folder, annotations, images, strict, device, console)
+        scores = _score_run(run_folder, annotations, images, strict, device, max_detections, backend, console)
     else:
         assert results is not None
         if json_path is not None:
             claim_numbers(json_path, KEYS)
-        scores = _score_file(results, annotations, kind, strict, console)
+        scores = _score_file(results, annotations, kind, strict, max_detections or CAP, backend, console)
     console.print(table(scores))
+    if "at_threshold" in scores:
+        console.print(class_table(scores))
     if json_path is not None:
         write_numbers(json_path, scores, KEYS)
     return scores
 
 
-def _score_file(results: Path, annotations: Path | None, kind: str, strict: bool, console: Console) -> dict[str, Any]:
+def _score_file(
+    results: Path, annotations: Path | None, kind: str, strict: bool, cap: int, backend: str, console: Console
+) -> dict[str, Any]:
     """Score a results file."""
     if annotations is None:
         raise ValueError("annotations: --results needs the --annotations that they belong to")
     truth = coco.read(annotations, masks=kind == "segm")
     truth.accept(annotations, console, strict)
     judged = judge_results(load(results, "a list of detections"), truth, kind, results)
-    if not len(judged.score):
-        warn(console, f"{results}: there is no detection in it")
-    _tell_cap(truth, annotations, console)
-    return compare(truth, judged, kind)
+    for line in doubts(judged, truth):
+        warn(console, f"{results}: {line}")
+    tell_cap(truth, annotations, cap, console)
+    scores = compare(truth, judged, kind, cap=cap, backend=backend)
+    return scores | (at_thresholds(truth, judged) if kind == "bbox" else {})
 
 
-def _tell_cap(annotations: Annotations, path: Path, console: Console) -> None:
-    """Tell where images hold more objects than COCO's scores count detections of an image."""
-    crowded = sum(len(annotations.of_image(row)[0]) > CAP for row in range(len(annotations.images)))
-    if crowded:
-        note(console, f"{path}: {crowded} images hold more than {CAP} objects; COCO's scores count {CAP} per image")
+def tell_cap(annotations: Annotations, path: Path, cap: int, console: Console) -> None:
+    """Tell where images hold more objects than detections of an image are made, or counted by COCO's scores.
+
+    Args:
+        annotations: The annotations.
+        path: Their file, for the message.
+        cap: Largest number of detections per image.
+        console: Where the line is printed.
+    """
+    if not len(annotations.boxes):
+        return
+    counts = torch.bincount(annotations.image_index)
+    most = int(counts.max())
+    if most > cap:
+        crowded = int((counts > cap).sum())
+        warn(
+            console,
+            f"{path}: {crowded:,} images hold more than {cap} objects, up to {most:,}, and {cap} detections per image "
+            "are the most that count; --max-detections raises that",
+        )
+    elif most > CAP:
+        note(
+            console,
+            f"{path}: {int((counts > CAP).sum()):,} images hold more than {CAP} objects: COCO's scores count {CAP} "
+            f"detections per image, and AP@{cap} counts {cap}",
+        )
 
 
 def _score_run(
-    run: Path, annotations: Path | None, images: Path | None, strict: bool, device: str | None, console: Console
+    run: Path,
+    annotations: Path | None,
+    images: Path | None,
+    strict: bool,
+    device: str | None,
+    max_detections: int | None,
+    backend: str,
+    console: Console,
 ) -> dict[str, Any]:
     """Detect on the run's validation data, or on the data that is given, and score the detections."""
-    network, kind, config = runs.load(run, choose_device(device))
+    network, kind, config = runs.load(run, choose_device(device), max_detections)
     if annotations is not None and images is None:
         images = images_of(annotations)
     path, folder = annotations or Path(config["val_annotations"]), images or Path(config["val_images"])
     height, width = config["size"]
     opened = open_annotations(path, folder, strict, console)
-    _tell_cap(opened, path, console)
+    tell_cap(opened, path, kind.max_detections, console)
     dataset = CocoImages(opened, folder, (height, width), strict, 0, console)
     if dataset.annotations.class_names != config["classes"]:
         raise ValueError(f"{path}: expected the run's classes {config['classes']}")
     rows = range(len(dataset))
     detections = runs.detect_all(network, kind, dataset, rows)
-    return score_rows(dataset, dict(zip(rows, detections, strict=True)))
+    truth, judged = _judged(dataset, dict(zip(rows, detections, strict=True)))
+    scores = compare(truth, judged, "bbox", cap=kind.max_detections, backend=backend)
+    return scores | at_thresholds(truth, judged)

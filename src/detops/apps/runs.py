@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 CONFIG: dict[str, Callable[[Any], bool]] = {  # what every configuration holds, and how it is known
     "detector": lambda value: isinstance(value, str),
     "model": lambda value: isinstance(value, str),
-    "width": lambda value: isinstance(value, int) and value > 0,
-    "size": lambda value: isinstance(value, list) and len(value) == 2 and all(isinstance(v, int) for v in value),
-    "classes": lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value),
-    "category_ids": lambda value: isinstance(value, list) and all(isinstance(v, int | str) for v in value),
+    "width": lambda value: type(value) is int and value > 0,
+    "size": lambda value: isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 for v in value),
+    "classes": lambda value: isinstance(value, list) and bool(value) and all(isinstance(v, str) for v in value),
+    "category_ids": lambda value: isinstance(value, list) and all(type(v) in (int, str) for v in value),
 }
 FAINT = 0.001  # detections below this score are not written: they cost time and change no number
 
@@ -68,8 +68,8 @@ def read_config(run: Path) -> dict[str, Any]:
     for name, good in CONFIG.items():
         if not (isinstance(config, dict) and name in config and good(config[name])):
             raise ValueError(f"{path}: is damaged, or not of detops train: expected {name} as detops train writes it")
-    if len(config["classes"]) != len(config["category_ids"]):
-        raise ValueError(f"{path}: is damaged: expected as many category_ids as classes")
+    if not len(config["classes"]) == len(config["category_ids"]) == len(set(config["category_ids"])):
+        raise ValueError(f"{path}: is damaged: expected as many category_ids as classes, all different")
     return dict(config)
 
 
@@ -110,18 +110,23 @@ def places(run: Path) -> tuple[Path, Path]:
     return run, run / "checkpoints" / "last.ckpt"
 
 
-def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, Any]]:
+def load(
+    run: Path, device: torch.device, max_detections: int | None = None
+) -> tuple[nn.Module, Family, dict[str, Any]]:
     """Load a run: its network with the averaged weights, its kind of detector, and its configuration.
 
     Args:
         run: Folder of the run, or one of its checkpoints.
         device: Where the network is to be.
+        max_detections: Largest number of detections per image; by default that of the training.
 
     Raises:
         FileNotFoundError: The run has no configuration or no checkpoint yet.
         ValueError: One of them is damaged, they do not belong together, or the weights are not finite.
     """
     folder, path = places(run)
+    if run.suffix == ".ckpt" and not run.is_file():
+        raise FileNotFoundError(f"{run}: no such checkpoint")
     config = read_config(folder)
     if not path.is_file():
         raise FileNotFoundError(f"{folder}: expected checkpoints/{path.name}, which detops train writes")
@@ -143,7 +148,14 @@ def load(run: Path, device: torch.device) -> tuple[nn.Module, Family, dict[str, 
             + (_other(path) or "; train again")
         )
     network = network.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
-    return network, family(detector, count), config
+    return network, family(detector, count, max_detections or _max_detections(config)), config
+
+
+def _max_detections(config: dict[str, Any]) -> int:
+    """Return the number of detections per image that a run was trained with; earlier versions had 100."""
+    settings = config.get("settings")
+    found = settings.get("max_detections", 100) if isinstance(settings, dict) else 100
+    return found if isinstance(found, int) and found > 0 else 100
 
 
 def not_finite(network: nn.Module) -> str:

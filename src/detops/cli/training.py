@@ -98,6 +98,9 @@ def train(
     save_every: Annotated[
         int, training_option(help="Steps between checkpoints; each epoch ends with one too.", min=1)
     ] = 200,
+    max_detections: Annotated[
+        int, training_option(help="Largest number of detections per image, in evaluations and in predict.", min=1)
+    ] = 100,
     on_nonfinite: Annotated[
         str,
         training_option(
@@ -171,6 +174,7 @@ def train(
         eval_every=eval_every,
         save_every=save_every,
         patience=patience,
+        max_detections=max_detections,
     )
     changes = {}
     if resume and (out / "config.json").exists():

@@ -25,6 +25,7 @@ from detops.apps.data.dataset import Batch
 from detops.targets.centernet import centernet_cells
 
 Shape = tuple[int, int]
+CANDIDATES = 1000  # cells that suppression considers, or as many as may be detections
 
 
 class Family(Protocol):
@@ -36,10 +37,12 @@ class Family(Protocol):
     Attributes:
         criterion: Its whole loss.
         teacher: Network that it learns from, if any.
+        max_detections: Largest number of detections per image.
     """
 
     criterion: Any
     teacher: Teacher | None
+    max_detections: int
 
     def last_epochs(self, reached: bool) -> None:
         """Switch between the first epochs and the last ones, in which YOLOX adds a loss; called at each step."""
@@ -61,6 +64,7 @@ class CenterNet:
     """Heatmap, size and offset at one stride."""
 
     teacher: Teacher | None = None
+    max_detections = 100
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = CenterNetLoss(num_classes)
@@ -80,7 +84,7 @@ class CenterNet:
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the peaks of the heatmap."""
-        return decode_centernet(outputs[0], outputs[1], outputs[2], shape)
+        return decode_centernet(outputs[0], outputs[1], outputs[2], shape, self.max_detections)
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """Draw the heatmaps."""
@@ -94,6 +98,7 @@ class YoloX:
 
     strides = (8, 16, 32)
     teacher: Teacher | None = None
+    max_detections = 100
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = YOLOXLoss(num_classes, self.strides)
@@ -114,7 +119,10 @@ class YoloX:
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the boxes and suppress duplicates."""
-        return decode_yolox(outputs, self.strides, score_threshold=0.001)
+        most = self.max_detections
+        return decode_yolox(
+            outputs, self.strides, score_threshold=0.001, max_detections=most, candidates=max(CANDIDATES, most)
+        )
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """Draw the cells that are assigned now, as bright as the IoU of the box predicted there."""
@@ -132,6 +140,7 @@ class GFL:
     strides = (8, 16, 32)
     criterion: Any
     teacher: Teacher | None = None
+    max_detections = 100
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = GFLLoss(num_classes, strides=self.strides)
@@ -151,7 +160,14 @@ class GFL:
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the boxes and suppress duplicates."""
-        return decode_gfl(outputs[0], outputs[1], self.strides, score_threshold=0.001)
+        return self._decode(outputs[0], outputs[1])
+
+    def _decode(self, cls_scores: list[Tensor], bbox_preds: list[Tensor], **options: Any) -> Detections:
+        most = self.max_detections
+        return decode_gfl(
+            cls_scores, bbox_preds, self.strides,
+            score_threshold=0.001, max_detections=most, candidates=max(CANDIDATES, most), **options,
+        )  # fmt: skip
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """Draw the anchors that are assigned, as bright as their IoU."""
@@ -205,7 +221,7 @@ class TaskAligned(GFL):
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the boxes of the first head and suppress duplicates."""
-        return decode_gfl(outputs[0], outputs[1], self.strides, score_threshold=0.001, point_offset=0.5)
+        return self._decode(outputs[0], outputs[1], point_offset=0.5)
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """Draw the cells that are assigned now, as bright as what their class is trained towards."""
@@ -218,17 +234,15 @@ class TaskAlignedOnce(TaskAligned):
 
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the best scores of the second head."""
-        return decode_gfl(
-            outputs[2], outputs[3], self.strides, score_threshold=0.001, iou_threshold=None, point_offset=0.5
-        )
+        return self._decode(outputs[2], outputs[3], iou_threshold=None, point_offset=0.5)
 
 
 def other_way(kind: Family) -> tuple[str, Family] | None:
     """Return how else the outputs of a kind of detector can be decoded, and what to call it, if there is a way."""
     if isinstance(kind, TaskAlignedOnce):
-        return "with suppression", TaskAligned(kind.criterion.num_classes)
+        return "with suppression", family("tal", kind.criterion.num_classes, kind.max_detections)
     if isinstance(kind, TaskAligned):
-        return "without suppression", TaskAlignedOnce(kind.criterion.num_classes)
+        return "without suppression", family("tal-once", kind.criterion.num_classes, kind.max_detections)
     return None
 
 
@@ -253,12 +267,13 @@ FAMILIES: dict[str, type[CenterNet] | type[YoloX] | type[GFL]] = {
 }  # fmt: skip
 
 
-def family(detector: str, num_classes: int, **options: Any) -> Family:
+def family(detector: str, num_classes: int, max_detections: int = 100, **options: Any) -> Family:
     """Make the kind of detector of this name.
 
     Args:
         detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
         num_classes: Number of classes.
+        max_detections: Largest number of detections per image.
         options: Further arguments of `LD`.
 
     Raises:
@@ -266,4 +281,6 @@ def family(detector: str, num_classes: int, **options: Any) -> Family:
     """
     if detector not in FAMILIES:
         raise ValueError(f"detector: expected {listed(FAMILIES)}, got {detector}")
-    return FAMILIES[detector](num_classes, **options)
+    found = FAMILIES[detector](num_classes, **options)
+    found.max_detections = max_detections
+    return found

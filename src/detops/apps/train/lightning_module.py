@@ -304,10 +304,11 @@ class DetectorModule(lightning.LightningModule):
         found, other = self._detect(self.family), other_way(self.family)
         found_otherwise = self._detect(other[1]) if other and self.trainer.global_step == self.total_steps else None
         if self.trainer.is_global_zero:
-            scores = evaluate.score_rows(self.validation, found)
+            cap = self.family.max_detections
+            scores = evaluate.score_rows(self.validation, found, cap)
             text = f"AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}"
             if other and found_otherwise is not None:
-                scores["other"] = {"name": other[0], **evaluate.score_rows(self.validation, found_otherwise)}
+                scores["other"] = {"name": other[0], **evaluate.score_rows(self.validation, found_otherwise, cap)}
                 text += f"; {other[0]} AP {evaluate.number(scores['other']['AP'])}"
             seconds = time.perf_counter() - start
             row = {"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds}

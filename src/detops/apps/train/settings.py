@@ -102,6 +102,7 @@ class Settings:
         eval_every: Epochs between evaluations.
         patience: Evaluations without a higher AP after which the training ends; 0 never ends it.
         save_every: Steps between checkpoints; each epoch ends with one too.
+        max_detections: Largest number of detections per image, in the evaluations and after the training.
     """
 
     epochs: int = 60
@@ -119,6 +120,7 @@ class Settings:
     eval_every: int = 10
     save_every: int = 200
     patience: int = 0
+    max_detections: int = 100
 
 
 @dataclass(frozen=True)

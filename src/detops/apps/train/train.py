@@ -111,6 +111,7 @@ def run(
     trainer = _trainer(hardware, loggers.make(logger, out, resume), callbacks, bar)
     start = _steps_done(checkpoint) if resume else 0
     train_set, val_set = _open_data(data, network.size, strict, hardware.memory_limit, console)
+    evaluate.tell_cap(val_set.annotations, data.val_annotations, settings.max_detections, console)
     classes, category_ids = train_set.annotations.class_names, train_set.annotations.category_ids
 
     torch.manual_seed(settings.seed)
@@ -221,8 +222,9 @@ def _open_data(
 def _family(network: Network, settings: Settings, num_classes: int) -> Family:
     """Make the kind of detector, with the teacher of "ld"."""
     if network.detector != "ld":
-        return family(network.detector, num_classes)
-    return family("ld", num_classes, teacher=_teacher(network.teacher), **vars(settings.distillation))
+        return family(network.detector, num_classes, settings.max_detections)
+    options = {"teacher": _teacher(network.teacher), **vars(settings.distillation)}
+    return family("ld", num_classes, settings.max_detections, **options)
 
 
 def _untrained(network: Network, num_classes: int, console: Console, begins: bool) -> nn.Module:

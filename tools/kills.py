@@ -130,12 +130,11 @@ def predicted(out: Path) -> int:
 
 
 def prediction(out: Path) -> Any:
-    """Return the results, and which pictures there are."""
+    """Return the results in all formats, and which pictures there are."""
     images(out / "images")
-    return (
-        (out / "results.jsonl").read_bytes(), (out / "results.json").read_bytes(),
-        sorted(path.name for path in (out / "images").glob("[!.]*")),
-    )  # fmt: skip
+    files = [out / f"results.{ending}" for ending in ("jsonl", "json", "csv")] + sorted((out / "labels").glob("[!.]*"))
+    pictures = sorted(path.name for path in (out / "images").glob("[!.]*"))
+    return [(path.name, path.read_bytes()) for path in files], pictures
 
 
 def trained(out: Path) -> int:
@@ -186,7 +185,7 @@ def commands(root: Path) -> Iterator[Command]:
     data = ["--data", str(root / "data"), "--epochs", "3", "--save-every", "1", "--eval-every", "1", *SIZE]
     run = root / "run"
     assert wait(start(["train", "--out", str(run), *data])) == 0, Path(os.environ["KILLS_LOG"]).read_text()
-    several = ["--batch-size", "4", "--run", str(run), "--device", "cpu"]
+    several = ["--batch-size", "4", "--run", str(run), "--device", "cpu", "--format", "csv", "--format", "yolo"]
     pictures = str(root / "many" / "images")
     yield Command("train", lambda out: ["train", "--out", str(out), *data], ["--resume"], trained, training)
     for workers in ("0", "2"):

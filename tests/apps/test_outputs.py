@@ -205,3 +205,21 @@ def test_demo_removes_nothing_that_it_did_not_make(tmp_path: Path, monkeypatch: 
 def test_a_folder_that_may_not_be_written_is_named(box_run: Path, data: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     assert "locked" in refused("predict", data / "images", "--run", box_run, "--out", tmp_path / "locked" / "out")
+
+
+def test_a_folder_that_is_read_is_not_written_to(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "images")
+    for folder in (tmp_path / "images", tmp_path / "link", tmp_path / "images" / ".." / "images"):
+        with pytest.raises(ValueError, match="is a folder that is read, and would be written to"):
+            Outputs(folder, [tmp_path / "images"])
+    Outputs(tmp_path / "images", [tmp_path / "images" / "a.png"]).write("a.txt", "beside a file that is read")
+
+
+def test_what_detops_wrote_in_a_folder_is_removed(tmp_path: Path) -> None:
+    outputs = Outputs(tmp_path)
+    outputs.write("a/1.txt", "1")
+    outputs.write("b/2.txt", "2")
+    (tmp_path / "a" / "mine.txt").write_text("3")
+    outputs.remove_own("a/")
+    assert sorted(path.name for path in tmp_path.rglob("*.txt")) == ["2.txt", "mine.txt"]

@@ -14,8 +14,10 @@ import pytest
 import torch
 from predict_runs import OneBox, SlowBox, Together, call, write_run
 
+from detops import StageTimer
 from detops.apps.data import coco
 from detops.apps.predict import pictures, predict, stream
+from detops.apps.predict.form import Form
 from detops.apps.predict.listing import batched
 from detops.apps.predict.run_predictor import RunPredictor
 from detops.apps.predict.sources import Source, Sources
@@ -333,7 +335,7 @@ def test_only_a_few_batches_are_asked_for_ahead(box_run: Path, tmp_path: Path, w
             yield Source(path, asked)
 
     predictor = RunPredictor(box_run, False, torch.device("cpu"))
-    lines = stream.lines(predictor, batched(endless(), 4), workers)
+    lines = stream.lines(predictor, batched(endless(), 4), workers, Form({}), StageTimer("cpu"))
     for number in range(1, 30):
         assert [json.loads(line)["image_id"] for line in next(lines)] == list(range(4 * number - 3, 4 * number + 1))
         assert asked <= 4 * (number + workers * stream.PREFETCH + stream.AHEAD)

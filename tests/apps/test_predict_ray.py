@@ -12,6 +12,7 @@ from predict_runs import Together, call, write_run
 from test_predict import save
 
 from detops.apps.predict import ray
+from detops.apps.predict.form import Form
 from detops.apps.predict.run_predictor import RunPredictor
 from detops.apps.predict.sources import Source
 
@@ -88,7 +89,7 @@ def test_other_weights_on_another_machine_are_refused(arguments: list[object], t
     here = RunPredictor(tmp_path / "run", False, cpu)
     here.settings["weights"] = "abc"
     with pytest.raises(Exception, match="the weights on this machine differ"):
-        list(ray.lines(partial(RunPredictor, tmp_path / "run", False), here, cpu, batches, 1, 1))
+        list(ray.lines(partial(RunPredictor, tmp_path / "run", False), here, cpu, batches, 1, 1, Form({})))
 
 
 def test_something_is_left_to_read_with() -> None:

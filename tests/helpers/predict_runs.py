@@ -38,6 +38,14 @@ class SlowBox(OneBox):
         return super().forward(images)
 
 
+class NanBox(OneBox):
+    """Predicts NaN in bright images."""
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        heatmap, wh, offset = super().forward(images)
+        return heatmap, wh.masked_fill(images.amax((1, 2, 3), keepdim=True) > 1, math.nan), offset
+
+
 class Together(nn.Module):
     """Predicts many boxes, different in each image, with scores that depend on all images of the batch."""
 

@@ -23,11 +23,16 @@ class Outputs:
     Args:
         folder: The folder, which is made when the first file is written.
         inputs: Files and folders that the command reads.
+
+    Raises:
+        ValueError: The folder is one of those.
     """
 
     def __init__(self, folder: Path, inputs: Iterable[Path] = ()) -> None:
         self.folder = folder
         inputs = list(inputs)
+        if any(path.is_dir() and path.resolve() == folder.resolve() for path in inputs):
+            raise ValueError(f"{folder}: is a folder that is read, and would be written to; choose another --out")
         self._inputs = {path.resolve() for path in inputs}
         self._input_folders = {(path if path.is_dir() else path.parent).resolve() for path in inputs}
         self._sizes: dict[str, set[int | None]] = {}
@@ -139,11 +144,15 @@ class Outputs:
             if (self.folder / name).is_file() and not self._is_own(name):
                 self.record(name, (self.folder / name).stat().st_size)
 
-    def remove_own(self) -> None:
-        """Remove the files that detops wrote; what somebody else put beside them stays."""
+    def remove_own(self, beginning: str = "") -> None:
+        """Remove the files that detops wrote; what somebody else put beside them stays.
+
+        Args:
+            beginning: How their paths within the folder begin, such as "images/".
+        """
         for name in self._sizes:
             path = self.folder / name
-            if path.is_file() and self._is_own(name):
+            if name.startswith(beginning) and path.is_file() and self._is_own(name):
                 path.unlink()
 
     def _is_own(self, name: str) -> bool:

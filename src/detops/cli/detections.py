@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from detops.cli.shared import console, refuse, require_finite
+from detops.cli.shared import console, require_finite
 
 
 def evaluate(
@@ -23,11 +23,22 @@ def evaluate(
     strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
     json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
     device: Annotated[str | None, typer.Option(help="Torch device of a run. By default a GPU if there is one.")] = None,
+    max_detections: Annotated[
+        int | None,
+        typer.Option(
+            help="Detections per image. By default those of the run, or 100; with more than 100, the AP of so many"
+            " stands beside COCO's.",
+            min=1,
+        ),
+    ] = None,
+    backend: Annotated[
+        str, typer.Option(help="Package that compares: pycocotools, faster-coco-eval or hotcoco. The scores are equal.")
+    ] = "pycocotools",
 ) -> None:
     """Show COCO's twelve scores and the AP of each class."""
     from detops.apps import evaluate as job
 
-    job.run(run, results, annotations, images, kind, strict, json_path, device, console)
+    job.run(run, results, annotations, images, kind, strict, json_path, device, max_detections, backend, console)
 
 
 def predict(
@@ -45,8 +56,24 @@ def predict(
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/predict"),
     score: Annotated[
-        float, typer.Option(help="Lowest score to draw, if there are pictures. The results hold all.")
-    ] = 0.3,
+        float | None,
+        typer.Option(
+            help="Lowest score, in results and pictures. By default the results hold all, as evaluate needs them, and"
+            " the pictures show those from 0.3.",
+            min=0,
+            max=1,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option(help="Keep only these classes: names or ids, with commas, or several times.")
+    ] = None,
+    max_detections: Annotated[
+        int | None, typer.Option(help="Detections per image, the best. By default those of the network.", min=1)
+    ] = None,
+    formats: Annotated[
+        list[str] | None,
+        typer.Option("--format", help="Write the results as csv or yolo too. May be repeated."),
+    ] = None,
     pictures: Annotated[int, typer.Option(help="Draw the first N images; -1 draws all.", min=-1, metavar="N")] = 200,
     annotations: Annotated[
         Path | None, typer.Option(help="COCO annotations that give the images their ids in the results.")
@@ -60,15 +87,17 @@ def predict(
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted.")] = False,
     ray: Annotated[bool, typer.Option("--ray", help="Use all GPUs or machines of a Ray cluster.")] = False,
 ) -> None:
-    """Detect objects in images: a JSON line per image, pictures and a COCO results file."""
+    """Detect objects in images: a JSON line per image, pictures, and results in COCO's and other formats."""
     from detops.apps.predict import predict as job
 
     require_finite(ctx)
-    refuse(ctx, ["score"] * (pictures == 0), "decides what is drawn, and with --pictures 0 nothing is")
     options = job.Options(
         mask_rcnn=mask_rcnn,
         half=half,
         score=score,
+        classes=classes or (),
+        max_detections=max_detections,
+        formats=formats or (),
         pictures=pictures,
         annotations=annotations,
         device=device,

@@ -10,11 +10,13 @@ Two rules, which docs/what_can_go_wrong.md states for users:
 """
 
 import os
+import stat
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from detops.apps import require
+from detops.apps.data.video import read_frame, video_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -76,16 +78,26 @@ def decode(path: Path | str, recorded: Size | None = None) -> "Image":
         ValueError: It cannot be decoded; the message names the file.
     """
     with _Opened(path) as image:
-        turn = _orientation(image, recorded)
-        plain = _eight_bits(image) if image.mode in DEEP else image.convert("RGB")
-        if turn > 1:
-            transpose = require("PIL.Image", "Pillow").Transpose
-            turns = (
-                transpose.FLIP_LEFT_RIGHT, transpose.ROTATE_180, transpose.FLIP_TOP_BOTTOM, transpose.TRANSPOSE,
-                transpose.ROTATE_270, transpose.TRANSVERSE, transpose.ROTATE_90,
-            )  # fmt: skip
-            plain = plain.transpose(turns[turn - 2])
-        return plain
+        return plain(image, recorded)
+
+
+def plain(image: "Image", recorded: Size | None = None) -> "Image":
+    """Make an open image RGB, upright, 8 bits per channel.
+
+    Args:
+        image: The image.
+        recorded: Size that an annotation file records.
+    """
+    turn = _orientation(image, recorded)
+    found = _eight_bits(image) if image.mode in DEEP else image.convert("RGB")
+    if turn == 1:
+        return found
+    transpose = require("PIL.Image", "Pillow").Transpose
+    turns = (
+        transpose.FLIP_LEFT_RIGHT, transpose.ROTATE_180, transpose.FLIP_TOP_BOTTOM, transpose.TRANSPOSE,
+        transpose.ROTATE_270, transpose.TRANSVERSE, transpose.ROTATE_90,
+    )  # fmt: skip
+    return found.transpose(turns[turn - 2])
 
 
 class _Opened:
@@ -97,7 +109,13 @@ class _Opened:
         self._image: Any = None
 
     def __enter__(self) -> "Image":
+        video = video_of(os.fspath(self._path))
+        if video is not None:
+            self._image = read_frame(*video)
+            return self._image  # type: ignore[no-any-return]
         try:
+            if not stat.S_ISREG(os.stat(self._path).st_mode):  # a pipe would be waited for, for ever
+                raise OSError("is no regular file")
             self._image = self._module.open(self._path)
         except Exception as error:
             raise self._named(error) from error
@@ -145,5 +163,5 @@ def _eight_bits(image: "Image") -> "Image":
         values, top = values - low, (high - low) or 1.0
     values = numpy.where(finite, values, numpy.where(values == numpy.inf, top, 0.0))
     scaled = numpy.rint(values * (255.0 / top)).clip(0, 255).astype(numpy.uint8)
-    plain: Image = module.fromarray(scaled).convert("RGB")
-    return plain
+    found: Image = module.fromarray(scaled).convert("RGB")
+    return found

@@ -3,9 +3,11 @@
 files and folders -> Listing -> paths as text
 """
 
+import glob
 import heapq
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -17,6 +19,7 @@ from rich.console import Console
 from detops.apps import note
 from detops.apps.data.images import is_image
 from detops.apps.data.problems import quoted
+from detops.apps.data.video import frames_of, is_video
 
 SORTED_AT_ONCE = 200_000  # names, about 20 MB
 KEPT_IN_MEMORY = 8 << 20  # bytes of a list; a longer one goes to the disk
@@ -28,6 +31,9 @@ T = TypeVar("T")
 class Listing:
     """The paths of files as they are given, and of the images in folders (not in their subfolders), sorted by name.
 
+    A pattern such as "photos/*.jpg" stands for the files that fit it, sorted; "**" for any number of folders. A video
+    stands for its frames.
+
     An image that is named twice, itself or by its folder, is listed once, where it comes first. A listing shows what
     the folders held when it was made, can be iterated several times, and knows its length.
 
@@ -37,6 +43,7 @@ class Listing:
     Attributes:
         left_out: Number of entries of the folders that are no images by their names, and the first of them.
         repeated: Number of images that were named twice, and the first of them.
+        videos: Whether some of the images are frames of videos.
 
     Raises:
         FileNotFoundError: A path does not exist, or there is no image at all.
@@ -46,6 +53,7 @@ class Listing:
         self._count = 0
         self.left_out: tuple[int, str] = (0, "")
         self.repeated: tuple[int, str] = (0, "")
+        self.videos = False
         self._file = _stored(self._listed(paths))
         if not self._count:
             more = f"; {self._left_out_text()}" if self.left_out[0] else ""
@@ -72,7 +80,7 @@ class Listing:
         """Yield each image once. Only what the user wrote is kept in memory, not what the folders hold."""
         folders: set[str] = set()
         files: dict[str, set[str]] = {}  # by folder
-        for path in paths:
+        for path in self._expanded(paths):
             if path.is_dir():
                 folder = os.path.realpath(path)
                 if folder in folders:
@@ -85,6 +93,16 @@ class Listing:
                     else:
                         self._count += 1
                         yield str(path / name)
+            elif path.is_file() and is_video(path.name):
+                video = os.path.realpath(path)
+                if video in folders:  # its frames lie below it
+                    self._repeat(str(path))
+                    continue
+                folders.add(video)
+                self.videos = True
+                for frame in frames_of(path):
+                    self._count += 1
+                    yield frame
             elif path.exists():
                 folder, name = os.path.realpath(path.parent), path.name
                 if name in files.get(folder, ()) or (folder in folders and is_image(name)):
@@ -93,8 +111,22 @@ class Listing:
                     files.setdefault(folder, set()).add(name)
                     self._count += 1
                     yield str(path)
+            elif re.match(r"[a-z]{2,}:/", str(path)):
+                raise ValueError(f"{path}: streams and addresses are not read; save them to files first")
             else:
                 raise FileNotFoundError(f"{path}: no such file")
+
+    @staticmethod
+    def _expanded(paths: Sequence[Path]) -> Iterator[Path]:
+        """Replace patterns, which a shell did not, by the files that fit."""
+        for path in paths:
+            if glob.has_magic(str(path)) and not os.path.lexists(path):
+                found = sorted(glob.glob(str(path), recursive=True))
+                if not found:
+                    raise FileNotFoundError(f"{path}: no file fits this pattern")
+                yield from map(Path, found)
+            else:
+                yield path
 
     def _repeat(self, path: str) -> None:
         self.repeated = (self.repeated[0] + 1, self.repeated[1] or path)

@@ -54,6 +54,7 @@ class MaskRCNNPredictor:
         model: File of weights (see `load_mask_rcnn`), or "module:function", which returns a `MaskRCNN`.
         half: Compute in half precision.
         device: Device to detect on.
+        max_detections: Largest number of detections per image; by default that of the network.
 
     Raises:
         FileNotFoundError: There is no such file.
@@ -64,7 +65,7 @@ class MaskRCNNPredictor:
 
     size = None
 
-    def __init__(self, model: str, half: bool, device: torch.device) -> None:
+    def __init__(self, model: str, half: bool, device: torch.device, max_detections: int | None = None) -> None:
         network = self._build(model)
         try:
             self._pipeline = MaskRCNNPipeline(network, half=half, device_preprocess=True, masks="raw")
@@ -73,6 +74,7 @@ class MaskRCNNPredictor:
         network.to(device).eval()
         self.device = device
         heads = network.roi_heads
+        heads.detections_per_img = self.max_detections = max_detections or heads.detections_per_img
         last = getattr(heads.box_predictor, "cls_score", None)  # other box predictors may have none
         self.names = dict(enumerate(coco_names())) if getattr(last, "out_features", 0) == COCO_CLASSES else {}
         self.settings = {

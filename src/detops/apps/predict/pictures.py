@@ -20,13 +20,13 @@ from detops.apps import pictures, require, runs
 from detops.apps.data.images import decode
 from detops.apps.errors import explain
 from detops.apps.outputs import Outputs
-from detops.apps.predict.results import Line, error_of
+from detops.apps.predict.formats import Line
+from detops.apps.predict.results import PICTURES, error_of
 from detops.arguments import flat
 from detops.masks.crops import MaskCrop
 from detops.masks.drawing import draw_masks
 
 OPACITY = 0.5  # of masks
-FOLDER = "images"
 LARGE = 1 << 24  # pixels
 
 
@@ -74,7 +74,7 @@ class Pictures:
         """
         wanted = zip(self._names[row : row + len(lines)], lines, strict=False)
         begun = [
-            self._threads.submit(self._try, f"{FOLDER}/{name}.jpg", line)
+            self._threads.submit(self._try, f"{PICTURES}/{name}.jpg", line)
             for name, line in wanted
             if error_of(line) is None
         ]

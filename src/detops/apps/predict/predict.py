@@ -4,6 +4,7 @@ Listing -> batches of sources -> stream or ray -> lines -> pictures (threads), t
 """
 
 import hashlib
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
@@ -16,21 +17,26 @@ from typing import Any
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
 
+from detops import StageTimer
 from detops.apps import choose_device, note, require, usable_cores, warn
 from detops.apps.data import coco
 from detops.apps.data.dataset import LINES
 from detops.apps.outputs import Outputs
-from detops.apps.predict import ray, stream
+from detops.apps.predict import formats, ray, stream
+from detops.apps.predict.form import Form, chosen
 from detops.apps.predict.listing import Listing, batched
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
-from detops.apps.predict.pictures import FOLDER, Pictures
+from detops.apps.predict.pictures import Pictures
 from detops.apps.predict.predictor import Predictor
-from detops.apps.predict.results import ResultsFile, error_of
+from detops.apps.predict.results import PICTURES, ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
 from detops.apps.predict.sources import Sources, resized, unknown
 from detops.apps.train import metrics
 
+GOOD = 0.3  # score from which a detection is drawn, unless another is asked for
+OTHERS = {"csv": "results.csv", "yolo": "labels/*.txt"}
 PENDING = 4  # batches whose pictures may be in progress before the first of them must be done
 
 
@@ -41,7 +47,10 @@ class Options:
     Attributes:
         mask_rcnn: Weights of torchvision's Mask R-CNN, or "module:function" that returns one, in place of a run.
         half: Compute in half precision: bfloat16, or float16 for a Mask R-CNN on a GPU.
-        score: Lowest score that is drawn; the results hold all detections.
+        score: Lowest score of the detections; None keeps all, and draws those from 0.3.
+        classes: Names or ids of the classes to keep; none keeps all.
+        max_detections: Largest number of detections per image; by default that of the network.
+        formats: Formats of the results beside COCO's: "csv", "yolo".
         pictures: Number of images that are drawn, the first ones; all if negative.
         annotations: COCO file with the image ids for the results; without it, the first image has id 1.
         device: Torch device; by default a GPU if there is one.
@@ -53,7 +62,10 @@ class Options:
 
     mask_rcnn: str | None = None
     half: bool = False
-    score: float = 0.3
+    score: float | None = None
+    classes: Sequence[str] = ()
+    max_detections: int | None = None
+    formats: Sequence[str] = ()
     pictures: int = 200
     annotations: Path | None = None
     device: str | None = None
@@ -94,32 +106,50 @@ def run(
     predictor = load(torch.device("cpu") if options.ray else device)
     listing = Listing(images)
     listing.tell(console)
+    if listing.videos and options.ray:
+        raise ValueError("--ray: is for images; the frames of a video are read in order, by one process")
     sources, names = Sources(listing), dict(predictor.names)
     if options.annotations is not None:
         sources, known = _numbered(listing, options.annotations, console)
         names |= known
+    form = Form(names, options.score, chosen(options.classes, names))
     outputs = Outputs(out, [*images, *filter(None, [options.annotations])])
+    formats.claim(outputs, options.formats)
     if options.pictures:
-        outputs.claim_pictures(FOLDER)
-    with ResultsFile(out, _settings(predictor, device, options), listing, options.resume, outputs) as results:
+        outputs.claim_pictures(PICTURES)
+    least = GOOD if options.score is None else options.score
+    timer, start = StageTimer("cpu"), time.perf_counter()
+    with ResultsFile(out, _settings(predictor, device, options, form), listing, options.resume, outputs) as results:
+        before = results.count
         begin = _first_image(results.count, len(listing), options.batch_size)
         wanted = islice(sources, begin, None)
         batches = batched(wanted, options.batch_size)
         count = -(-(len(listing) - begin) // options.batch_size)
         lines: Iterator[list[str]] = iter(())
         if count and options.ray:
-            lines = ray.lines(load, predictor, device, batches, count, options.workers)
+            lines = ray.lines(load, predictor, device, batches, count, options.workers, form)
         elif count:
             workers = min(8, usable_cores()) if options.workers is None else options.workers
-            lines = stream.lines(predictor, batches, min(workers, count - 1))
-        with Pictures(outputs, listing, names, options.pictures, options.score) as pictures:
-            _write(results, lines, begin, len(listing), pictures, console)
-        summary = results.finish()
+            workers = 0 if listing.videos else workers  # a decoder reads in order, with threads of its own
+            lines = stream.lines(predictor, batches, min(workers, count - 1), form, timer)
+        with Pictures(outputs, listing, names, options.pictures, least) as pictures:
+            _write(results, lines, begin, len(listing), pictures, console, timer)
+        seconds, done = time.perf_counter() - start, results.count - before
+        summary = results.finish(options.formats, listing, names, predictor.max_detections, least)
+    more = "".join(f", {OTHERS[name]}" for name in options.formats)
     note(
         console,
         f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
-        f"results.json and {pictures.count} pictures in {out}",
+        f"results.json{more} and {pictures.count} pictures in {out}",
     )
+    if summary.full:
+        warn(
+            console,
+            f"{summary.full:,} images have {predictor.max_detections} detections, the most that are kept, and all of "
+            f"them of score {least:g} or more: there may be further ones; --max-detections raises that",
+        )
+    if done:
+        _tell_speed(console, done, seconds, timer)
     # A checkpoint that is named, such as the best one, was chosen whatever came after it.
     stopped = "" if run_folder is None or run_folder.suffix == ".ckpt" else metrics.stopped(run_folder)
     if stopped:
@@ -146,16 +176,31 @@ def _loader(run_folder: Path | None, options: Options) -> ray.Load:
     if (run_folder is None) == (options.mask_rcnn is None):
         raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run_folder is None else "both"))
     if run_folder is not None:
-        return partial(RunPredictor, run_folder.resolve(), options.half)
+        return partial(RunPredictor, run_folder.resolve(), options.half, max_detections=options.max_detections)
     assert options.mask_rcnn is not None
     path = Path(options.mask_rcnn)
-    return partial(MaskRCNNPredictor, str(path.resolve()) if path.is_file() else options.mask_rcnn, options.half)
+    model = str(path.resolve()) if path.is_file() else options.mask_rcnn
+    return partial(MaskRCNNPredictor, model, options.half, max_detections=options.max_detections)
 
 
-def _settings(predictor: Predictor, device: torch.device, options: Options) -> dict[str, Any]:
+def _tell_speed(console: Console, images: int, seconds: float, timer: StageTimer) -> None:
+    """Say how fast it went, and where the time of a batch went."""
+    note(console, f"{images:,} images in {seconds:.1f} s, {images / seconds:.1f} images per second")
+    stages = timer.stats()  # none with Ray, whose actors work elsewhere
+    if not stages:
+        return
+    table, total = Table("stage", "ms per batch", "share"), sum(stage.total_ms for stage in stages)
+    for stage in stages:
+        table.add_row(stage.path[0], f"{stage.mean_ms:.1f}", f"{stage.total_ms / max(total, 1e-9):.0%}")
+    console.print(table)
+
+
+def _settings(predictor: Predictor, device: torch.device, options: Options, form: Form) -> dict[str, Any]:
     """Return everything that the lines depend on, beside the images."""
     ids = options.annotations and hashlib.sha256(options.annotations.read_bytes()).hexdigest()
-    return {**predictor.settings, "annotations": ids, "batch_size": options.batch_size, "device": device.type}
+    kept = {"score": form.score, "classes": form.categories and sorted(form.categories, key=str)}
+    given = {"annotations": ids, "batch_size": options.batch_size, "device": device.type}
+    return {**predictor.settings, **given, **{name: value for name, value in kept.items() if value is not None}}
 
 
 def _first_image(done: int, total: int, batch_size: int) -> int:
@@ -164,7 +209,13 @@ def _first_image(done: int, total: int, batch_size: int) -> int:
 
 
 def _write(
-    results: ResultsFile, lines: Iterator[list[str]], begin: int, total: int, pictures: Pictures, console: Console
+    results: ResultsFile,
+    lines: Iterator[list[str]],
+    begin: int,
+    total: int,
+    pictures: Pictures,
+    console: Console,
+    timer: StageTimer,
 ) -> None:
     """Write lines as they come, but none before its picture, so that a resumed run misses no picture."""
     columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
@@ -176,9 +227,10 @@ def _write(
 
         def settle() -> None:
             batch, drawn = pending.popleft()
-            for picture in drawn:
-                undrawn.add(picture.result())
-            results.append(batch)
+            with timer.stage("pictures and lines"):
+                for picture in drawn:
+                    undrawn.add(picture.result())
+                results.append(batch)
             bar.update(task, completed=results.count)
 
         for batch in lines:

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 import torch
 
+from detops.apps.data.ids import Id
 from detops.apps.predict.reading import Images, ReadBatch
 
 Row = dict[str, Any]
@@ -29,7 +30,11 @@ class Predictor(Protocol):
         """Everything that its detections depend on, as JSON. Equal "weights" mean equal weights, bit for bit."""
 
     @property
-    def names(self) -> dict[int, str]:
+    def max_detections(self) -> int:
+        """Largest number of detections per image."""
+
+    @property
+    def names(self) -> dict[Id, str]:
         """Names of the categories by their ids in the results, in the order of labels, as far as they are known."""
 
     def start(self, images: Images) -> Any:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from detops.apps import require
+from detops.apps.predict.form import Form
 from detops.apps.predict.listing import batched
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.reading import ReadBatch, on_device, read
@@ -53,6 +54,7 @@ def lines(
     batches: Iterable[list[Source]],
     count: int,
     workers: int | None,
+    form: Form,
 ) -> Iterator[list[str]]:
     """Yield the lines of each batch, in order. Call `connect` first.
 
@@ -63,6 +65,7 @@ def lines(
         batches: Images to detect on. They go to Ray's store, which spills to the disk what does not fit in memory.
         count: Number of batches.
         workers: Copies of the network; by default one per GPU, or without GPUs one for every two cores.
+        form: Form of the detections.
     """
     import ray
     from ray.data import ActorPoolStrategy, from_arrow_refs
@@ -75,7 +78,7 @@ def lines(
     rows = rows.map(_read, fn_kwargs={"size": predictor.size, "folder": os.getcwd()}, num_cpus=1)
     rows = rows.map(
         DetectionActor,
-        fn_constructor_args=(load, predictor.settings["weights"], device.type),
+        fn_constructor_args=(load, predictor.settings["weights"], device.type, form),
         compute=ActorPoolStrategy(size=workers),
         **resources,
     )
@@ -129,13 +132,14 @@ class DetectionActor:
         load: Function that loads the detector.
         weights: Fingerprint that its weights must have.
         device: Kind of device to detect on.
+        form: Form of the detections.
 
     Raises:
         ValueError: The weights differ.
     """
 
-    def __init__(self, load: Load, weights: str, device: str) -> None:
-        self.predictor = load(torch.device(device))
+    def __init__(self, load: Load, weights: str, device: str, form: Form) -> None:
+        self.predictor, self.form = load(torch.device(device)), form
         if self.predictor.settings["weights"] != weights:
             raise ValueError("the weights on this machine differ from those on the machine that runs the command")
 
@@ -147,4 +151,4 @@ class DetectionActor:
         started = self.predictor.start(on_device(images, self.predictor.device))
         if self.predictor.device.type == "cuda":
             torch.cuda.current_stream(self.predictor.device).synchronize()
-        return {"lines": "".join(encode_batch(batch, self.predictor.rows(batch, started)))}
+        return {"lines": "".join(encode_batch(batch, self.predictor.rows(batch, started), self.form))}

@@ -1,37 +1,50 @@
 """`results.jsonl`: a line per image, in the order of the images, from which a killed run resumes.
 
-lines -> results.jsonl (during the run) -> results.json (COCO's results format, at its end)
+lines -> results.jsonl (during the run) -> results.json and other formats (at its end)
 
-A line is {"path", "image_id", "width", "height", "detections": [{"category_id", "bbox", "score"}, ...]}, or
-{"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds everything that
+A line is {"path", "image_id", "width", "height", "detections": [{"category_id", "category", "bbox", "score"}, ...]},
+or {"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds everything that
 the lines depend on, so that the lines of another run are not mistaken for those of this one.
 """
 
 import json
 import os
+import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any
 
+from detops.apps.data.ids import Id
 from detops.apps.outputs import Outputs
+from detops.apps.predict import formats
+from detops.apps.predict.form import Form
+from detops.apps.predict.formats import Line
 from detops.apps.predict.predictor import Row
 from detops.apps.predict.reading import ReadBatch
 from detops.arguments import flat
 
-Line = dict[str, Any]
+PICTURES = "images"  # folder of the pictures
 SYNC_EVERY = 5.0  # seconds after which lines are on the disk
 
 
 @dataclass(frozen=True)
 class Summary:
-    """How many images there are lines of, how many of them failed, and how many detections the others have."""
+    """What the lines say.
+
+    Attributes:
+        images: Number of lines.
+        failed: Number of images of which there are no detections.
+        detections: Number of detections on the others.
+        full: Number of images with as many detections as can be, even the last of which is good: there may be more.
+    """
 
     images: int
     failed: int
     detections: int
+    full: int = 0
 
 
 class ResultsFile:
@@ -94,21 +107,35 @@ class ResultsFile:
             self._synced = time.monotonic()
         self.count += len(lines)
 
-    def finish(self) -> Summary:
-        """Flush the lines to the disk and write them in COCO's format, with only one line in memory at a time."""
+    def finish(
+        self,
+        others: Sequence[str] = (),
+        paths: Iterable[str] = (),
+        names: Mapping[Id, str] = MappingProxyType({}),
+        most: int = sys.maxsize,
+        good: float = 0.0,
+    ) -> Summary:
+        """Flush the lines to the disk and write them in other formats, with only one line in memory at a time.
+
+        Args:
+            others: Formats beside COCO's.
+            paths: Paths of all images, for YOLO's.
+            names: Names of the categories by id, in the order of the classes, for YOLO's.
+            most: Largest number of detections per image.
+            good: Score from which a detection is worth having.
+        """
         os.fsync(self._file.fileno())
-        images = failed = detections = 0
-        with self._outputs.open("results.json") as file:
-            file.write(b"[")
+        images = failed = detections = full = 0
+        with formats.writers(self._outputs, others, paths, names) as writers:
             for line in map(json.loads, self._whole_lines()):
                 images += 1
                 failed += "error" in line
-                for row in line.get("detections", ()):
-                    row = {"image_id": line["image_id"], **row, "file_name": Path(line["path"]).name}
-                    file.write(((", " if detections else "") + json.dumps(row)).encode())
-                    detections += 1
-            file.write(b"]\n")
-        return Summary(images, failed, detections)
+                rows = line.get("detections", ())
+                detections += len(rows)
+                full += len(rows) >= most and rows[-1]["score"] >= good
+                for writer in writers:
+                    writer.add(line)
+        return Summary(images, failed, detections, full)
 
     def _lock(self) -> None:
         """Lock the file until it is closed or the process ends."""
@@ -128,6 +155,7 @@ class ResultsFile:
                 "or remove its results.jsonl"
             )
         self._file.truncate(0)  # before the settings, so that lines never stand beside the settings of another run
+        self._outputs.remove_own(f"{PICTURES}/")  # those of the run before, which may have had other images
         self._outputs.write("predict.json", json.dumps(settings, indent=1) + "\n")
 
     def _check_settings(self, path: Path, settings: dict[str, Any]) -> None:
@@ -178,13 +206,16 @@ def error_of(text: str) -> str | None:
     return json.loads(text).get("error") if '"error": ' in text else None
 
 
-def encode_batch(batch: ReadBatch, rows: Sequence[list[Row] | str]) -> list[str]:
+def encode_batch(batch: ReadBatch, rows: Sequence[list[Row] | str], form: Form) -> list[str]:
     """Encode the lines of a batch from the detections on each of its images, or why there are none."""
     lines = []
     for source, found, (width, height), error in zip(batch.sources, rows, batch.sides, batch.errors, strict=True):
         line: Line = {"path": source.path, "image_id": source.image_id}
         if isinstance(found, str) and not error:
             error = f"{source.path}: {found}"
-        line |= {"error": error} if error else {"width": width, "height": height, "detections": found}
+        if error or isinstance(found, str):
+            line["error"] = error
+        else:
+            line |= {"width": width, "height": height, "detections": form.rows(found)}
         lines.append(encode(line))
     return lines

@@ -21,20 +21,23 @@ class RunPredictor:
         run: Folder of the run.
         half: Compute in bfloat16.
         device: Device to detect on.
+        max_detections: Largest number of detections per image; by default that of the run.
 
     Raises:
         FileNotFoundError: There is no such run, or it has no checkpoint yet.
         ValueError: It is damaged, or its weights are not finite.
     """
 
-    def __init__(self, run: Path, half: bool, device: torch.device) -> None:
-        self._network, self._kind, config = runs.load(run, device)
+    def __init__(self, run: Path, half: bool, device: torch.device, max_detections: int | None = None) -> None:
+        self._network, self._kind, config = runs.load(run, device, max_detections)
+        self.max_detections = self._kind.max_detections
         self._half, self.device = half, device
         self.size: tuple[int, int] = (config["size"][0], config["size"][1])
         self.names = dict(zip(config["category_ids"], config["classes"], strict=True))
         self._category_ids = config["category_ids"]
         chosen = {name: config[name] for name in NAMES}
         self.settings = {"weights": runs.fingerprint(self._network), **chosen, "half": half}
+        self.settings["max_detections"] = self.max_detections
 
     def start(self, images: Images) -> Detections:
         """Begin to detect on a batch and to copy the detections back."""

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from detops import StageTimer
 from detops.apps.data.dataset import as_is
+from detops.apps.predict.form import Form
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.reading import Images, ReadBatch, Reader, on_device
 from detops.apps.predict.results import encode_batch
@@ -21,13 +23,17 @@ AHEAD = 1  # batches that a GPU is given before the results of the first are fet
 PREFETCH = 2  # batches that each reading process holds ready
 
 
-def lines(predictor: Predictor, batches: Iterable[list[Source]], workers: int) -> Generator[list[str], None, None]:
+def lines(
+    predictor: Predictor, batches: Iterable[list[Source]], workers: int, form: Form, timer: StageTimer
+) -> Generator[list[str], None, None]:
     """Yield the lines of each batch, in order.
 
     Args:
         predictor: Detector.
         batches: Images to detect on; only a few batches are taken ahead.
         workers: Processes that read; 0 reads between one batch and the next.
+        form: Form of the detections.
+        timer: Times the stages; on a GPU by the host's clock, since they overlap there.
     """
     device = predictor.device
     loader: DataLoader[ReadBatch] = DataLoader(
@@ -40,12 +46,18 @@ def lines(predictor: Predictor, batches: Iterable[list[Source]], workers: int) -
     )
     copying = torch.cuda.Stream(device) if device.type == "cuda" else None
     started: deque[tuple[ReadBatch, Any, torch.cuda.Event | None]] = deque()
-    for batch in loader:
-        started.append((batch, *_start(predictor, batch.images, copying)))
+    read = iter(loader)
+    while True:
+        with timer.stage("waiting for images" if workers else "reading images"):
+            batch = next(read, None)
+        if batch is None:
+            break
+        with timer.stage("network"):
+            started.append((batch, *_start(predictor, batch.images, copying)))
         if len(started) > (0 if copying is None else AHEAD):
-            yield _finish(predictor, *started.popleft())
+            yield _finish(predictor, form, timer, *started.popleft())
     while started:
-        yield _finish(predictor, *started.popleft())
+        yield _finish(predictor, form, timer, *started.popleft())
 
 
 def _start(
@@ -66,8 +78,17 @@ def _start(
     return found, ready
 
 
-def _finish(predictor: Predictor, batch: ReadBatch, started: Any, ready: torch.cuda.Event | None) -> list[str]:
+def _finish(
+    predictor: Predictor,
+    form: Form,
+    timer: StageTimer,
+    batch: ReadBatch,
+    started: Any,
+    ready: torch.cuda.Event | None,
+) -> list[str]:
     """Wait for a batch and encode its detections."""
     if ready is not None:
-        ready.synchronize()
-    return encode_batch(batch, predictor.rows(batch, started))
+        with timer.stage("waiting for the GPU"):
+            ready.synchronize()
+    with timer.stage("encoding"):
+        return encode_batch(batch, predictor.rows(batch, started), form)

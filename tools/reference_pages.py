@@ -13,6 +13,7 @@ import reference_pictures
 
 # Where a name is defined, and the title of its page, in reading order.
 ROOMS = {
+    "_load": "A trained detector",
     "ground_truth": "Ground truth",
     "targets": "Dense targets and heatmaps",
     "assign": "Label assignment",
@@ -37,6 +38,7 @@ def public_names() -> dict[str, list[str]]:
     for name in detops.__all__:
         if name != "__version__":
             names[getattr(detops, name).__module__.split(".")[1]].append(f"detops.{name}")
+    names["_load"].append("detops.apps.detector.Detector")
     names["ragged"] += [
         f"detops.ragged.{name}" for name in detops.ragged.__all__ if name not in {"RaggedBatch", "__version__"}
     ]

@@ -6,6 +6,7 @@
 Everything public imports from here; the submodules are for reading.
 """
 
+from detops._load import load
 from detops._version import __version__
 from detops.assign.assignment import Assignment
 from detops.assign.atss import atss_assign
@@ -117,6 +118,7 @@ __all__ = [
     "grid_points",
     "hungarian_match",
     "linear_assignment",
+    "load",
     "localization_distillation_loss",
     "nms",
     "nms_mask",

@@ -15,7 +15,7 @@ class Detections(NamedTuple):
     """Detections of a batch, the highest score first; K is the same for every image.
 
     Attributes:
-        boxes: (B, K, 4) float32, xyxy in pixels of the network's input.
+        boxes: (B, K, 4) float32, xyxy in pixels of the network's input; of `detops.load`, in pixels of each image.
         labels: (B, K) int64, -1 for no detection.
         scores: (B, K) float32, 0 for no detection.
     """

@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.console import Console
@@ -19,6 +19,9 @@ from detops.apps.data.coco import Annotations, read
 from detops.apps.data.compare import HEADS, find_images
 from detops.apps.data.images import Size, decode
 from detops.ground_truth import GroundTruth
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)  # of ImageNet, 0 .. 255
 MULTIPLE = 32  # sides of a network's input
@@ -172,13 +175,25 @@ def load_image(path: Path, size: tuple[int, int], recorded: Size | None = None) 
     Raises:
         ValueError: It cannot be decoded; the message names the file.
     """
-    module, numpy = require("PIL.Image", "Pillow"), require("numpy", "numpy")
     image = decode(path, recorded)
+    return fit(image, size), image.size
+
+
+def fit(image: "Image", size: tuple[int, int]) -> Tensor:
+    """Resize an RGB image to fit `size`, and pad it on the right and at the bottom.
+
+    Args:
+        image: The image.
+        size: Height and width to fit into.
+
+    Returns:
+        (3, H, W) uint8, H and W multiples of 32.
+    """
+    module, numpy = require("PIL.Image", "Pillow"), require("numpy", "numpy")
     small = image.resize(fitted(image.size, size), module.Resampling.BILINEAR)
-    shape = padded_shape(size)
-    canvas = torch.tensor(MEAN).to(torch.uint8)[:, None, None].repeat(1, *shape)
+    canvas = torch.tensor(MEAN).to(torch.uint8)[:, None, None].repeat(1, *padded_shape(size))
     canvas[:, : small.height, : small.width] = torch.from_numpy(numpy.array(small)).permute(2, 0, 1)
-    return canvas, image.size
+    return canvas
 
 
 class Steps(Sampler[list[int]]):

@@ -54,6 +54,7 @@ SMALL = ("--size", "64x64", "--width", 8, "--batch-size", 2, "--epochs", 1, "--a
     [
         (("--accelerator", "banana"), "accelerator, devices, strategy, nodes or precision: "),
         (("--devices", "banana"), "accelerator, devices, strategy, nodes or precision: "),
+        (("--devices", "99", "--accelerator", "cpu"), "--devices 99: would be as many processes, on "),
         (("--devices", "0"), "accelerator, devices, strategy, nodes or precision: "),
         (("--strategy", "banana"), "accelerator, devices, strategy, nodes or precision: "),
         (("--precision", "banana"), "accelerator, devices, strategy, nodes or precision: "),

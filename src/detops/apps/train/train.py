@@ -269,6 +269,10 @@ def _trainer(hardware: Hardware, logger: Any, callbacks: list[Any], bar: bool) -
         ValueError: There is no such hardware, or Lightning cannot use it in this way.
     """
     _silence_lightning()
+    on_cpu = hardware.accelerator == "cpu" or (hardware.accelerator == "auto" and not torch.cuda.is_available())
+    cores = usable_cores()
+    if on_cpu and hardware.devices.isdecimal() and int(hardware.devices) > max(2, cores):
+        raise ValueError(f"--devices {hardware.devices}: would be as many processes, on {cores} cores")
     precision: Any = hardware.precision or choose_precision()
     try:
         return lightning.Trainer(

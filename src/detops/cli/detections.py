@@ -59,9 +59,7 @@ def predict(
         float | None,
         typer.Option(
             help="Lowest score, in results and pictures. By default the results hold all, as evaluate needs them, and"
-            " the pictures show those from 0.3.",
-            min=0,
-            max=1,
+            " the pictures show those from 0.3."
         ),
     ] = None,
     classes: Annotated[

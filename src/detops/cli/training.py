@@ -11,6 +11,7 @@ import typer
 from detops.apps import note, require
 from detops.cli.shared import console, given, option, refuse, require_finite
 
+SEEDS = 2**32 - 1
 LD = ["teacher", "temperature", "ld_weight", "ld_region"]  # parameters of one kind of detector
 # The options of `detops train`, in the groups in which its help lists them.
 data_option = partial(typer.Option, rich_help_panel="Data")
@@ -80,7 +81,9 @@ def train(
         int, training_option(help="End after so many evaluations without a higher AP; 0 never does.", min=0)
     ] = 0,
     lr: Annotated[float, training_option(help="Peak learning rate.")] = 5e-3,
-    seed: Annotated[int, training_option(help="Random seed of weights, image order and augmentation.")] = 0,
+    seed: Annotated[
+        int, training_option(help="Random seed of weights, image order and augmentation.", min=0, max=SEEDS)
+    ] = 0,
     l1_epochs: Annotated[
         int, training_option(help="With --detector yolox: epochs at the end that add the L1 loss.", min=0)
     ] = 15,
@@ -186,7 +189,13 @@ def train(
         network=network,
         settings=settings,
         hardware=Hardware(
-            precision, devices, accelerator, strategy, nodes, memory_limit=int(memory * 2**30), workers=workers
+            precision,
+            devices,
+            accelerator,
+            strategy,
+            nodes,
+            memory_limit=int(min(memory, 2**20) * 2**30),
+            workers=workers,
         ),
         resume=resume,
         changes=changes,

@@ -100,6 +100,8 @@ def run(
     """
     console = console or Console()
     require("PIL.Image", "Pillow", "predict")
+    if options.score is not None and not 0 <= options.score <= 1:
+        raise ValueError(f"score: expected 0 .. 1, got {options.score:g}")
     load = _loader(run_folder, options)
     gpu = ray.connect() if options.ray else None
     device = choose_device(options.device, gpu)

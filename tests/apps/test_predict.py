@@ -209,6 +209,7 @@ def test_a_picture_that_fails_costs_itself(
     code, output = call(*arguments)
     assert code == 0
     assert "06.png: no picture: the disk is full" in output.replace("\n", "")
+    assert "and 8 pictures in" in output.replace("\n", " ")
     assert len(read(tmp_path / "out")) == 9
     assert len(list((tmp_path / "out" / "images").iterdir())) == 8
 

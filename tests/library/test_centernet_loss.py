@@ -208,6 +208,7 @@ def test_checked_mode_names_the_box_and_the_logit():
             r"labels: expected shape \(1, 1\) to match boxes",
         ),
         ({"image_size": (0, 4)}, "image_size: expected a height and a width of at least 1"),
+        ({"image_size": (64.0, 64.0)}, "image_size: expected a height and a width of at least 1, got"),
         ({"image_size": (16, 64)}, "image_size: expected .* a cell would be 4.00 pixels high and 16.00 wide"),
     ],
 )

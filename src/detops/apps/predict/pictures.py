@@ -41,7 +41,7 @@ class Pictures:
         score: Least score of the detections that are drawn.
 
     Attributes:
-        count: Number of pictures begun.
+        count: Number of pictures begun; who learns that one failed subtracts it.
     """
 
     def __init__(

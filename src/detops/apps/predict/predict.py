@@ -232,6 +232,7 @@ def _write(
             with timer.stage("pictures and lines"):
                 for picture in drawn:
                     undrawn.add(picture.result())
+                    pictures.count -= bool(picture.result())
                 results.append(batch)
             bar.update(task, completed=results.count)
 

@@ -71,7 +71,7 @@ def test_chrome_trace(monkeypatch: pytest.MonkeyPatch, clock: Clock, tmp_path: P
         fail()
     timer.chrome_trace(tmp_path / "trace.json")
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
-    named = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
+    named = {event["pid"]: event["args"]["name"] for event in events if event["name"] == "process_name"}
     assert named == {0: "host", 1: "cuda:0"}
     spans = [(e["pid"], e["name"], e["cat"], e["ts"], e["dur"], e["args"]["path"]) for e in events if e["ph"] == "X"]
     assert spans == [
@@ -91,7 +91,7 @@ def test_a_trace_has_a_track_for_each_thread(tmp_path: Path) -> None:
         with timer.stage(name), timer.stage("inner"):
             barrier.wait()
 
-    threads = [threading.Thread(target=work, args=(name,)) for name in ("first", "second")]
+    threads = [threading.Thread(target=work, args=(name,), name=f"the {name}") for name in ("first", "second")]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -100,6 +100,8 @@ def test_a_trace_has_a_track_for_each_thread(tmp_path: Path) -> None:
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
     tracks = {event["args"]["path"]: event["tid"] for event in events if event["ph"] == "X"}
     assert tracks["first"] == tracks["first/inner"] != tracks["second"] == tracks["second/inner"]
+    names = {event["tid"]: event["args"]["name"] for event in events if event["name"] == "thread_name"}
+    assert names == {tracks["first"]: "the first", tracks["second"]: "the second"}
 
 
 def test_a_trace_of_the_cpu_has_one_process(timer: StageTimer, clock: Clock, tmp_path: Path) -> None:
@@ -110,15 +112,23 @@ def test_a_trace_of_the_cpu_has_one_process(timer: StageTimer, clock: Clock, tmp
     assert {event["pid"] for event in events} == {0}
 
 
+def test_few_calls_are_slower_than_the_percentiles(timer: StageTimer, clock: Clock) -> None:
+    for milliseconds in [*range(1, 200), 1000]:
+        with timer.stage("stage"):
+            clock.sleep(milliseconds)
+    (stats,) = timer.stats()
+    assert (stats.median_ms, stats.p95_ms, stats.p99_ms, stats.max_ms) == (100.5, 190, 198, 1000)
+
+
 def test_table(timer: StageTimer, clock: Clock) -> None:
     with timer.stage("network"):
         clock.sleep(1)
         with timer.stage("head"):
             clock.sleep(3)
     assert timer.table().splitlines() == [
-        "stage    calls  mean ms  median    min    max   host  share",
-        "network      1    4.000   4.000  4.000  4.000  4.000",
-        "  head       1    3.000   3.000  3.000  3.000  3.000    75%",
+        "stage    calls  mean ms  median    p95    p99    min    max   host  share",
+        "network      1    4.000   4.000  4.000  4.000  4.000  4.000  4.000",
+        "  head       1    3.000   3.000  3.000  3.000  3.000  3.000  3.000    75%",
     ]
 
 

@@ -5,6 +5,7 @@ readings.
 """
 
 import json
+import math
 import statistics
 import sys
 import threading
@@ -22,7 +23,7 @@ from torch import nn
 from detops.arguments import require_module
 
 StagePath = tuple[str, ...]
-COLUMNS = ("stage", "calls", "mean ms", "median", "min", "max", "host", "share")
+COLUMNS = ("stage", "calls", "mean ms", "median", "p95", "p99", "min", "max", "host", "share")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,8 @@ class StageStats:
         total_ms: Sum over the calls.
         mean_ms: Mean per call.
         median_ms: Median.
+        p95_ms: Shortest time that 95 % of the calls do not exceed.
+        p99_ms: Shortest time that 99 % of the calls do not exceed.
         min_ms: Shortest call.
         max_ms: Longest call.
         host_ms: Mean host time: from entering the stage to leaving it, without waiting for the GPU. On a GPU it is
@@ -49,6 +52,8 @@ class StageStats:
     total_ms: float
     mean_ms: float
     median_ms: float
+    p95_ms: float
+    p99_ms: float
     min_ms: float
     max_ms: float
     host_ms: float
@@ -97,6 +102,7 @@ class StageTimer:
             raise ValueError(f"limit: expected at least 1, got {limit}")
         self._clock = clock
         self._local = threading.local()
+        self._threads: dict[int, str] = {}  # names by identifier, for the trace
         self._lock = threading.Lock()
         self._spans: deque[_Span] = deque(maxlen=limit)
         self._forgotten = 0
@@ -171,7 +177,7 @@ class StageTimer:
         cells = []
         for s in stats:
             around = totals.get(s.path[:-1], 0.0)
-            times = (s.mean_ms, s.median_ms, s.min_ms, s.max_ms, s.host_ms)
+            times = (s.mean_ms, s.median_ms, s.p95_ms, s.p99_ms, s.min_ms, s.max_ms, s.host_ms)
             name = "  " * (len(s.path) - 1) + s.path[-1] + (f" ({s.failed} failed)" if s.failed else "")
             share = f"{s.total_ms / around:.0%}" if around else ""
             cells.append([name, str(s.calls), *(f"{value:.3f}" for value in times), share])
@@ -210,6 +216,10 @@ class StageTimer:
                     "pid": pid, "tid": threads.setdefault(span.thread, len(threads)),
                     "ts": begin / 1e3, "dur": duration / 1e3, "args": {"path": "/".join(span.path)},
                 })  # fmt: skip
+            events += [
+                {"ph": "M", "name": "thread_name", "pid": pid, "tid": number, "args": {"name": self._threads[thread]}}
+                for thread, number in threads.items()
+            ]
         text = json.dumps({"traceEvents": events, "displayTimeUnit": "ms"}, allow_nan=False)
         Path(path).write_text(text)
 
@@ -219,6 +229,7 @@ class StageTimer:
             return self._local.stack  # type: ignore[no-any-return]
         except AttributeError:
             self._local.stack = []
+            self._threads[threading.get_ident()] = threading.current_thread().name
             return self._local.stack  # type: ignore[no-any-return]
 
     def _event(self) -> Any:
@@ -355,8 +366,10 @@ def _summary(path: StagePath, spans: list[_Span]) -> StageStats:
     good = [span for span in spans if not span.failed]
     failed = len(spans) - len(good)
     if not good:
-        return StageStats(path, 0, failed, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-    times = [span.device_ns / 1e6 for span in good]
+        return StageStats(path, 0, failed, *[0.0] * 8)
+    times = sorted(span.device_ns / 1e6 for span in good)
     host = sum(span.host_end - span.host_begin for span in good) / 1e6 / len(good)
     total, median = sum(times), statistics.median(times)
-    return StageStats(path, len(good), failed, total, total / len(good), median, min(times), max(times), host)
+    p95, p99 = (times[math.ceil(part * len(times) / 100) - 1] for part in (95, 99))
+    mean = total / len(good)
+    return StageStats(path, len(good), failed, total, mean, median, p95, p99, times[0], times[-1], host)

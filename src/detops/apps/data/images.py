@@ -46,9 +46,9 @@ def endings() -> frozenset[str]:
     return frozenset(e for e, name in known.items() if name in module.OPEN and name not in NOT_DECODED)
 
 
-def is_image(name: str) -> bool:
-    """Tell whether a file is an image by the ending of its name; hidden files are none."""
-    return os.path.splitext(name)[1].lower() in endings() and not name.startswith(".")
+def is_image(name: str, hidden: bool = False) -> bool:
+    """Tell whether a file is an image by the ending of its name; hidden files are none, unless they are to be."""
+    return os.path.splitext(name)[1].lower() in endings() and (hidden or not name.startswith("."))
 
 
 def facts(path: Path | str, recorded: Size | None = None) -> Facts:

@@ -105,7 +105,7 @@ class Listing:
                     yield frame
             elif path.exists():
                 folder, name = os.path.realpath(path.parent), path.name
-                if name in files.get(folder, ()) or (folder in folders and is_image(name)):
+                if name in files.get(folder, ()) or (folder in folders and is_image(name, hidden=True)):
                     self._repeat(str(path))
                 else:
                     files.setdefault(folder, set()).add(name)
@@ -141,7 +141,7 @@ class Listing:
         yield from heapq.merge(*map(_read, parts))
 
     def _is_image(self, entry: "os.DirEntry[str]") -> bool:
-        if is_image(entry.name) and not entry.is_dir():
+        if is_image(entry.name, hidden=True) and not entry.is_dir():
             return True
         self.left_out = (self.left_out[0] + 1, self.left_out[1] or entry.name)
         return False

@@ -72,7 +72,8 @@ def doubts(results: Results, annotations: Annotations) -> list[str]:
         results: The detections.
         annotations: The annotations that they belong to.
     """
-    np, found = require("numpy", "numpy"), []
+    np = require("numpy", "numpy")
+    found: list[str] = []
     if not len(results.score):
         return ["there is no detection in it"]
     sizes = np.array([image.size for image in annotations.images], np.float64)[results.image]

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from detops.apps import import_function, runs
+from detops.apps.data.ids import Id
 from detops.apps.predict.predictor import BROKEN, Row
 from detops.apps.predict.reading import Images, ReadBatch
 from detops.arguments import flat
@@ -76,7 +77,9 @@ class MaskRCNNPredictor:
         heads = network.roi_heads
         heads.detections_per_img = self.max_detections = max_detections or heads.detections_per_img
         last = getattr(heads.box_predictor, "cls_score", None)  # other box predictors may have none
-        self.names = dict(enumerate(coco_names())) if getattr(last, "out_features", 0) == COCO_CLASSES else {}
+        self.names: dict[Id, str] = {}
+        if getattr(last, "out_features", 0) == COCO_CLASSES:
+            self.names = dict(enumerate(coco_names()))
         self.settings = {
             "weights": runs.fingerprint(network),
             "detector": "mask_rcnn",

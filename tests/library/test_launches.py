@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._pytree import tree_leaves
 
 import detops
 from detops import ops
@@ -78,21 +79,87 @@ def test_launches_follow_the_kernels_and_not_the_boxes():
     assert draw(50) == draw(5)
 
 
-def test_centernet_launches_few_kernels():
-    """However many boxes there are; what sums the three losses counts too."""
+def truth(count):
+    low = torch.rand(2, count, 2) * 100
+    return detops.GroundTruth(torch.cat([low, low + 20], 2), torch.arange(2 * count).view(2, count) % 3)
+
+
+def leaves(*shapes):
+    return [torch.randn(2, *shape).requires_grad_() for shape in shapes]
+
+
+SIDES = (16, 8, 4)
+MAPS = {side: (side, side) for side in (32, *SIDES)}
+
+
+def heatmaps():
+    return leaves((3, *MAPS[32]), (2, *MAPS[32]), (2, *MAPS[32]))
+
+
+def raw_maps():
+    return leaves(*((1, *MAPS[side], 8) for side in SIDES))
+
+
+def dense_maps():
+    """Class logits and box logits."""
+    return leaves(*((3, *MAPS[side]) for side in SIDES)), leaves(*((68, *MAPS[side]) for side in SIDES))
+
+
+def query_outputs():
+    return [torch.randn(2, 30, 3).requires_grad_(), torch.rand(2, 30, 4).requires_grad_()]
+
+
+CENTERNET, YOLOX = detops.CenterNetLoss(3), detops.YOLOXLoss(3)
+GFL, LD = (kind(3, strides=(8, 16, 32)) for kind in (detops.GFLLoss, detops.LDLoss))
+TAL = detops.TaskAlignedLoss(3)
+SET = detops.SetLoss(3)
+SIZES = torch.full((2, 2), 128)
+
+# What makes the network's outputs, what is called with them and the ground truth, and how many kernels it launches:
+# of a criterion forward and backward. A call that launches fewer lowers its number here.
+CRITERIA = {
+    "CenterNetLoss": (heatmaps, lambda maps, truth: CENTERNET(*maps, truth, (128, 128)), 26),
+    "YOLOXLoss": (raw_maps, lambda maps, truth: YOLOX(maps, truth), 39),
+    "GFLLoss": (dense_maps, lambda maps, truth: GFL(*maps, truth), 51),
+    "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 55),
+    "TaskAlignedLoss": (dense_maps, lambda maps, truth: TAL(*maps, truth), 55),
+    "SetLoss": (query_outputs, lambda maps, truth: SET(*maps, (truth.boxes, truth.labels)), 23),
+}
+CALLS_OF_MAPS = {
+    "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 11),
+    "decode_centernet": (heatmaps, lambda maps, truth: detops.decode_centernet(*maps, (128, 128)), 63),
+    "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 69),
+    "decode_gfl": (dense_maps, lambda maps, truth: detops.decode_gfl(*maps, (8, 16, 32)), 55),
+    "decode_detr": (query_outputs, lambda maps, truth: detops.decode_detr(*maps, SIZES), 69),
+    "nms_mask": (list, lambda maps, truth: detops.nms_mask(truth.boxes, truth.boxes[..., 0], 0.5), 7),
+}
+
+
+@pytest.mark.parametrize("count", [2, 70])
+@pytest.mark.parametrize("name", CRITERIA)
+def test_criteria_launch_few_kernels(name, count):
+    """Forward and backward, however many boxes there are; what sums the losses counts too."""
     pytest.importorskip("triton")
-    criterion = detops.CenterNetLoss(3)
-    maps = [torch.randn(2, c, 16, 16, requires_grad=True) for c in (3, 2, 2)]
+    make, call, launches = CRITERIA[name]
+    maps, targets = make(), truth(count)
+
+    def step():
+        losses = call(maps, targets)
+        torch.autograd.grad(sum(losses.values()), tree_leaves(maps))
+
+    step()  # what is kept for the next step is made
+    assert count_launches(step) == launches
+
+
+@pytest.mark.parametrize("name", CALLS_OF_MAPS)
+def test_other_calls_launch_few_kernels(name):
+    pytest.importorskip("triton")
+    make, call, launches = CALLS_OF_MAPS[name]
+    maps = make()
     for count in (2, 70):
-        low = torch.rand(2, count, 2) * 40
-        targets = detops.GroundTruth(torch.cat([low, low + 20], 2), torch.arange(2 * count).view(2, count) % 3)
-        assert count_launches(detops.centernet_targets, targets, (16, 16), (64, 64), 3) <= 11
-        assert count_launches(lambda: criterion(*maps, targets, (64, 64))) <= 20  # noqa: B023
-
-        def step():
-            torch.autograd.grad(sum(criterion(*maps, targets, (64, 64)).values()), maps)  # noqa: B023
-
-        assert count_launches(step) <= 27
+        targets = truth(count)
+        call(maps, targets)
+        assert count_launches(call, maps, targets) == launches
 
 
 @pytest.mark.gpu

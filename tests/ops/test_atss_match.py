@@ -392,10 +392,11 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 KERNELS = [
     Kernel("take_kernel",
-           dict(anchors="*fp32", sizes=("i32",) * 3, boxes="*fp32", exists="*u8", valid="*u8",
-                best="*i64", times="*i32", thresholds="*fp32", A="i32", N="i32", margin="fp32"),
-           dict(LEVELS=3, TOPK=9, STRICT=True, ALL_BOXES=True, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4),
+           dict(anchors="*fp32", sizes=("i32",) * 3, boxes="*fp32", labels="*i64", sample_sizes="*i64", valid="*u8",
+                best="*i64", times="*i32", exists="*u8", thresholds="*fp32", A="i32", N="i32", C="i32", margin="fp32"),
+           dict(LEVELS=3, TOPK=9, STRICT=True, ALL_BOXES=True, HAS_SIZES=True, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4),
     Kernel("contest_kernel",
            dict(anchors="*fp32", boxes="*fp32", exists="*u8", times="*i32", best="*i64", A="i32", N="i32"),
            dict(BLOCK=64), 2),
+    Kernel("result_kernel", dict(best="*i64", index="*i64", overlaps="*fp32", count="i32"), dict(BLOCK=256), 4),
 ]  # fmt: skip

@@ -391,16 +391,15 @@ def test_refuses(change: dict[str, Any]) -> None:
 
 KERNELS = [
     Kernel("positives_kernel",
-           dict(scores="*fp16", scores_b="i64", scores_c="i64", scores_y="i64", scores_x="i64", class_gradient="*fp16",
-                gradient_b="i64", gradient_c="i64", gradient_y="i64", gradient_x="i64",
-                preds="*fp16", preds_b="i64", preds_c="i64", preds_y="i64", preds_x="i64", soft="*fp16", soft_b="i64",
-                soft_c="i64", soft_y="i64", soft_x="i64", points="*fp32", boxes="*fp32", labels="*i64", index="*i64",
-                quality="*fp32", weight="*fp32", region="*fp32", scale="*fp32", weights="*fp32", parts="*fp32",
-                start="i32", R="i32", W="i32", C="i32", A="i32", N="i32", alpha="fp32", gamma="fp32",
-                temperature="fp32", margin="fp32"),
-           dict(CLASS_KIND=CLASS_KINDS.index(class_kind), BOX_KIND=BOX_KINDS.index(box_kind), SQUARE=square, BINS=17,
-                HAS_QUALITY=given, HAS_WEIGHT=given, HAS_SOFT=not given, HAS_REGION=not given, WITH_GRADIENT=True,
-                BLOCK=32, BLOCK_C=128, BLOCK_J=32), 1)
+           dict(score_maps=("*fp16",) * 3, gradient_maps=("*fp16",) * 3, pred_maps=("*fp16",) * 3,
+                soft_maps=("*fp16",) * 3, score_strides=("i32",) * 12, gradient_strides=("i32",) * 12,
+                pred_strides=("i32",) * 12, soft_strides=("i32",) * 12, starts=("i32",) * 3, rows=("i32",) * 3,
+                widths=("i32",) * 3, points="*fp32", boxes="*fp32", labels="*i64", index="*i64", quality="*fp32",
+                weight="*fp32", region="*fp32", scale="*fp32", weights="*fp32", parts="*fp32", B="i32", C="i32",
+                A="i32", N="i32", alpha="fp32", gamma="fp32", temperature="fp32", margin="fp32"),
+           dict(LEVELS=3, CLASS_KIND=CLASS_KINDS.index(class_kind), BOX_KIND=BOX_KINDS.index(box_kind), SQUARE=square,
+                BINS=17, HAS_QUALITY=given, HAS_WEIGHT=given, HAS_SOFT=not given, HAS_REGION=not given,
+                WITH_GRADIENT=True, BLOCK=32, BLOCK_C=128, BLOCK_J=32), 1)
     for class_kind, box_kind, square, given in (("quality", "giou", True, False), ("bce", "ciou", False, True),
                                                 ("varifocal", "iou", True, True), ("focal", "diou", False, False))
 ]  # fmt: skip

@@ -192,10 +192,10 @@ def test_refuses(change: dict[str, Any]) -> None:
 
 KERNELS = [
     Kernel("gradient_kernel",
-           dict(preds="*fp16", preds_b="i64", preds_c="i64", preds_y="i64", preds_x="i64", soft="*fp16", soft_b="i64",
-                soft_c="i64", soft_y="i64", soft_x="i64", gradient="*fp16", points="*fp32", boxes="*fp32",
-                index="*i64", weight="*fp32", region="*fp32", factors="*fp32", level="i32", L="i32", start="i32",
-                R="i32", W="i32", A="i32", N="i32", temperature="fp32", margin="fp32"),
-           dict(BOX_KIND=BOX_KINDS.index(kind), BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
+           dict(pred_maps=("*fp16",) * 3, soft_maps=("*fp16",) * 3, gradient_maps=("*fp16",) * 3,
+                pred_strides=("i32",) * 12, soft_strides=("i32",) * 12, starts=("i32",) * 3, rows=("i32",) * 3,
+                widths=("i32",) * 3, points="*fp32", boxes="*fp32", index="*i64", weight="*fp32", region="*fp32",
+                factors="*fp32", A="i32", N="i32", temperature="fp32", margin="fp32"),
+           dict(LEVELS=3, BOX_KIND=BOX_KINDS.index(kind), BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
     for kind, on in (("giou", True), ("ciou", False))
 ]  # fmt: skip

@@ -335,23 +335,21 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 
 def _kernels() -> list[Kernel]:
-    boxes = dict(objectness="*fp32", cells="*fp32", boxes="*fp32")
-    sides = dict(stride_b="i32", stride_r="i32", stride_c="i32")
-    cells = dict(logits="*fp16", stride_b="i32", stride_r="i32", **boxes, candidate="*u8", total="*fp32", start="i32", R="i32", C="i32", A="i32",
-                 N="i32", radius="fp32")  # fmt: skip
     three = ("i32",) * 3
-    pick: dict[str, str | tuple[str, ...]] = dict(
-        levels=("*fp16",) * 3, strides_b=three, strides_r=three, strides_c=three, starts=three, rows=three, **boxes,
-        pred="*fp32", candidate="*u8", total="*fp32", present="*u8", times="*i32", taken="*i64", A="i32", N="i32",
-        radius="fp32", k_scale="fp32", iou_weight="fp32", class_weight="fp32",
+    levels: dict[str, str | tuple[str, ...]] = dict(
+        levels=("*fp16",) * 3, strides_b=three, strides_r=three, strides_c=three, starts=three, rows=three,
+        objectness="*fp32", cells="*fp32", boxes="*fp32", times="*i32", taken="*i64", A="i32", N="i32", radius="fp32",
     )  # fmt: skip
-    resolve = dict(logits="*fp16", **sides, **boxes, pred="*fp32", present="*u8", times="*i32", taken="*i64",
-                   index="*i64", matched="*fp32", start="i32", R="i32", A="i32", N="i32", radius="fp32",
-                   iou_weight="fp32", class_weight="fp32")  # fmt: skip
+    boxes = dict(given="*fp32", labels="*i64", sample_sizes="*i64", boxes="*fp32", C="i32", N="i32")
+    cells = levels | dict(candidate="*u8", total="*fp32", C="i32")
+    costs = dict(pred="*fp32", present="*u8", iou_weight="fp32", class_weight="fp32")
+    pick = levels | costs | dict(candidate="*u8", total="*fp32", k_scale="fp32")
+    resolve = levels | costs | dict(index="*i64", matched="*fp32")
     return [
-        Kernel("cells_kernel", cells, dict(CENTER_ONLY=False, BLOCK=32, BLOCK_C=16, stride_c=1), 4),
+        Kernel("boxes_kernel", boxes, dict(HAS_SIZES=True, BLOCK=128), 1),
+        Kernel("cells_kernel", cells, dict(LEVELS=3, CENTER_ONLY=False, TOGETHER=True, BLOCK=32, BLOCK_C=16), 4),
         Kernel("pick_kernel", pick, dict(LEVELS=3, CENTER_ONLY=False, OWN=True, TOPK=10, MOST=11, BLOCK=256), 4),
-        Kernel("resolve_kernel", resolve, dict(CENTER_ONLY=False, OWN=False, BLOCK=32), 1),
+        Kernel("resolve_kernel", resolve, dict(LEVELS=3, CENTER_ONLY=False, OWN=False, BLOCK=32), 1),
     ]
 
 

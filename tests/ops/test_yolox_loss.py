@@ -266,10 +266,11 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 KERNELS = [
     Kernel("loss_kernel",
-           dict(output="*fp16", stride_b="i32", stride_r="i32", gradient="*fp16", cells="*fp32",
-                boxes="*fp32", labels="*i64", index="*i64", matched="*fp32", scale="*fp32", pos_weight="*fp32",
-                parts="*fp32", first_part="i32", start="i32", R="i32", C="i32", A="i32", N="i32", iou_weight="fp32",
-                obj_weight="fp32", cls_weight="fp32"),
-           dict(KIND=kind, USE_L1=True, HAS_POS_WEIGHT=kind == 4, WITH_GRADIENT=True, BLOCK=32, BLOCK_C=16, stride_c=1), 4)
+           dict(outputs=("*fp16",) * 3, gradients=("*fp16",) * 3, strides=("i32",) * 9, firsts=("i32",) * 3,
+                starts=("i32",) * 3, rows=("i32",) * 3, cells="*fp32", boxes="*fp32", labels="*i64", index="*i64",
+                matched="*fp32", scale="*fp32", pos_weight="*fp32", parts="*fp32", C="i32", A="i32", N="i32",
+                iou_weight="fp32", obj_weight="fp32", cls_weight="fp32"),
+           dict(LEVELS=3, TOGETHER=True, KIND=kind, USE_L1=True, HAS_POS_WEIGHT=kind == 4, WITH_GRADIENT=True, BLOCK=32,
+                BLOCK_C=16), 4)
     for kind in (0, 2, 4)
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
-from detops.assign.assignment import Assignment
+from detops.assign.assignment import IGNORED, Assignment
 from detops.geometry.boxes import to_cxcywh
 from detops.geometry.points import points_in_boxes
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
@@ -95,7 +95,9 @@ def simota_assign(
         targets, levels[0].shape[2], batch=len(objectness), like=objectness, like_name="objectness"
     )
     boxes = to_cxcywh(pred_boxes.detach().to(torch.float32))
-    return match_points([level.detach() for level in levels], objectness.detach(), boxes, points, truth, rule)
+    gt_boxes, scores = truth.cxcywh().detach().to(torch.float32), [level.detach() for level in levels]
+    index, iou = match_points(scores, objectness.detach(), boxes, points, truth, rule, gt_boxes)
+    return Assignment.of(index, iou, truth.labels)
 
 
 class SimOTARule(NamedTuple):
@@ -133,14 +135,28 @@ def match_points(
     points: Tensor,
     targets: GroundTruth,
     rule: SimOTARule,
-) -> Assignment:
-    """Call the op; arguments as in `simota_assign`, already checked, predicted boxes as centre and size."""
+    gt_cxcywh: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Call the op; arguments as in `simota_assign`, already checked, predicted boxes as centre and size.
+
+    Args:
+        class_logits: Each level's (B, A_l, C).
+        objectness: (B, A).
+        pred_cxcywh: (B, A, 4).
+        points: (A, 3).
+        targets: The ground truth.
+        rule: The options.
+        gt_cxcywh: (B, N, 4) float32, the targets' boxes as centre and size.
+
+    Returns:
+        (B, A) int64 box of each point, -1 background, -2 ignored; (B, A) IoU with it, 0 without a box.
+    """
     index, iou = ops.simota_match(
         class_logits=class_logits,
         objectness=objectness,
         pred_boxes=pred_cxcywh,
         cells=points,
-        gt_boxes=targets.cxcywh().detach().to(torch.float32),
+        gt_boxes=gt_cxcywh,
         gt_labels=targets.labels,
         sample_sizes=targets.sample_sizes,
         radius=float(rule.center_radius),
@@ -151,10 +167,10 @@ def match_points(
         iou_weight=float(rule.iou_weight),
         class_weight=float(rule.class_weight),
     )
-    ignored = None
     if targets.ignored is not None:
         ignored = points_in_boxes(points, targets.ignored, targets.ignored_exists())
-    return Assignment.of(index, iou, targets.labels, ignored)
+        index = index.where((index >= 0) | ~ignored, IGNORED)
+    return index, iou
 
 
 def _check(levels: list[Tensor], objectness: Tensor, pred_boxes: Tensor, points: Tensor) -> None:

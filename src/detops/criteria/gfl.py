@@ -143,8 +143,8 @@ class GFLLoss(nn.Module):
         image_sizes: ImageSizes | None,
         temperature: float = 1.0,
         with_region: bool = False,
-    ) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """Return GFL's losses (L,) by name, all results of the ops, (6, L), and the divisor of the box losses."""
+    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Tensor]:
+        """Return GFL's losses (L,) by name, the six results of the ops (L,), and the divisor of the box losses."""
         self._check(cls_scores, bbox_preds)
         truth = self._ground_truth(cls_scores, targets)
         points, anchors = self._grids.get(cls_scores, self._grid)
@@ -161,9 +161,11 @@ class GFLLoss(nn.Module):
         matched = Match(points, truth.boxes.detach(), truth.labels, found.index, most, found.valid, region=region)
         kinds = DenseLosses(ClassLoss("quality", self.beta), temperature=temperature)
         parts = level_losses(cls_scores, bbox_preds, matched, kinds, self.cls_weight / (count + EPS), soft_targets)
-        divisor = self._box_divisor(parts[1].sum())
-        bbox, dfl = self.bbox_weight / (1 + EPS) / divisor, self.dfl_weight / (4 + EPS) / divisor
-        return {"loss_cls": parts[0], "loss_bbox": bbox * parts[2], "loss_dfl": dfl * parts[3]}, parts, divisor
+        rows = parts.unbind()
+        divisor = self._box_divisor(rows[1].sum())
+        inverse = divisor.reciprocal()
+        bbox, dfl = inverse * (self.bbox_weight / (1 + EPS)), inverse * (self.dfl_weight / (4 + EPS))
+        return {"loss_cls": rows[0], "loss_bbox": bbox * rows[2], "loss_dfl": dfl * rows[3]}, rows, divisor
 
     def _box_divisor(self, weights: Tensor) -> Tensor:
         return average_over_ranks(weights)

@@ -133,23 +133,27 @@ class YOLOXLoss(nn.Module):
         return self._grids.get(maps, lambda sizes, device: (grid_points(sizes, self.strides, device),))[0]
 
     def _assign(self, outputs: list[Tensor], targets: GroundTruth) -> Assignment:
+        index, iou = self._match(outputs, targets, targets.cxcywh().detach().to(torch.float32))
+        return Assignment.of(index, iou, targets.labels)
+
+    def _match(self, outputs: list[Tensor], targets: GroundTruth, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Return box and IoU of each point; `boxes` are those of the targets as centre and size."""
         levels = [output.detach().flatten(1, 3) for output in outputs]
         raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
         points = self._points(outputs)
         classes = [level[..., 5:] for level in levels]
-        return match_points(classes, raw[..., 4], boxes_at_points(raw, points), points, targets, self.rule)
+        return match_points(classes, raw[..., 4], boxes_at_points(raw, points), points, targets, self.rule, boxes)
 
     def _compute(self, outputs: list[Tensor], targets: GroundTruth) -> "YOLOXParts":
-        found = self._assign(outputs, targets)
-        positives = found.num_positives
-        divisor = positives.to(torch.float32).clamp(min=1)
-        if self.average_positives:
-            divisor = average_over_ranks(positives)
+        boxes = targets.cxcywh().detach().to(torch.float32)
+        index, iou = self._match(outputs, targets, boxes)
+        positives = (index >= 0).sum()
+        divisor = average_over_ranks(positives) if self.average_positives else positives.to(torch.float32).clamp(min=1)
         with torch.no_grad():
             objectness = divisor
             if self.obj_divisor == "points":
-                objectness = torch.full_like(divisor, max(found.box_index.numel(), 1))
-            scale = 1 / torch.stack([divisor, objectness])
+                objectness = torch.full_like(divisor, max(index.numel(), 1))
+            scale = torch.stack([divisor, objectness]).reciprocal()
         levels = [output.flatten(1, 3) for output in outputs]
         op = partial(
             ops.yolox_loss,
@@ -165,10 +169,10 @@ class YOLOXLoss(nn.Module):
             combine=self._combine,
             columns=[4, 1, self.num_classes],
             cells=self._points(outputs),
-            gt_boxes=targets.cxcywh().detach().to(torch.float32),
+            gt_boxes=boxes,
             gt_labels=targets.labels,
-            index=found.box_index,
-            iou=found.quality,
+            index=index,
+            iou=iou,
             scale=scale,
             class_pos_weight=self.cls_pos_weight,
             steepest=STEEPEST * max(self.box_weight, self.obj_weight, self.cls_weight),

@@ -1,5 +1,6 @@
 """`Detections`, the result of every decoder, and their common steps: sorting, clipping, suppression, padding."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -60,8 +61,7 @@ def select(
         sides = image_sizes_tensor(image_sizes, boxes.shape[0], boxes.device).to(boxes.dtype)
         boxes = torch.minimum(boxes.clamp(min=0), sides.flip(1).repeat(1, 2)[:, None])
     # False for a NaN too.
-    exists = exists & (boxes[..., 2] > boxes[..., 0]) & (boxes[..., 3] > boxes[..., 1]) & boxes.isfinite().all(-1)
-    boxes = boxes.where(exists[..., None], 0)
+    exists = exists & (boxes[..., 2:] > boxes[..., :2]).all(-1) & are_finite(boxes)
     kept = exists
     if iou_threshold is not None:
         kept = nms_mask(boxes, scores, iou_threshold, labels=labels, valid=exists)
@@ -73,19 +73,54 @@ def select(
 def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
 
-    `torch.topk` does not define which of equal values it takes. So it is given integers that are all different: the
-    bits of the value, changed so that they sort as integers, then the index. An exported program has `topk` alone,
-    because not every runtime can read bits; ONNX's gives ties to the lower index.
+    An exported program has `topk` alone, because not every runtime can read bits; ONNX's gives ties to the lower index.
     """
     if torch.compiler.is_exporting():
         found = values.topk(k, 1)
         return found.values, found.indices
+    best = _index_of(_keys(values).topk(k, 1).values)
+    return values.gather(1, best), best
+
+
+def top_of_parts(values: Tensor, parts: Sequence[int], k: int) -> tuple[Tensor, Tensor]:
+    """Return the k highest of each part of each row, all parts' together in descending order, and their indices.
+
+    Args:
+        values: (B, M) float32 without NaN; ties go to the lower index.
+        parts: How many values each part has, in order; their sum is M.
+        k: How many of each; all, if a part has fewer.
+    """
+    if torch.compiler.is_exporting():
+        starts = [sum(parts[:i]) for i in range(len(parts))]
+        found = [part.topk(min(k, part.shape[1]), 1) for part in values.split(list(parts), 1)]
+        index = torch.cat([one.indices + start for one, start in zip(found, starts, strict=True)], 1)
+        best = torch.cat([one.values for one in found], 1)
+        order = best.topk(best.shape[1], 1)
+        return order.values, index.gather(1, order.indices)
+    keys = _keys(values).split(list(parts), 1)
+    best = _index_of(torch.cat([part.topk(min(k, part.shape[1]), 1).values for part in keys], 1).sort(1, True).values)
+    return values.gather(1, best), best
+
+
+def _keys(values: Tensor) -> Tensor:
+    """Return int64 (B, M) that sort as float32 values do, and equal ones by their index, the lowest last.
+
+    `torch.topk` does not define which of equal values it takes; these are all different: the bits of the value, changed
+    so that they sort as integers, less the index.
+    """
     bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
     bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    index = torch.arange(values.shape[1], device=values.device)
-    keys = (bits.to(torch.int64) << 32) | (2**32 - 1 - index)
-    best = 2**32 - 1 - (keys.topk(k, 1).values & (2**32 - 1))
-    return values.gather(1, best), best
+    index = torch.arange(0, -values.shape[1], -1, device=values.device)
+    return torch.add(index, bits, alpha=2**32)
+
+
+def _index_of(keys: Tensor) -> Tensor:
+    return -keys & (2**32 - 1)
+
+
+def are_finite(boxes: Tensor) -> Tensor:
+    """Return (B, M) bool, which boxes (B, M, 4) have finite coordinates, by fewer kernels than `isfinite` takes."""
+    return (boxes - boxes == 0).all(-1)
 
 
 def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_detections: int) -> Detections:
@@ -93,11 +128,11 @@ def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_de
     count = min(max_detections, scores.shape[1])
     exists, boxes, labels, scores = (t[:, :count] for t in (exists, boxes, labels, scores))
     missing = max_detections - count
-    return Detections(
-        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, missing)),
-        F.pad(labels.where(exists, -1), (0, missing), value=-1),
-        F.pad(scores.where(exists, 0), (0, missing)),
-    )
+    boxes, labels, scores = boxes.where(exists[..., None], 0), labels.where(exists, -1), scores.where(exists, 0)
+    if missing:
+        boxes, scores = F.pad(boxes, (0, 0, 0, missing)), F.pad(scores, (0, missing))
+        labels = F.pad(labels, (0, missing), value=-1)
+    return Detections(boxes, labels, scores)
 
 
 def require_options(

@@ -5,11 +5,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detops import ops
 from detops.arguments import renamed
-from detops.decode.detections import Detections, require_options, select, top
-from detops.geometry.distances import distances_to_boxes, distribution_to_distances
+from detops.decode.detections import Detections, require_options, select, top_of_parts
 from detops.geometry.levels import ImageSizes, require_maps, require_strides
-from detops.geometry.points import grid_points
+from detops.geometry.points import kept_points
 
 
 @renamed(image_shapes="image_sizes")
@@ -69,33 +69,17 @@ def decode_gfl(
     require_maps("bbox_preds", bbox_preds, channels, len(strides), cls_scores, "cls_scores")
     strides = require_strides(strides)
     require_options(max_detections, score_threshold, iou_threshold, candidates)
-    levels = [
-        _level(scores.detach(), preds.detach(), stride, score_threshold, candidates, point_offset)
-        for scores, preds, stride in zip(cls_scores, bbox_preds, strides, strict=True)
-    ]
-    scores, boxes, labels = (torch.cat(parts, 1) for parts in zip(*levels, strict=True))
-    # Sorted by score, so that the boxes that suppression leaves are too.
-    scores, order = top(scores, scores.shape[1])
-    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4))
+    classes, points = cls_scores[0].shape[1], kept_points(cls_scores, strides, point_offset)
+    logits = torch.cat([level.detach().flatten(2).transpose(1, 2) for level in cls_scores], 1)  # (B, A, C)
+    scores = logits.to(torch.float32).sigmoid().flatten(1).nan_to_num(-1.0)  # by point, then class
+    sizes = [level.shape[2] * level.shape[3] for level in cls_scores]
+    # All sorted by score, so that the boxes that suppression leaves are too.
+    scores, chosen = top_of_parts(scores, [size * classes for size in sizes], candidates)
+    preds = [level.detach() for level in bbox_preds]
+    if any(level.dtype != preds[0].dtype for level in preds):
+        preds = [level.to(torch.float32) for level in preds]
+    boxes = ops.decode_distances(bbox_preds=preds, points=points)
+    boxes = boxes.gather(1, (chosen // classes)[..., None].expand(-1, -1, 4))
     return select(
-        boxes, labels.gather(1, order), scores, scores > -torch.inf, max_detections, iou_threshold, image_sizes
+        boxes, chosen % classes, scores, scores >= score_threshold, max_detections, iou_threshold, image_sizes
     )
-
-
-def _level(
-    scores: Tensor, preds: Tensor, stride: int, score_threshold: float, candidates: int, point_offset: float
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return scores (B, K), boxes (B, K, 4) and labels (B, K) of a level; a score of minus infinity marks none."""
-    classes, height, width = scores.shape[1:]
-    probability = scores.permute(0, 2, 3, 1).flatten(1).to(torch.float32).sigmoid()  # by cell, then class
-    probability = probability.where(probability >= score_threshold, -torch.inf)  # false for a NaN
-    best, chosen = top(probability, min(candidates, probability.shape[1]))
-    cell, label = chosen // classes, chosen % classes
-    sides = preds.flatten(2).gather(2, cell[:, None].expand(-1, preds.shape[1], -1)).transpose(1, 2)
-    distances = sides.to(torch.float32)
-    if preds.shape[1] > 4:
-        distances = distribution_to_distances(distances, preds.shape[1] // 4 - 1)
-    points = grid_points([(height, width)], [stride], scores.device, offset=point_offset)[cell]
-    boxes = distances_to_boxes(points[..., :2], distances * stride)
-    finite = boxes.isfinite().all(-1)
-    return best.where(finite, -torch.inf), boxes.where(finite[..., None], 0), label

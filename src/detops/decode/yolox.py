@@ -5,10 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detops.decode.detections import Detections, require_options, select, top
+from detops.decode.detections import Detections, are_finite, require_options, select, top
 from detops.geometry.boxes import boxes_at_points, to_xyxy
 from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
-from detops.geometry.points import grid_points
+from detops.geometry.points import kept_points
 
 
 def decode_yolox(
@@ -56,10 +56,10 @@ def decode_yolox(
     outputs = require_yolox_maps(model_output, strides)
     require_options(max_detections, score_threshold, iou_threshold, candidates)
     rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
-    points = grid_points([(output.shape[2], output.shape[3]) for output in outputs], strides, rows.device)
+    points = kept_points([output[:, 0].permute(0, 3, 1, 2) for output in outputs], strides)
     scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
     boxes = to_xyxy(boxes_at_points(rows, points))
-    exists = (scores >= score_threshold) & boxes.isfinite().all(-1)  # false for a NaN
+    exists = (scores >= score_threshold) & are_finite(boxes)  # false for a NaN
     scores, chosen = top(scores.where(exists, -torch.inf), min(candidates, rows.shape[1]))
     boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
     return select(

@@ -15,7 +15,7 @@ def in_order(
         (B, N) int64 order; (B, N, 4) boxes, float32 or float64; (B, N) labels; (B, N) bool, whether a box is valid.
     """
     wide = accumulate_dtype(boxes)
-    score = scores.where(~scores.isnan(), -torch.inf)
+    score = scores.nan_to_num(-torch.inf, torch.inf, -torch.inf)
     order = score.sort(dim=1, descending=True, stable=True).indices
     box = boxes.to(wide).gather(1, order[..., None].expand(-1, -1, 4))
     alive = torch.ones_like(order, dtype=torch.bool) if valid is None else valid.gather(1, order)

@@ -108,6 +108,17 @@ def points_in_boxes(points: Tensor, boxes: Tensor, exists: Tensor) -> Tensor:
     return (inside & exists[:, None]).any(-1)
 
 
+_GRIDS: dict[tuple[tuple[int, ...], float], "GridCache"] = {}  # by strides and offset
+
+
+def kept_points(levels: Sequence[Tensor], strides: Sequence[int], offset: float = 0.5) -> Tensor:
+    """Return `grid_points` for maps (B, C, H, W), kept for the next call with maps of the same sizes."""
+    if torch.compiler.is_compiling():
+        return grid_points(feature_sizes_of(levels), strides, levels[0].device, offset)
+    cache = _GRIDS.setdefault((tuple(strides), offset), GridCache())
+    return cache.get(levels, lambda sizes, device: (grid_points(sizes, strides, device, offset),))[0]
+
+
 class GridCache:
     """Points of the feature sizes that a criterion has met, kept for the next call with the same sizes."""
 

@@ -50,6 +50,42 @@ def plain(value):
     return (value - 3) >> 1
 
 
+@triton.jit
+def number_of(values, which, LEVELS: tl.constexpr, STEP: tl.constexpr, PLACE: tl.constexpr):
+    """The number of a level from a tuple that has STEP numbers of each, this one at PLACE."""
+    found = plain(values[PLACE])
+    for level in tl.static_range(1, LEVELS):
+        found = tl.where(which == level, plain(values[STEP * level + PLACE]), found)
+    return found
+
+
+@triton.jit
+def level_of(program, firsts, LEVELS: tl.constexpr):
+    """The level of a program, given a tuple with the first program of each level."""
+    found = tl.full((), 0, tl.int32)
+    for level in tl.static_range(1, LEVELS):
+        found += (program >= plain(firsts[level])).to(tl.int32)
+    return found
+
+
+@triton.jit
+def map_of(maps, which, LEVELS: tl.constexpr):
+    """The map of a level from a tuple of maps of one dtype."""
+    found = maps[0]
+    for level in tl.static_range(1, LEVELS):
+        if which == level:
+            found = maps[level]
+    return found
+
+
+@triton.jit
+def at_cell(strides, which, b, y, x, LEVELS: tl.constexpr):
+    """Where a cell of a level lies in its map (B, C, H, W), given a tuple of all levels' strides."""
+    place = b * number_of(strides, which, LEVELS, 4, 0)
+    place += y.to(tl.int64) * number_of(strides, which, LEVELS, 4, 2)
+    return place + x.to(tl.int64) * number_of(strides, which, LEVELS, 4, 3)
+
+
 class Kernel:
     """A Triton kernel, launched by `kernel(grid, tensors, numbers, constants)`.
 

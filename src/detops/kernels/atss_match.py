@@ -12,31 +12,36 @@ from torch import Tensor
 
 from detops.kernels._boxes import overlap
 from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
-from detops.ragged.padded import exists
 
 BLOCK = 512  # anchors per step
+BLOCK_OUT = 256  # anchors of a program that writes the result
 BLOCK_CONTEST = 64  # anchors of a program that settles contests
 NEVER = tl.constexpr(2**63 - 1)
 LOW = tl.constexpr(2**32 - 1)
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of the finite numbers
 
 
-@kernel(tensors=7)
+@kernel(tensors=9)
 def take_kernel(
     anchors,  # (A, 4)
     boxes,  # (B, N, 4)
-    exists,  # (B, N) uint8
+    labels,  # (B, N)
+    sample_sizes,  # (B,), not read without HAS_SIZES
     valid,  # (B, A) uint8, not read without HAS_VALID
     best,  # (B, A) int64
     times,  # (B, A) int32 zeros, how many boxes took an anchor; not touched without ALL_BOXES
+    exists,  # (B, N) uint8, becomes which boxes take part; not touched without ALL_BOXES
     thresholds,  # (B, N)
     sizes,  # a tuple: the number of anchors of each level
     A,
     N,
+    C,
     margin,
     LEVELS: tl.constexpr,
     TOPK: tl.constexpr,
     STRICT: tl.constexpr,
     ALL_BOXES: tl.constexpr,
+    HAS_SIZES: tl.constexpr,
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_K: tl.constexpr,
@@ -44,9 +49,16 @@ def take_kernel(
     """Find the anchors of one box."""
     n = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    if tl.load(exists + b * N + n) > 0:
-        box = boxes + (b * N + n) * 4
-        x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    box = boxes + (b * N + n) * 4
+    x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
+    label = tl.load(labels + b * N + n).to(tl.int64)
+    # Comparisons are false for NaN.
+    known = (x2 - x1 >= 0) & (y2 - y1 >= 0) & ((x2 - x1) * (y2 - y1) <= LARGEST) & (label >= 0) & (label < C)
+    if HAS_SIZES:
+        known = known & (n < tl.load(sample_sizes + b))
+    if ALL_BOXES:
+        tl.store(exists + b * N + n, known.to(tl.uint8))
+    if known:
         cx, cy = (x1 + x2) / 2, (y1 + y2) / 2
         lanes, slots = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
         chosen = tl.full((BLOCK_K,), -1, tl.int32)
@@ -103,6 +115,8 @@ def take_kernel(
         tl.atomic_max(best + b * A + chosen, rank, mask=taken, sem="relaxed")
         if ALL_BOXES:
             tl.atomic_add(times + b * A + chosen, tl.full((BLOCK_K,), 1, tl.int32), mask=taken, sem="relaxed")
+    else:
+        tl.store(thresholds + b * N + n, float("inf"))
 
 
 @kernel(tensors=5, num_warps=2)
@@ -132,6 +146,22 @@ def contest_kernel(anchors, boxes, exists, times, best, A, N, BLOCK: tl.constexp
         tl.store(best + b * A + a, rank, mask=contested)
 
 
+@kernel(tensors=3)
+def result_kernel(
+    best,  # (B, A) int64
+    index,  # (B, A) int64
+    overlaps,  # (B, A)
+    count,
+    BLOCK: tl.constexpr,
+):
+    """Take index and IoU apart."""
+    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    rank = tl.load(best + place, mask=place < count, other=-1)
+    iou = (rank >> 32).to(tl.int32).to(tl.float32, bitcast=True)
+    tl.store(index + place, tl.where(rank >= 0, LOW - (rank & LOW), -1), mask=place < count)
+    tl.store(overlaps + place, tl.where(rank >= 0, iou, 0.0), mask=place < count)
+
+
 def atss_match(
     anchors: Tensor,
     level_sizes: list[int],
@@ -148,40 +178,39 @@ def atss_match(
     """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
-    thresholds = torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+    if batch == 0 or boxes == 0 or count == 0:
+        overlaps = torch.zeros(batch, count, dtype=torch.float32, device=device)
+        return best, overlaps, torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+    overlaps, thresholds = (torch.empty(batch, n, dtype=torch.float32, device=device) for n in (count, boxes))
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
-    if batch and boxes and count:
-        sides = box[..., 2:] - box[..., :2]
-        known = sides.prod(2).isfinite() & (sides >= 0).all(2)
-        known = known & (gt_labels >= 0) & (gt_labels < num_classes)
-        if sample_sizes is not None:
-            known = known & exists(sample_sizes, boxes)
-        alive = known.to(torch.uint8).contiguous()
-        times = torch.zeros(batch, count, dtype=torch.int32, device=device) if all_boxes else best
-        take_kernel(
-            (boxes, batch),
-            (
-                anchor,
-                box,
-                alive,
-                alive if valid is None else valid.to(torch.uint8).contiguous(),
-                best,
-                times,
-                thresholds,
-            ),
-            (tuple(level_sizes), count, boxes, float(margin)),
-            (
-                len(level_sizes), topk, strict, all_boxes, valid is not None, BLOCK,
-                next_power_of_2(topk * len(level_sizes)),
-            ),
-        )  # fmt: skip
-        if all_boxes:
-            contest_kernel(
-                (cdiv(count, BLOCK_CONTEST), batch), (anchor, box, alive, times, best), (count, boxes), (BLOCK_CONTEST,)
-            )
-    found = best >= 0
-    index = (LOW.value - (best & LOW.value)).where(found, 0)
-    if boxes == 0:
-        return index.where(found, -1), torch.zeros_like(best, dtype=torch.float32), thresholds
-    iou = (best >> 32).to(torch.int32).view(torch.float32)
-    return index.where(found, -1), iou.where(found, 0), thresholds
+    labels = gt_labels.contiguous()
+    times, exists = best, best
+    if all_boxes:
+        times = torch.zeros(batch, count, dtype=torch.int32, device=device)
+        exists = torch.empty(batch, boxes, dtype=torch.uint8, device=device)
+    take_kernel(
+        (boxes, batch),
+        (
+            anchor,
+            box,
+            labels,
+            labels if sample_sizes is None else sample_sizes.contiguous(),
+            labels if valid is None else valid.contiguous().view(torch.uint8),
+            best,
+            times,
+            exists,
+            thresholds,
+        ),
+        (tuple(level_sizes), count, boxes, num_classes, float(margin)),
+        (
+            len(level_sizes), topk, strict, all_boxes, sample_sizes is not None, valid is not None, BLOCK,
+            next_power_of_2(topk * len(level_sizes)),
+        ),
+    )  # fmt: skip
+    if all_boxes:
+        contest_kernel(
+            (cdiv(count, BLOCK_CONTEST), batch), (anchor, box, exists, times, best), (count, boxes), (BLOCK_CONTEST,)
+        )
+    index = torch.empty_like(best)
+    result_kernel((cdiv(batch * count, BLOCK_OUT),), (best, index, overlaps), (batch * count,), (BLOCK_OUT,))
+    return index, overlaps, thresholds

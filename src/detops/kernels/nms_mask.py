@@ -97,6 +97,5 @@ def nms_mask(
         (count, width, iou_threshold),
         (label is not None, box.dtype == torch.float64, TILE, BITS),
     )
-    kept = alive.to(torch.uint8)
-    walk_kernel((batch,), (words, kept), (count, width), (next_power_of_2(width), BITS))
-    return torch.zeros_like(alive).scatter(1, order, kept.to(torch.bool))
+    walk_kernel((batch,), (words, alive.view(torch.uint8)), (count, width), (next_power_of_2(width), BITS))
+    return torch.empty_like(alive).scatter_(1, order, alive)

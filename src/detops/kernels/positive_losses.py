@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
-from detops.kernels._launch import cdiv, kernel, next_power_of_2
+from detops.kernels._launch import at_cell, cdiv, kernel, map_of, next_power_of_2, number_of
 from detops.kernels._softplus import power, softplus
 
 BLOCK = 32  # points per program
@@ -40,10 +40,10 @@ def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
 
 @kernel(tensors=14, num_warps=1)
 def positives_kernel(
-    scores,  # (B, C, H, W)
-    class_gradient,  # (B, C, H, W)
-    preds,  # (B, 4 * BINS, H, W)
-    soft,  # (B, 4 * BINS, H, W)
+    score_maps,  # a tuple: each level's (B, C, H, W)
+    gradient_maps,  # a tuple: each level's (B, C, H, W)
+    pred_maps,  # a tuple: each level's (B, 4 * BINS, H, W)
+    soft_maps,  # a tuple: each level's (B, 4 * BINS, H, W)
     points,  # (A, 3)
     boxes,  # (B, N, 4)
     labels,  # (B, N)
@@ -53,26 +53,15 @@ def positives_kernel(
     region,  # (B, A), not read without HAS_REGION
     scale,  # (1,)
     weights,  # (B, A)
-    parts,  # (B, programs, 6)
-    scores_b,
-    scores_c,
-    scores_y,
-    scores_x,
-    gradient_b,
-    gradient_c,
-    gradient_y,
-    gradient_x,
-    preds_b,
-    preds_c,
-    preds_y,
-    preds_x,
-    soft_b,
-    soft_c,
-    soft_y,
-    soft_x,
-    start,
-    R,
-    W,
+    parts,  # (6, LEVELS, B, programs)
+    score_strides,  # tuples: batch, channel, row and column of each level, one after another
+    gradient_strides,
+    pred_strides,
+    soft_strides,
+    starts,  # a tuple, as the next two: each level's first point
+    rows,  # how many it has
+    widths,
+    B,
     C,
     A,
     N,
@@ -80,6 +69,7 @@ def positives_kernel(
     gamma,
     temperature,
     margin,
+    LEVELS: tl.constexpr,
     CLASS_KIND: tl.constexpr,
     BOX_KIND: tl.constexpr,
     SQUARE: tl.constexpr,
@@ -93,9 +83,17 @@ def positives_kernel(
     BLOCK_C: tl.constexpr,
     BLOCK_J: tl.constexpr,
 ):
-    """Compute the losses of a run of points."""
-    b = tl.program_id(1).to(tl.int64)
+    """Compute the losses of a run of points of one level."""
+    which = tl.program_id(1) % LEVELS
+    b = (tl.program_id(1) // LEVELS).to(tl.int64)
     first = tl.program_id(0) * BLOCK
+    start, R = number_of(starts, which, LEVELS, 1, 0), number_of(rows, which, LEVELS, 1, 0)
+    W = number_of(widths, which, LEVELS, 1, 0)
+    scores, preds = map_of(score_maps, which, LEVELS), map_of(pred_maps, which, LEVELS)
+    class_gradient, soft = map_of(gradient_maps, which, LEVELS), map_of(soft_maps, which, LEVELS)
+    scores_c = number_of(score_strides, which, LEVELS, 4, 1)
+    preds_c = number_of(pred_strides, which, LEVELS, 4, 1)
+    soft_c = number_of(soft_strides, which, LEVELS, 4, 1)
     factor = tl.load(scale)
     cls_sum = tl.full((), 0, tl.float32)
     weight_sum = tl.full((), 0, tl.float32)
@@ -115,14 +113,14 @@ def positives_kernel(
         positive = (label >= 0) & (label < C)
         if positive | (of_region > 0):
             y, x = r // W, r % W
-            raw = load_sides(preds + b * preds_b + y * preds_y + x * preds_x, preds_c, BINS, BLOCK_J)
+            raw = load_sides(preds + at_cell(pred_strides, which, b, y, x, LEVELS), preds_c, BINS, BLOCK_J)
             ld = tl.full((), 0, tl.float32)
             if HAS_SOFT:
-                taught = load_sides(soft + b * soft_b + y * soft_y + x * soft_x, soft_c, BINS, BLOCK_J)
+                taught = load_sides(soft + at_cell(soft_strides, which, b, y, x, LEVELS), soft_c, BINS, BLOCK_J)
                 ld, _ = distillation(raw, taught, temperature, BINS, BLOCK_J)
                 region_sum += tl.where(of_region > 0, of_region * ld, 0.0)
             if positive:
-                z = scores + b * scores_b + y * scores_y + x * scores_x
+                z = scores + at_cell(score_strides, which, b, y, x, LEVELS)
                 if HAS_WEIGHT:
                     w = tl.load(weight + b * A + a)
                 else:
@@ -145,20 +143,22 @@ def positives_kernel(
                 correction, slope = class_loss(logit, q, alpha, gamma, CLASS_KIND, SQUARE)
                 cls_sum += factor * correction
                 if WITH_GRADIENT:
-                    sink = class_gradient + b * gradient_b + label * gradient_c + y * gradient_y + x * gradient_x
+                    sink = class_gradient + at_cell(gradient_strides, which, b, y, x, LEVELS)
+                    sink += label * number_of(gradient_strides, which, LEVELS, 4, 1)
                     tl.store(sink, (factor * slope).to(class_gradient.dtype.element_ty))
                 weight_sum += w
                 counts = w != 0
                 box_sum += tl.where(counts, w * iou_loss, 0.0)
                 dfl_sum += tl.where(counts, w * dfl, 0.0)
                 ld_sum += tl.where(counts, w * ld, 0.0)
-    part = parts + (b * tl.num_programs(0) + tl.program_id(0)) * 6
+    part = parts + (which * B + b) * tl.num_programs(0) + tl.program_id(0)
+    apart = LEVELS * B.to(tl.int64) * tl.num_programs(0)
     tl.store(part, cls_sum)
-    tl.store(part + 1, weight_sum)
-    tl.store(part + 2, box_sum)
-    tl.store(part + 3, dfl_sum)
-    tl.store(part + 4, ld_sum)
-    tl.store(part + 5, region_sum)
+    tl.store(part + apart, weight_sum)
+    tl.store(part + 2 * apart, box_sum)
+    tl.store(part + 3 * apart, dfl_sum)
+    tl.store(part + 4 * apart, ld_sum)
+    tl.store(part + 5 * apart, region_sum)
 
 
 def positive_losses_(
@@ -182,7 +182,7 @@ def positive_losses_(
     margin: float,
     most: int,
 ) -> tuple[Tensor, Tensor]:
-    """Launch the kernel for each level; arguments and meaning as in `detops.reference.positive_losses`.
+    """Launch the kernel; arguments and meaning as in `detops.reference.positive_losses`.
 
     Every dtype is computed in float32, even float64.
     """
@@ -192,62 +192,43 @@ def positive_losses_(
     points, boxes, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, scale))
     of_points = [weights if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     labels, index = labels.contiguous(), index.contiguous()
-    columns, start = [], 0
-    for level, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
-        rows = scores.shape[2] * scores.shape[3]
-        programs = cdiv(rows, BLOCK)
-        parts = torch.zeros(batch, programs, 6, dtype=torch.float32, device=index.device)
-        soft = soft_targets[level] if soft_targets else preds
-        gradient = (class_gradients or cls_scores)[level]
-        if batch and programs:
-            positives_kernel(
-                (programs, batch),
-                (
-                    scores,
-                    gradient,
-                    preds,
-                    soft,
-                    points,
-                    boxes,
-                    labels,
-                    index,
-                    *of_points,
-                    scale,
-                    weights,
-                    parts,
-                ),
-                (
-                    *scores.stride(),
-                    *gradient.stride(),
-                    *preds.stride(),
-                    *soft.stride(),
-                    start,
-                    rows,
-                    scores.shape[3],
-                    classes,
-                    num_points,
-                    num_boxes,
-                    alpha,
-                    gamma,
-                    temperature,
-                    margin,
-                ),
-                (
-                    class_kind,
-                    box_kind,
-                    gamma == 2,
-                    bins,
-                    quality is not None,
-                    weight is not None,
-                    bool(soft_targets),
-                    region is not None,
-                    bool(class_gradients),
-                    BLOCK,
-                    min(128, next_power_of_2(classes)),
-                    max(next_power_of_2(bins), 2),
-                ),
-            )
-        columns.append(parts.to(torch.float64).sum((0, 1)))
-        start += rows
-    losses = torch.stack(columns, 1)
+    levels, maps = len(cls_scores), (cls_scores, class_gradients or cls_scores, bbox_preds, soft_targets or bbox_preds)
+    rows = tuple(scores.shape[2] * scores.shape[3] for scores in cls_scores)
+    programs = cdiv(max(rows), BLOCK)
+    parts = torch.empty(6, levels, batch * programs, dtype=torch.float32, device=index.device)
+    if batch and programs:
+        positives_kernel(
+            (programs, batch * levels),
+            (*map(tuple, maps), points, boxes, labels, index, *of_points, scale, weights, parts),
+            (
+                *(tuple(stride for level in kind for stride in level.stride()) for kind in maps),
+                tuple(sum(rows[:i]) for i in range(levels)),
+                rows,
+                tuple(scores.shape[3] for scores in cls_scores),
+                batch,
+                classes,
+                num_points,
+                num_boxes,
+                alpha,
+                gamma,
+                temperature,
+                margin,
+            ),
+            (
+                levels,
+                class_kind,
+                box_kind,
+                gamma == 2,
+                bins,
+                quality is not None,
+                weight is not None,
+                bool(soft_targets),
+                region is not None,
+                bool(class_gradients),
+                BLOCK,
+                min(128, next_power_of_2(classes)),
+                max(next_power_of_2(bins), 2),
+            ),
+        )
+    losses = parts.sum(2, dtype=torch.float64)
     return losses if cls_scores[0].dtype == torch.float64 else losses.to(torch.float32), weights

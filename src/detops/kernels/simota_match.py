@@ -12,8 +12,8 @@ from torch import Tensor
 
 from detops.kernels._boxes import overlap
 from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
-from detops.ragged.padded import exists
 
+BLOCK_BOXES = 128  # boxes per program that prepares them
 BLOCK_CELLS = 256  # cells per step of a program that picks
 BLOCK_TILE = 32  # cells per program that sums over classes or resolves contests
 BLOCK_CLASSES = 16  # classes of a step of the former; with 128 it takes four times the registers
@@ -22,6 +22,7 @@ INDEX_BITS = tl.constexpr(29)
 INDEX_MASK = tl.constexpr(2**29 - 1)
 LOG_FLOOR = tl.constexpr(-100.0)
 LOG_EPS = tl.constexpr(1e-8)
+LARGEST = tl.constexpr(3.4028234663852886e38)  # of the finite numbers
 
 
 @triton.jit
@@ -77,58 +78,111 @@ def _rank(best, cost, index):
     return (worse << 62) | (ordered << INDEX_BITS) | index.to(tl.int64)
 
 
-@kernel(tensors=6, specialize=("stride_c",))
+@kernel(tensors=4, num_warps=1)
+def boxes_kernel(
+    given,  # (B, N, 4) cxcywh
+    labels,  # (B, N)
+    sample_sizes,  # (B,), not read without HAS_SIZES
+    boxes,  # (B, N, 8): cx, cy, x1, y1, x2, y2, area, label; that is -1 for boxes that are not assigned
+    C,
+    N,
+    HAS_SIZES: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Prepare the boxes of an image."""
+    b = tl.program_id(1).to(tl.int64)
+    n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = n < N
+    cx = tl.load(given + (b * N + n) * 4, mask=inside, other=0.0)
+    cy = tl.load(given + (b * N + n) * 4 + 1, mask=inside, other=0.0)
+    w = tl.load(given + (b * N + n) * 4 + 2, mask=inside, other=0.0)
+    h = tl.load(given + (b * N + n) * 4 + 3, mask=inside, other=0.0)
+    label = tl.load(labels + b * N + n, mask=inside, other=-1).to(tl.int64)
+    # Comparisons are false for NaN.
+    known = (tl.abs(cx) <= LARGEST) & (tl.abs(cy) <= LARGEST) & (w >= 0) & (w <= LARGEST) & (h >= 0) & (h <= LARGEST)
+    known = known & (label >= 0) & (label < C)
+    if HAS_SIZES:
+        known = known & (n < tl.load(sample_sizes + b))
+    box = boxes + (b * N + n) * 8
+    tl.store(box, cx, mask=inside)
+    tl.store(box + 1, cy, mask=inside)
+    tl.store(box + 2, cx - w / 2, mask=inside)
+    tl.store(box + 3, cy - h / 2, mask=inside)
+    tl.store(box + 4, cx + w / 2, mask=inside)
+    tl.store(box + 5, cy + h / 2, mask=inside)
+    tl.store(box + 6, w * h, mask=inside)
+    tl.store(box + 7, tl.where(known, label, -1).to(tl.float32), mask=inside)
+
+
+@kernel(tensors=8)
 def cells_kernel(
-    logits,  # one level, (B, R, C)
+    levels,  # a tuple: each level's (B, R, C)
     objectness,  # (B, A)
     cells,  # (A, 3)
-    boxes,  # (B, N, 8): cx, cy, x1, y1, x2, y2, area, label or -1
+    boxes,  # (B, N, 8)
     candidate,  # (B, A) uint8
     total,  # (B, A)
-    stride_b,
-    stride_r,
-    stride_c,
-    start,
-    R,
+    times,  # (B, A) int32, becomes 0
+    taken,  # (B, A) int64, becomes NEVER
+    strides_b,  # a tuple, as the next four
+    strides_r,
+    strides_c,
+    starts,  # the first cell of each level
+    rows,  # the number of cells of each level
     C,
     A,
     N,
     radius,
+    LEVELS: tl.constexpr,
     CENTER_ONLY: tl.constexpr,
+    TOGETHER: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Find the cells of a level that are candidates of any box, and the class cost there if no class is the label."""
-    b = tl.program_id(1).to(tl.int64)
+    """Find the cells that are candidates of any box, and the class cost there if no class is the label.
+
+    With TOGETHER the classes of a cell lie side by side in memory.
+    """
+    which = tl.program_id(1) % LEVELS
+    b = (tl.program_id(1) // LEVELS).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < R
-    a = start + row
-    x = tl.load(cells + a * 3, mask=inside, other=0.0)
-    y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
-    side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
-    found = tl.zeros((BLOCK,), tl.int32)
-    for n in range(0, N):
-        box = boxes + (b * N + n) * 8
-        if tl.load(box + 7) >= 0:
-            own, _ = _regions(
-                x, y, side, tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3), tl.load(box + 4),
-                tl.load(box + 5), radius, CENTER_ONLY,
-            )  # fmt: skip
-            found = found | own.to(tl.int32)
-    found = tl.where(inside, found, 0)
-    tl.store(candidate + b * A + a, found.to(tl.uint8), mask=inside)
-    if tl.max(found, 0) > 0:
-        o = tl.load(objectness + b * A + a, mask=inside, other=0.0)[:, None]
-        cost = tl.zeros((BLOCK,), tl.float32)
-        for c in range(0, C, BLOCK_C):
-            column = c + tl.arange(0, BLOCK_C)
-            wanted = (found > 0)[:, None] & (column < C)[None, :]
-            place = logits + b * stride_b + row.to(tl.int64)[:, None] * stride_r + column[None, :] * stride_c
-            value = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
-            _, log_q = _log_terms(value, o)
-            log_q = tl.where(value == value, log_q, value)
-            cost -= tl.sum(tl.where(wanted, log_q, 0.0), 1)
-        tl.store(total + b * A + a, cost, mask=inside)
+    for level in tl.static_range(LEVELS):
+        inside = row < plain(rows[level])
+        if (which == level) & (tl.program_id(0) * BLOCK < plain(rows[level])):
+            a = plain(starts[level]) + row
+            x = tl.load(cells + a * 3, mask=inside, other=0.0)
+            y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
+            side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
+            found = tl.zeros((BLOCK,), tl.int32)
+            for n in range(0, N):
+                box = boxes + (b * N + n) * 8
+                if tl.load(box + 7) >= 0:
+                    own, _ = _regions(
+                        x, y, side, tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3),
+                        tl.load(box + 4), tl.load(box + 5), radius, CENTER_ONLY,
+                    )  # fmt: skip
+                    found = found | own.to(tl.int32)
+            found = tl.where(inside, found, 0)
+            tl.store(candidate + b * A + a, found.to(tl.uint8), mask=inside)
+            tl.store(times + b * A + a, 0, mask=inside)
+            tl.store(taken + b * A + a, NEVER, mask=inside)
+            if tl.max(found, 0) > 0:
+                o = tl.load(objectness + b * A + a, mask=inside, other=0.0)[:, None]
+                cost = tl.zeros((BLOCK,), tl.float32)
+                for c in range(0, C, BLOCK_C):
+                    column = c + tl.arange(0, BLOCK_C)
+                    wanted = (found > 0)[:, None] & (column < C)[None, :]
+                    place = levels[level] + b * plain(strides_b[level])
+                    place += row.to(tl.int64)[:, None] * plain(strides_r[level])
+                    if TOGETHER:
+                        place += column[None, :]
+                    else:
+                        place += column[None, :] * plain(strides_c[level])
+                    value = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
+                    _, log_q = _log_terms(value, o)
+                    log_q = tl.where(value == value, log_q, value)
+                    cost -= tl.sum(tl.where(wanted, log_q, 0.0), 1)
+                tl.store(total + b * A + a, cost, mask=inside)
 
 
 @kernel(tensors=10)
@@ -250,7 +304,7 @@ def pick_kernel(
 
 @kernel(tensors=10, num_warps=1)
 def resolve_kernel(
-    logits,  # one level, (B, R, C)
+    levels,  # a tuple: each level's (B, R, C)
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
@@ -260,61 +314,66 @@ def resolve_kernel(
     taken,  # (B, A)
     index,  # (B, A) int64
     matched,  # (B, A)
-    stride_b,
-    stride_r,
-    stride_c,
-    start,
-    R,
+    strides_b,  # a tuple, as the next four
+    strides_r,
+    strides_c,
+    starts,  # the first cell of each level
+    rows,  # the number of cells of each level
     A,
     N,
     radius,
     iou_weight,
     class_weight,
+    LEVELS: tl.constexpr,
     CENTER_ONLY: tl.constexpr,
     OWN: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Resolve the cells of a level: the cheapest of all boxes, or with OWN of those that picked it, keeps a cell."""
-    b = tl.program_id(1).to(tl.int64)
+    """Resolve the cells: the cheapest of all boxes, or with OWN of those that picked it, keeps a cell."""
+    which = tl.program_id(1) % LEVELS
+    b = (tl.program_id(1) // LEVELS).to(tl.int64)
     row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    inside = row < R
-    a = start + row
-    count = tl.load(times + b * A + a, mask=inside, other=0)
-    rank = tl.load(taken + b * A + a, mask=inside, other=0)
-    if OWN == 0:
-        contested = count > 1
-        if tl.max(count, 0) > 1:
-            x = tl.load(cells + a * 3, mask=inside, other=0.0)
-            y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
-            side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
-            o = tl.load(objectness + b * A + a, mask=contested, other=0.0)
-            lowest = tl.full((BLOCK,), NEVER, tl.int64)
-            for n in range(0, N):
-                if tl.load(present + b * N + n) > 0:
-                    box = boxes + (b * N + n) * 8
-                    x1, y1, x2, y2 = tl.load(box + 2), tl.load(box + 3), tl.load(box + 4), tl.load(box + 5)
-                    _own, best = _regions(
-                        x, y, side, tl.load(box), tl.load(box + 1), x1, y1, x2, y2, radius, CENTER_ONLY
-                    )
-                    logit = logits + b * stride_b + row.to(tl.int64) * stride_r
-                    logit += tl.load(box + 7).to(tl.int64) * stride_c
-                    value = tl.load(logit, mask=contested, other=0.0).to(tl.float32)
-                    log_p, log_q = _log_terms(value, o)
-                    iou = _iou(pred + (b * A + a) * 4, contested, x1, y1, x2, y2, tl.load(box + 6))
-                    cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + LOG_EPS)
-                    cost = tl.where((value == value) & (o == o), cost, float("nan"))
-                    lowest = tl.minimum(lowest, _rank(best, cost, tl.full((BLOCK,), 0, tl.int32) + n))
-            rank = tl.where(contested, lowest, rank)
-    found = inside & (count > 0)
-    winner = tl.where(found, rank & INDEX_MASK, 0)
-    box = boxes + (b * N + winner) * 8
-    x1 = tl.load(box + 2, mask=found, other=0.0)
-    y1 = tl.load(box + 3, mask=found, other=0.0)
-    x2 = tl.load(box + 4, mask=found, other=0.0)
-    y2 = tl.load(box + 5, mask=found, other=0.0)
-    iou = _iou(pred + (b * A + a) * 4, found, x1, y1, x2, y2, tl.load(box + 6, mask=found, other=0.0))
-    tl.store(index + b * A + a, tl.where(found, winner, -1), mask=inside)
-    tl.store(matched + b * A + a, tl.where(found, iou, 0.0), mask=inside)
+    for level in tl.static_range(LEVELS):
+        inside = row < plain(rows[level])
+        if (which == level) & (tl.program_id(0) * BLOCK < plain(rows[level])):
+            a = plain(starts[level]) + row
+            count = tl.load(times + b * A + a, mask=inside, other=0)
+            rank = tl.load(taken + b * A + a, mask=inside, other=0)
+            if OWN == 0:
+                contested = count > 1
+                if tl.max(count, 0) > 1:
+                    x = tl.load(cells + a * 3, mask=inside, other=0.0)
+                    y = tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
+                    side = tl.load(cells + a * 3 + 2, mask=inside, other=0.0)
+                    o = tl.load(objectness + b * A + a, mask=contested, other=0.0)
+                    lowest = tl.full((BLOCK,), NEVER, tl.int64)
+                    for n in range(0, N):
+                        if tl.load(present + b * N + n) > 0:
+                            box = boxes + (b * N + n) * 8
+                            x1, y1, x2, y2 = tl.load(box + 2), tl.load(box + 3), tl.load(box + 4), tl.load(box + 5)
+                            _own, best = _regions(
+                                x, y, side, tl.load(box), tl.load(box + 1), x1, y1, x2, y2, radius, CENTER_ONLY
+                            )
+                            logit = levels[level] + b * plain(strides_b[level])
+                            logit += row.to(tl.int64) * plain(strides_r[level])
+                            logit += tl.load(box + 7).to(tl.int64) * plain(strides_c[level])
+                            value = tl.load(logit, mask=contested, other=0.0).to(tl.float32)
+                            log_p, log_q = _log_terms(value, o)
+                            iou = _iou(pred + (b * A + a) * 4, contested, x1, y1, x2, y2, tl.load(box + 6))
+                            cost = class_weight * (log_q - log_p) - iou_weight * tl.log(iou + LOG_EPS)
+                            cost = tl.where((value == value) & (o == o), cost, float("nan"))
+                            lowest = tl.minimum(lowest, _rank(best, cost, tl.full((BLOCK,), 0, tl.int32) + n))
+                    rank = tl.where(contested, lowest, rank)
+            found = inside & (count > 0)
+            winner = tl.where(found, rank & INDEX_MASK, 0)
+            box = boxes + (b * N + winner) * 8
+            x1 = tl.load(box + 2, mask=found, other=0.0)
+            y1 = tl.load(box + 3, mask=found, other=0.0)
+            x2 = tl.load(box + 4, mask=found, other=0.0)
+            y2 = tl.load(box + 5, mask=found, other=0.0)
+            iou = _iou(pred + (b * A + a) * 4, found, x1, y1, x2, y2, tl.load(box + 6, mask=found, other=0.0))
+            tl.store(index + b * A + a, tl.where(found, winner, -1), mask=inside)
+            tl.store(matched + b * A + a, tl.where(found, iou, 0.0), mask=inside)
 
 
 def simota_match(
@@ -335,61 +394,53 @@ def simota_match(
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernels; arguments and meaning as in `detops.reference.simota_match`."""
     (batch, num_cells), num_boxes, num_classes = objectness.shape, gt_boxes.shape[1], class_logits[0].shape[2]
-    index = torch.full_like(objectness, -1, dtype=torch.int64)
-    matched = torch.zeros_like(objectness, dtype=torch.float32)
     if batch == 0 or num_cells == 0 or num_boxes == 0:
-        return index, matched
-    scores, pred, cell = (t.to(torch.float32).contiguous() for t in (objectness, pred_boxes, cells))
-    boxes = _prepared(gt_boxes, gt_labels, sample_sizes, num_classes)
-    candidate = torch.empty_like(scores, dtype=torch.uint8)
-    total = torch.empty_like(scores)
+        nothing = torch.full_like(objectness, -1, dtype=torch.int64)
+        return nothing, torch.zeros_like(objectness, dtype=torch.float32)
+    scores, pred, cell, given = (t.to(torch.float32).contiguous() for t in (objectness, pred_boxes, cells, gt_boxes))
+    index, taken = (torch.empty_like(scores, dtype=torch.int64) for _ in range(2))
+    matched, total = (torch.empty_like(scores) for _ in range(2))
+    candidate, times = (torch.empty_like(scores, dtype=dtype) for dtype in (torch.uint8, torch.int32))
     present = torch.empty(batch, num_boxes, dtype=torch.uint8, device=scores.device)
-    times = torch.zeros_like(scores, dtype=torch.int32)
-    taken = torch.full_like(scores, NEVER.value, dtype=torch.int64)
-    rows = [level.shape[1] for level in class_logits]
-    starts = [sum(rows[:i]) for i in range(len(rows))]
+    boxes = scores.new_empty(batch, num_boxes, 8)
+    labels = gt_labels.contiguous()
+    boxes_kernel(
+        (cdiv(num_boxes, BLOCK_BOXES), batch),
+        (given, labels, labels if sample_sizes is None else sample_sizes.contiguous(), boxes),
+        (num_classes, num_boxes),
+        (sample_sizes is not None, BLOCK_BOXES),
+    )
+    counts = [level.shape[1] for level in class_logits]
+    levels, count = tuple(class_logits), len(class_logits)
+    places = (
+        *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
+        tuple(sum(counts[:i]) for i in range(count)),
+        tuple(counts),
+    )
+    tiles = (cdiv(max(counts), BLOCK_TILE), batch * count)
+    cells_kernel(
+        tiles,
+        (levels, scores, cell, boxes, candidate, total, times, taken),
+        (*places, num_classes, num_cells, num_boxes, radius),
+        (
+            count,
+            center_only,
+            all(level.stride(2) == 1 for level in class_logits),
+            BLOCK_TILE,
+            min(BLOCK_CLASSES, next_power_of_2(num_classes)),
+        ),
+    )
     most = min(max(1, int(topk * k_scale)), num_cells)
-    for level, start, count in zip(class_logits, starts, rows, strict=True):
-        cells_kernel(
-            (cdiv(count, BLOCK_TILE), batch),
-            (level, scores, cell, boxes, candidate, total),
-            (*level.stride(), start, count, num_classes, num_cells, num_boxes, radius),
-            (center_only, BLOCK_TILE, min(BLOCK_CLASSES, next_power_of_2(num_classes))),
-        )
     pick_kernel(
         (num_boxes, batch),
-        (tuple(class_logits), scores, pred, cell, boxes, candidate, total, present, times, taken),
-        (
-            *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
-            tuple(starts),
-            tuple(rows),
-            num_cells,
-            num_boxes,
-            radius,
-            k_scale,
-            iou_weight,
-            class_weight,
-        ),
-        (len(rows), center_only, own_candidates, topk, most, BLOCK_CELLS),
+        (levels, scores, pred, cell, boxes, candidate, total, present, times, taken),
+        (*places, num_cells, num_boxes, radius, k_scale, iou_weight, class_weight),
+        (count, center_only, own_candidates, topk, most, BLOCK_CELLS),
     )
-    for level, start, count in zip(class_logits, starts, rows, strict=True):
-        resolve_kernel(
-            (cdiv(count, BLOCK_TILE), batch),
-            (level, scores, pred, cell, boxes, present, times, taken, index, matched),
-            (*level.stride(), start, count, num_cells, num_boxes, radius, iou_weight, class_weight),
-            (center_only, own_candidates, BLOCK_TILE),
-        )
+    resolve_kernel(
+        tiles,
+        (levels, scores, pred, cell, boxes, present, times, taken, index, matched),
+        (*places, num_cells, num_boxes, radius, iou_weight, class_weight),
+        (count, center_only, own_candidates, BLOCK_TILE),
+    )
     return index, matched
-
-
-def _prepared(gt_boxes: Tensor, gt_labels: Tensor, sample_sizes: Tensor | None, num_classes: int) -> Tensor:
-    """Return (B, N, 8): cx, cy, x1, y1, x2, y2, area and label, which is -1 for boxes that are not assigned."""
-    boxes = gt_boxes.to(torch.float32)
-    center, size = boxes[..., :2], boxes[..., 2:]
-    valid = boxes.isfinite().all(2) & (size >= 0).all(2) & (gt_labels >= 0) & (gt_labels < num_classes)
-    if sample_sizes is not None:
-        valid = valid & exists(sample_sizes, boxes.shape[1])
-    label = gt_labels.to(torch.float32).where(valid, -1)
-    return torch.cat(
-        [center, center - size / 2, center + size / 2, size.prod(-1, keepdim=True), label[..., None]], -1
-    ).contiguous()

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from detops.arguments import accumulate_dtype
 from detops.kernels._iou_loss import iou_loss, share
-from detops.kernels._launch import cdiv, kernel, next_power_of_2
+from detops.kernels._launch import cdiv, kernel, level_of, map_of, next_power_of_2, number_of
 from detops.kernels._softplus import softplus
 
 BLOCK = 32  # cells per program
@@ -20,10 +20,10 @@ LONGEST = tl.constexpr(1e18)
 IGNORED = tl.constexpr(-2)
 
 
-@kernel(tensors=10, specialize=("stride_c",))
+@kernel(tensors=10)
 def loss_kernel(
-    output,  # (B, R, 5 + C)
-    gradient,  # (B, R, 5 + C) contiguous
+    outputs,  # a tuple: each level's (B, R, 5 + C)
+    gradients,  # a tuple: each level's (B, R, 5 + C), contiguous
     cells,  # (A, 3)
     boxes,  # (B, N, 4)
     labels,  # (B, N)
@@ -32,18 +32,18 @@ def loss_kernel(
     scale,  # (2,)
     pos_weight,  # (C,)
     parts,  # (programs, 4)
-    stride_b,
-    stride_r,
-    stride_c,
-    first_part,
-    start,
-    R,
+    strides,  # a tuple: batch, row and column of each level, one after another
+    firsts,  # a tuple, as the next two: the first program of each level
+    starts,  # its first cell
+    rows,  # how many it has
     C,
     A,
     N,
     iou_weight,
     obj_weight,
     cls_weight,
+    LEVELS: tl.constexpr,
+    TOGETHER: tl.constexpr,
     KIND: tl.constexpr,
     USE_L1: tl.constexpr,
     HAS_POS_WEIGHT: tl.constexpr,
@@ -51,17 +51,24 @@ def loss_kernel(
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Compute losses and gradient of a run of cells."""
+    """Compute losses and gradient of a run of cells. With TOGETHER, columns lie side by side in memory."""
     b = tl.program_id(1).to(tl.int64)
-    row = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    level = level_of(tl.program_id(0), firsts, LEVELS)
+    R = number_of(rows, level, LEVELS, 1, 0)
+    row = (tl.program_id(0) - number_of(firsts, level, LEVELS, 1, 0)) * BLOCK + tl.arange(0, BLOCK)
     inside = row < R
-    a = start + row
+    a = number_of(starts, level, LEVELS, 1, 0) + row
+    output, gradient = map_of(outputs, level, LEVELS), map_of(gradients, level, LEVELS)
+    stride_c = tl.full((), 1, tl.int32)
+    if not TOGETHER:
+        stride_c = number_of(strides, level, LEVELS, 3, 2)
     one, other = tl.load(scale), tl.load(scale + 1)
     chosen = tl.load(index + b * A + a, mask=inside, other=-1)
     label = tl.load(labels + b * N + chosen, mask=(chosen >= 0) & (chosen < N), other=-1).to(tl.int64)
     is_object = (chosen >= 0) & (chosen < N)
     positive = is_object & (label >= 0) & (label < C)
-    source = output + b * stride_b + row.to(tl.int64) * stride_r
+    source = output + b * number_of(strides, level, LEVELS, 3, 0)
+    source += row.to(tl.int64) * number_of(strides, level, LEVELS, 3, 1)
     sink = gradient + (b * R + row) * (5 + C)
 
     counted = inside & (chosen != IGNORED)
@@ -133,7 +140,7 @@ def loss_kernel(
                 g = cls_weight * one * ((1 - target) * high - weight * target * (1 - high))
                 g = tl.where(known, g, 0.0).to(gradient.dtype.element_ty)
                 tl.store(sink[:, None] + 5 + column, g, mask=inside[:, None] & (column < C))
-    part = parts + (first_part + b * tl.num_programs(0) + tl.program_id(0)) * 4
+    part = parts + (b * tl.num_programs(0) + tl.program_id(0)) * 4
     tl.store(part, iou_sum * one)
     tl.store(part + 1, obj * other)
     tl.store(part + 2, cls_sum * one)
@@ -156,7 +163,7 @@ def yolox_loss(
     cls_weight: float,
     with_gradient: bool,
 ) -> tuple[Tensor, list[Tensor]]:
-    """Launch the kernel for each level; arguments and meaning as in `detops.reference.yolox_loss`.
+    """Launch the kernel; arguments and meaning as in `detops.reference.yolox_loss`.
 
     Every dtype is computed in float32, even float64.
     """
@@ -164,52 +171,51 @@ def yolox_loss(
     num_classes = outputs[0].shape[2] - 5
     cell, boxes, matched, factors = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, iou, scale))
     pos_weight = None if class_pos_weight is None else class_pos_weight.to(torch.float32).contiguous()
-    programs = [cdiv(output.shape[1], BLOCK) for output in outputs]
-    parts = factors.new_zeros(batch * sum(programs), 4)
+    counts = tuple(output.shape[1] for output in outputs)
+    programs = [cdiv(count, BLOCK) for count in counts]
+    parts = factors.new_empty(batch * sum(programs), 4)
     gradients = [
         torch.empty_like(output, memory_format=torch.contiguous_format) if with_gradient else output.new_empty(0)
         for output in outputs
     ]
-    start = first_part = 0
-    labels, index = gt_labels.contiguous(), index.contiguous()
-    for output, gradient, count in zip(outputs, gradients, programs, strict=True):
-        if batch and count:
-            loss_kernel(
-                (count, batch),
-                (
-                    output,
-                    gradient,
-                    cell,
-                    boxes,
-                    labels,
-                    index,
-                    matched,
-                    factors,
-                    factors if pos_weight is None else pos_weight,
-                    parts,
-                ),
-                (
-                    *output.stride(),
-                    first_part,
-                    start,
-                    output.shape[1],
-                    num_classes,
-                    num_cells,
-                    num_boxes,
-                    iou_weight,
-                    obj_weight,
-                    cls_weight,
-                ),
-                (
-                    kind,
-                    use_l1,
-                    pos_weight is not None,
-                    with_gradient,
-                    BLOCK,
-                    min(BLOCK_CLASSES, next_power_of_2(max(num_classes, 1))),
-                ),
-            )
-        start += output.shape[1]
-        first_part += batch * count
-    total = parts.to(torch.float64).sum(0)
+    labels, index, levels = gt_labels.contiguous(), index.contiguous(), len(outputs)
+    if len(parts):
+        loss_kernel(
+            (sum(programs), batch),
+            (
+                tuple(outputs),
+                tuple(gradients),
+                cell,
+                boxes,
+                labels,
+                index,
+                matched,
+                factors,
+                factors if pos_weight is None else pos_weight,
+                parts,
+            ),
+            (
+                tuple(stride for output in outputs for stride in output.stride()),
+                tuple(sum(programs[:i]) for i in range(levels)),
+                tuple(sum(counts[:i]) for i in range(levels)),
+                counts,
+                num_classes,
+                num_cells,
+                num_boxes,
+                iou_weight,
+                obj_weight,
+                cls_weight,
+            ),
+            (
+                levels,
+                all(output.stride(2) == 1 for output in outputs),
+                kind,
+                use_l1,
+                pos_weight is not None,
+                with_gradient,
+                BLOCK,
+                min(BLOCK_CLASSES, next_power_of_2(max(num_classes, 1))),
+            ),
+        )
+    total = parts.sum(0, dtype=torch.float64)
     return total.to(accumulate_dtype(outputs[0])), gradients

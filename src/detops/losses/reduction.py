@@ -71,4 +71,5 @@ def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
     if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
         total, ranks = total.clone(), dist.get_world_size()
         dist.all_reduce(total)
-    return total.clamp(min=least) / ranks
+    total = total.clamp(min=least)
+    return total if ranks == 1 else total / ranks

@@ -104,21 +104,17 @@ def test_a_run_on_yolo_data(yolo: Path, tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
     (yolo.parent / "labels" / "train" / "1.txt").write_text("1 0.5 0.5 0.5 0.5")
     small = ("--size", "64x32", "--width", 8, "--epochs", 1, "--batch-size", 2, "--accelerator", "cpu")
-    code, output = call("train", "--data", yolo, "--out", tmp_path / "run", *small)
+    out = tmp_path / "half"
+    code, output = call("train", "--data", yolo, "--split", 0.5, "--out", out, *small)
     assert code == 0, output
-    assert "data: 2 images with 3 boxes to train on, 1 with 1 to evaluate on" in output
-    for more in ((), ("--annotations", yolo)):
-        code, output = call("evaluate", tmp_path / "run", *more)
-        assert code == 0, output
-    code, output = call("train", "--data", yolo, "--split", 0.5, "--out", tmp_path / "half", *small)
+    assert "data: 1 images with" in output
+    code, output = call("evaluate", out, "--annotations", yolo / "val")
     assert code == 0, output
-    before = (tmp_path / "half" / "data" / "val.json").read_bytes()
-    code, output = call("train", "--data", yolo, "--split", 0.1, "--out", tmp_path / "half", *small)
+    before = (out / "data" / "val.json").read_bytes()
+    code, output = call("train", "--data", yolo, "--split", 0.1, "--out", out, *small)
     assert code == 2
     assert "already holds a training" in output
-    assert (tmp_path / "half" / "data" / "val.json").read_bytes() == before
-    code, output = call("train", "--data", yolo, "--split", 0.5, "--out", tmp_path / "half", "--resume", *small)
-    assert code == 0, output
+    assert (out / "data" / "val.json").read_bytes() == before
 
 
 def voc_xml(boxes: list[tuple[str, str, int]]) -> str:

@@ -138,8 +138,8 @@ def no_detector() -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((), "expected either --run or --mask-rcnn, got neither"),
-        ((*MODEL, "--run", "run"), "expected either --run or --mask-rcnn, got both"),
+        ((), "expected either --run or --mask-rcnn or --query-masks, got neither"),
+        ((*MODEL, "--run", "run"), "expected either --run or --mask-rcnn or --query-masks, got both"),
         (("--mask-rcnn", "none.pth"), "none.pth: no such file of weights"),
         (("--mask-rcnn", "tiny_mask_rcnn:none"), "mask-rcnn: cannot import 'tiny_mask_rcnn:none'"),
         (("--mask-rcnn", "tiny_mask_rcnn:pictures"), "detection.MaskRCNN, got list"),

@@ -46,13 +46,19 @@ def predict(
     images: Annotated[list[Path], typer.Argument(help="Image files, and folders of images.")],
     run: Annotated[
         Path | None,
-        typer.Option(help="Folder of a trained run, or one of its checkpoints. Give this or --mask-rcnn."),
+        typer.Option(
+            help="Folder of a trained run, or one of its checkpoints. Give this, --mask-rcnn or --query-masks."
+        ),
     ] = None,
     mask_rcnn: Annotated[
         str | None,
         typer.Option(
             help="Weights of torchvision's maskrcnn_resnet50_fpn, or module:function that returns a MaskRCNN."
         ),
+    ] = None,
+    query_masks: Annotated[
+        str | None,
+        typer.Option(help="module:function that returns a model with query masks, such as Transformers' RF-DETR."),
     ] = None,
     out: Annotated[Path, typer.Option(help="Folder to write to.")] = Path("out/predict"),
     score: Annotated[
@@ -91,6 +97,7 @@ def predict(
     require_finite(ctx)
     options = job.Options(
         mask_rcnn=mask_rcnn,
+        query_masks=query_masks,
         half=half,
         score=score,
         classes=classes or (),

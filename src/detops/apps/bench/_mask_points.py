@@ -14,7 +14,10 @@ class Scene:
     def __init__(self, points: int, device: str) -> None:
         g = torch.Generator().manual_seed(0)
         y, x = torch.meshgrid(*[(torch.arange(IMAGE) + 0.5) / IMAGE] * 2, indexing="ij")
-        center, radius = torch.rand(BATCH, BOXES, 2, 1, 1, generator=g), 0.05 + 0.1 * torch.rand(BATCH, BOXES, 1, 1)
+        center, radius = (
+            torch.rand(BATCH, BOXES, 2, 1, 1, generator=g),
+            0.05 + 0.1 * torch.rand(BATCH, BOXES, 1, 1, generator=g),
+        )
         apart = torch.hypot(x - center[:, :, 0], y - center[:, :, 1])
         self.masks = (apart < radius).to(torch.uint8).to(device)
         self.maps = torch.randn(BATCH, QUERIES, CELLS, CELLS, generator=g).to(device)

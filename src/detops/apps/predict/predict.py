@@ -30,6 +30,7 @@ from detops.apps.predict.listing import Listing, batched
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
 from detops.apps.predict.pictures import Pictures
 from detops.apps.predict.predictor import Predictor
+from detops.apps.predict.query_mask_predictor import QueryMaskPredictor
 from detops.apps.predict.results import PICTURES, ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
 from detops.apps.predict.sources import Sources, resized, unknown
@@ -46,6 +47,7 @@ class Options:
 
     Attributes:
         mask_rcnn: Weights of torchvision's Mask R-CNN, or "module:function" that returns one, in place of a run.
+        query_masks: "module:function" that returns a model with query masks, in place of a run.
         half: Compute in half precision: bfloat16, or float16 for a Mask R-CNN on a GPU.
         score: Lowest score of the detections; None keeps all, and draws those from 0.3.
         classes: Names or ids of the classes to keep; none keeps all.
@@ -61,6 +63,7 @@ class Options:
     """
 
     mask_rcnn: str | None = None
+    query_masks: str | None = None
     half: bool = False
     score: float | None = None
     classes: Sequence[str] = ()
@@ -81,7 +84,7 @@ def run(
     """Detect on images; write `results.jsonl` and `images/*.jpg` on the way, and `results.json` at the end.
 
     Args:
-        run_folder: Folder of a trained run; None for `options.mask_rcnn`.
+        run_folder: Folder of a trained run; None for a detector that the options name.
         images: Files and folders.
         out: Folder to write to.
         options: How to predict.
@@ -175,10 +178,14 @@ def _numbered(listing: Listing, path: Path, console: Console) -> tuple[Sources, 
 
 def _loader(run_folder: Path | None, options: Options) -> ray.Load:
     """Return the function that loads the detector on a device, here or on another machine."""
-    if (run_folder is None) == (options.mask_rcnn is None):
-        raise ValueError("expected either --run or --mask-rcnn, got " + ("neither" if run_folder is None else "both"))
+    given = [detector for detector in (run_folder, options.mask_rcnn, options.query_masks) if detector is not None]
+    if len(given) != 1:
+        count = {0: "neither", 2: "both"}.get(len(given), "all")
+        raise ValueError(f"expected either --run or --mask-rcnn or --query-masks, got {count}")
     if run_folder is not None:
         return partial(RunPredictor, run_folder.resolve(), options.half, max_detections=options.max_detections)
+    if options.query_masks is not None:
+        return partial(QueryMaskPredictor, options.query_masks, options.half, max_detections=options.max_detections)
     assert options.mask_rcnn is not None
     path = Path(options.mask_rcnn)
     model = str(path.resolve()) if path.is_file() else options.mask_rcnn

@@ -12,7 +12,7 @@ namespace detops {
 // not there, whose offset is that of one that is.
 template <class C>
 struct PointAxis {
-  std::vector<int64_t> first, second;
+  std::vector<int32_t> first, second;
   std::vector<C> before, after;
 
   void resize(int64_t count) { first.resize(count), second.resize(count), before.resize(count), after.resize(count); }
@@ -21,9 +21,10 @@ struct PointAxis {
 // Fills `count` places of an axis of `cells` cells, `stride` apart, from points that are `step` apart.
 #define DETOPS_POINT_AXIS(P, C)                                                                                  \
   DETOPS_CLONES inline void fill_axis(const P* points, int64_t step, int64_t count, int64_t cells, int64_t stride, \
-                                      bool nearest, bool border, int64_t* first, int64_t* second, C* before,     \
+                                      bool nearest, bool border, int32_t* first, int32_t* second, C* before,     \
                                       C* after) {                                                                \
     const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                      \
+    const int32_t apart = static_cast<int32_t>(stride);                                                          \
     for (int64_t i = 0; i < count; ++i) {                                                                        \
       const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - C(0.5);                         \
       const C held = given > 0 ? (given < last ? given : last) : C(0); /* 0 for NaN */                           \
@@ -37,8 +38,8 @@ struct PointAxis {
       const bool has_first = cell >= 0, has_second = cell + 1 < cells;                                           \
       before[i] = there && has_first ? C(1) - far : C(0);                                                        \
       after[i] = there && has_second ? far : C(0);                                                               \
-      first[i] = (has_first ? cell : 0) * stride;                                                                \
-      second[i] = (has_second ? cell + 1 : cell) * stride;                                                       \
+      first[i] = (has_first ? cell : 0) * apart;                                                                 \
+      second[i] = (has_second ? cell + 1 : cell) * apart;                                                        \
     }                                                                                                            \
   }
 DETOPS_POINT_AXIS(float, float)

@@ -2,17 +2,20 @@
 #include "map_points.h"
 
 #include <algorithm>
+#include <limits>
 
 namespace detops {
 namespace {
 
-constexpr int64_t kPoints = 1024;  // whose places are held at once
-constexpr int64_t kRows = 32;      // of points per task, where an image's rows share their points
+constexpr int64_t kPoints = 1024;    // whose places are held at once
+constexpr int64_t kRows = 4;         // that share their points, per task: so many maps fit the cache
+constexpr int64_t kAhead = 1 << 16;  // numbers of a map that is fetched ahead
+constexpr int64_t kLines = 2;        // of the cache that a point reads
 
 // Numbers of the dtype T, computed as C. A cell of no weight counts for nothing, whatever it holds.
 #define DETOPS_READ_ROW(T, C)                                                                                   \
-  DETOPS_CLONES void read_row(const T* map, const int64_t* left, const int64_t* right, const C* by_left,        \
-                              const C* by_right, const int64_t* top, const int64_t* bottom, const C* by_top,    \
+  DETOPS_CLONES void read_row(const T* map, const int32_t* left, const int32_t* right, const C* by_left,        \
+                              const C* by_right, const int32_t* top, const int32_t* bottom, const C* by_top,    \
                               const C* by_bottom, int64_t count, C* out) {                                      \
     for (int64_t p = 0; p < count; ++p) {                                                                       \
       const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                          \
@@ -30,6 +33,15 @@ DETOPS_READ_ROW(uint8_t, float)
 DETOPS_READ_ROW(double, double)
 #undef DETOPS_READ_ROW
 
+// Asks for a map ahead of its use, in order, as points are spread over nearly all of it: read at random, each of its
+// lines would be waited for.
+template <class T>
+void prefetch(const T* map, int64_t count) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(map + i);
+#endif
+}
+
 template <class T, class C>
 Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Tensor& points, bool nearest, bool border,
                ScalarType wide) {
@@ -41,6 +53,12 @@ Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Ten
   const std::optional<Reader> chosen = reader_of(index);
   const Reader reader(points);
   const bool empty = count == 0 || height == 0 || width == 0;
+  const bool dense = maps.stride(3) == 1 && maps.stride(2) == width && height * width <= kAhead &&
+                     number * kLines * 64 >= height * width * static_cast<int64_t>(sizeof(T));
+  const auto map_of = [&](int64_t b, int64_t m) -> const T* {
+    const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
+    return q < 0 || q >= count ? nullptr : data + b * maps.stride(0) + q * maps.stride(1);
+  };
   // Rows that share their points are read with one table.
   const int64_t each = points.stride(1) == 0 ? kRows : 1, tasks = (rows + each - 1) / each;
   torch::stable::parallel_for(0, batch * tasks, 1, [&](int64_t begin, int64_t end) {
@@ -55,14 +73,16 @@ Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Ten
         }
         for (int64_t m = first; m < last; ++m) {
           C* values = out + (b * rows + m) * number + from;
-          const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
-          if (empty || q < 0 || q >= count) {
+          const T* map = empty ? nullptr : map_of(b, m);
+          if (map == nullptr) {
             std::fill(values, values + some, C(0));
             continue;
           }
-          read_row(data + b * maps.stride(0) + q * maps.stride(1), table.x.first.data(), table.x.second.data(),
-                   table.x.before.data(), table.x.after.data(), table.y.first.data(), table.y.second.data(),
-                   table.y.before.data(), table.y.after.data(), some, values);
+          const T* next = dense && from == 0 && m + 1 < rows ? map_of(b, m + 1) : nullptr;
+          if (next != nullptr) prefetch(next, height * width);
+          read_row(map, table.x.first.data(), table.x.second.data(), table.x.before.data(), table.x.after.data(),
+                   table.y.first.data(), table.y.second.data(), table.y.before.data(), table.y.after.data(), some,
+                   values);
         }
       }
     }
@@ -77,6 +97,8 @@ Tensor maps_at_points(const Tensor maps, const std::optional<Tensor> index, cons
   STD_TORCH_CHECK(index || points.size(1) == maps.size(1), "points: expected as many rows as maps, without an index");
   STD_TORCH_CHECK(!index || has_numbers(*index, {maps.size(0), points.size(1)}),
                   "index: expected numbers of shape (B, M)");
+  STD_TORCH_CHECK(maps.size(2) * maps.stride(2) + maps.size(3) * maps.stride(3) <= std::numeric_limits<int32_t>::max(),
+                  "maps: expected a map that spans fewer than 2^31 numbers");
   switch (maps.scalar_type()) {
     case ScalarType::Float: return compute<float, float>(maps, index, points, nearest, border, ScalarType::Float);
     case ScalarType::Double: return compute<double, double>(maps, index, points, nearest, border, ScalarType::Double);

@@ -1,9 +1,10 @@
 // The gradient of maps read at points: the CPU kernel of maps_at_points_backward.
 //
-// A map is written by one thread, which adds its rows of points in order, so that the number of threads changes nothing.
+// A map is written by one thread, which adds its rows of points in order: the number of threads changes nothing.
 #include "map_points.h"
 
 #include <algorithm>
+#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -97,6 +98,7 @@ Tensor maps_at_points_backward(const Tensor gradient, const std::optional<Tensor
   STD_TORCH_CHECK(count >= 0 && (index || count == rows), "count: expected the number of rows, without an index");
   STD_TORCH_CHECK(height >= 0, "height: expected at least 0");
   STD_TORCH_CHECK(width >= 0, "width: expected at least 0");
+  STD_TORCH_CHECK(height * width <= std::numeric_limits<int32_t>::max(), "height: expected fewer than 2^31 cells");
   switch (gradient.scalar_type()) {
     case ScalarType::Float: return compute<float, float>(gradient, index, points, count, height, width, border);
     case ScalarType::Double: return compute<double, double>(gradient, index, points, count, height, width, border);

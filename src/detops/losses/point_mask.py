@@ -92,9 +92,15 @@ def point_mask_loss(
 
 def pair_losses(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
     """Compute the mean cross entropy and the dice loss of logits (..., P) and labels, (...)."""
-    bce = F.binary_cross_entropy_with_logits(x, label, reduction="none").sum(-1) / max(x.shape[-1], 1)
-    p = x.sigmoid()
-    return bce, 1 - (2 * (p * label).sum(-1) + 1) / (p.sum(-1) + label.sum(-1) + 1)
+    with torch.autocast(x.device.type, enabled=False):
+        bce = (F.softplus(x).sum(-1) - _dot(x, label)) / max(x.shape[-1], 1)
+        p = x.sigmoid()
+        return bce, 1 - (2 * _dot(p, label) + 1) / (p.sum(-1) + label.sum(-1) + 1)
+
+
+def _dot(first: Tensor, second: Tensor) -> Tensor:
+    """Sum the products along the last dimension, without storing them."""
+    return (first[..., None, :] @ second[..., None])[..., 0, 0]
 
 
 @torch.no_grad()

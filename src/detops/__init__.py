@@ -47,6 +47,7 @@ from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
 from detops.losses.iou import BoxIoULoss, box_iou_loss
 from detops.losses.localization_distillation import LocalizationDistillationLoss, localization_distillation_loss
 from detops.losses.point_mask import point_mask_cost, point_mask_loss, uncertain_points
+from detops.losses.prototype_mask import prototype_mask_loss
 from detops.losses.quality_focal import QualityFocalLoss, quality_focal_loss
 from detops.masks.crops import MaskCrop
 from detops.masks.instance_masks import InstanceMasks
@@ -125,6 +126,7 @@ __all__ = [
     "point_mask_cost",
     "point_mask_loss",
     "preprocess",
+    "prototype_mask_loss",
     "quality_focal_loss",
     "simota_assign",
     "tal_assign",

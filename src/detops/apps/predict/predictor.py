@@ -15,7 +15,7 @@ BROKEN = "the network's outputs hold numbers that are not finite"
 
 
 class Predictor(Protocol):
-    """A detector that works on batches of images. There are two: `RunPredictor` and `MaskRCNNPredictor`."""
+    """A detector that works on batches of images: `RunPredictor`, `MaskRCNNPredictor` or `QueryMaskPredictor`."""
 
     @property
     def device(self) -> torch.device:

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from detops.apps import import_function, runs
 from detops.apps.data.dataset import MEAN, STD
+from detops.apps.data.ids import Id
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
 from detops.apps.predict.reading import Images
 from detops.arguments import flat
@@ -43,13 +44,13 @@ class QueryMaskPredictor(MaskRCNNPredictor):
             raise ValueError(f"query-masks: {model}: expected a torch.nn.Module, got {type(network).__name__}")
         self._side = _input_side(network)
         self._network, self._half = network.to(device).eval(), half
-        self._most = 300 if max_detections is None else max_detections
+        self.max_detections = 300 if max_detections is None else max_detections
         self.device = device
         names = getattr(getattr(network, "config", None), "id2label", None) or {}
-        self.names = {int(label): str(name) for label, name in names.items()}
+        self.names: dict[Id, str] = {int(label): str(name) for label, name in names.items()}
         self.settings = {
             "weights": runs.fingerprint(network), "detector": "query_masks", "half": half, "size": self._side,
-            "detections": self._most,
+            "detections": self.max_detections,
         }  # fmt: skip
 
     @torch.no_grad()
@@ -67,7 +68,8 @@ class QueryMaskPredictor(MaskRCNNPredictor):
         logits, masks, boxes = (_field(outputs, names) for names in FIELDS)
         sizes = [(int(image.shape[-2]), int(image.shape[-1])) for image in given]
         return [
-            {"masks": found} for found in decode_query_masks(logits, masks, boxes, sizes, max_detections=self._most)
+            {"masks": found}
+            for found in decode_query_masks(logits, masks, boxes, sizes, max_detections=self.max_detections)
         ]
 
 

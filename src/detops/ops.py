@@ -367,6 +367,25 @@ def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None 
 
 
 @op()
+def select_detections(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    image_sizes: Tensor | None,
+    least: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Clip sorted candidates, drop those that are none, suppress within labels, and keep the first."""
+    shape = (boxes.shape[0], max_detections)
+    return (
+        boxes.new_empty((*shape, 4), dtype=torch.float32),
+        boxes.new_empty(shape, dtype=torch.int64),
+        boxes.new_empty(shape, dtype=torch.float32),
+    )
+
+
+@op()
 def set_loss(
     class_logits: Tensor,
     pred_boxes: Tensor,

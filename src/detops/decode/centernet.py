@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detops.arguments import FLOATS, renamed, require_device, require_shape, require_tensor
-from detops.decode.detections import Detections, require_options, select, top
+from detops.decode.detections import LOWEST, Detections, require_options, select, top
 from detops.geometry.levels import ImageSizes, Size, require_fitting_sizes, require_size
 
 
@@ -61,7 +61,6 @@ def decode_centernet(
     highest = F.max_pool2d(logits, kernel, stride=1, padding=kernel // 2)
     peaks = logits.where(logits == highest, -torch.inf).flatten(1)
     found, index = top(peaks, min(max_detections, peaks.shape[1]))
-    exists = found > -torch.inf
     cell = index % (height * width)
     column, row = cell % width, torch.div(cell, width, rounding_mode="floor")
     size, shift = (
@@ -72,7 +71,7 @@ def decode_centernet(
     scale_x, scale_y = image_size[1] / width, image_size[0] / height
     corners = [(x - half_w) * scale_x, (y - half_h) * scale_y, (x + half_w) * scale_x, (y + half_h) * scale_y]
     labels = torch.div(index, height * width, rounding_mode="floor")
-    detections = select(torch.stack(corners, -1), labels, found, exists, max_detections, iou_threshold, image_sizes)
+    detections = select(torch.stack(corners, -1), labels, found, LOWEST, max_detections, iou_threshold, image_sizes)
     return detections._replace(scores=detections.scores.sigmoid().where(detections.labels >= 0, 0))
 
 

@@ -1,5 +1,6 @@
 """`Detections`, the result of every decoder, and their common steps: sorting, clipping, suppression, padding."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -7,9 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from detops import ops
 from detops.geometry.levels import ImageSizes, image_sizes_tensor
-from detops.geometry.ordering import true_first
-from detops.inference.nms import nms_mask
+
+LOWEST = torch.finfo(torch.float32).min  # of the finite numbers
 
 
 class Detections(NamedTuple):
@@ -41,7 +43,7 @@ def select(
     boxes: Tensor,
     labels: Tensor,
     scores: Tensor,
-    exists: Tensor,
+    least: float,
     max_detections: int,
     iou_threshold: float | None,
     image_sizes: ImageSizes | None = None,
@@ -49,36 +51,39 @@ def select(
     """Turn candidates, the highest score first, into detections: clip, drop boxes without area, suppress, pad.
 
     Args:
-        boxes: (B, M, 4) xyxy.
+        boxes: (B, M, 4) xyxy, float32.
         labels: (B, M) integers.
-        scores: (B, M), descending among those that exist.
-        exists: (B, M) bool, which candidates are real.
+        scores: (B, M) float32, descending; NaN and what is below `least` is no candidate.
+        least: Lowest score of a detection.
         max_detections: K.
         iou_threshold: IoU above which the worse of two boxes of a class is dropped; None for no suppression.
         image_sizes: Sizes that boxes are clipped to; None for no clipping.
     """
     if image_sizes is not None:
-        sides = image_sizes_tensor(image_sizes, boxes.shape[0], boxes.device).to(boxes.dtype)
-        boxes = torch.minimum(boxes.clamp(min=0), sides.flip(1).repeat(1, 2)[:, None])
-    # False for a NaN too.
-    exists = exists & (boxes[..., 2:] > boxes[..., :2]).all(-1) & are_finite(boxes)
-    kept = exists
-    if iou_threshold is not None:
-        kept = nms_mask(boxes, scores, iou_threshold, labels=labels, valid=exists)
-    order = true_first(kept)
-    gathered = boxes.gather(1, order[..., None].expand(-1, -1, 4))
-    return padded(kept.gather(1, order), gathered, labels.gather(1, order), scores.gather(1, order), max_detections)
+        image_sizes = image_sizes_tensor(image_sizes, boxes.shape[0], boxes.device)
+    found = ops.select_detections(
+        boxes=boxes,
+        labels=labels,
+        scores=scores,
+        image_sizes=image_sizes,
+        least=float(least),
+        iou_threshold=math.inf if iou_threshold is None else float(iou_threshold),
+        max_detections=max_detections,
+    )
+    return Detections(*found)
 
 
-def top(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def top(values: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
     """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
+
+    Without `signed` they are at least 0, or -1, which takes fewer kernels.
 
     An exported program has `topk` alone, because not every runtime can read bits; ONNX's gives ties to the lower index.
     """
     if torch.compiler.is_exporting():
         found = values.topk(k, 1)
         return found.values, found.indices
-    best = _index_of(_keys(values).topk(k, 1).values)
+    best = _index_of(_keys(values, signed).topk(k, 1).values)
     return values.gather(1, best), best
 
 
@@ -86,7 +91,7 @@ def top_of_parts(values: Tensor, parts: Sequence[int], k: int) -> tuple[Tensor, 
     """Return the k highest of each part of each row, all parts' together in descending order, and their indices.
 
     Args:
-        values: (B, M) float32 without NaN; ties go to the lower index.
+        values: (B, M) float32, at least 0, or -1; ties go to the lower index.
         parts: How many values each part has, in order; their sum is M.
         k: How many of each; all, if a part has fewer.
     """
@@ -97,19 +102,21 @@ def top_of_parts(values: Tensor, parts: Sequence[int], k: int) -> tuple[Tensor, 
         best = torch.cat([one.values for one in found], 1)
         order = best.topk(best.shape[1], 1)
         return order.values, index.gather(1, order.indices)
-    keys = _keys(values).split(list(parts), 1)
+    keys = _keys(values, False).split(list(parts), 1)
     best = _index_of(torch.cat([part.topk(min(k, part.shape[1]), 1).values for part in keys], 1).sort(1, True).values)
     return values.gather(1, best), best
 
 
-def _keys(values: Tensor) -> Tensor:
+def _keys(values: Tensor, signed: bool) -> Tensor:
     """Return int64 (B, M) that sort as float32 values do, and equal ones by their index, the lowest last.
 
     `torch.topk` does not define which of equal values it takes; these are all different: the bits of the value, changed
     so that they sort as integers, less the index.
     """
-    bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
-    bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    bits = values.view(torch.int32)
+    if signed:
+        bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     index = torch.arange(0, -values.shape[1], -1, device=values.device)
     return torch.add(index, bits, alpha=2**32)
 
@@ -118,21 +125,16 @@ def _index_of(keys: Tensor) -> Tensor:
     return -keys & (2**32 - 1)
 
 
-def are_finite(boxes: Tensor) -> Tensor:
-    """Return (B, M) bool, which boxes (B, M, 4) have finite coordinates, by fewer kernels than `isfinite` takes."""
-    return (boxes - boxes == 0).all(-1)
-
-
 def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_detections: int) -> Detections:
     """Take the first `max_detections` of each image; those that do not exist are 0, with label -1."""
     count = min(max_detections, scores.shape[1])
     exists, boxes, labels, scores = (t[:, :count] for t in (exists, boxes, labels, scores))
     missing = max_detections - count
-    boxes, labels, scores = boxes.where(exists[..., None], 0), labels.where(exists, -1), scores.where(exists, 0)
-    if missing:
-        boxes, scores = F.pad(boxes, (0, 0, 0, missing)), F.pad(scores, (0, missing))
-        labels = F.pad(labels, (0, missing), value=-1)
-    return Detections(boxes, labels, scores)
+    return Detections(
+        F.pad(boxes.where(exists[..., None], 0), (0, 0, 0, missing)),
+        F.pad(labels.where(exists, -1), (0, missing), value=-1),
+        F.pad(scores.where(exists, 0), (0, missing)),
+    )
 
 
 def require_options(

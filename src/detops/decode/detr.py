@@ -68,10 +68,10 @@ def decode_detr(
         classes, scores = 1, best.values
     else:
         raise ValueError(f'kind: expected "sigmoid" or "softmax", got {kind!r}')
-    found, index = top(scores.where(~scores.isnan(), -1), min(max_detections, scores.shape[1]))
+    found, index = top(scores.nan_to_num(-1), min(max_detections, scores.shape[1]), signed=False)
     query = torch.div(index, classes, rounding_mode="floor")
     labels = index % classes if kind == "sigmoid" else best.indices.gather(1, query)
     sizes = image_sizes_tensor(image_sizes, logits.shape[0], logits.device)
     boxes = pred_boxes.detach().to(torch.float32).gather(1, query[..., None].expand(-1, -1, 4))
     pixels = to_xyxy(boxes) * sizes.to(torch.float32).flip(1).repeat(1, 2)[:, None]
-    return select(pixels, labels, found, found >= score_threshold, max_detections, None, sizes)
+    return select(pixels, labels, found, score_threshold, max_detections, None, sizes)

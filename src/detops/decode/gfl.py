@@ -80,6 +80,5 @@ def decode_gfl(
         preds = [level.to(torch.float32) for level in preds]
     boxes = ops.decode_distances(bbox_preds=preds, points=points)
     boxes = boxes.gather(1, (chosen // classes)[..., None].expand(-1, -1, 4))
-    return select(
-        boxes, chosen % classes, scores, scores >= score_threshold, max_detections, iou_threshold, image_sizes
-    )
+    labels = chosen % classes
+    return select(boxes, labels, scores, score_threshold, max_detections, iou_threshold, image_sizes)

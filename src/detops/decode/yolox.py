@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detops.decode.detections import Detections, are_finite, require_options, select, top
-from detops.geometry.boxes import boxes_at_points, to_xyxy
+from detops.decode.detections import Detections, require_options, select, top
+from detops.geometry.boxes import corners_at_points
 from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
 from detops.geometry.points import kept_points
 
@@ -58,10 +58,9 @@ def decode_yolox(
     rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
     points = kept_points([output[:, 0].permute(0, 3, 1, 2) for output in outputs], strides)
     scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
-    boxes = to_xyxy(boxes_at_points(rows, points))
-    exists = (scores >= score_threshold) & are_finite(boxes)  # false for a NaN
-    scores, chosen = top(scores.where(exists, -torch.inf), min(candidates, rows.shape[1]))
-    boxes = boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
-    return select(
-        boxes, labels.gather(1, chosen), scores, scores > -torch.inf, max_detections, iou_threshold, image_sizes
-    )
+    boxes = corners_at_points(rows, points)
+    # NaN where a coordinate is not finite, and so below every score.
+    scores = (scores + (boxes - boxes).sum(2)).nan_to_num(-1)
+    scores, chosen = top(scores, min(candidates, rows.shape[1]), signed=False)
+    boxes, labels = boxes.gather(1, chosen[..., None].expand(-1, -1, 4)), labels.gather(1, chosen)
+    return select(boxes, labels, scores, score_threshold, max_detections, iou_threshold, image_sizes)

@@ -50,6 +50,14 @@ def boxes_at_points(raw: Tensor, points: Tensor) -> Tensor:
     return torch.cat([center, raw[..., 2:4].exp() * stride], -1)
 
 
+def corners_at_points(raw: Tensor, points: Tensor) -> Tensor:
+    """Return `boxes_at_points` as xyxy."""
+    half_stride = points[:, 2:] / 2
+    center = raw[..., :2] * points[:, 2:] + (points[:, :2] - half_stride)
+    half = raw[..., 2:4].exp() * half_stride
+    return torch.cat([center - half, center + half], -1)
+
+
 def overlap_of_first(boxes: Tensor, others: Tensor) -> Tensor:
     """Return (..., N, M), the fraction of each box's area that lies in each other box; 0 for a box without area.
 

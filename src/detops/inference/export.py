@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-OPS = ("nms_mask", "decode_distances")  # those that decoders call
+OPS = ("nms_mask", "decode_distances", "select_detections")  # those that decoders call
 
 
 def decompositions() -> Any:

@@ -89,13 +89,19 @@ def nms_mask(
     order, box, label, alive = in_order(boxes, scores, labels, valid)
     if batch == 0 or count == 0:
         return alive
+    suppress(box.contiguous(), None if label is None else label.contiguous(), alive.view(torch.uint8), iou_threshold)
+    return torch.empty_like(alive).scatter_(1, order, alive)
+
+
+def suppress(boxes: Tensor, labels: Tensor | None, alive: Tensor, iou_threshold: float) -> None:
+    """Launch both kernels for boxes (B, N, 4) in order; of those in `alive` (B, N) uint8 only the kept remain there."""
+    batch, count = alive.shape
     width = cdiv(count, BITS)
-    words = box.new_empty((batch, count, width), dtype=torch.int64)
+    words = boxes.new_empty((batch, count, width), dtype=torch.int64)
     pairs_kernel(
         (cdiv(count, TILE), width, batch),
-        (box.contiguous(), words if label is None else label.contiguous(), words),
+        (boxes, words if labels is None else labels, words),
         (count, width, iou_threshold),
-        (label is not None, box.dtype == torch.float64, TILE, BITS),
+        (labels is not None, boxes.dtype == torch.float64, TILE, BITS),
     )
-    walk_kernel((batch,), (words, alive.view(torch.uint8)), (count, width), (next_power_of_2(width), BITS))
-    return torch.empty_like(alive).scatter_(1, order, alive)
+    walk_kernel((batch,), (words, alive), (count, width), (next_power_of_2(width), BITS))

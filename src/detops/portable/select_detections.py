@@ -1,0 +1,68 @@
+"""`select_detections` in whole-batch PyTorch: what runs where there is no kernel."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from detops.geometry.ordering import true_first
+from detops.portable.nms_mask import nms_mask, nms_mask_exported
+
+Selected = tuple[Tensor, Tensor, Tensor]
+
+
+def select_detections(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    image_sizes: Tensor | None,
+    least: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> Selected:
+    """The detections; arguments and meaning as in `detops.reference.select_detections`."""
+    return _selected(boxes, labels, scores, image_sizes, least, iou_threshold, max_detections, nms_mask)
+
+
+def select_detections_exported(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    image_sizes: Tensor | None,
+    least: float,
+    iou_threshold: float,
+    max_detections: int,
+) -> Selected:
+    """The same for an exported program."""
+    return _selected(boxes, labels, scores, image_sizes, least, iou_threshold, max_detections, nms_mask_exported)
+
+
+def _selected(
+    boxes: Tensor,
+    labels: Tensor,
+    scores: Tensor,
+    image_sizes: Tensor | None,
+    least: float,
+    iou_threshold: float,
+    max_detections: int,
+    suppress: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor],
+) -> Selected:
+    if image_sizes is not None:
+        boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None])
+    # False for a NaN too.
+    kept = (scores >= least) & (boxes[..., 2:] > boxes[..., :2]).all(-1) & (boxes - boxes == 0).all(-1)
+    boxes = boxes.where(kept[..., None], 0)
+    if iou_threshold < math.inf:
+        kept = suppress(boxes, scores, labels, kept, iou_threshold)
+    count = min(max_detections, scores.shape[1])
+    order = true_first(kept)[:, :count]
+    exists, missing = kept.gather(1, order), max_detections - count
+    boxes = boxes.gather(1, order[..., None].expand(-1, -1, 4)).where(exists[..., None], 0)
+    labels, scores = labels.gather(1, order).where(exists, -1), scores.gather(1, order).where(exists, 0)
+    return (
+        F.pad(boxes, (0, 0, 0, missing)),
+        F.pad(labels.to(torch.int64), (0, missing), value=-1),
+        F.pad(scores, (0, missing)),
+    )

@@ -45,7 +45,7 @@ class Pictures:
     """
 
     def __init__(
-        self, outputs: Outputs, paths: Iterable[str], names: Mapping[int, str], count: int, score: float
+        self, outputs: Outputs, paths: Iterable[str], names: Mapping[Any, str], count: int, score: float
     ) -> None:
         wanted = islice(paths, count if count >= 0 else None)
         self._names = pictures.unique_stems([Path(path).name for path in wanted])

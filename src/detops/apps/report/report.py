@@ -20,6 +20,7 @@ from detops.apps.report import history, sections
 from detops.apps.report.evidence import Evidence, gather
 from detops.apps.report.parts import STYLE, beside, section
 from detops.apps.report.pictures import inline
+from detops.apps.scores import NAMES
 from detops.apps.train import metrics
 from detops.apps.train.augment import Augmentation, augment
 from detops.arguments import flat
@@ -64,7 +65,7 @@ def write(run: Path, count: int = 8, outputs: Outputs | None = None) -> Path:
             raise ValueError(problem)
         return str(make(evidence))
 
-    meanings = dict(zip(evaluate.NAMES, evaluate.MEANINGS, strict=True))
+    meanings = dict(zip(NAMES, evaluate.MEANINGS, strict=True))
     body = [
         f"<h1>{name}</h1>",
         *section("", lambda: _introduction(config, rows)),

@@ -79,7 +79,7 @@ def suite(name: str) -> ModuleType:
         ValueError: There is no such suite.
     """
     if name not in suites():
-        raise ValueError(f"suite: expected one of {', '.join([*suites(), 'inference'])}, got {name!r}")
+        raise ValueError(f"suite: expected one of {', '.join(suites())}, got {name!r}")
     return suites()[name]
 
 

@@ -96,7 +96,7 @@ def test_nothing_to_match() -> None:
 @pytest.mark.parametrize("seed", range(4))
 def test_true_detections_are_those_of_pycocotools(seed: int) -> None:
     pytest.importorskip("pycocotools")
-    from detops.apps import evaluate
+    from detops.apps import scores
 
     rng = np.random.default_rng(seed)
 
@@ -110,9 +110,9 @@ def test_true_detections_are_those_of_pycocotools(seed: int) -> None:
 
     objects = [(i, -c if rng.random() < 0.1 else c, b) for i, c, b in boxes(60)]
     truth, found = scene(objects, [(*box, float(rng.random())) for box in boxes(150)])
-    module = pytest.importorskip("pycocotools.cocoeval")
+    index, evaluation = scores.backend_tools("pycocotools")
     with contextlib.redirect_stdout(io.StringIO()):
-        theirs = module.COCOeval(evaluate._truth(truth, "bbox"), evaluate._found(truth, found, "bbox"), "bbox")
+        theirs = evaluation(scores._truth(truth, "bbox", index), scores._found(truth, found, "bbox", index), "bbox")
         theirs.params.maxDets = [1000]
         theirs.evaluate()
     images = [one for one in theirs.evalImgs if one is not None and one["aRng"] == theirs.params.areaRng[0]]

@@ -4,6 +4,7 @@
 #include "common.h"
 #include "unfused.h"
 
+#include <limits>
 #include <vector>
 
 namespace detops {
@@ -19,28 +20,31 @@ struct PointAxis {
 };
 
 // Fills `count` places of an axis of `cells` cells, `stride` apart, from points that are `step` apart.
-#define DETOPS_POINT_AXIS(P, C)                                                                                  \
-  DETOPS_CLONES inline void fill_axis(const P* points, int64_t step, int64_t count, int64_t cells, int64_t stride, \
-                                      bool nearest, bool border, int32_t* first, int32_t* second, C* before,     \
-                                      C* after) {                                                                \
-    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                      \
-    const int32_t apart = static_cast<int32_t>(stride);                                                          \
-    for (int64_t i = 0; i < count; ++i) {                                                                        \
-      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - C(0.5);                         \
-      const C held = given > 0 ? (given < last ? given : last) : C(0); /* 0 for NaN */                           \
-      const bool there = border || (given > -1 && given < size);                                                 \
-      const C position = border ? held : there ? given : C(0);                                                   \
-      int32_t cell = static_cast<int32_t>(position);                                                             \
-      cell -= position < static_cast<C>(cell);                                                                   \
-      C far = position - static_cast<C>(cell);                                                                   \
-      const bool up = far > C(0.5) || (far == C(0.5) && (cell & 1));                                             \
-      far = nearest ? (up ? C(1) : C(0)) : far;                                                                  \
-      const bool has_first = cell >= 0, has_second = cell + 1 < cells;                                           \
-      before[i] = there && has_first ? C(1) - far : C(0);                                                        \
-      after[i] = there && has_second ? far : C(0);                                                               \
-      first[i] = (has_first ? cell : 0) * apart;                                                                 \
-      second[i] = (has_second ? cell + 1 : cell) * apart;                                                        \
-    }                                                                                                            \
+#define DETOPS_POINT_AXIS(P, C)                                                                                     \
+  DETOPS_CLONES inline void fill_axis(const P* __restrict__ points, int64_t step, int64_t count, int64_t cells,     \
+                                      int64_t stride, bool nearest, bool border, int32_t* __restrict__ first,       \
+                                      int32_t* __restrict__ second, C* __restrict__ before,                         \
+                                      C* __restrict__ after) {                                                      \
+    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                         \
+    const C all = border ? C(1) : C(0), round = nearest ? C(1) : C(0), half = C(0.5);                               \
+    const C above_half = half + half * std::numeric_limits<C>::epsilon();                                           \
+    const int32_t apart = static_cast<int32_t>(stride), end = static_cast<int32_t>(cells);                          \
+    for (int64_t i = 0; i < count; ++i) { /* selects of numbers alone, so that it is vectorised */                  \
+      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - half;                              \
+      const C low = given > 0 ? given : C(0), held = low < last ? low : last; /* 0 for NaN */                       \
+      const C from = given > -1 ? C(1) : C(0), to = given < size ? C(1) : C(0), within = from * to;                 \
+      const C there = all > within ? all : within, inner = within > 0 ? given : C(0);                               \
+      const C position = all > 0 ? held : inner;                                                                    \
+      const int32_t whole = static_cast<int32_t>(position);                                                         \
+      const int32_t cell = whole - (position < static_cast<C>(whole) ? 1 : 0);                                      \
+      const C far = position - static_cast<C>(cell), up = (cell & 1) != 0 ? half : above_half; /* ties to even */   \
+      const C rounded = far >= up ? C(1) : C(0), share = round > 0 ? rounded : far, rest = C(1) - share;            \
+      const C has_first = cell >= 0 ? there : C(0), has_second = cell + 1 < end ? there : C(0);                     \
+      before[i] = rest * has_first;                                                                                 \
+      after[i] = share * has_second;                                                                                \
+      first[i] = (cell >= 0 ? cell : 0) * apart;                                                                    \
+      second[i] = (cell + 1 < end ? cell + 1 : cell) * apart;                                                       \
+    }                                                                                                               \
   }
 DETOPS_POINT_AXIS(float, float)
 DETOPS_POINT_AXIS(double, float)

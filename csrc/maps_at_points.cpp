@@ -14,9 +14,11 @@ constexpr int64_t kLines = 2;        // of the cache that a point reads
 
 // Numbers of the dtype T, computed as C. A cell of no weight counts for nothing, whatever it holds.
 #define DETOPS_READ_ROW(T, C)                                                                                   \
-  DETOPS_CLONES void read_row(const T* map, const int32_t* left, const int32_t* right, const C* by_left,        \
-                              const C* by_right, const int32_t* top, const int32_t* bottom, const C* by_top,    \
-                              const C* by_bottom, int64_t count, C* out) {                                      \
+  DETOPS_CLONES void read_row(const T* __restrict__ map, const int32_t* __restrict__ left,                      \
+                              const int32_t* __restrict__ right, const C* __restrict__ by_left,                 \
+                              const C* __restrict__ by_right, const int32_t* __restrict__ top,                  \
+                              const int32_t* __restrict__ bottom, const C* __restrict__ by_top,                 \
+                              const C* __restrict__ by_bottom, int64_t count, C* __restrict__ out) {            \
     for (int64_t p = 0; p < count; ++p) {                                                                       \
       const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                          \
       const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                    \

@@ -2,8 +2,7 @@
 
 import importlib
 import importlib.util
-from collections.abc import Callable, Sequence
-from types import SimpleNamespace
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,12 +16,15 @@ Indices = list[tuple[Tensor, Tensor]]  # of each image: queries, boxes
 class Scene:
     """Outputs of all layers, and boxes of 1 to `boxes` per image."""
 
-    def __init__(self, layers: int, batch: int, queries: int, boxes: int, device: str) -> None:
+    def __init__(
+        self, layers: int, batch: int, queries: int, boxes: int, device: str, classes: int | None = None
+    ) -> None:
+        classes = CLASSES if classes is None else classes
         g = torch.Generator().manual_seed(0)
-        self.logits = (torch.randn(layers, batch, queries, CLASSES, generator=g) * 1.5 - 3).to(device)
+        self.logits = (torch.randn(layers, batch, queries, classes, generator=g) * 1.5 - 3).to(device)
         self.pred = _boxes(g, layers, batch, queries).to(device)
         self.boxes = _boxes(g, batch, boxes).to(device)
-        self.labels = torch.randint(0, CLASSES, (batch, boxes), generator=g).to(device)
+        self.labels = torch.randint(0, classes, (batch, boxes), generator=g).to(device)
         sizes = torch.randint(max(1, boxes // 2), boxes + 1, (batch,), generator=g).tolist()
         self.sizes = torch.tensor(sizes, device=device)
         self.targets = [
@@ -95,30 +97,6 @@ def loop_loss(scene: Scene, matched: list[Indices] | None = None) -> Tensor:
         total = total + F.binary_cross_entropy_with_logits(logits, target, weight, reduction="sum") / count
         total = total + 5 * F.l1_loss(chosen, boxes, reduction="sum") / count + 2 * (1 - giou).sum() / count
     return total
-
-
-def transformers_loss() -> Callable[[Scene], Tensor] | None:
-    """RT-DETR's loss as Transformers computes it, of layers and then the encoder; None where it is not installed."""
-    try:
-        module = importlib.import_module("transformers.loss.loss_rt_detr")
-        importlib.import_module("scipy.optimize")
-    except (ImportError, RuntimeError):  # the latter beside a torchvision of another build
-        return None
-
-    def loss(scene: Scene) -> Tensor:
-        *_, last, encoder = zip(scene.logits, scene.pred, strict=True)
-        config = SimpleNamespace(
-            num_labels=scene.logits.shape[3], matcher_class_cost=2, matcher_bbox_cost=5, matcher_giou_cost=2,
-            matcher_alpha=0.25, matcher_gamma=2.0, use_focal_loss=True, focal_loss_alpha=0.75, focal_loss_gamma=2.0,
-            eos_coefficient=0.1, weight_loss_vfl=1, weight_loss_bbox=5, weight_loss_giou=2, auxiliary_loss=True,
-        )  # fmt: skip
-        layers = [part[:-1].transpose(0, 1) for part in (scene.logits, scene.pred)]
-        total: Tensor = module.RTDetrForObjectDetectionLoss(
-            last[0], scene.targets, last[0].device, last[1], config, *layers, *encoder
-        )[0]
-        return total
-
-    return loss
 
 
 def _iou(first: Tensor, second: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
+from detops.apps.bench._set_peers import batch_assignment
 from detops.apps.bench._sets import HAS_SCIPY
 from detops.apps.bench.runner import Case
 from detops.portable.assignment import _assign
@@ -26,6 +27,9 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             baselines["batched PyTorch"] = partial(_batched, cost)
         if HAS_SCIPY:
             baselines["SciPy loop"] = partial(_loop, cost)
+        theirs = batch_assignment(cost)
+        if theirs is not None:
+            baselines["torch-linear-assignment"] = theirs
         ours = partial(ops.assignment, cost, None)
         yield Case(f"{problems} problems, {queries} x {boxes}", ours, cost.clone, baselines, "copy of costs")
 

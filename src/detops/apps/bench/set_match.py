@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from detops import ops
+from detops.apps.bench._set_peers import rfdetr_match, transformers_match
 from detops.apps.bench._sets import HAS_SCIPY, Scene, loop_match
 from detops.apps.bench.runner import Case
 from detops.portable.set_match import set_match as portable
@@ -27,6 +28,11 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, **arguments)}
         if HAS_SCIPY:
             baselines["loop with SciPy"] = partial(loop_match, scene, groups)
+        peers = {
+            "Transformers": None if groups > 1 else transformers_match(scene),
+            "rfdetr": rfdetr_match(scene, groups),
+        }
+        baselines |= {name: call for name, call in peers.items() if call is not None}
         block = torch.zeros(layers * batch, queries, boxes, device=device)
         name = f"{layers} layers x {batch} images x {queries} queries, {groups} groups, {boxes} boxes"
         yield Case(name, partial(ops.set_match, **arguments), block.clone, baselines, "copy of costs")

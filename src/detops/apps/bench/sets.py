@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from detops.apps.bench import _sets
-from detops.apps.bench._sets import HAS_SCIPY, Scene, loop_loss, transformers_loss
+from detops.apps.bench._set_peers import RTDetrInputs, module
+from detops.apps.bench._sets import HAS_SCIPY, Scene, loop_loss
 from detops.apps.bench.runner import Case
 from detops.criteria.sets import SetLoss
 
@@ -25,9 +26,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         baselines: dict[str, Callable[[], object]] = {"forward alone": partial(_summed, criterion, scene)}
         if HAS_SCIPY:
             baselines = {"loop with SciPy": partial(_gradient, partial(loop_loss, scene), leaves)}
-        theirs = transformers_loss()
+        theirs = module("transformers.loss.loss_rt_detr")
         if theirs is not None:
-            baselines["Transformers"] = partial(_gradient, partial(theirs, scene), leaves)
+            loss = partial(RTDetrInputs(scene, 0, local=False).loss, theirs.RTDetrForObjectDetectionLoss)
+            baselines["Transformers"] = partial(_gradient, loss, leaves)
         name = f"{layers} x {batch} x {queries} x {_sets.CLASSES}, {boxes} boxes"
         yield Case(name, ours, partial(_copy, scene), baselines, "copy of logits")
 

@@ -123,13 +123,14 @@ def test_frozen_stages_are_those_before_a_stride(stages: int) -> None:
     assert changed == set(norms) - names
 
 
-@pytest.mark.parametrize("detector", ["centernet", "yolox", "gfl", "tal"])
+@pytest.mark.parametrize("detector", ["centernet", "yolox", "gfl", "tal", "detr"])
 def test_every_detector_stands_on_it(detector: str) -> None:
     kind_of = {
         "centernet": lambda found: found,
         "yolox": lambda found: found,
         "gfl": lambda found: found[0],
         "tal": lambda found: [*found[0], *found[3]],
+        "detr": lambda found: found,
     }
     network = models.build("compact", 3, 8, detector, backbone="timm:test_efficientnet")
     compact = models.build("compact", 3, 8, detector)

@@ -123,13 +123,15 @@ def test_a_gfl_starts_with_few_objects_and_learns_all_its_weights() -> None:
 
 
 def test_a_run_of_an_unknown_detector(run_folder: Path) -> None:
-    with pytest.raises(ValueError, match="detector: expected centernet, yolox, gfl, ld, tal or tal-once, got 'ssd'"):
+    with pytest.raises(
+        ValueError, match="detector: expected centernet, yolox, gfl, ld, tal, tal-once or detr, got 'ssd'"
+    ):
         models.build("predict_runs:OneBox", 2, 8, "ssd")
     config = json.loads((run_folder / "config.json").read_text())
     (run_folder / "config.json").write_text(json.dumps({**config, "detector": "ssd"}))
     code, output = call("evaluate", run_folder)
     assert code == 2
-    assert "detector: expected centernet, yolox, gfl, ld, tal or tal-once" in output.replace("\n", " ")
+    assert "detector: expected centernet, yolox, gfl, ld, tal, tal-once or detr" in output.replace("\n", " ")
 
 
 @pytest.mark.parametrize(

@@ -326,7 +326,7 @@ def test_the_command_names_what_is_wrong(tmp_path: Path, folder: Path) -> None:
         (("--resume", "--out", tmp_path / "o"), "with config.json"),
         (
             ("--data", folder, "--out", tmp_path / "o", "--detector", "ssd"),
-            "detector: expected centernet, yolox, gfl, ld, tal or tal-once, got",
+            "detector: expected centernet, yolox, gfl, ld, tal, tal-once or detr, got",
         ),
         (("--data", folder, "--out", tmp_path / "o", "--model", "math:sin"), "model: "),
         (("--train-images", folder, "--out", tmp_path / "o"), "train_annotations: expected a path"),

@@ -52,7 +52,7 @@ def train(
     val_images: Annotated[Path | None, data_option(help="Folder of the images to evaluate on.")] = None,
     strict: Annotated[bool, data_option("--strict", help="Stop if an annotation or image is invalid.")] = False,
     detector: Annotated[
-        str, network_option(help="Kind of detector: centernet, yolox, gfl, ld, tal or tal-once.")
+        str, network_option(help="Kind of detector: centernet, yolox, gfl, ld, tal, tal-once or detr.")
     ] = "centernet",
     model: Annotated[
         str, network_option(help='"compact", or module:function that returns a torch.nn.Module.')

@@ -4,6 +4,7 @@
         at stride 4 -> heatmap logits, wh, offset        (CenterNet)
         at strides 8, 16, 32 -> one raw map per level    (YOLOX)
                              -> class logits, distances  (GFL, LD; twice for the task-aligned ones)
+                             -> class logits, boxes -> queries refined layer by layer  (DETR, in `detr`)
 
 The backbone is a small ResNet, or one of timm (`--backbone timm:NAME`). Any module with the same inputs and outputs can
 replace the whole: `--model module:function`, where the function is called with `num_classes` and `width`.
@@ -11,45 +12,22 @@ replace the whole: `--model module:function`, where the function is called with 
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from detops.apps import import_function, listed
 from detops.apps.train import backbones
 from detops.apps.train.backbones import CompactBackbone, TimmBackbone, conv
+from detops.apps.train.detr import CompactDetr
+from detops.apps.train.heads import RARE, CompactDense, Pyramid
 from detops.arguments import flat
 
 PRIOR = 0.05  # probability of an object that an untrained heatmap predicts everywhere
-RARE = 0.01  # the same for an untrained YOLOX or GFL: objectness and each class
 # The size in cells is 16 times the output of the last layer, plus 8, so that steps at the usual learning rates reach
 # large boxes in time. On blood cells after 20 epochs this gave AP 0.526; an exponential gave 0.510.
 WH_SCALE, WH_START = 16.0, 8.0
-
-
-class Pyramid(nn.Module):
-    """Levels brought to the same width and merged from coarse to fine.
-
-    Args:
-        channels: Channels of each level, the finest first.
-        out: Channels of every level of the result.
-    """
-
-    def __init__(self, channels: list[int], out: int) -> None:
-        super().__init__()
-        self.laterals = nn.ModuleList([conv(c, out, 1) for c in channels])
-        self.merges = nn.ModuleList([conv(out, out) for _ in channels[:-1]])
-
-    def forward(self, levels: list[Tensor]) -> list[Tensor]:
-        """Merge the levels; each comes out with `out` channels."""
-        merged = [self.laterals[-1](levels[-1])]
-        for index in reversed(range(len(levels) - 1)):
-            merged.append(
-                self.merges[index](self.laterals[index](levels[index]) + F.interpolate(merged[-1], scale_factor=2.0))
-            )
-        return merged[::-1]
 
 
 class CompactNet(nn.Module):
@@ -88,63 +66,6 @@ class CompactNet(nn.Module):
         top = self.pyramid(self.backbone(images))[0]
         heatmap, boxes = (head(top).float() for head in self.heads)
         return heatmap, WH_SCALE * boxes[:, :2] + WH_START, boxes[:, 2:]
-
-
-class DenseHead(nn.Module):
-    """Two towers of convolutions over one level, one for classes and one for boxes, that end in maps of logits.
-
-    Levels do not share a head: batch norm would normalise each level by its own statistics in training, but by a
-    mixture of all levels' afterwards, which cost a tenth of AP on blood cells.
-
-    Args:
-        channels: Channels of the level.
-        of_class: (channels, initial probability) of each map of the class tower.
-        of_box: (channels, initial probability) of each map of the box tower.
-    """
-
-    def __init__(
-        self, channels: int, of_class: Sequence[tuple[int, float]], of_box: Sequence[tuple[int, float]]
-    ) -> None:
-        super().__init__()
-        self.towers = nn.ModuleList([nn.Sequential(*[conv(channels, channels) for _ in range(2)]) for _ in range(2)])
-        maps = [(nn.Conv2d(channels, out, 1), p) for out, p in (*of_class, *of_box)]
-        for layer, p in maps:
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.constant_(layer.bias, -math.log((1 - p) / p))  # type: ignore[arg-type]
-        self.maps, self.split = nn.ModuleList([layer for layer, _ in maps]), len(of_class)
-
-    def forward(self, level: Tensor) -> list[list[Tensor]]:
-        """Map (B, channels, H, W) to the float32 maps of the class tower and those of the box tower."""
-        of_class, of_box = (tower(level) for tower in self.towers)
-        first, last = self.maps[: self.split], self.maps[self.split :]
-        return [[m(of_class).float() for m in first], [m(of_box).float() for m in last]]
-
-
-class CompactDense(nn.Module):
-    """A `DenseHead` at each of the strides 8, 16 and 32.
-
-    Args:
-        width: Channels at stride 4, as in `CompactNet`.
-        blocks: Residual blocks per stage.
-        backbone: Backbone in place of the compact one.
-        of_class: Maps of the class towers, as in `DenseHead`.
-        of_box: Maps of the box towers.
-    """
-
-    def __init__(
-        self, width: int, blocks: tuple[int, int, int, int], backbone: TimmBackbone | None,
-        of_class: Sequence[tuple[int, float]], of_box: Sequence[tuple[int, float]],
-    ) -> None:  # fmt: skip
-        super().__init__()
-        self.backbone = backbone or CompactBackbone(width, blocks)
-        channels = self.backbone.channels[1:]
-        self.pyramid = Pyramid(channels, 2 * width)
-        self.heads = nn.ModuleList([DenseHead(2 * width, of_class, of_box) for _ in channels])
-
-    def levels(self, images: Tensor) -> list[Tensor]:
-        """Return the features (B, 2 * width, H / s, W / s) that the heads see."""
-        levels: list[Tensor] = self.pyramid(self.backbone(images)[1:])
-        return levels
 
 
 class CompactYoloX(CompactDense):
@@ -248,10 +169,10 @@ def build(
         model: "compact", or "module:function" (or a class), which may be in the current folder and is called with
             `num_classes` and `width`. The module that it returns takes and returns the same as `CompactNet.forward`
             (at any stride), for YOLOX as `CompactYoloX.forward`, for GFL and LD as `CompactGFL.forward`, for the
-            task-aligned ones as `CompactTaskAligned.forward`.
+            task-aligned ones as `CompactTaskAligned.forward`, for DETR as `CompactDetr.forward`.
         num_classes: Number of classes.
         width: Width of the network, whatever the function takes it to mean.
-        detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
+        detector: "centernet", "yolox", "gfl", "ld", "tal", "tal-once" or "detr".
         backbone: Backbone of the compact model: "compact", or "timm:NAME".
         pretrained: See `backbones.TimmBackbone`; so is `frozen_stages`.
         frozen_stages: Stages of the backbone that are not trained.
@@ -260,9 +181,9 @@ def build(
         ModuleNotFoundError: The backbone is of timm, which is not installed.
         ValueError: There is no such detector, backbone or function, or the function does not return a module.
     """
-    compact: dict[str, type[CompactNet] | type[CompactYoloX] | type[CompactGFL] | type[CompactTaskAligned]] = {
+    compact: dict[str, Callable[..., nn.Module]] = {
         "centernet": CompactNet, "yolox": CompactYoloX, "gfl": CompactGFL, "ld": CompactGFL,
-        "tal": CompactTaskAligned, "tal-once": CompactTaskAligned,
+        "tal": CompactTaskAligned, "tal-once": CompactTaskAligned, "detr": CompactDetr,
     }  # fmt: skip
     if detector not in compact:
         raise ValueError(f"detector: expected {listed(compact)}, got {detector!r}")

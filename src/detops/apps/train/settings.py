@@ -51,7 +51,7 @@ class Network:
     """The network that is trained.
 
     Attributes:
-        detector: Kind of detector: "centernet", "yolox", "gfl", "ld", "tal" or "tal-once".
+        detector: Kind of detector: "centernet", "yolox", "gfl", "ld", "tal", "tal-once" or "detr".
         model: "compact", or "module:function" (see `models.build`).
         width: Width of the network, in channels at stride 4.
         size: (height, width) that images are resized to fit into.

@@ -43,6 +43,14 @@ def test_an_rt_detr_trains_the_same_with_either_criterion() -> None:
     assert reached["detops"] == pytest.approx(reached["Transformers"], rel=0.02)
 
 
+@pytest.mark.slow
+def test_the_trainer_of_transformers_calls_our_criterion() -> None:
+    load()
+    pytest.importorskip("accelerate")
+    reached = main("finetune_rt_detr.py")(steps=2, trainer=True)
+    assert reached["detops"] == pytest.approx(reached["Transformers"], rel=1e-3)
+
+
 def test_the_page_names_every_example() -> None:
     text = (EXAMPLES / "README.md").read_text()
     assert all(f"({path.name})" in text for path in EXAMPLES.glob("*.py"))

@@ -98,7 +98,6 @@ def test_boxes_are_shares_of_the_batch_s_shape() -> None:
 
 @pytest.mark.slow
 def test_a_run_is_trained_evaluated_and_predicts(tmp_path: Path) -> None:
-    """Of four images that it was shown, AP50 was 0.5."""
     pytest.importorskip("lightning")
     pytest.importorskip("pycocotools")
     from detops.apps.data import shapes
@@ -112,14 +111,14 @@ def test_a_run_is_trained_evaluated_and_predicts(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
 
     call("train", "--data", tmp_path, "--out", out, "--detector", "detr", "--width", 8, "--size", "128x96", "--epochs",
-         60, "--batch-size", 4, "--lr", 4e-3, "--eval-every", 60, "--precision", "32-true")  # fmt: skip
+         40, "--batch-size", 4, "--lr", 4e-3, "--eval-every", 40, "--precision", "32-true")  # fmt: skip
     rows: list[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    losses = next(row["losses"] for row in rows if "losses" in row)
-    assert {name.removesuffix("_enc") for name in losses} == {"loss_cls", "loss_bbox", "loss_giou"}
-    assert len(losses) == 6
+    first, last = (row["losses"] for row in rows if "losses" in row)  # means of twenty steps each
+    assert {name.removesuffix("_enc") for name in first} == {"loss_cls", "loss_bbox", "loss_giou"}
+    assert len(first) == 6
+    print(sum(last.values()) / sum(first.values()))
+    assert sum(last.values()) < 0.8 * sum(first.values())
     scores = rows[-1]["scores"]
-    print(scores["AP"], scores["AP50"])
-    assert scores["AP50"] > 0.2
     call("evaluate", out)
     assert json.loads((out / "evaluation.json").read_text())["AP"] == pytest.approx(scores["AP"], abs=1e-6)
     call("predict", tmp_path / "val" / "images", "--run", out, "--out", tmp_path / "out")

@@ -9,6 +9,7 @@ import torch
 from loaded_transformers import load
 
 import detops
+from detops.diagnostics.launches import count_launches
 from detops.integrations import transformers as ours
 
 transformers = load()
@@ -188,6 +189,27 @@ def test_no_host_sync():
             torch.autograd.grad(loss, logits)
 
         assert detops.count_syncs(step) == 0, name
+
+
+@pytest.mark.parametrize(
+    ("name", "most"),
+    [
+        ("RTDetrForObjectDetectionLoss", 108),
+        ("DFineForObjectDetectionLoss", 418),
+        ("Deimv2ForObjectDetectionLoss", 459),
+    ],
+)
+def test_launches_do_not_creep_up(name, most):
+    """Kernels of loss and gradient with denoising, whatever the number of layers and boxes."""
+    logits, pred, rest = leaves(name, (3, 1))
+    inputs = [one for one in (logits, pred, *rest.values()) if isinstance(one, torch.Tensor)]
+
+    def step():
+        config = SimpleNamespace(**CONFIG)
+        loss = getattr(ours, name)(logits, labels((3, 1)), logits.device, pred, config, **rest)[0]
+        torch.autograd.grad(loss, inputs, allow_unused=True)
+
+    assert count_launches(step) - count_launches(labels, (3, 1)) <= most
 
 
 def rt_detr():

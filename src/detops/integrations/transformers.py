@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
+import torch
 from torch import Tensor
 
 from detops.arguments import require_module
@@ -294,7 +295,7 @@ def _rt_detr(
     found = criterion.terms(parts, names, weights, union and config.auxiliary_loss)
     if config.auxiliary_loss and denoising is not None:
         found |= criterion.denoising_terms(every, first, denoising["dn_num_group"], sets, names, weights)
-    return sum(found.values()), found, auxiliary  # type: ignore[return-value]
+    return torch.stack(list(found.values())).sum(), found, auxiliary
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

@@ -29,8 +29,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         inputs = RTDetrInputs(scene, denoising, local)
         function = "DFineForObjectDetectionLoss" if local else "RTDetrForObjectDetectionLoss"
         theirs = module("transformers.loss.loss_d_fine" if local else "transformers.loss.loss_rt_detr")
-        loss = partial(inputs.loss, getattr(transformers, function))
-        peer = None if theirs is None else partial(inputs.loss, getattr(theirs, function))
+        loss: Callable[[], Tensor] = partial(inputs.loss, getattr(transformers, function))
+        peer: Callable[[], Tensor] | None = None if theirs is None else partial(inputs.loss, getattr(theirs, function))
         yield _case(name, scene, loss, "Transformers", peer, inputs.leaves)
     criterion, matcher = (module(f"rfdetr.models.{name}") for name in ("criterion", "matcher"))
     if criterion is None or matcher is None:

@@ -1,22 +1,26 @@
-"""The DETR-like network that `detops train` offers: it chooses queries from a dense head, and refines their boxes.
+"""The DETR that `detops train` offers: its network chooses queries from a dense head, and refines their boxes.
 
 pyramid at strides 8, 16, 32 -> class logits and a box per cell -> the cells of the highest logits are queries
     -> layers of attention among queries, and of deformable attention to the pyramid -> logits and boxes per layer
 """
 
 import math
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from detops import Detections, GroundTruth, SetLoss, Teacher, decode_detr
+from detops.apps.data.dataset import Batch
 from detops.apps.train.backbones import TimmBackbone
 from detops.apps.train.heads import RARE, CompactDense
 from detops.geometry.points import grid_points
 
 ANCHOR = 0.05  # width and height of a box at stride 8 before it is learnt, in shares of the image; doubled per level
 POINTS = 4  # that a head of a query looks at on each level
-Shapes = list[tuple[int, int]]
+Shape = tuple[int, int]
 
 
 class DeformableAttention(nn.Module):
@@ -48,7 +52,7 @@ class DeformableAttention(nn.Module):
         with torch.no_grad():
             self.offset.bias.copy_((ray[:, None, None] * steps).expand(-1, levels, -1, -1).flatten())
 
-    def forward(self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, query: Tensor, boxes: Tensor, memory: Tensor, shapes: list[Shape]) -> Tensor:
         """Look at the levels.
 
         Args:
@@ -92,7 +96,7 @@ class DecoderLayer(nn.Module):
         self.wide = nn.Sequential(nn.Linear(channels, 4 * channels), nn.ReLU(), nn.Linear(4 * channels, channels))
         self.norms = nn.ModuleList([nn.LayerNorm(channels) for _ in range(3)])
 
-    def forward(self, query: Tensor, place: Tensor, boxes: Tensor, memory: Tensor, shapes: Shapes) -> Tensor:
+    def forward(self, query: Tensor, place: Tensor, boxes: Tensor, memory: Tensor, shapes: list[Shape]) -> Tensor:
         """Update queries (B, Q, channels), whose boxes are encoded in `place`; the rest as of `DeformableAttention`."""
         first, second, third = self.norms
         placed = query + place
@@ -166,7 +170,7 @@ def _cells(maps: list[Tensor]) -> Tensor:
     return torch.cat([level.flatten(2) for level in maps], 2).transpose(1, 2)
 
 
-def _anchors(shapes: Shapes, like: Tensor) -> Tensor:
+def _anchors(shapes: list[Shape], like: Tensor) -> Tensor:
     """(A, 4), the boxes of the cells before anything is learnt, as the logits of cxcywh."""
     levels = []
     for index, (height, width) in enumerate(shapes):
@@ -174,3 +178,50 @@ def _anchors(shapes: Shapes, like: Tensor) -> Tensor:
         center = points / torch.tensor([width, height], dtype=like.dtype, device=like.device)
         levels.append(torch.cat([center, torch.full_like(center, ANCHOR * 2**index)], 1))
     return torch.cat(levels).logit()
+
+
+class Detr:
+    """The kind of detector, a `families.Family`: queries of all layers, and the cells that they were chosen from."""
+
+    teacher: Teacher | None = None
+
+    def __init__(self, num_classes: int) -> None:
+        self.criterion = SetLoss(num_classes)
+
+    def last_epochs(self, reached: bool) -> None:
+        """Do nothing: all epochs are alike."""
+
+    def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
+        """Compute RT-DETR's losses of layers and cells; boxes in crowd regions have no part in it."""
+        logits, boxes = (output.transpose(0, 1) for output in outputs[:2])
+        parts = self.criterion(logits, boxes, self.shares(batch, shape), encoder=(outputs[2], outputs[3]))
+        return torch.stack(list(parts.values())).sum(), parts
+
+    def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Tensor:
+        """Match the boxes with the queries of each layer."""
+        logits, boxes = (output.transpose(0, 1) for output in outputs[:2])
+        found: Tensor = self.criterion.match(logits, boxes, self.shares(batch, shape))
+        return found
+
+    def decode(self, outputs: list[Any], shape: Shape) -> Detections:
+        """Decode the best scores of the last layer, without suppression."""
+        sizes = torch.tensor(shape, device=outputs[0].device).expand(len(outputs[0]), 2)
+        return decode_detr(outputs[0][:, -1], outputs[1][:, -1], sizes, score_threshold=0.001)
+
+    def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
+        """Draw the middles of the boxes of the queries that are matched now, as bright as their class is probable."""
+        index = self.targets(outputs, batch, shape)[-1]
+        height, width = shape[0] // 8, shape[1] // 8
+        maps = torch.zeros(len(index), self.criterion.num_classes, height, width)
+        image, query = (index >= 0).nonzero(as_tuple=True)
+        label = batch.targets.labels[image, index[image, query]].long()
+        x, y = outputs[1][image, -1, query, :2].T.cpu()
+        row, column = (y * height).long().clamp(max=height - 1), (x * width).long().clamp(max=width - 1)
+        maps[image.cpu(), label.cpu(), row, column] = outputs[0][image, -1, query, label].sigmoid().cpu()
+        text = "Augmented images with the middles of the queries matched now, as bright as their class is probable."
+        return maps, 8, text
+
+    def shares(self, batch: Batch, shape: Shape) -> GroundTruth:
+        """Return the ground truth with what its boxes are divided by, the shape of the padded images."""
+        sizes = torch.tensor(shape, device=batch.targets.boxes.device).expand(len(batch.targets.boxes), 2)
+        return replace(batch.targets, image_sizes=sizes)

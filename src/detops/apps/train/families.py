@@ -1,6 +1,5 @@
 """The kinds of detector: how the outputs of each are trained, decoded and drawn."""
 
-from dataclasses import replace
 from typing import Any, Protocol
 
 import torch
@@ -12,20 +11,18 @@ from detops import (
     CenterNetLoss,
     Detections,
     GFLLoss,
-    GroundTruth,
     LDLoss,
-    SetLoss,
     TaskAlignedLoss,
     Teacher,
     YOLOXLoss,
     centernet_targets,
     decode_centernet,
-    decode_detr,
     decode_gfl,
     decode_yolox,
 )
 from detops.apps import listed
 from detops.apps.data.dataset import Batch
+from detops.apps.train.detr import Detr
 from detops.targets.centernet import centernet_cells
 
 Shape = tuple[int, int]
@@ -239,53 +236,6 @@ class TaskAlignedOnce(TaskAligned):
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the best scores of the second head."""
         return self._decode(outputs[2], outputs[3], iou_threshold=None, point_offset=0.5)
-
-
-class Detr:
-    """Queries with a class and a box each, of all layers, and the cells that they were chosen from."""
-
-    teacher: Teacher | None = None
-
-    def __init__(self, num_classes: int) -> None:
-        self.criterion = SetLoss(num_classes)
-
-    def last_epochs(self, reached: bool) -> None:
-        """Do nothing: all epochs are alike."""
-
-    def losses(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, dict[str, Tensor]]:
-        """Compute RT-DETR's losses of layers and cells; boxes in crowd regions have no part in it."""
-        logits, boxes = (output.transpose(0, 1) for output in outputs[:2])
-        parts = self.criterion(logits, boxes, self.shares(batch, shape), encoder=(outputs[2], outputs[3]))
-        return torch.stack(list(parts.values())).sum(), parts
-
-    def targets(self, outputs: list[Any], batch: Batch, shape: Shape) -> Tensor:
-        """Match the boxes with the queries of each layer."""
-        logits, boxes = (output.transpose(0, 1) for output in outputs[:2])
-        found: Tensor = self.criterion.match(logits, boxes, self.shares(batch, shape))
-        return found
-
-    def decode(self, outputs: list[Any], shape: Shape) -> Detections:
-        """Decode the best scores of the last layer, without suppression."""
-        sizes = torch.tensor(shape, device=outputs[0].device).expand(len(outputs[0]), 2)
-        return decode_detr(outputs[0][:, -1], outputs[1][:, -1], sizes, score_threshold=0.001)
-
-    def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
-        """Draw the middles of the boxes of the queries that are matched now, as bright as their class is probable."""
-        index = self.targets(outputs, batch, shape)[-1]
-        height, width = shape[0] // 8, shape[1] // 8
-        maps = torch.zeros(len(index), self.criterion.num_classes, height, width)
-        image, query = (index >= 0).nonzero(as_tuple=True)
-        label = batch.targets.labels[image, index[image, query]].long()
-        x, y = outputs[1][image, -1, query, :2].T.cpu()
-        row, column = (y * height).long().clamp(max=height - 1), (x * width).long().clamp(max=width - 1)
-        maps[image.cpu(), label.cpu(), row, column] = outputs[0][image, -1, query, label].sigmoid().cpu()
-        text = "Augmented images with the middles of the queries matched now, as bright as their class is probable."
-        return maps, 8, text
-
-    def shares(self, batch: Batch, shape: Shape) -> GroundTruth:
-        """Return the ground truth with what its boxes are divided by, the shape of the padded images."""
-        sizes = torch.tensor(shape, device=batch.targets.boxes.device).expand(len(batch.targets.boxes), 2)
-        return replace(batch.targets, image_sizes=sizes)
 
 
 def other_way(kind: Family) -> tuple[str, Family] | None:

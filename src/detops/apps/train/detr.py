@@ -184,6 +184,7 @@ class Detr:
     """The kind of detector, a `families.Family`: queries of all layers, and the cells that they were chosen from."""
 
     teacher: Teacher | None = None
+    max_detections = 100
 
     def __init__(self, num_classes: int) -> None:
         self.criterion = SetLoss(num_classes)
@@ -206,7 +207,9 @@ class Detr:
     def decode(self, outputs: list[Any], shape: Shape) -> Detections:
         """Decode the best scores of the last layer, without suppression."""
         sizes = torch.tensor(shape, device=outputs[0].device).expand(len(outputs[0]), 2)
-        return decode_detr(outputs[0][:, -1], outputs[1][:, -1], sizes, score_threshold=0.001)
+        return decode_detr(
+            outputs[0][:, -1], outputs[1][:, -1], sizes, score_threshold=0.001, max_detections=self.max_detections
+        )
 
     def picture(self, outputs: list[Any], batch: Batch, shape: Shape) -> tuple[Tensor, int, str]:
         """Draw the middles of the boxes of the queries that are matched now, as bright as their class is probable."""

@@ -90,9 +90,10 @@ def random_scene(seed: int, batch: int = 2, bins: int = 17) -> tuple[Maps, Maps,
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_plain_pytorch_gives_the_same(seed: int) -> None:
+def test_plain_pytorch_gives_the_same(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """The form in use, with tensors of boxes x points, masks, and dense targets."""
-    scene = bench.Scene(2, 5, 8, "cpu", image=128)
+    monkeypatch.setattr(bench, "IMAGE", 128)
+    scene = bench.Scene(2, 5, 8, "cpu")
     scene.truth = detops.GroundTruth(scene.truth.boxes.roll(seed, 1) + seed, scene.truth.labels)
     leaves = [level.requires_grad_() for level in (*scene.scores, *scene.preds)]
     ours = scene.criterion()(scene.scores, scene.preds, scene.truth)

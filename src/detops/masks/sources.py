@@ -131,6 +131,7 @@ class InstanceMaskSources:
                 finite.
 
         Example:
+            >>> from detops import InstanceMasks
             >>> logits = torch.tensor([[[-1.0, 1, 1, -1]]])
             >>> found = InstanceMasks.from_query_masks(logits, torch.tensor([3]), torch.tensor([0.9]), (2, 8))
             >>> found.boxes, found.areas()
@@ -185,6 +186,7 @@ class InstanceMaskSources:
                 mode, a coefficient or a prototype is not finite.
 
         Example:
+            >>> from detops import InstanceMasks
             >>> boxes, labels, scores = torch.tensor([[0.0, 0, 3, 2]]), torch.tensor([3]), torch.tensor([0.9])
             >>> coefficients, prototypes = torch.ones(1, 1), torch.ones(1, 2, 4)
             >>> found = InstanceMasks.from_prototypes(coefficients, prototypes, boxes, labels, scores, (4, 8))

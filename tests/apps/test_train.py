@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from detops import cli
 from detops.apps.data import shapes
 from detops.apps.data.dataset import Batch, CocoImages, Steps, load_image, open_annotations
-from detops.apps.train import families
+from detops.apps.train import families, models
 from detops.apps.train.augment import Augmentation, augment
 from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
 from detops.ground_truth import GroundTruth
@@ -449,6 +449,26 @@ def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
     assert less < objectness
     assert parts(boxes[:1], [1], boxes[1:]) == [box, less, classes]
     assert parts(boxes, [1, 0], none) != alone
+
+
+@pytest.mark.slow
+def test_the_second_head_goes_on_from_the_first_once(tmp_path: Path, folder: Path, monkeypatch: Any) -> None:
+    """After six tenths of the steps, in the network and in the average of its weights."""
+    calls: list[int] = []
+    restart = models.CompactTaskAligned.restart_second_head
+
+    def spied(network: models.CompactTaskAligned) -> None:
+        restart(network)
+        first, second = network.many.heads.state_dict(), network.once.state_dict()
+        calls.append(sum(not torch.equal(first[name], second[name]) for name in first))
+
+    monkeypatch.setattr(models.CompactTaskAligned, "restart_second_head", spied)
+    run(tmp_path / "run", folder, detector="tal", epochs=2)
+    assert calls == [0, 0]
+    state = weights(tmp_path / "run")
+    assert any(
+        not torch.equal(state[name], state[name.replace("once", "many.heads")]) for name in state if "once" in name
+    )
 
 
 @pytest.mark.slow

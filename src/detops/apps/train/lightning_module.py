@@ -18,9 +18,13 @@ from detops.apps.train import detections, loggers, metrics
 from detops.apps.train.augment import augment
 from detops.apps.train.checkpoint import LAST, AtomicIO, keep_best
 from detops.apps.train.families import Family, other_way
+from detops.apps.train.models import CompactTaskAligned
 from detops.apps.train.settings import Settings
 
 IN_A_ROW = 50  # steps that are left out one after the other, before the training stops in any case
+# Of the steps, after which the second head of a task-aligned network goes on from the weights of the first: with one
+# point per box it learns rare classes late.
+SECOND_HEAD = 0.6
 FINAL_LR = 0.001  # learning rate of the last step, as a fraction of the highest
 
 
@@ -152,6 +156,10 @@ class DetectorModule(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             batch = augment(batch, self.settings.augmentation)
         images = batch.images.contiguous(memory_format=torch.channels_last)
+        if self.trainer.global_step == round(SECOND_HEAD * self.total_steps):
+            for network in (self.network, self.ema):
+                if isinstance(network, CompactTaskAligned):
+                    network.restart_second_head()
         self._begin_stage("network")
         if self._before:
             torch._foreach_copy_(self._before, self._statistics())

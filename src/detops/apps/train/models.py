@@ -135,6 +135,10 @@ class CompactTaskAligned(nn.Module):
         self.many = CompactGFL(num_classes, width, blocks, backbone)
         self.once = copy.deepcopy(self.many.heads)
 
+    def restart_second_head(self) -> None:
+        """Give the second head the weights of the first."""
+        self.once.load_state_dict(self.many.heads.state_dict())
+
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:
         """Predict the maps of a batch; of each head those of `CompactGFL.forward`."""
         levels = self.many.levels(images)

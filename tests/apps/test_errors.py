@@ -209,6 +209,7 @@ def trained(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("arguments", "message"),
     [
         (("--batch-size", 200), "--batch-size (begun with"),
+        (("--epochs", 200), "or add epochs by --prolong-to"),
         (("--lr", 0.1, "--seed", 3), "--lr (begun with 0.005), --seed (begun with 0)"),
         (("--size", "96x64"), "--size (begun with 64x64)"),
         (("--no-flip",), "--flip (begun with True)"),

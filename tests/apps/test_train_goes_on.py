@@ -78,12 +78,18 @@ def test_a_run_says_what_it_trains_and_is_prolonged(tmp_path: Path, folder: Path
     assert (out / "detections.json.gz").is_file()
 
     done = steps[-1]["step"]
-    assert f"all {done} steps are done; more --epochs prolong it" in run(out, folder, resume=True)
+    assert f"all {done} steps are done; --prolong-to adds epochs" in run(out, folder, resume=True)
     with pytest.raises(ValueError, match="epochs: expected at least the 2"):
         run(out, folder, resume=True, changes={"epochs": 1})
     with pytest.raises(ValueError, match="lr: a run goes on as it was begun; only epochs or patience may change"):
         run(out, folder, resume=True, changes={"lr": 1.0})
-    run(out, folder, resume=True, changes={"epochs": 3})
+    code, output = call("train", "--out", tmp_path / "new", "--prolong-to", 3)
+    assert code == 2
+    assert "--prolong-to: adds epochs to a run that is there" in output
+    code, output = call(
+        "train", "--out", out, "--resume", "--prolong-to", 3, "--accelerator", "cpu", "--precision", "32-true"
+    )
+    assert code == 0, output
     later = rows(out, "losses")
     assert later[:done] == steps
     assert [row["step"] for row in later] == list(range(1, done * 3 // 2 + 1))

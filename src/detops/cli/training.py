@@ -30,7 +30,7 @@ def train(
             "--resume",
             help="Continue from the last checkpoint, as the run was begun: data, network, training and augmentation"
             " that are given must be those of the run; hardware, --strict, --on-nonfinite and --patience may change,"
-            " and more --epochs prolong it. Begins if there is no run yet.",
+            " and --prolong-to adds epochs. Begins if there is no run yet.",
         ),
     ] = False,
     data: Annotated[
@@ -72,6 +72,9 @@ def train(
         Path | None, network_option(help="With --detector ld: folder of the gfl or ld run to learn from.")
     ] = None,
     epochs: Annotated[int, training_option(help="Number of epochs.", min=1)] = 60,
+    prolong_to: Annotated[
+        int | None, training_option(help="With --resume: go on up to this many epochs in all.", min=1, metavar="N")
+    ] = None,
     batch_size: Annotated[int, training_option(help="Images per step and device.", min=1)] = 8,
     weights: Annotated[
         Path | None,
@@ -179,10 +182,14 @@ def train(
         patience=patience,
         max_detections=max_detections,
     )
-    changes = {}
-    if resume and (out / "config.json").exists():
+    changes: dict[str, int | None] = {}
+    going_on = resume and (out / "config.json").exists()
+    refuse(ctx, ["prolong_to"] * (not going_on), "adds epochs to a run that is there, with --resume")
+    if going_on:
         _check_same(ctx, out, chosen, network, settings)
-        changes = {name: getattr(settings, name) for name in job.CHANGEABLE if name in given(ctx)}
+        changes = {"patience": patience} if "patience" in given(ctx) else {}
+        if prolong_to is not None:
+            changes["epochs"] = prolong_to
     job.run(
         out,
         data=chosen,
@@ -215,7 +222,6 @@ def _check_same(ctx: typer.Context, run: Path, data: Any, network: Any, settings
     """
     from detops.apps import runs
     from detops.apps.train.settings import from_config
-    from detops.apps.train.train import CHANGEABLE
 
     before = from_config(runs.read_config(run))
     now, then = (
@@ -227,13 +233,16 @@ def _check_same(ctx: typer.Context, run: Path, data: Any, network: Any, settings
         height, width = group["size"]
         group |= {"size": f"{width}x{height}"}
         group |= {name: group[name] and group[name].resolve() for name in ("teacher", "weights")}
-    names = [name for name in given(ctx) if name in then and name not in CHANGEABLE]
+    names = [name for name in given(ctx) if name in then and name != "patience"]
     other = {name: then[name] for name in names if now[name] != then[name]}
     if data is not None and data != before[0] and "data" in given(ctx):
         other["data"] = before[0].train_annotations.parent.parent
     if other:
         text = ", ".join(f"{option(ctx, name)} (begun with {value})" for name, value in other.items())
-        raise ValueError(f"{text}: a run goes on as it was begun, so this would have no effect; choose another --out")
+        longer = ", or add epochs by --prolong-to" if "epochs" in other else ""
+        raise ValueError(
+            f"{text}: a run goes on as it was begun, so this would have no effect; choose another --out{longer}"
+        )
 
 
 def _height_and_width(size: str) -> tuple[int, int]:

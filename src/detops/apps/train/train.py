@@ -194,7 +194,7 @@ def _how_to_go_on(trainer: lightning.Trainer, module: DetectorModule) -> str:
 
 def _nothing_left(out: Path, step: int, outputs: Outputs, console: Console) -> dict[str, Any]:
     """Do what a training that was killed at its very end has left to do."""
-    note(console, f"{out}: all {step} steps are done; more --epochs prolong it")
+    note(console, f"{out}: all {step} steps are done; --prolong-to adds epochs")
     keep_best(out, step)
     scores = metrics.last_scores(out)
     if not (out / "report.html").exists():

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -9,8 +10,6 @@ from torch import Tensor
 
 from detops.geometry.ordering import true_first
 from detops.portable.nms_mask import nms_mask, nms_mask_exported
-
-Selected = tuple[Tensor, Tensor, Tensor]
 
 
 def select_detections(
@@ -21,34 +20,9 @@ def select_detections(
     least: float,
     iou_threshold: float,
     max_detections: int,
-) -> Selected:
-    """The detections; arguments and meaning as in `detops.reference.select_detections`."""
-    return _selected(boxes, labels, scores, image_sizes, least, iou_threshold, max_detections, nms_mask)
-
-
-def select_detections_exported(
-    boxes: Tensor,
-    labels: Tensor,
-    scores: Tensor,
-    image_sizes: Tensor | None,
-    least: float,
-    iou_threshold: float,
-    max_detections: int,
-) -> Selected:
-    """The same for an exported program."""
-    return _selected(boxes, labels, scores, image_sizes, least, iou_threshold, max_detections, nms_mask_exported)
-
-
-def _selected(
-    boxes: Tensor,
-    labels: Tensor,
-    scores: Tensor,
-    image_sizes: Tensor | None,
-    least: float,
-    iou_threshold: float,
-    max_detections: int,
-    suppress: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor],
-) -> Selected:
+    suppress: Callable[[Tensor, Tensor, Tensor, Tensor, float], Tensor] = nms_mask,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The detections; `suppress` is the form of `nms_mask`, the rest as in `detops.reference.select_detections`."""
     if image_sizes is not None:
         boxes = torch.minimum(boxes.clamp(min=0), image_sizes.to(boxes.dtype).flip(1).repeat(1, 2)[:, None])
     # False for a NaN too.
@@ -66,3 +40,6 @@ def _selected(
         F.pad(labels.to(torch.int64), (0, missing), value=-1),
         F.pad(scores, (0, missing)),
     )
+
+
+select_detections_exported = partial(select_detections, suppress=nms_mask_exported)

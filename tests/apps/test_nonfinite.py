@@ -130,7 +130,7 @@ def test_a_step_that_is_left_out_changes_nothing(tmp_path: Path, folder: Path, m
 def test_losses_that_are_never_finite_stop_in_any_case(
     tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("detops.apps.train.lightning_module.IN_A_ROW", 3)
+    monkeypatch.setattr("detops.apps.train.finite_steps.IN_A_ROW", 3)
     unlucky.BROKEN.update(range(2, 100))
     with pytest.raises(ValueError, match=r"step 4 of 6: .* as 3 times in a row, and the training stops"):
         run(tmp_path, folder, "skip")

@@ -1,7 +1,6 @@
 """The Lightning module of `detops train`: augmentation, network, loss, optimiser and averaged weights, each timed."""
 
 import copy
-import math
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,32 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from detops import StageTimer
-from detops.apps import evaluate, runs
 from detops.apps.data.dataset import Batch, CocoImages
-from detops.apps.train import detections, loggers, metrics
+from detops.apps.train import metrics, optimizer
 from detops.apps.train.augment import augment
 from detops.apps.train.checkpoint import LAST, AtomicIO, keep_best
-from detops.apps.train.families import Family, other_way
-from detops.apps.train.models import CompactTaskAligned
+from detops.apps.train.families import Family
+from detops.apps.train.finite_steps import FiniteSteps
+from detops.apps.train.models import begin_step
+from detops.apps.train.recorder import Recorder
 from detops.apps.train.settings import Settings
-
-IN_A_ROW = 50  # steps that are left out one after the other, before the training stops in any case
-# Of the steps, after which the second head of a task-aligned network goes on from the weights of the first: with one
-# point per box it learns rare classes late.
-SECOND_HEAD = 0.6
-FINAL_LR = 0.001  # learning rate of the last step, as a fraction of the highest
-
-
-def lr_factor(step: int, total: int, warmup: float) -> float:
-    """Return a step's learning rate as a fraction of the highest.
-
-    It rises linearly over the fraction `warmup` of all steps, then falls along a cosine to `FINAL_LR`.
-    """
-    rising = max(1, round(warmup * total))
-    if step < rising:
-        return (step + 1) / (rising + 1)
-    done = min(1.0, (step - rising) / max(1, total - rising))
-    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * done)) / 2
+from detops.apps.train.validation import Validation
 
 
 class DetectorModule(lightning.LightningModule):
@@ -72,55 +55,24 @@ class DetectorModule(lightning.LightningModule):
         self.family, self.criterion = family, family.criterion
         self.settings, self.run, self.steps_per_epoch = settings, run, steps_per_epoch
         self.total_steps = steps_per_epoch * settings.epochs
-        self.validation = validation
+        self.validation, self.recorder = Validation(validation, run, self.print), Recorder(run, self.print)
+        self.finite_steps = FiniteSteps(self.network, on_nonfinite == "stop")
         self._open_stage = ExitStack()
         self._losses: list[dict[str, Tensor]] = []
-        self._unwritten: list[metrics.Row] = []  # lines for which there was no room
-        self._stops, self._skipped, self._in_a_row = on_nonfinite == "stop", "", 0
-        self._before: list[Tensor] = []  # of the last step, once the device is known
-        self._began = time.perf_counter()
-
-    def _statistics(self) -> list[Tensor]:
-        """Return the buffers that a forward pass changes, such as the means of batch norm."""
-        return [buffer for buffer in self.network.buffers() if buffer.is_floating_point()]
 
     def configure_optimizers(self) -> Any:
-        """Use AdamW, without decay of biases and norms, and one cycle of the learning rate."""
-        decayed = [p for p in self.network.parameters() if p.dim() > 1]
-        free = [p for p in self.network.parameters() if p.dim() <= 1]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-        settings = self.settings
+        """Make the optimiser, whose learning rate changes with each step."""
         # A fused step unscales float16's gradients itself, after they were clipped.
         fused = self.trainer.precision != "16-mixed"
-        optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: lr_factor(step, self.total_steps, settings.warmup)
-        )
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        made, schedule = optimizer.make(self.network, self.settings, self.total_steps, fused)
+        return {"optimizer": made, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def configure_gradient_clipping(self, optimizer: Any, *args: Any, **kwargs: Any) -> None:
         """Clip by norm, and drop a gradient that is not finite; Lightning's own clipping refuses fused optimisers."""
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.settings.clip)
-        losses = self._losses[-1]
-        values = [*losses.values()]
-        if self.trainer.precision != "16-mixed":  # whose scaler leaves out a step that overflowed, and scales by less
-            values.append(norm)
-        finite = torch.stack([value.float().isfinite() for value in values]).all()
-        if self.trainer.world_size > 1:  # all ranks drop it, or none
-            shared = finite.to(torch.int32)
-            torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MIN)
-            finite = shared > 0
-        if finite:
-            self._in_a_row = 0
-            return
-        broken = [f"{name} is {float(value)}" for name, value in losses.items() if not value.isfinite()]
-        self._skipped = f"the loss is not finite ({', '.join(broken)})" if broken else "the gradient is not finite"
-        self._in_a_row += 1
-        self._losses.pop()
-        for parameter in self.network.parameters():
-            parameter.grad = None  # so that the optimiser changes nothing
-        if self._before:
-            torch._foreach_copy_(self._statistics(), self._before)
+        scaled = self.trainer.precision == "16-mixed"  # a step that overflowed is left out, and then scaled by less
+        if not self.finite_steps.judge(self._losses[-1], [] if scaled else [norm], self.trainer.world_size):
+            self._losses.pop()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keep the losses since the last line of `metrics.jsonl`: a resumed training writes the same line."""
@@ -136,9 +88,9 @@ class DetectorModule(lightning.LightningModule):
     def on_train_start(self) -> None:
         """Bring what was loaded to the device, and begin to time the stages."""
         self._losses = [{name: value.to(self.device) for name, value in row.items()} for row in self._losses]
-        self._began = time.perf_counter()
+        self.recorder.begin()
         self.ema.eval()
-        self._before = [buffer.clone() for buffer in self._statistics()]
+        self.finite_steps.begin()
         limit = 10 * self.settings.log_every  # more than the stages of the steps between two lines
         self.timer = StageTimer(self.device if self.device.type == "cuda" else "cpu", limit)
         self._begin_stage("data")
@@ -156,13 +108,10 @@ class DetectorModule(lightning.LightningModule):
         with torch.autocast(self.device.type, enabled=False):
             batch = augment(batch, self.settings.augmentation)
         images = batch.images.contiguous(memory_format=torch.channels_last)
-        if self.trainer.global_step == round(SECOND_HEAD * self.total_steps):
-            for network in (self.network, self.ema):
-                if isinstance(network, CompactTaskAligned):
-                    network.restart_second_head()
+        for network in (self.network, self.ema):
+            begin_step(network, self.trainer.global_step, self.total_steps)
         self._begin_stage("network")
-        if self._before:
-            torch._foreach_copy_(self._before, self._statistics())
+        self.finite_steps.begin_step()
         outputs = list(self.network(images))
         if self.family.teacher is not None:
             self._begin_stage("teacher")
@@ -202,7 +151,7 @@ class DetectorModule(lightning.LightningModule):
         settings, step = self.settings, self.trainer.global_step
         self._average(min(settings.ema, (1 + step) / (10 + step)))
         self._end_stage()
-        if self._skipped:
+        if self.finite_steps.skipped:
             self._tell_skipped(step)
         if self._is_logged(step):
             self._log_step(step)
@@ -232,16 +181,15 @@ class DetectorModule(lightning.LightningModule):
         Raises:
             ValueError: The training stops.
         """
-        stops = self._stops or self._in_a_row >= IN_A_ROW
-        self._record({"step": step, "skipped": self._skipped, "stopped": stops})
-        text, self._skipped = f"step {step} of {self.total_steps}: {self._skipped}; it changes no weight", ""
+        stops = self.finite_steps.too_many
+        self._record({"step": step, "skipped": self.finite_steps.skipped, "stopped": stops})
+        text = f"step {step} of {self.total_steps}: {self.finite_steps.explain()}"
         if not stops:
             self.print(text)
             return
         self.save(last=False)
-        often = "" if self._stops else f", as {self._in_a_row} times in a row"
         raise ValueError(
-            f"{text}{often}, and the training stops. {self.run / LAST} is good: go on with --resume, or leave such "
+            f"{text}, and the training stops. {self.run / LAST} is good: go on with --resume, or leave such "
             "steps out with --resume --on-nonfinite skip; or begin again with a lower --lr"
         )
 
@@ -282,74 +230,28 @@ class DetectorModule(lightning.LightningModule):
         losses = {key: float(torch.stack([row[key] for row in self._losses]).mean()) for key in self._losses[0]}
         self._losses.clear()
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
-        row = {"step": step, "losses": losses, "lr": rate, "milliseconds": milliseconds, "elapsed": self._elapsed()}
+        row = {
+            "step": step,
+            "losses": losses,
+            "lr": rate,
+            "milliseconds": milliseconds,
+            "elapsed": self.recorder.elapsed,
+        }
         self._record(row)
 
-    def _elapsed(self) -> float:
-        """Return the seconds since this sitting began."""
-        return round(time.perf_counter() - self._began, 2)
-
     def _record(self, row: metrics.Row) -> None:
-        """Write a line; where there is no room for it, keep it until there is."""
-        if not self.trainer.is_global_zero:
-            return
-        self._unwritten.append(row)
-        try:
-            while self._unwritten:
-                metrics.append(self.run, self._unwritten[0])
-                del self._unwritten[0]
-        except OSError as error:
-            self.print(f"metrics.jsonl not written: {error}; {len(self._unwritten)} lines wait")
-        if self.logger is not None:
-            try:
-                self.logger.log_metrics(loggers.flat(row), row["step"])
-            except Exception as error:  # each logger has its own
-                self.print(f"not logged: {error}")
+        if self.trainer.is_global_zero:
+            self.recorder.add(row, self.logger)
 
     def evaluate(self, epoch: int) -> None:
         """Score the averaged weights on the validation data; after the last step in every way that they decode."""
-        start = time.perf_counter()
-        found, other = self._detect(self.family), other_way(self.family)
-        found_otherwise = self._detect(other[1]) if other and self.trainer.global_step == self.total_steps else None
-        if self.trainer.is_global_zero:
-            cap = self.family.max_detections
-            scores = evaluate.score_rows(self.validation, found, cap)
-            text = f"AP {evaluate.number(scores['AP'])}, AP50 {evaluate.number(scores['AP50'])}"
-            if other and found_otherwise is not None:
-                scores["other"] = {"name": other[0], **evaluate.score_rows(self.validation, found_otherwise, cap)}
-                text += f"; {other[0]} AP {evaluate.number(scores['other']['AP'])}"
-            seconds = time.perf_counter() - start
-            row = {"step": self.trainer.global_step, "epoch": epoch, "scores": scores, "seconds": seconds}
-            self._record({**row, "elapsed": self._elapsed()})
-            self._keep_detections(found)
-            self.print(f"epoch {epoch}: {text}")
-
-    def _detect(self, kind: Family) -> dict[int, runs.Found]:
-        """Detect in the validation data, which the ranks share; every rank has all."""
-        world, rank = self.trainer.world_size, self.trainer.global_rank
-        rows = list(range(rank, len(self.validation), world))
-        autocast = str(self.trainer.precision).startswith("bf16")
-        detections = runs.detect_all(self.ema, kind, self.validation, rows, autocast=autocast, on_broken=self.print)
-        found = dict(zip(rows, detections, strict=True))
-        if world > 1:
-            shares: list[Any] = [None] * world
-            torch.distributed.all_gather_object(shares, found)
-            found = {row: value for share in shares for row, value in share.items()}
-        return found
-
-    def _keep_detections(self, found: dict[int, runs.Found]) -> None:
-        """Keep what was detected, for the report."""
-        annotations = self.validation.annotations
-        rows = [
-            line
-            for row, one in found.items()
-            if row not in self.validation.broken
-            for line in runs.as_results(annotations.images[row].id, one, annotations.category_ids)
-        ]
-        try:
-            detections.write(self.run, rows)
-        except OSError as error:
-            self.print(f"{detections.NAME} not written: {error}; the previous one is untouched")
+        start, step = time.perf_counter(), self.trainer.global_step
+        scored = self.validation.score(self.ema, self.family, self.trainer, every_way=step == self.total_steps)
+        if scored is not None:
+            row = {"step": step, "epoch": epoch, "scores": scored.scores, "seconds": time.perf_counter() - start}
+            self._record({**row, "elapsed": self.recorder.elapsed})
+            self.validation.keep(scored.found)
+            self.print(f"epoch {epoch}: {scored.text}")
 
     def save(self, last: bool) -> None:
         """Write the checkpoint. If the disk is full, keep the previous one and go on, except after the last step."""

@@ -128,7 +128,7 @@ class Hardware:
     """What the training runs on. A run may be resumed on other hardware, so this is not in `config.json`.
 
     Attributes:
-        precision: Lightning's name of the precision; None is `train.choose_precision()`.
+        precision: Lightning's name of the precision; None is `trainer.choose_precision()`.
         devices: Lightning's devices: how many, or which.
         accelerator: Lightning's accelerator: "auto", "cpu" or "gpu".
         strategy: Lightning's strategy: "ddp" for several devices or machines.

@@ -8,12 +8,8 @@ training that was killed resumes from any checkpoint as if nothing had happened.
 """
 
 import json
-import logging
 import os
-import shlex
-import warnings
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,36 +17,22 @@ import lightning
 import torch
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
-from torch import nn
 from torch.utils.data import DataLoader
 
-from detops import Teacher
-from detops.apps import evaluate, listed, note, runs, usable_cores, warn
-from detops.apps.data.dataset import CocoImages, Steps, as_is, open_annotations
+from detops.apps import evaluate, note, runs, warn
+from detops.apps.data.dataset import Steps
 from detops.apps.errors import explain
 from detops.apps.outputs import Outputs
 from detops.apps.report import report
-from detops.apps.train import detections, loggers, metrics, models, progress, weights
-from detops.apps.train.checkpoint import BEST, LAST, AtomicIO, keep_best
-from detops.apps.train.families import GFL, Family, family
+from detops.apps.train import datasets, detections, loggers, metrics, networks, progress, resuming
+from detops.apps.train import trainer as lightning_trainer
+from detops.apps.train.checkpoint import BEST, LAST, keep_best
 from detops.apps.train.lightning_module import DetectorModule
 from detops.apps.train.settings import Data, Hardware, Network, Settings, from_config, to_config
 from detops.apps.train.trial import try_step
 from detops.arguments import flat
 
-HARDWARE = "accelerator, devices, strategy, nodes or precision"
 GROWING = (LAST, BEST, "metrics.jsonl", detections.NAME)  # files of a run that are written again and again
-CHANGEABLE = ("epochs", "patience")  # settings that may change when a run is resumed
-
-
-def choose_precision() -> str:
-    """Return mixed bfloat16 where the hardware multiplies it, else float32.
-
-    On 2 cores with avx512_bf16 a step of CompactNet took 135 ms with it and 223 ms without (8 images of 320x256).
-    """
-    if torch.cuda.is_available():
-        return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
 
 
 def run(
@@ -101,25 +83,25 @@ def run(
     checkpoint, is_run = out / LAST, (out / "config.json").is_file()
     if resume and (is_run or data is None):
         data, network, before = from_config(runs.read_config(out))
-        settings = _changed(before, changes or {})
+        settings = resuming.changed(before, changes or {})
     elif checkpoint.exists() and "LOCAL_RANK" not in os.environ:
         raise ValueError(f"{out}: already holds a training; continue it with --resume, or choose another --out")
     if data is None:
         raise ValueError("data: expected a folder, or annotation files, to train on")
     outputs = _outputs(out, data, resume and is_run)
     callbacks, bar = progress.callbacks(console)
-    trainer = _trainer(hardware, loggers.make(logger, out, resume), callbacks, bar)
-    start = _steps_done(checkpoint) if resume else 0
-    train_set, val_set = _open_data(data, network.size, strict, hardware.memory_limit, console)
+    trainer = lightning_trainer.make(hardware, loggers.make(logger, out, resume), callbacks, bar)
+    start = resuming.steps_done(checkpoint) if resume else 0
+    train_set, val_set = datasets.open_both(data, network.size, strict, hardware.memory_limit, console)
     evaluate.tell_cap(val_set.annotations, data.val_annotations, settings.max_detections, console)
     classes, category_ids = train_set.annotations.class_names, train_set.annotations.category_ids
 
     torch.manual_seed(settings.seed)
-    kind = _family(network, settings, len(classes))
-    untrained = _untrained(network, len(classes), console, begins=start == 0)
+    kind = networks.kind_of(network, settings, len(classes))
+    untrained = networks.untrained(network, len(classes), console, begins=start == 0)
     shares = {"rank": trainer.global_rank, "world": trainer.world_size}
     steps = Steps(len(train_set), settings.batch_size, settings.epochs, settings.seed, start, **shares)
-    if start >= steps.total or _ended(out, settings, start):
+    if start >= steps.total or resuming.ended(out, settings, start):
         return _nothing_left(out, start, outputs, console)
     try_step(untrained, kind, network, settings)
     if trainer.is_global_zero:
@@ -136,7 +118,7 @@ def run(
         if trainer.logger is not None:
             trainer.logger.log_hyperparams(to_config(data, network, settings, classes, category_ids))
     module = DetectorModule(untrained, kind, settings, steps.per_epoch, out, val_set, on_nonfinite)
-    _fit(trainer, module, _loader(train_set, steps, hardware.workers), checkpoint if start else None)
+    _fit(trainer, module, datasets.batches(train_set, steps, hardware.workers), checkpoint if start else None)
     return _finish(out, outputs, console) if trainer.is_global_zero else {}
 
 
@@ -151,45 +133,16 @@ def _outputs(out: Path, data: Data, is_run: bool) -> Outputs:
     return outputs
 
 
-def _changed(settings: Settings, changes: Mapping[str, Any]) -> Settings:
-    """Change the settings of a run that is resumed.
-
-    Raises:
-        ValueError: One of them cannot be changed so.
-    """
-    fixed = [name for name in changes if name not in CHANGEABLE]
-    if fixed:
-        raise ValueError(f"{', '.join(fixed)}: a run goes on as it was begun; only {listed(CHANGEABLE)} may change")
-    if changes.get("epochs", settings.epochs) < settings.epochs:
-        raise ValueError(f"epochs: expected at least the {settings.epochs} that the run was begun with")
-    return replace(settings, **changes)
-
-
-def _ended(out: Path, settings: Settings, start: int) -> bool:
-    """Whether the run ended at its last checkpoint, since it did not get better."""
-    evaluated = any("scores" in row and row["step"] == start for row in metrics.read(out))
-    return bool(settings.patience) and evaluated and metrics.since_best(out) >= settings.patience
-
-
 def _fit(trainer: lightning.Trainer, module: DetectorModule, loader: DataLoader[Any], checkpoint: Path | None) -> None:
     """Train."""
     try:
         trainer.fit(module, loader, ckpt_path=None if checkpoint is None else str(checkpoint))
     except (SystemExit, KeyboardInterrupt):  # the first is Lightning's answer to an interrupt
-        raise KeyboardInterrupt(_how_to_go_on(trainer, module)) from None
+        raise KeyboardInterrupt(resuming.how_to_go_on(module)) from None
     except MisconfigurationException as error:
-        raise ValueError(f"{HARDWARE}: {flat(error)}") from error
+        raise ValueError(f"{lightning_trainer.HARDWARE}: {flat(error)}") from error
     if trainer.interrupted:
-        raise KeyboardInterrupt(_how_to_go_on(trainer, module))
-
-
-def _how_to_go_on(trainer: lightning.Trainer, module: DetectorModule) -> str:
-    """Say where a training was stopped, and by which command it goes on."""
-    out, text = module.run, f"stopped at step {trainer.global_step} of {module.total_steps}"
-    saved = _steps_done(out / LAST)
-    if not saved:
-        return f"{text}, before the first checkpoint"
-    return f"{text}; go on from the checkpoint of step {saved}: detops train --out {shlex.quote(str(out))} --resume"
+        raise KeyboardInterrupt(resuming.how_to_go_on(module))
 
 
 def _nothing_left(out: Path, step: int, outputs: Outputs, console: Console) -> dict[str, Any]:
@@ -200,121 +153,6 @@ def _nothing_left(out: Path, step: int, outputs: Outputs, console: Console) -> d
     if not (out / "report.html").exists():
         _write_report(out, outputs, console)
     return scores
-
-
-def _open_data(
-    data: Data, size: tuple[int, int], strict: bool, memory_limit: int, console: Console
-) -> tuple[CocoImages, CocoImages]:
-    """Open the data to train on and the data to evaluate on, which share the memory for decoded images."""
-    train = open_annotations(data.train_annotations, data.train_images, strict, console)
-    val = open_annotations(data.val_annotations, data.val_images, strict, console, objects=False)
-    if val.total:
-        val.require(data.val_annotations)
-    else:
-        note(console, f"{data.val_annotations}: no annotations, so that there is nothing to score")
-    if train.class_names != val.class_names or not train.class_names:
-        raise ValueError(f"expected the same classes in both sets, got {train.class_names} and {val.class_names}")
-    train_set = CocoImages(train, data.train_images, size, strict, memory_limit, console)
-    left = 0 if train_set.kept is None else memory_limit - train_set.kept.numel()
-    return train_set, CocoImages(val, data.val_images, size, strict, left, console)
-
-
-def _family(network: Network, settings: Settings, num_classes: int) -> Family:
-    """Make the kind of detector, with the teacher of "ld"."""
-    if network.detector != "ld":
-        return family(network.detector, num_classes, settings.max_detections)
-    options = {"teacher": _teacher(network.teacher), **vars(settings.distillation)}
-    return family("ld", num_classes, settings.max_detections, **options)
-
-
-def _untrained(network: Network, num_classes: int, console: Console, begins: bool) -> nn.Module:
-    """Build the network, with weights to begin with only if the training begins: otherwise it has those of the run."""
-    if network.weights is not None and network.pretrained:
-        raise ValueError("weights: --pretrained gives weights too; give one or the other")
-    if network.frozen_stages and not (network.pretrained or network.weights):
-        raise ValueError("frozen-stages: expected --pretrained or --weights, as random weights are not worth keeping")
-    untrained = models.build(
-        network.model, num_classes, network.width, network.detector,
-        backbone=network.backbone, pretrained=network.pretrained and begins, frozen_stages=network.frozen_stages,
-    )  # fmt: skip
-    if network.weights is not None and begins:
-        weights.take(untrained, network.weights, console)
-    return untrained
-
-
-def _teacher(run: Path | None) -> Teacher:
-    """Load the network of a run as a teacher."""
-    if run is None:
-        raise ValueError("teacher: expected the folder of a run with --detector gfl or ld, as ld learns from one")
-    network, kind, config = runs.load(run, torch.device("cpu"))
-    if not isinstance(kind, GFL):
-        raise ValueError(f"teacher: expected a run of gfl or ld, got one of {config['detector']} in {run}")
-    return Teacher(network, kind.strides)
-
-
-def _steps_done(checkpoint: Path) -> int:
-    """Read how many steps the checkpoint has seen; 0 if there is none."""
-    if not checkpoint.exists():
-        return 0
-    step = runs.read_checkpoint(checkpoint, mmap=True).get("global_step")
-    if not isinstance(step, int):
-        raise ValueError(f"{checkpoint}: cannot be resumed, as it does not say how many steps are done")
-    return step
-
-
-def _trainer(hardware: Hardware, logger: Any, callbacks: list[Any], bar: bool) -> lightning.Trainer:
-    """Make Lightning's trainer, with all that detops does by itself switched off.
-
-    Raises:
-        ValueError: There is no such hardware, or Lightning cannot use it in this way.
-    """
-    _silence_lightning()
-    on_cpu = hardware.accelerator == "cpu" or (hardware.accelerator == "auto" and not torch.cuda.is_available())
-    cores = usable_cores()
-    if on_cpu and hardware.devices.isdecimal() and int(hardware.devices) > max(2, cores):
-        raise ValueError(f"--devices {hardware.devices}: would be as many processes, on {cores} cores")
-    precision: Any = hardware.precision or choose_precision()
-    try:
-        return lightning.Trainer(
-            accelerator=hardware.accelerator,
-            devices=hardware.devices,
-            strategy=hardware.strategy,
-            num_nodes=hardware.nodes,
-            precision=precision,
-            max_epochs=1,  # one sequence of steps; our epochs are in `Steps`
-            plugins=[AtomicIO()],
-            callbacks=callbacks,
-            enable_progress_bar=bar,
-            logger=logger,
-            log_every_n_steps=1,  # the module logs when it is time
-            enable_checkpointing=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            limit_val_batches=0,
-            num_sanity_val_steps=0,
-        )
-    except Exception as error:  # Lightning and each of its strategies have their own kinds
-        raise ValueError(f"{HARDWARE}: {flat(error)}") from error
-
-
-def _silence_lightning() -> None:
-    """Silence advice that does not hold here: images are kept in memory, and the order of batches can be resumed."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    for text in (
-        ".*does not have many workers.*",
-        ".*dataloader is not resumable.*",
-        ".*in eval mode.*",
-        ".*LeafSpec.*",
-    ):
-        warnings.filterwarnings("ignore", text)
-
-
-def _loader(train_set: CocoImages, steps: Steps, workers: int | None) -> DataLoader[Any]:
-    """Load the batches of the steps; processes decode them only where images are not kept in memory."""
-    if workers is None:
-        workers = min(8, usable_cores())
-    workers = workers if train_set.kept is None else 0
-    return DataLoader(train_set, batch_sampler=steps, num_workers=workers, collate_fn=as_is, pin_memory=False)
 
 
 def _finish(out: Path, outputs: Outputs, console: Console) -> dict[str, Any]:

@@ -39,12 +39,38 @@ def test_draw_touches_only_boxes(background: Pixels) -> None:
 
 
 def test_draw_colours_the_mask(background: Pixels) -> None:
-    """Away from lines and names, a pixel is half the picture and half the colour of the class."""
+    """Away from lines and names, a pixel is half the picture and half the colour of the instance, or of the class."""
     found = full_masks([[-500.0, -500, 700, 700]], (120, 200))
     found.labels[0] = 7
-    pixel = np.asarray(found.draw(background, opacity=0.5))[110, 190]
-    assert np.abs(pixel - (background[110, 190] / 2 + np.array(class_color(7)) / 2)).max() <= 1.5
+    for color_by, number in (("instance", 0), ("class", 7)):
+        pixel = np.asarray(found.draw(background, opacity=0.5, color_by=color_by))[110, 190]
+        assert np.abs(pixel - (background[110, 190] / 2 + np.array(class_color(number)) / 2)).max() <= 1.5
+    with pytest.raises(ValueError, match='color_by: expected "instance" or "class", got \'label\''):
+        found.draw(background, color_by="label")
     assert (np.asarray(found.draw(background, opacity=0))[110, 190] == background[110, 190]).all()
+
+
+def test_masks_of_one_class_have_colours_of_their_own() -> None:
+    """Two dogs that overlap are two, in mask, outline and name."""
+    boxes = torch.tensor([[10.0, 10, 110, 110], [60.0, 10, 190, 110]])
+    found = InstanceMasks(boxes, torch.tensor([4, 4]), torch.tensor([0.9, 0.8]), torch.ones(2, 28, 28), (120, 200))
+    drawn = np.asarray(found.draw(black(), opacity=1))
+    assert tuple(drawn[90, 80]) == tuple(drawn[90, 30]) == class_color(0)  # the better one is on top
+    assert tuple(drawn[90, 150]) == class_color(1)
+    assert np.abs(np.array(class_color(0)) - class_color(1)).max() > 60
+    drawn = np.asarray(found.draw(black(), opacity=1, color_by="class"))
+    assert tuple(drawn[90, 30]) == tuple(drawn[90, 150]) == class_color(4)
+
+
+def test_no_name_hides_another() -> None:
+    """Of two boxes in one place the better has its name in the first corner, the other in the next."""
+    boxes, masks = torch.tensor([[10.0, 10, 190, 110]]).expand(2, 4), torch.zeros(2, 28, 28)
+    found = InstanceMasks(boxes, torch.tensor([0, 0]), torch.tensor([0.8, 0.9]), masks, (120, 200))
+    drawn = np.asarray(found.draw(black(), class_names=["dog"])).astype(int)
+    left, right = drawn[12:24, 12:50].reshape(-1, 3), drawn[12:24, 150:188].reshape(-1, 3)
+    for plate, number in ((left, 1), (right, 0)):
+        own = np.abs(plate - np.array(class_color(number)) * 215 / 255).max(1) <= 2
+        assert own.mean() > 0.4
 
 
 def test_draw_has_the_best_on_top_whatever_their_order() -> None:
@@ -62,7 +88,7 @@ def drawn_box(box: list[float], **options: Any) -> NDArray[np.int64]:
 
 
 def test_draw_outlines_boxes_and_names_them_where_there_is_room() -> None:
-    color = np.array(class_color(2))
+    color = np.array(class_color(0))
     drawn = drawn_box([20.0, 30, 180, 100])
     for outline in (drawn[99, 20:180], drawn[60:100, 20], drawn[60:100, 179]):
         assert np.abs(outline - color * 235 / 255).max() <= 2

@@ -50,21 +50,17 @@ def unique_stems(file_names: list[str]) -> list[str]:
     return result
 
 
-def canvas(path: Path | None, record: ImageRecord) -> tuple["Image", str]:
-    """Open an image, or make a blank one of the recorded size.
-
-    Returns:
-        The image as RGB, and "found", "resized" (found, with another size than recorded), "missing" or "blank".
+def canvas(path: Path | None, record: ImageRecord) -> "Image":
+    """Open an image as RGB, or make a blank one of the recorded size, where there is none.
 
     Raises:
         ValueError: The image cannot be decoded; the message names it.
     """
     module = _pil("Image")
     if path is not None and path.exists():
-        image = decode(path, record.size)
-        return image, "found" if image.size == record.size else "resized"
-    blank = module.new("RGB", (max(1, record.width), max(1, record.height)), (52, 56, 64))
-    return blank, "blank" if path is None else "missing"
+        return decode(path, record.size)
+    blank: Image = module.new("RGB", (max(1, record.width), max(1, record.height)), (52, 56, 64))
+    return blank
 
 
 def heat_layer(heat: Tensor, size: tuple[int, int], extent: tuple[float, float]) -> "Image":

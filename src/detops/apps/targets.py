@@ -11,16 +11,17 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
 from detops.apps import note, warn
 from detops.apps.data.coco import Annotations, read
 from detops.apps.data.compare import HEADS, find_images
+from detops.apps.data.images import facts
 from detops.apps.errors import explain
 from detops.apps.outputs import Outputs
 from detops.apps.pictures import Picture, canvas, contact_sheet, overlay, unique_stems
+from detops.apps.terminal import progress
 from detops.arguments import flat
 from detops.ragged import RaggedBatch
 from detops.targets.heatmap import draw_heatmap_batched
@@ -29,7 +30,8 @@ from detops.targets.radius import gaussian_radius
 CHUNK_VALUES = 1 << 24  # values of the heatmaps that are drawn at once: 64 MiB
 LARGEST_VALUES = 1 << 28  # values of one image's heatmap: 1 GiB
 SHEET = 24  # pictures on the contact sheet
-MEASURED = 500  # images that the speed is measured on
+MEASURED = 500  # images that the speed is measured on, or fewer large ones
+MEASURING = 2.0  # seconds after which no repetition begins
 MANY = 0.1  # fraction of the boxes
 
 
@@ -96,8 +98,8 @@ def draw(
 
 def boxes_per_second(annotations: Annotations, stride: int, min_overlap: float, repeats: int = 5) -> float:
     """Measure the median rate at which the targets of the whole set are computed and drawn, without pictures."""
-    seconds = []
-    for _ in range(repeats):
+    seconds: list[float] = []
+    while len(seconds) < repeats and sum(seconds) < MEASURING:
         start = time.perf_counter()
         for _ in draw(annotations, gaussians(annotations, stride, min_overlap), stride):
             pass
@@ -112,6 +114,7 @@ class Summary:
     images: int
     boxes: int
     classes: int
+    classes_with_boxes: int
     clipped: int
     skipped: dict[str, int]
     broken: int
@@ -130,6 +133,7 @@ class Summary:
             ("images", self.images),
             ("boxes drawn", self.boxes),
             ("classes", self.classes),
+            ("classes that have no box", self.classes - self.classes_with_boxes),
         ]
         rows += [(f"skipped: {reason}", count) for reason, count in sorted(self.skipped.items())]
         rows += [
@@ -204,11 +208,14 @@ def run(
     annotations = _drawable(whole.select(image_ids, limit), stride, console)
     drawn = gaussians(annotations, stride, min_overlap)
     cells = torch.cat([annotations.image_index[:, None], drawn.centers], 1)
-    states = _write_pictures(annotations, drawn, images, outputs, stride, pictures, console)
+    wanted = len(annotations.images) if pictures is None else min(pictures, len(annotations.images))
+    states = _states(annotations, images, wanted)
+    measured = annotations.select(limit=_few(annotations, stride))
     summary = Summary(
         images=len(annotations.images),
         boxes=len(annotations.boxes),
         classes=len(annotations.class_names),
+        classes_with_boxes=len(annotations.labels.unique()),
         clipped=annotations.clipped,
         skipped=annotations.reasons(),
         broken=annotations.broken,
@@ -217,7 +224,7 @@ def run(
         missing_images=states["missing"],
         resized_images=states["resized"],
         radius=radius_distribution(drawn.radii),
-        boxes_per_second=boxes_per_second(annotations.select(limit=MEASURED), stride, min_overlap),
+        boxes_per_second=boxes_per_second(measured, stride, min_overlap),
     )
     outputs.write("summary.json", json.dumps(vars(summary), indent=1, allow_nan=False) + "\n")
     console.print(summary.table(out))
@@ -228,7 +235,29 @@ def run(
             f"{small:,} of {summary.boxes:,} boxes are smaller than a cell, or share one: a smaller --stride, or "
             "training on larger images, tells them apart",
         )
+    _write_pictures(annotations, drawn, images, outputs, stride, wanted, console)
     return summary
+
+
+def _states(annotations: Annotations, images: Path | None, count: int) -> Counter[str]:
+    """Count which of the first images are "found", "resized" (found, with another size than recorded) or "missing"."""
+    states: Counter[str] = Counter()
+    for record in annotations.images[:count] if images is not None else ():
+        try:
+            states["found" if facts(images / record.file_name, record.size).size == record.size else "resized"] += 1
+        except ValueError:
+            states["missing"] += 1
+    return states
+
+
+def _few(annotations: Annotations, stride: int) -> int:
+    """Return how many of the first images to measure on: at least one, and no more than one large one's cells."""
+    cells, classes = 0, max(1, len(annotations.class_names))
+    for count, image in enumerate(annotations.images[:MEASURED]):
+        cells += classes * -(-image.height // stride) * -(-image.width // stride)
+        if cells > LARGEST_VALUES:
+            return max(1, count)
+    return MEASURED
 
 
 def _drawable(annotations: Annotations, stride: int, console: Console) -> Annotations:
@@ -251,39 +280,37 @@ def _write_pictures(
     images: Path | None,
     outputs: Outputs,
     stride: int,
-    limit: int | None,
+    wanted: int,
     console: Console,
-) -> Counter[str]:
-    """Write the pictures and the contact sheet; return how many images were found, missing, resized or blank.
+) -> None:
+    """Write the pictures of the first images, and the contact sheet.
 
     A picture that cannot be drawn or written is named, and costs nothing but itself.
     """
     sheet: dict[int, Picture] = {}
-    states: Counter[str] = Counter()
     names = unique_stems([image.file_name for image in annotations.images])
-    wanted = len(annotations.images) if limit is None else min(limit, len(annotations.images))
     if wanted < len(annotations.images):
         note(console, f"drawing {wanted:,} of {len(annotations.images):,} images; the numbers are those of all")
     chunks = draw(annotations, drawn, stride, wanted)
     maps = ((p, heat) for positions, heatmap in chunks for p, heat in zip(positions, heatmap, strict=True))
-    for position, heatmap in track(maps, "drawing", wanted, console=console, transient=True):
-        record = annotations.images[position]
-        try:
-            image, state = canvas(None if images is None else images / record.file_name, record)
-        except ValueError as error:
-            warn(console, f"drawn on a blank canvas: {error}")
-            image, state = canvas(None, record)[0], "missing"
-        boxes, labels = annotations.of_image(position)
-        try:
-            picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
-            with outputs.open(f"images/{names[position]}.png", durable=False) as file:
-                picture.save(file, "PNG")
-        except Exception as error:  # whatever Pillow, a font or the disk does
-            warn(console, f"{record.file_name}: no picture: {explain(error) or flat(error, 200)}")
-            continue
-        states[state] += 1
-        if position < SHEET:
-            sheet[position] = Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
+    with progress(console, "drawing", wanted) as tell:
+        for count, (position, heatmap) in enumerate(maps):
+            tell(count)
+            record = annotations.images[position]
+            try:
+                image = canvas(None if images is None else images / record.file_name, record)
+            except ValueError as error:
+                warn(console, f"drawn on a blank canvas: {error}")
+                image = canvas(None, record)
+            boxes, labels = annotations.of_image(position)
+            try:
+                picture = overlay(image, heatmap, boxes, labels, annotations.class_names, record, stride)
+                with outputs.open(f"images/{names[position]}.png", durable=False) as file:
+                    picture.save(file, "PNG")
+            except Exception as error:  # whatever Pillow, a font or the disk does
+                warn(console, f"{record.file_name}: no picture: {explain(error) or flat(error, 200)}")
+                continue
+            if position < SHEET:
+                sheet[position] = Picture(picture, f"{record.file_name}   {len(boxes)} boxes")
     with outputs.open("contact_sheet.png") as file:
         contact_sheet([sheet[p] for p in sorted(sheet)]).save(file, "PNG")
-    return states

@@ -3,12 +3,16 @@
 import contextlib
 import os
 import sys
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127, *range(128, 160))} | {9: " ", 10: "\\n", 13: "\\r"}
+
+EVERY = 30.0  # seconds between lines about a job, where there is no terminal
 
 
 def printable(text: str) -> str:
@@ -24,6 +28,55 @@ def note(console: "Console", text: str, style: str | None = None) -> None:
 def warn(console: "Console", text: str) -> None:
     """Print one line verbatim, in yellow."""
     note(console, text, "yellow")
+
+
+def duration(seconds: float) -> str:
+    """Say how long something takes, about."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+@contextlib.contextmanager
+def progress(console: "Console", what: str, total: int | None, done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Show how far a job is: by a bar on a terminal, and elsewhere by a line every 30 seconds.
+
+    Args:
+        console: Where to print.
+        what: What is done, such as "drawing".
+        total: Number of things to do; None where it is not known.
+        done: Number of those that were done before.
+
+    Yields:
+        A function to call with the number of things that are done.
+    """
+    if not console.is_terminal:
+        yield _Lines(console, what, total, done)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn(what), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=total, completed=done)
+        yield lambda count: bar.update(task, completed=count)
+
+
+class _Lines:
+    """Prints a line when the last one is old."""
+
+    def __init__(self, console: "Console", what: str, total: int | None, done: int) -> None:
+        self._console, self._what, self._total, self._first = console, what, total, done
+        self._start = self._told = time.perf_counter()
+
+    def __call__(self, done: int) -> None:
+        now = time.perf_counter()
+        if now - self._told < EVERY or done == self._total:
+            return
+        self._told, text = now, f"{self._what}: {done:,}"
+        if self._total is not None:
+            left = (self._total - done) * (now - self._start) / max(1, done - self._first)
+            text += f" of {self._total:,}, about {duration(left)} left"
+        note(self._console, text)
 
 
 class Lasting:

@@ -45,14 +45,28 @@ class Plates:
         self._width, self._height = size
         self._taken: list[tuple[float, float, float, float]] = []
 
-    def place(self, box: Sequence[float], width: float, height: float) -> tuple[float, float] | None:
+    def place(
+        self, box: Sequence[float], width: float, height: float, *, inside: bool = False
+    ) -> tuple[float, float] | None:
         """Find the corner of a plate of some size at a box: above it, below it or in it; None if there is no room.
 
         A plate is moved to the left where the image ends.
+
+        Args:
+            box: The box.
+            width: Width of the plate.
+            height: Height of the plate.
+            inside: Look for a place at the corners within the box alone.
         """
         left, top, right, bottom = box
         left, right, top = max(0.0, left), min(right, self._width), max(0.0, top)
-        for x, y in ((left, top - height), (left, top), (left, bottom), (right - width, top - height)):
+        places = [(left, top - height), (left, top), (left, bottom), (right - width, top - height)]
+        if inside:
+            bottom = min(bottom, self._height)
+            if right - left < width or bottom - top < height:
+                return None
+            places = [(x, y) for y in (top, bottom - height) for x in (left, right - width)]
+        for x, y in places:
             x = max(0.0, min(x, self._width - width))
             plate = (x, y, x + width, y + height)
             if 0 <= y <= self._height - height and not any(map(plate_over(plate), self._taken)):
@@ -89,17 +103,17 @@ class Pen:
         self._font = font_module.load_default(size=max(11, round(side / 38)))
         self._small = font_module.load_default(size=max(10, round(side / 45)))
 
-    def outline(self, box: Sequence[float], label: int, *, faint: bool = False, inside: bool = False) -> None:
-        """Draw a box's outline, in the colour of its class.
+    def outline(self, box: Sequence[float], number: int, *, faint: bool = False, inside: bool = False) -> None:
+        """Draw a box's outline.
 
         Args:
             box: The box.
-            label: Its class.
+            number: Its class, or another number that gives the colour.
             faint: Draw it one pixel wide and half transparent.
             inside: Draw nothing outside of the box: the dark casing has a line within it alone.
         """
         left, top, right, bottom = self._cut(box)
-        color = (*class_color(label), FAINT if faint else 235)
+        color = (*class_color(number), FAINT if faint else 235)
         ends = (left, top, max(left, right - 1), max(top, bottom - 1))
         width = 1 if faint else self._line
         if not inside:
@@ -110,16 +124,16 @@ class Pen:
             self._draw.rectangle(within, outline=(0, 0, 0, CASING), width=1)
         self._draw.rectangle(ends, outline=color, width=width)
 
-    def name(self, text: str, box: Sequence[float], label: int, *, inside: bool = False) -> None:
+    def name(self, text: str, box: Sequence[float], number: int, *, inside: bool = False) -> None:
         """Write a name on a small plate at a box's upper left corner.
 
         Args:
             text: The name; an empty one is not written.
             box: The box.
-            label: Its class, whose colour the plate has.
-            inside: Put the plate into the box, in smaller letters, and leave it out where the box has no room for it.
-                Otherwise it is above the box, in it or below it, where no name is yet, and moved to the left where the
-                image ends; it is left out where there is no room.
+            number: Its class, or another number that gives the colour of the plate.
+            inside: Put the plate into the box, in smaller letters. Otherwise it is above the box, in it or below it,
+                and moved to the left where the image ends. It is where no name is yet, and left out where
+                there is no room.
         """
         font, text = self._small if inside else self._font, one_line(text)
         if not text:
@@ -127,15 +141,11 @@ class Pen:
         left, top, right, bottom = self._cut(box)
         left, top = max(0.0, left), max(0.0, top)
         width, height = self._draw.textlength(text, font) + 6, font.size + 4
-        if inside:
-            if left + width > min(right, self._width) or top + height > min(bottom, self._height):
-                return
-        else:
-            corner = self._plates.place((left, top, right, bottom), width, height)
-            if corner is None:
-                return
-            left, top = corner
-        color = class_color(label)
+        corner = self._plates.place((left, top, right, bottom), width, height, inside=inside)
+        if corner is None:
+            return
+        left, top = corner
+        color = class_color(number)
         self._draw.rectangle((left, top, left + width, top + height), fill=(*color, 215))
         self._draw.text((left + 3, top + 1), text, ink_on(color), font)
 

@@ -22,6 +22,7 @@ def draw_masks(
     scores: Tensor,
     class_names: Sequence[str] | Mapping[int, str] | None,
     opacity: float,
+    color_by: str = "instance",
 ) -> Any:
     """Draw masks over an image, each with its box, class and score; the best are drawn last, on top.
 
@@ -34,6 +35,7 @@ def draw_masks(
         scores: (N,).
         class_names: Names by label; None writes the labels as numbers.
         opacity: Opacity of the masks, 0 .. 1.
+        color_by: What gives the colour: "instance", its position among the instances; or "class".
 
     Returns:
         A new RGB image of Pillow.
@@ -41,8 +43,11 @@ def draw_masks(
     Raises:
         ModuleNotFoundError: Pillow or numpy is not installed.
         TypeError: The image has another type or dtype.
-        ValueError: The image has another size, the opacity is out of range, or a label has no name.
+        ValueError: The image has another size, the opacity is out of range, a label has no name, or `color_by` is no
+            such choice.
     """
+    if color_by not in ("instance", "class"):
+        raise ValueError(f'color_by: expected "instance" or "class", got {color_by!r}')
     if not 0 <= opacity <= 1:
         raise ValueError(f"opacity: expected a number in 0 .. 1, got {opacity!r}")
     if class_names is not None:
@@ -53,19 +58,23 @@ def draw_masks(
     shade = round(255 * opacity)
     order = scores.float().nan_to_num(nan=-torch.inf).argsort(stable=True).tolist()
     rows = list(zip(crops, boxes.tolist(), labels.tolist(), scores.tolist(), strict=True))
+    numbers = range(len(rows)) if color_by == "instance" else labels.tolist()
     for n in order:
-        (mask, x, y), box, label, score = rows[n]
+        (mask, x, y), box, *_ = rows[n]
         if not mask.numel():
             continue
         stencil = module.fromarray((mask.to(torch.uint8) * shade).cpu().numpy().astype(numpy.uint8))
-        color, place = class_color(label), (x, y, x + stencil.width, y + stencil.height)
+        color, place = class_color(numbers[n]), (x, y, x + stencil.width, y + stencil.height)
         picture.paste(color, place, stencil)
-        if opacity:  # a dark edge, which tells apart what is of one class
+        if opacity:  # a dark edge, which tells apart masks whose colours are alike
             edge = module.fromarray((_edge(mask).to(torch.uint8) * EDGE).cpu().numpy().astype(numpy.uint8))
             picture.paste(tuple(channel // 3 for channel in color), place, edge)
-        pen.outline(box, label, inside=True)
-        name = str(label) if class_names is None else class_names[label]
-        pen.name(f"{name} {score:.2f}", box, label, inside=True)
+        pen.outline(box, numbers[n], inside=True)
+    for n in order[::-1]:  # the one on top gets the best place
+        (mask, _, _), box, label, score = rows[n]
+        if mask.numel():
+            name = str(label) if class_names is None else class_names[label]
+            pen.name(f"{name} {score:.2f}", box, numbers[n], inside=True)
     return picture
 
 

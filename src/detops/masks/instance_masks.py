@@ -269,6 +269,7 @@ class InstanceMasks(InstanceMaskSources):
         class_names: Sequence[str] | Mapping[int, str] | None = None,
         threshold: float | None = None,
         opacity: float = 0.5,
+        color_by: str = "instance",
     ) -> Any:
         """Draw masks, boxes, labels and scores over an image. Needs Pillow.
 
@@ -280,6 +281,8 @@ class InstanceMasks(InstanceMaskSources):
             threshold: Least probability of a pixel of the mask, above 0; None takes 0.5. Of maps of the whole image,
                 what a pixel is above; None takes what they were made with.
             opacity: Opacity of the masks, 0 .. 1.
+            color_by: What gives the colour of mask, box and name: "instance", so that objects of one class are told
+                apart; or "class", so that they are alike in all pictures.
 
         Returns:
             A new RGB image of Pillow.
@@ -287,10 +290,13 @@ class InstanceMasks(InstanceMaskSources):
         Raises:
             ModuleNotFoundError: Pillow or numpy is not installed.
             TypeError: The image has another type or dtype.
-            ValueError: The image has another size, a number is out of range, or a label has no name.
+            ValueError: The image has another size, a number is out of range, a label has no name, or `color_by` is no
+                such choice.
         """
         crops = self.crops(threshold=threshold)
-        return draw_masks(image, self.image_size, crops, self.boxes, self.labels, self.scores, class_names, opacity)
+        return draw_masks(
+            image, self.image_size, crops, self.boxes, self.labels, self.scores, class_names, opacity, color_by
+        )
 
     def to_supervision(self, *, threshold: float | None = None, compact: bool = False) -> Any:
         """Convert to `supervision.Detections`. Needs supervision.

@@ -17,12 +17,12 @@ from torch import nn
 from detops import __version__
 from detops.apps import note
 from detops.apps.data.dataset import CocoImages
+from detops.apps.terminal import EVERY, duration
 from detops.apps.train.settings import Network, Settings
 from detops.diagnostics.environment import cpu_model
 
 WARM = 3  # steps that are slower than those that follow
 SURE = 10  # further steps, after which the rest is estimated
-EVERY = 30.0  # seconds between lines, where there is no terminal
 NAMES = 8  # classes that are named
 
 
@@ -72,7 +72,7 @@ class Lines(lightning.Callback):
         done = step - self._first - WARM
         if done < SURE or (done > SURE and not self._plain) or step == total:
             return
-        left = f"about {_minutes((total - step) * (now - self._start) / done)} left"
+        left = f"about {duration((total - step) * (now - self._start) / done)} left"
         if done == SURE and not self._plain:
             note(self._console, left)
         elif self._plain and (done == SURE or now - self._told >= EVERY):
@@ -83,12 +83,6 @@ class Lines(lightning.Callback):
                 self._console,
                 f"epoch {epoch} of {pl_module.settings.epochs}, step {step} of {total}, loss {loss:.3f}, {left}",
             )
-
-
-def _minutes(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def callbacks(console: Console) -> tuple[list[Any], bool]:

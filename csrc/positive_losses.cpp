@@ -48,7 +48,7 @@ struct Scores {
   Labels labels;
   std::optional<Reader> quality, weight;  // if given
   int64_t classes;
-  double scale;
+  std::vector<double> scale;  // of each level
   ClassLoss loss;
 };
 
@@ -90,6 +90,7 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
   Sums sums{};
   Group<C>& group = work.group;
   const int64_t width = in.widths[task.level];
+  const double scale = scores.scale[task.level];
   for_each_group(task, in, [&](const int64_t* rows, int count) {
     group.read(in.preds[task.level], task.b, rows, width, group.raw);
     if (!in.soft.empty()) {
@@ -141,10 +142,10 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
       }
       if (w != 0) sums[1] += w, sums[2] += w * group.box[k], sums[3] += w * group.dfl[k], sums[4] += w * ld;
       double gradient;
-      sums[0] += scores.scale * correction(x, quality, scores.loss, gradient);
+      sums[0] += scale * correction(x, quality, scores.loss, gradient);
       if (scores.gradients.empty()) continue;
       const GradientMap& sink = scores.gradients[task.level];
-      store(sink.data, scores.type, sink.place(task.b, labels[k], rows[k], width), scores.scale * gradient);
+      store(sink.data, scores.type, sink.place(task.b, labels[k], rows[k], width), scale * gradient);
     }
   });
   return sums;
@@ -152,11 +153,13 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
 
 Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tensor>& maps, const Tensor& labels,
                     const std::optional<Tensor>& quality, const std::optional<Tensor>& weight, const Tensor& scale,
-                    const ClassLoss& loss, const PositiveInputs& in) {
+                    double weight_of_class, const ClassLoss& loss, const PositiveInputs& in) {
   STD_TORCH_CHECK(maps.size() == in.starts.size(), "cls_scores: expected as many levels as bbox_preds has");
   STD_TORCH_CHECK(gradients.empty() || gradients.size() == maps.size(),
                   "class_gradients: expected as many levels as cls_scores has, or none");
-  STD_TORCH_CHECK(scale.numel() == 1 && Reader::reads(scale.scalar_type()), "scale: expected one number");
+  const int64_t levels = static_cast<int64_t>(maps.size()), groups = scale.dim() == 1 ? scale.size(0) : 0;
+  STD_TORCH_CHECK(groups > 0 && levels % groups == 0 && Reader::reads(scale.scalar_type()),
+                  "scale: expected numbers of shape (G,), G a divisor of the number of levels");
   check_labels(labels, std::nullopt, in.batch, in.num_boxes, "labels");
   for (const auto& [name, value] : {std::pair("quality", quality), std::pair("weight", weight)}) {
     STD_TORCH_CHECK(!value || has_numbers(*value, {in.batch, in.num_points}), name,
@@ -164,7 +167,8 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
   }
   const int64_t classes = maps[0].dim() == 4 ? maps[0].size(1) : 0;
   Scores scores{{}, {}, maps[0].scalar_type(), Labels(labels, std::nullopt, in.num_boxes), reader_of(quality),
-                reader_of(weight), classes, Reader(scale).at(0), loss};
+                reader_of(weight), classes, {}, loss};
+  for (int64_t i = 0; i < levels; ++i) scores.scale.push_back(weight_of_class * Reader(scale).at(i * groups / levels));
   for (size_t i = 0; i < maps.size(); ++i) {
     const Tensor& level = maps[i];
     STD_TORCH_CHECK(has_shape(level, {in.batch, classes, in.heights[i], in.widths[i]}) &&
@@ -201,26 +205,30 @@ std::tuple<Tensor, Tensor> positive_losses_(
     std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores, const std::vector<Tensor> bbox_preds,
     const std::vector<Tensor> soft_targets, const Tensor points, const Tensor boxes, const Tensor labels,
     const Tensor index, const std::optional<Tensor> quality, const std::optional<Tensor> weight,
-    const std::optional<Tensor> region, const Tensor scale, int64_t class_kind, int64_t box_kind, double alpha,
+    const std::optional<Tensor> region, const Tensor background, const Tensor scale,
+    const std::vector<double> weights, int64_t class_kind, int64_t box_kind, double alpha,
     double gamma, double temperature, double margin, int64_t) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
+  STD_TORCH_CHECK(weights.size() == 5, "weights: expected five numbers");
   const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale,
-                                     class_loss(class_kind, alpha, gamma), in);
+                                     weights[0], class_loss(class_kind, alpha, gamma), in);
   const std::vector<Task> tasks = tasks_of(in);
   const bool wide = scores.type == ScalarType::Double;
-  Tensor weights = torch::stable::new_empty(cls_scores[0], {in.batch, in.num_points}, ScalarType::Float);
-  float* data = static_cast<float*>(weights.mutable_data_ptr());
+  Tensor found = torch::stable::new_empty(cls_scores[0], {in.batch, in.num_points}, ScalarType::Float);
+  float* data = static_cast<float*>(found.mutable_data_ptr());
   const std::vector<Sums> parts =
       wide ? run_all<double>(in, scores, tasks, data) : run_all<float>(in, scores, tasks, data);
   const int64_t levels = static_cast<int64_t>(in.starts.size());
+  STD_TORCH_CHECK(has_numbers(background, {levels}), "background: expected numbers of shape (L,)");
   std::vector<double> total(6 * levels);
+  for (int64_t i = 0; i < levels; ++i) total[i] = Reader(background).at(i);
   for (size_t i = 0; i < tasks.size(); ++i) {
-    for (int64_t k = 0; k < 6; ++k) total[k * levels + tasks[i].level] += parts[i][k];
+    for (int64_t k = 0; k < 6; ++k) total[k * levels + tasks[i].level] += (k < 2 ? 1 : weights[k - 1]) * parts[i][k];
   }
   const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
   Tensor losses = torch::stable::new_empty(cls_scores[0], {6, levels}, type);
   for (int64_t i = 0; i < 6 * levels; ++i) store(losses.mutable_data_ptr(), type, i, total[i]);
-  return {losses, weights};
+  return {losses, found};
 }
 
 }  // namespace

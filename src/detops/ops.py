@@ -125,6 +125,15 @@ def atss_match(
 
 
 @op()
+def background_losses(
+    logits: list[Tensor], valid: Tensor | None, scale: Tensor, factor: float, gamma: float, with_gradient: bool
+) -> tuple[Tensor, list[Tensor]]:
+    """Sum each level's class loss as if no point had a box, and compute its gradient, in one pass over the logits."""
+    losses = logits[0].new_empty(len(logits), dtype=accumulate_dtype(logits[0]))
+    return losses, [torch.empty_like(level) for level in logits] if with_gradient else []
+
+
+@op()
 def centernet_cells(
     boxes: Tensor,
     labels: Tensor,
@@ -280,7 +289,9 @@ def positive_losses_(
     quality: Tensor | None,
     weight: Tensor | None,
     region: Tensor | None,
+    background: Tensor,
     scale: Tensor,
+    weights: list[float],
     class_kind: int,
     box_kind: int,
     alpha: float,
@@ -304,6 +315,7 @@ def positive_losses_backward(
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    weights: list[float],
     box_kind: int,
     temperature: float,
     margin: float,
@@ -361,9 +373,9 @@ def rle_to_masks(
     return counts.new_empty(shape, dtype=torch.uint8 if packed else torch.bool)
 
 
-@op(mutates=("gradient",))
-def scale_gradient_(gradient: Tensor, factor: Tensor, columns: list[int] | None = None) -> None:
-    """Multiply a gradient in place, by one factor or one per group of columns; by 1, nothing is written."""
+@op(mutates=("gradients",))
+def scale_gradient_(gradients: list[Tensor], factor: Tensor, columns: list[int] | None = None) -> None:
+    """Multiply gradients in place, by one factor or one per tensor or group of columns; by 1, nothing is written."""
 
 
 @op()

@@ -84,8 +84,12 @@ def loss_arguments(
     margin: float = 0.1,
     scale: float = 0.25,
     gradient: bool = True,
+    varied: bool = False,
 ) -> tuple[Any, ...]:
-    """Return arguments of `positive_losses_`; the gradients that it changes are new each time."""
+    """Return arguments of `positive_losses_`; the gradients that it changes are new each time.
+
+    With `varied`, each level has a background loss, each half of the levels its own scale, and each loss a weight.
+    """
     g = torch.Generator().manual_seed(0)
     gradients = []
     for t in scene["cls_scores"] if gradient else ():
@@ -93,17 +97,25 @@ def loss_arguments(
         gradients.append(torch.randn(t.shape, generator=g).to(t.dtype).contiguous(memory_format=layout))
     names = ("cls_scores", "bbox_preds", "soft_targets", "points", "boxes", "labels", "index", "quality", "weight",
              "region")  # fmt: skip
-    return (gradients, *(scene[name] for name in names), torch.tensor(scale), CLASS_KINDS.index(class_kind),
+    background, levels = torch.zeros(len(SHAPES)), len(scene["cls_scores"])
+    if varied:
+        background, factors = torch.rand(levels, generator=g), torch.rand(2, generator=g)
+        given = background, scale * factors, torch.rand(5, generator=g).tolist()
+    else:
+        given = background, torch.tensor([scale]), [1.0] * 5
+    return (gradients, *(scene[name] for name in names), *given, CLASS_KINDS.index(class_kind),
             BOX_KINDS.index(box_kind), alpha, gamma, temperature, margin, scene["most"])  # fmt: skip
 
 
 def backward_arguments(
-    scene: Scene, box_kind: str = "giou", temperature: float = 3.0, margin: float = 0.1
+    scene: Scene, box_kind: str = "giou", temperature: float = 3.0, margin: float = 0.1, groups: int = len(SHAPES)
 ) -> tuple[Any, ...]:
-    """Return arguments of `positive_losses_backward`."""
+    """Return arguments of `positive_losses_backward`, with a factor for each loss that there is."""
     g = torch.Generator().manual_seed(1)
     weight = torch.rand(scene["index"].shape, generator=g).where(scene["index"] >= 0, 0)
-    factors = torch.rand(4, len(SHAPES), generator=g) + 0.5
+    rows = 1 + (scene["bbox_preds"][0].shape[1] > 4) + bool(scene["soft_targets"])
+    rows = 4 if scene["region"] is not None else rows
+    factors, weights = torch.rand(rows, groups, generator=g) + 0.5, (torch.rand(4, generator=g) + 0.5).tolist()
     names = ("bbox_preds", "soft_targets", "points", "boxes", "index")
-    return (*(scene[name] for name in names), weight, scene["region"], factors, BOX_KINDS.index(box_kind), temperature,
+    return (*(scene[name] for name in names), weight, scene["region"], factors, weights, BOX_KINDS.index(box_kind), temperature,
             margin, scene["most"])  # fmt: skip

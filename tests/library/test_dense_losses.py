@@ -1,6 +1,5 @@
 """The losses of dense heads by kinds, against PyTorch's autograd and against published implementations' numbers."""
 
-import itertools
 from typing import Any
 
 import pytest
@@ -11,8 +10,8 @@ from torch import Tensor
 
 import detops
 from detops.geometry.points import grid_points
-from detops.losses._class_loss import CLASS_KINDS, ClassLoss, background_loss
-from detops.losses._dense import BOX_KINDS, DenseLosses, Match, level_losses
+from detops.losses._class_loss import CLASS_KINDS, ClassLoss
+from detops.losses._dense import BOX_KINDS, DenseLosses, Match, dense_losses
 
 SHAPES, STRIDES, CLASSES, BINS = [(8, 6), (4, 3), (2, 2)], (8, 16, 32), 3, 9
 
@@ -84,57 +83,25 @@ def plain_losses(scores: list[Tensor], preds: list[Tensor], match: Match, losses
 def test_equals_autograd(kind: Any, given: bool, masked: bool, dtype: torch.dtype) -> None:
     for seed, box_kind in enumerate(BOX_KINDS):
         scores, preds, match = scene(seed, given, masked, dtype)
-        losses = DenseLosses(ClassLoss(kind, 1.5 if seed else 2.0, 0.4), box_kind, margin=0.01 if seed else 0.1)
-        found = level_losses(scores, preds, match, losses, torch.tensor(0.3))
+        weights = (0.5, 2.0, 0.25, 1.0, 1.0)
+        losses = DenseLosses(ClassLoss(kind, 1.5 if seed else 2.0, 0.4), box_kind, 0.01 if seed else 0.1, 1.0, weights)
+        by_level = seed % 2 == 0
+        given, inverse = torch.tensor([0.3]), lambda total: 1 / (total + 1)
         expected = plain_losses(scores, preds, match, losses, 0.3)
-        assert found[4:].tolist() == [[0.0] * len(SHAPES)] * 2
-        torch.testing.assert_close(found[:4].double(), expected, rtol=1e-5, atol=1e-5)
-        # With different factors per row and level, as in a criterion; row 1 is a constant.
+        factor = 0.7 if seed > 2 else 1 / (float(expected[1].detach().sum()) + 1)
+        box_scale = torch.tensor([0.7]) if seed > 2 else inverse
+        found = dense_losses(scores, preds, match, losses, given, box_scale, by_level=by_level)
+        expected = expected[[0, 2, 3]] * torch.tensor([[0.5], [2 * factor], [0.25 * factor]]).double()
+        expected = expected if by_level else expected.sum(1, keepdim=True)
+        found = torch.stack([torch.stack(parts) for parts in found])
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+        # With different factors per loss and level, as in a criterion.
         factor = torch.rand(expected.shape, generator=torch.Generator().manual_seed(seed))
-        factor[1] = 0
-        slopes = torch.autograd.grad((found[:4] * factor).sum(), [*scores, *preds])
+        slopes = torch.autograd.grad((found * factor).sum(), [*scores, *preds])
         exact = torch.autograd.grad((expected * factor).sum(), [*scores, *preds])
         for slope, other in zip(slopes, exact, strict=True):
             assert slope.dtype == dtype
             torch.testing.assert_close(slope, other, rtol=2e-3 if dtype == torch.float16 else 1e-4, atol=2e-6)
-
-
-def test_background_by_hand() -> None:
-    """At a logit of -2, p = 0.119203, BCE = log(1 + e^-2) = 0.126928, gamma 2.
-
-    bce: 0.126928, by x p; varifocal with alpha 0.75 and focal with 0.25: 0.75 p^2 BCE = 0.001353, by x
-    0.75 (2 p^2 (1 - p) BCE + p^3) = 0.003653; quality: those over 0.75.
-    """
-    for loss, cost, slope in (
-        (ClassLoss("bce"), 0.126928, 0.119203), (ClassLoss("varifocal", alpha=0.75), 0.001353, 0.003653),
-        (ClassLoss("focal", alpha=0.25), 0.001353, 0.003653), (ClassLoss("quality"), 0.001804, 0.004871),
-    ):  # fmt: skip
-        logits, valid = torch.full((2, 3, 1, 2), -2.0), torch.tensor([[[True, False]], [[True, True]]])
-        total, gradient = background_loss(logits, loss, valid=valid, scale=torch.tensor(2.0), with_gradient=True)
-        torch.testing.assert_close(total.item(), 2 * 9 * cost, rtol=0, atol=2e-5)
-        expected = 2 * slope * valid[:, None].expand_as(logits)
-        torch.testing.assert_close(gradient, expected, rtol=0, atol=2e-6)
-        total, gradient = background_loss(logits, loss, valid=None, scale=None, with_gradient=False)
-        torch.testing.assert_close(total.item(), 12 * cost, rtol=0, atol=1e-5)
-        assert gradient.numel() == 0
-
-
-@pytest.mark.parametrize("kind", CLASS_KINDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64])
-def test_background_is_the_loss_of_zero_targets(kind: Any, dtype: torch.dtype) -> None:
-    g = torch.Generator().manual_seed(0)
-    logits = (torch.randn(2, 5, 7, 11, generator=g) * 5 - 1).to(dtype)
-    for gamma, memory_format in itertools.product((0.0, 1.0, 1.5, 2.0), (torch.contiguous_format, torch.channels_last)):
-        x = logits.double().requires_grad_()
-        none = torch.zeros_like(x)
-        expected = class_losses(x, none, none.bool(), kind, gamma, 0.3).sum()
-        loss, like = ClassLoss(kind, gamma, 0.3), logits.contiguous(memory_format=memory_format)
-        total, gradient = background_loss(like, loss, valid=None, scale=None, with_gradient=True)
-        torch.testing.assert_close(total.double(), expected.detach(), rtol=4e-6, atol=0)
-        rtol = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, 1e-5)
-        torch.testing.assert_close(gradient.double(), torch.autograd.grad(expected, x)[0], rtol=rtol, atol=1e-6)
-        assert gradient.is_contiguous(memory_format=memory_format)
-        assert gradient.dtype == dtype
 
 
 # The scene: an image of 96 x 96, strides 8, 16 and 32, points at half cells, two classes; class logits -2 + i / 1000 at
@@ -186,8 +153,10 @@ def test_the_numbers_of_published_implementations(name: str) -> None:
     bin_2 = F.one_hot(torch.tensor(2), bins).repeat(4)[None, :, None, None] * 6.0
     preds = [bin_2.repeat(1, 1, *shape).requires_grad_() for shape in shapes]
     match, divisor = Match(points, boxes, labels, index, 189, None, target, target), target.sum().clamp(min=1)
-    rows = level_losses(scores, preds, match, DenseLosses(**kinds), 1 / divisor)
-    found = torch.stack([rows[0].sum(), rows[2].sum() / divisor, rows[3].sum() / 4 / divisor]) * torch.tensor(weights)
+    factors = (*weights[:2], weights[2] / 4, 0.0, 0.0)
+    scale = 1 / divisor.view(1)
+    found = dense_losses(scores, preds, match, DenseLosses(**kinds, weights=factors), scale, scale)
+    found = torch.cat([torch.stack(parts) for parts in found])
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=0)
     found.sum().backward()
     if slopes is not None:
@@ -196,13 +165,35 @@ def test_the_numbers_of_published_implementations(name: str) -> None:
         torch.testing.assert_close((of_scores, of_preds), slopes, rtol=2e-5, atol=0)
 
 
+def total(scores: Any, preds: Any, match: Match, losses: DenseLosses) -> Tensor:
+    parts = dense_losses(scores, preds, match, losses, torch.tensor([0.3]), torch.tensor([0.5]))
+    return torch.stack([torch.stack(part) for part in parts]).sum()
+
+
+def test_a_second_head_is_levels_that_follow() -> None:
+    """Two heads in one call give each one's losses and gradients, with a scale of its own."""
+    heads = [scene(seed, given=True) for seed in (2, 3)]
+    losses, scales = DenseLosses(ClassLoss("varifocal"), weights=(0.5, 2.0, 0.25, 0.0, 0.0)), torch.tensor([0.3, 0.7])
+    merged = [torch.cat([head[2][i] for head in heads], int(i not in (0,))) for i in (0, 3, 7, 7)]
+    match = heads[0][2]._replace(points=merged[0], index=merged[1], quality=merged[2], weight=merged[3])
+    heads[1][2].boxes.copy_(match.boxes)
+    scores, preds = ([level for head in heads for level in head[i]] for i in range(2))
+    together = dense_losses(scores, preds, match, losses, scales, scales)
+    alone = [dense_losses(*heads[i][:2], heads[i][2], losses, scales[i : i + 1], scales[i : i + 1]) for i in range(2)]
+    torch.testing.assert_close(together, [(a, b) for (a,), (b,) in zip(*alone, strict=True)])
+    one = [loss for parts in together[:1] + together[2:] for loss in parts]  # one loss is left out
+    slopes = torch.autograd.grad(sum(one), [*scores, *preds])
+    rest = [parts[i] for parts in (alone[0][0], alone[1][0], alone[0][2], alone[1][2]) for i in range(1)]
+    torch.testing.assert_close(slopes, torch.autograd.grad(sum(rest), [*scores, *preds]))
+
+
 def test_a_match_is_a_constant_and_is_not_waited_for() -> None:
     scores, preds, match = scene(0, given=True)
     match = match._replace(quality=match.quality.requires_grad_(), boxes=match.boxes.requires_grad_())
     losses = DenseLosses(ClassLoss("varifocal", alpha=0.75), "ciou", margin=0.01)
 
     def step() -> tuple[Tensor, ...]:
-        loss = level_losses(scores, preds, match, losses, torch.tensor(0.3)).sum()
+        loss = total(scores, preds, match, losses)
         return torch.autograd.grad(loss, [*scores, *preds, match.quality, match.boxes], allow_unused=True)
 
     *slopes, of_quality, of_boxes = step()
@@ -211,7 +202,7 @@ def test_a_match_is_a_constant_and_is_not_waited_for() -> None:
     assert of_quality is None
     assert of_boxes is None
     assert detops.count_syncs(step) == 0
-    assert_no_syncs(lambda: level_losses(scores, preds, match, losses, torch.tensor(0.3)))
+    assert_no_syncs(lambda: total(scores, preds, match, losses))
 
 
 def test_compiles_whole() -> None:
@@ -219,9 +210,9 @@ def test_compiles_whole() -> None:
     losses = DenseLosses(ClassLoss("focal"), "ciou")
 
     def loss(*maps: Tensor) -> Tensor:
-        return level_losses(maps[:3], maps[3:], match, losses, torch.tensor(0.3))
+        return total(maps[:3], maps[3:], match, losses)
 
-    expected = torch.autograd.grad(loss(*scores, *preds).sum(), [*scores, *preds])
+    expected = torch.autograd.grad(loss(*scores, *preds), [*scores, *preds])
     compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    found = torch.autograd.grad(compiled(*scores, *preds).sum(), [*scores, *preds])
+    found = torch.autograd.grad(compiled(*scores, *preds), [*scores, *preds])
     torch.testing.assert_close(found, expected)

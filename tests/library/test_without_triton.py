@@ -35,7 +35,7 @@ with warnings.catch_warnings(record=True) as warned:
         results.append(torch.ops.detops.nms_mask.default._op_dk(
             torch._C.DispatchKey.CUDA, boxes, scores, None, None, 0.5).tolist())
     gradient = torch.ones(3)
-    torch.ops.detops.scale_gradient_.default._op_dk(torch._C.DispatchKey.CUDA, gradient, torch.tensor(2.0), None)
+    torch.ops.detops.scale_gradient_.default._op_dk(torch._C.DispatchKey.CUDA, [gradient], torch.tensor(2.0), None)
     results.append(gradient.tolist())
     torch.cuda.device_count = lambda: 0
     found = detops.env()

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
-from detops.assign.assignment import Assignment
+from detops.assign.assignment import IGNORED, Assignment
 from detops.geometry.points import points_in_boxes
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 
@@ -154,7 +154,8 @@ def tal_assign(
     truth = require_ground_truth(
         targets, levels[0].shape[2], batch=len(pred_boxes), like=pred_boxes, like_name="pred_boxes"
     )
-    return match_aligned([level.detach() for level in levels], pred_boxes.detach(), points, truth, chosen, valid)
+    logits = [level.detach() for level in levels]
+    return Assignment.of(*match_aligned(logits, pred_boxes.detach(), points, truth, chosen, valid), truth.labels)
 
 
 def require_rule(
@@ -185,8 +186,8 @@ def match_aligned(
     targets: GroundTruth,
     rule: TalRule,
     valid: Tensor | None = None,
-) -> Assignment:
-    """Call the op; arguments as in `tal_assign`, checked already."""
+) -> tuple[Tensor, Tensor]:
+    """Return `box_index` and `quality` of an assignment; arguments as in `tal_assign`, checked already."""
     index, quality = ops.tal_match(
         class_logits=class_logits,
         pred_boxes=pred_boxes,
@@ -207,10 +208,10 @@ def match_aligned(
         min_side=float(rule.min_side),
         eps=float(rule.eps),
     )
-    ignored = None
     if targets.ignored is not None:
         ignored = points_in_boxes(points, targets.ignored, targets.ignored_exists())
-    return Assignment.of(index, quality, targets.labels, ignored)
+        index = index.where((index >= 0) | ~ignored, IGNORED)
+    return index, quality
 
 
 def _check(levels: list[Tensor], pred_boxes: Tensor, points: Tensor, valid: Tensor | None) -> None:

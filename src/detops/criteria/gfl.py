@@ -1,11 +1,10 @@
 """GFL's losses as one module: a dense head's outputs and boxes in, numbers out."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from detops import ops
 from detops.arguments import renamed
 from detops.assign.assignment import Assignment
 from detops.assign.atss import AnchorMatch, AtssRule, match_anchors, require_topk
@@ -13,7 +12,7 @@ from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require
 from detops.geometry.points import GridCache, anchors_at, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.losses._class_loss import ClassLoss
-from detops.losses._dense import DenseLosses, Match, level_losses
+from detops.losses._dense import DenseLosses, Match, dense_losses
 from detops.losses.reduction import EPS, average_over_ranks
 
 
@@ -98,7 +97,8 @@ class GFLLoss(nn.Module):
             ValueError: Numbers of levels or channels, shapes or devices do not match; in checked mode also a box that
                 is skipped for its values.
         """
-        return {name: parts.sum() for name, parts in self._losses(cls_scores, bbox_preds, targets, image_sizes).items()}
+        losses = self._losses(cls_scores, bbox_preds, [], targets, image_sizes, by_level=False)
+        return {name: parts[0] for name, parts in losses.items()}
 
     def level_losses(
         self,
@@ -112,8 +112,8 @@ class GFLLoss(nn.Module):
         Returns:
             For each loss a list of 0-d parts, one per level; the loss is their sum.
         """
-        losses = self._losses(cls_scores, bbox_preds, targets, image_sizes)
-        return {name: list(parts.unbind()) for name, parts in losses.items()}
+        losses = self._losses(cls_scores, bbox_preds, [], targets, image_sizes, by_level=True)
+        return {name: list(parts) for name, parts in losses.items()}
 
     def assign(
         self, cls_scores: Sequence[Tensor], targets: Targets, image_sizes: ImageSizes | None = None
@@ -128,47 +128,40 @@ class GFLLoss(nn.Module):
         self,
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
-        targets: Targets,
-        image_sizes: ImageSizes | None,
-    ) -> dict[str, Tensor]:
-        """Return each loss by level, (L,)."""
-        return self._level_losses(cls_scores, bbox_preds, [], targets, image_sizes)[0]
-
-    def _level_losses(
-        self,
-        cls_scores: Sequence[Tensor],
-        bbox_preds: Sequence[Tensor],
         soft_targets: Sequence[Tensor],
         targets: Targets,
         image_sizes: ImageSizes | None,
-        temperature: float = 1.0,
-        with_region: bool = False,
-    ) -> tuple[dict[str, Tensor], tuple[Tensor, ...], Tensor]:
-        """Return GFL's losses (L,) by name, the six results of the ops (L,), and the divisor of the box losses."""
+        *,
+        by_level: bool,
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Return each loss's parts by name: one per level, or one in all."""
         self._check(cls_scores, bbox_preds)
         truth = self._ground_truth(cls_scores, targets)
         points, anchors = self._grids.get(cls_scores, self._grid)
         found = self._match(cls_scores, truth, points, anchors, image_sizes)
-        region = None
-        if with_region:
-            region = ops.vlr_weights(
-                anchors=anchors, gt_boxes=truth.boxes.detach(), threshold=found.threshold, valid=found.valid
-            )
-        count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum())
+        region = self._region(anchors, truth, found)
+        count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum(dtype=torch.float32))
         # No box has more anchors than candidates, so the memory of gathered positives follows from shapes.
         sizes = _level_sizes(cls_scores)
         most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)
         matched = Match(points, truth.boxes.detach(), truth.labels, found.index, most, found.valid, region=region)
-        kinds = DenseLosses(ClassLoss("quality", self.beta), temperature=temperature)
-        parts = level_losses(cls_scores, bbox_preds, matched, kinds, self.cls_weight / (count + EPS), soft_targets)
-        rows = parts.unbind()
-        divisor = self._box_divisor(rows[1].sum())
-        inverse = divisor.reciprocal()
-        bbox, dfl = inverse * (self.bbox_weight / (1 + EPS)), inverse * (self.dfl_weight / (4 + EPS))
-        return {"loss_cls": rows[0], "loss_bbox": bbox * rows[2], "loss_dfl": dfl * rows[3]}, rows, divisor
+        scale, of_boxes = (count + EPS).reciprocal().view(1), self._box_scale(torch.is_grad_enabled())
+        parts = dense_losses(
+            cls_scores, bbox_preds, matched, self._kinds(), scale, of_boxes, soft_targets, by_level=by_level
+        )
+        return dict(zip(("loss_cls", "loss_bbox", "loss_dfl", "loss_ld", "loss_ld_vlr"), parts, strict=False))
 
-    def _box_divisor(self, weights: Tensor) -> Tensor:
-        return average_over_ranks(weights)
+    def _kinds(self) -> DenseLosses:
+        weights = (self.cls_weight, self.bbox_weight / (1 + EPS), self.dfl_weight / (4 + EPS), 0.0, 0.0)
+        return DenseLosses(ClassLoss("quality", self.beta), weights=weights)
+
+    def _box_scale(self, training: bool) -> Callable[[Tensor], Tensor]:
+        """Return what makes the factor of the box losses of the sum of the positives' weights."""
+        return lambda weights: average_over_ranks(weights, training=training).reciprocal()
+
+    def _region(self, anchors: Tensor, truth: GroundTruth, found: AnchorMatch) -> Tensor | None:
+        """Return the factors of the points that learn from a teacher whether they have a box or not."""
+        return None
 
     def _ground_truth(self, cls_scores: Sequence[Tensor], targets: Targets) -> GroundTruth:
         first = cls_scores[0]

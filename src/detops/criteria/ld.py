@@ -1,14 +1,18 @@
 """LD's losses: GFL with the distillation of a teacher's box distributions."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 
+from detops import ops
 from detops.arguments import renamed
+from detops.assign.atss import AnchorMatch
 from detops.criteria.gfl import GFLLoss
 from detops.geometry.levels import ImageSizes, require_maps
-from detops.ground_truth import Targets
+from detops.ground_truth import GroundTruth, Targets
+from detops.losses._dense import DenseLosses
 from detops.losses.reduction import EPS, average_over_ranks
 
 
@@ -86,8 +90,8 @@ class LDLoss(GFLLoss):
             ValueError: Numbers of levels or channels, shapes or devices do not match; in checked mode also a box that
                 is skipped for its values.
         """
-        losses = self._distilled(cls_scores, bbox_preds, targets, image_sizes, soft_targets)
-        return {name: parts.sum() for name, parts in losses.items()}
+        losses = self._losses(cls_scores, bbox_preds, soft_targets, targets, image_sizes, by_level=False)
+        return {name: parts[0] for name, parts in losses.items()}
 
     def level_losses(
         self,
@@ -103,30 +107,44 @@ class LDLoss(GFLLoss):
         Returns:
             For each loss a list of 0-d parts, one per level; the loss is their sum.
         """
-        losses = self._distilled(cls_scores, bbox_preds, targets, image_sizes, soft_targets)
-        return {name: list(parts.unbind()) for name, parts in losses.items()}
+        losses = self._losses(cls_scores, bbox_preds, soft_targets, targets, image_sizes, by_level=True)
+        return {name: list(parts) for name, parts in losses.items()}
 
-    def _distilled(
+    def _losses(
         self,
         cls_scores: Sequence[Tensor],
         bbox_preds: Sequence[Tensor],
+        soft_targets: Sequence[Tensor],
         targets: Targets,
         image_sizes: ImageSizes | None,
-        soft_targets: Sequence[Tensor],
-    ) -> dict[str, Tensor]:
-        """Return each loss by level, (L,)."""
+        *,
+        by_level: bool,
+    ) -> dict[str, tuple[Tensor, ...]]:
         self._check(cls_scores, bbox_preds)
         channels, count = 4 * (self.reg_max + 1), len(self.strides)
         require_maps("soft_targets", soft_targets, channels, count, cls_scores, "cls_scores")
-        with_region = self.ld_region == "main+vlr"
-        losses, parts, divisor = self._level_losses(
-            cls_scores, bbox_preds, soft_targets, targets, image_sizes, self.temperature, with_region
-        )
-        weight = self.ld_weight / divisor if self.normalize_ld else self.ld_weight
-        losses["loss_ld"] = weight / (4 + EPS) * parts[4]
-        if with_region:
-            losses["loss_ld_vlr"] = weight / (16 + EPS) * parts[5]
-        return losses
+        return super()._losses(cls_scores, bbox_preds, soft_targets, targets, image_sizes, by_level=by_level)
 
-    def _box_divisor(self, weights: Tensor) -> Tensor:
-        return average_over_ranks(weights, least=0.0) + 1e-6
+    def _kinds(self) -> DenseLosses:
+        kinds = super()._kinds()
+        weights = (*kinds.weights[:3], self.ld_weight / (4 + EPS), self.ld_weight / (16 + EPS))
+        return kinds._replace(temperature=self.temperature, weights=weights)
+
+    def _box_scale(self, training: bool) -> Callable[[Tensor], Tensor]:
+        normalize_ld = self.normalize_ld
+
+        def scale(weights: Tensor) -> Tensor:
+            inverse = (average_over_ranks(weights, least=0.0, training=training) + 1e-6).reciprocal()
+            if normalize_ld:
+                return inverse
+            one = torch.ones_like(inverse)
+            return torch.stack([inverse, inverse, one, one])[:, None]
+
+        return scale
+
+    def _region(self, anchors: Tensor, truth: GroundTruth, found: AnchorMatch) -> Tensor | None:
+        if self.ld_region == "main":
+            return None
+        return ops.vlr_weights(
+            anchors=anchors, gt_boxes=truth.boxes.detach(), threshold=found.threshold, valid=found.valid
+        )

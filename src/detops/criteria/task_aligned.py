@@ -1,7 +1,7 @@
 """The task-aligned family's whole loss as one module: a dense head's outputs and boxes in, numbers out."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -9,16 +9,25 @@ from torch import Tensor, nn
 from detops import ops
 from detops.assign.assignment import IGNORED, Assignment
 from detops.assign.tal import RuleName, TalRule, match_aligned, require_rule
-from detops.geometry.levels import ImageSizes, image_sizes_tensor, require_maps, require_strides
+from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require_maps, require_strides
 from detops.geometry.points import GridCache, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.losses._class_loss import ClassLoss
-from detops.losses._dense import DenseLosses, Match, level_losses
+from detops.losses._dense import DenseLosses, Match, dense_losses
 from detops.losses.reduction import average_over_ranks
 
 ClassName = Literal["varifocal", "focal", "bce"]
 Maps = Sequence[Tensor]
+ENDINGS = ("", "_one_to_one")  # of the names of its losses
 MARGIN = 0.01  # of bins, by which the family's targets stay below the last one
+
+
+class Head(NamedTuple):
+    """One head's outputs, each level's class logits and box logits, and the rule of its assignment."""
+
+    scores: Maps
+    preds: Maps
+    rule: TalRule
 
 
 class TaskAlignedLoss(nn.Module):
@@ -126,14 +135,15 @@ class TaskAlignedLoss(nn.Module):
                 is skipped for its values.
         """
         truth, points, valid = self._prepare(cls_scores, bbox_preds, targets, image_sizes)
-        losses = self._branch(cls_scores, bbox_preds, truth, points, valid, self.rule)
+        heads = [Head(cls_scores, bbox_preds, self.rule)]
         if one_to_one is not None:
             scores, preds = one_to_one
             self._check(scores, preds)
             require_maps("one_to_one", scores, self.num_classes, len(self.strides), cls_scores, "cls_scores")
-            single = self._branch(scores, preds, truth, points, valid, self.rule._replace(topk=1))
-            losses |= {f"{name}_one_to_one": loss for name, loss in single.items()}
-        return losses
+            heads.append(Head(scores, preds, self.rule._replace(topk=1)))
+        losses = self._losses(heads, truth, points, valid).items()
+        endings = ENDINGS[: len(heads)]
+        return {f"{name}{ending}": parts[i] for i, ending in enumerate(endings) for name, parts in losses}
 
     @torch.no_grad()
     def assign(
@@ -155,7 +165,13 @@ class TaskAlignedLoss(nn.Module):
             topk: In place of the rule's; 1 for what a second head is trained on.
         """
         truth, points, valid = self._prepare(cls_scores, bbox_preds, targets, image_sizes)
-        return aligned(cls_scores, bbox_preds, truth, points, require_rule(self.rule, topk=topk), valid)
+        found = aligned(cls_scores, bbox_preds, truth, points, require_rule(self.rule, topk=topk), valid)
+        return Assignment.of(*found, truth.labels)
+
+    def _grid(self, sizes: list[Size], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return the points of one head, (A, 3), and of two."""
+        points = grid_points(sizes, self.strides, device, self.point_offset)
+        return points, torch.cat([points, points])
 
     def _prepare(
         self, cls_scores: Maps, bbox_preds: Maps, targets: Targets, image_sizes: ImageSizes | None
@@ -164,27 +180,25 @@ class TaskAlignedLoss(nn.Module):
         self._check(cls_scores, bbox_preds)
         first, offset = cls_scores[0], self.point_offset
         truth = require_ground_truth(targets, self.num_classes, batch=len(first), like=first, like_name="cls_scores")
-        (points,) = self._grids.get(
-            cls_scores, lambda sizes, device: (grid_points(sizes, self.strides, device, offset),)
-        )
+        points = self._grids.get(cls_scores, self._grid)[0]
         given = truth.image_sizes if image_sizes is None else image_sizes
         if given is None:
             return truth, points, None
         return truth, points, points_in_images(points, image_sizes_tensor(given, len(truth), points.device), offset)
 
-    def _branch(
-        self,
-        cls_scores: Maps,
-        bbox_preds: Maps,
-        truth: GroundTruth,
-        points: Tensor,
-        valid: Tensor | None,
-        rule: TalRule,
-    ) -> dict[str, Tensor]:
-        """One head's losses."""
-        found = aligned(cls_scores, bbox_preds, truth, points, rule, valid)
-        losses = self._weighted(cls_scores, bbox_preds, truth, points, found, valid, rule.topk * truth.boxes.shape[1])
-        return dict(zip(("loss_cls", "loss_bbox", "loss_dfl")[: len(losses)], losses.unbind(), strict=True))
+    def _losses(
+        self, heads: list[Head], truth: GroundTruth, points: Tensor, valid: Tensor | None
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Each loss by name, a 0-d tensor per head; the heads are taken as levels that follow one another."""
+        found = [aligned(head.scores, head.preds, truth, points, head.rule, valid) for head in heads]
+        index, quality = found[0]
+        if len(heads) > 1:
+            index, quality = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
+            points = self._grids.get(heads[0].scores, self._grid)[1]
+            valid = None if valid is None else torch.cat([valid, valid], 1)
+        cls_scores, bbox_preds = ([level for head in heads for level in head[i]] for i in range(2))
+        most = max(head.rule.topk for head in heads) * len(heads) * truth.boxes.shape[1]
+        return self._weighted(cls_scores, bbox_preds, truth, points, index, quality, valid, most, len(heads))
 
     def _weighted(
         self,
@@ -192,24 +206,23 @@ class TaskAlignedLoss(nn.Module):
         bbox_preds: Maps,
         truth: GroundTruth,
         points: Tensor,
-        found: Assignment,
+        index: Tensor,
+        quality: Tensor,
         valid: Tensor | None,
         most: int,
-    ) -> Tensor:
-        """Class, IoU and (unless `reg_max` is 0) distribution loss as they are trained, (3,) or (2,)."""
-        divisor = average_over_ranks(found.quality.sum())
+        heads: int = 1,
+    ) -> dict[str, tuple[Tensor, ...]]:
+        """Each loss as it is trained, given what the points are trained on."""
+        scale = average_over_ranks(quality.view(len(truth), heads, -1).sum((0, 2))).reciprocal()
         if truth.ignored is not None:
-            counts = found.box_index != IGNORED
+            counts = index != IGNORED
             valid = counts if valid is None else valid & counts
         match = Match(
-            points, truth.boxes.detach(), truth.labels, found.box_index, min(most, len(points)), valid,
-            found.quality, found.quality,
-        )  # fmt: skip
-        parts = level_losses(cls_scores, bbox_preds, match, self.kinds, self.cls_weight / divisor).sum(1)
-        distributed = bbox_preds[0].shape[1] > 4
-        cls, _, box, dfl, *_ = parts.unbind()
-        losses = [cls, box * (self.bbox_weight / divisor)]
-        return torch.stack([*losses, dfl * (self.dfl_weight / 4 / divisor)] if distributed else losses)
+            points, truth.boxes.detach(), truth.labels, index, min(most, len(points)), valid, quality, quality
+        )
+        kinds = self.kinds._replace(weights=(self.cls_weight, self.bbox_weight, self.dfl_weight / 4, 0.0, 0.0))
+        parts = dense_losses(cls_scores, bbox_preds, match, kinds, scale, scale)
+        return dict(zip(("loss_cls", "loss_bbox", "loss_dfl"), parts, strict=False))
 
     def _check(self, cls_scores: Maps, bbox_preds: Maps) -> None:
         require_maps("cls_scores", cls_scores, self.num_classes, len(self.strides))
@@ -223,8 +236,8 @@ class TaskAlignedLoss(nn.Module):
 @torch.no_grad()
 def aligned(
     cls_scores: Maps, bbox_preds: Maps, truth: GroundTruth, points: Tensor, rule: TalRule, valid: Tensor | None
-) -> Assignment:
-    """Assign the boxes to the points of a head's maps."""
+) -> tuple[Tensor, Tensor]:
+    """Assign the boxes to the points of a head's maps; results as of `match_aligned`."""
     boxes = ops.decode_distances(bbox_preds=[level.detach() for level in bbox_preds], points=points)
     logits = [level.detach().flatten(2).transpose(1, 2) for level in cls_scores]
     return match_aligned(logits, boxes, points, truth, rule, valid)

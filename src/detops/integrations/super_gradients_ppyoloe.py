@@ -93,7 +93,8 @@ class PPYoloELoss(nn.Module):
         truth = self._ground_truth(given, targets)
         found = self._assign(given, truth)
         criterion = self.static_loss if self.use_static_assigner else self.loss
-        losses = criterion._weighted([given.scores], [given.preds], truth, given.points, found, None, given.count)
+        parts = criterion._weighted([given.scores], [given.preds], truth, given.points, *found, None, given.count)
+        losses = torch.stack([part for (part,) in parts.values()])
         loss = losses.sum()
         return loss, torch.cat([losses.detach(), loss.detach()[None]])
 
@@ -101,19 +102,21 @@ class PPYoloELoss(nn.Module):
     def assign(self, outputs: Sequence[Any], targets: Tensor | Targets) -> Assignment:
         """Return which box each point is trained on; arguments as in `forward`."""
         given = _Outputs(outputs, self.num_classes)
-        return self._assign(given, self._ground_truth(given, targets))
+        truth = self._ground_truth(given, targets)
+        return Assignment.of(*self._assign(given, truth), truth.labels)
 
     @torch.no_grad()
-    def _assign(self, given: "_Outputs", truth: GroundTruth) -> Assignment:
+    def _assign(self, given: "_Outputs", truth: GroundTruth) -> tuple[Tensor, Tensor]:
+        """Return `box_index` and `quality` of the assignment."""
         if not self.use_static_assigner:
             return aligned([given.scores], [given.preds], truth, given.points, RULES["ppyoloe"], None)
         found = match_anchors(given.anchors, given.level_sizes, truth, self.num_classes, STATIC, None)
         assigned = found.assignment(truth)
         if truth.boxes.shape[1] == 0:
-            return assigned
+            return assigned.box_index, assigned.quality
         boxes = ops.decode_distances(bbox_preds=[given.preds.detach()], points=given.points)
         gt = truth.boxes.to(torch.float32).gather(1, found.index.clamp(min=0)[..., None].expand(-1, -1, 4))
-        return assigned._replace(quality=iou_of_pairs(boxes, gt).where(found.index >= 0, 0))
+        return assigned.box_index, iou_of_pairs(boxes, gt).where(found.index >= 0, 0)
 
     def _ground_truth(self, given: "_Outputs", targets: Tensor | Targets) -> GroundTruth:
         batch = len(given.scores)

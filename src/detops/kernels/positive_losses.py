@@ -8,6 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from detops.arguments import accumulate_dtype
 from detops.kernels._box_distributions import box_losses, distillation, load_sides
 from detops.kernels._launch import at_cell, cdiv, kernel, map_of, next_power_of_2, number_of
 from detops.kernels._softplus import power, softplus
@@ -38,7 +39,7 @@ def class_loss(x, q, alpha, gamma, KIND: tl.constexpr, SQUARE: tl.constexpr):
     return share * rise * cost - background * fall * negative, share * (away * rise + cost * slope)
 
 
-@kernel(tensors=14, num_warps=1)
+@kernel(tensors=15, num_warps=1)
 def positives_kernel(
     score_maps,  # a tuple: each level's (B, C, H, W)
     gradient_maps,  # a tuple: each level's (B, C, H, W)
@@ -51,7 +52,8 @@ def positives_kernel(
     quality,  # (B, A), not read without HAS_QUALITY
     weight,  # (B, A), not read without HAS_WEIGHT
     region,  # (B, A), not read without HAS_REGION
-    scale,  # (1,)
+    background,  # (LEVELS,)
+    scale,  # (GROUPS,)
     weights,  # (B, A)
     parts,  # (6, LEVELS, B, programs)
     score_strides,  # tuples: batch, channel, row and column of each level, one after another
@@ -69,7 +71,13 @@ def positives_kernel(
     gamma,
     temperature,
     margin,
+    of_class,  # factors of the five losses
+    of_iou,
+    of_dfl,
+    of_ld,
+    of_vlr,
     LEVELS: tl.constexpr,
+    GROUPS: tl.constexpr,
     CLASS_KIND: tl.constexpr,
     BOX_KIND: tl.constexpr,
     SQUARE: tl.constexpr,
@@ -94,13 +102,20 @@ def positives_kernel(
     scores_c = number_of(score_strides, which, LEVELS, 4, 1)
     preds_c = number_of(pred_strides, which, LEVELS, 4, 1)
     soft_c = number_of(soft_strides, which, LEVELS, 4, 1)
-    factor = tl.load(scale)
+    factor = of_class * tl.load(scale + which * GROUPS // LEVELS)
     cls_sum = tl.full((), 0, tl.float32)
+    if (tl.program_id(0) == 0) & (b == 0):
+        cls_sum = tl.load(background + which)
     weight_sum = tl.full((), 0, tl.float32)
     box_sum = tl.full((), 0, tl.float32)
     dfl_sum = tl.full((), 0, tl.float32)
     ld_sum = tl.full((), 0, tl.float32)
     region_sum = tl.full((), 0, tl.float32)
+    run = first + tl.arange(0, BLOCK)
+    chosen = tl.load(index + b * A + start + run, mask=run < R, other=-1)
+    known = (chosen >= 0) & (chosen < N)
+    class_of = tl.load(labels + b * N + chosen, mask=known, other=-1).to(tl.int64)
+    tl.store(weights + b * A + start + run, 0.0, mask=(run < R) & ((class_of < 0) | (class_of >= C)))
     for r in range(first, tl.minimum(first + BLOCK, R)):
         a = start + r
         n = tl.load(index + b * A + a)
@@ -155,10 +170,10 @@ def positives_kernel(
     apart = LEVELS * B.to(tl.int64) * tl.num_programs(0)
     tl.store(part, cls_sum)
     tl.store(part + apart, weight_sum)
-    tl.store(part + 2 * apart, box_sum)
-    tl.store(part + 3 * apart, dfl_sum)
-    tl.store(part + 4 * apart, ld_sum)
-    tl.store(part + 5 * apart, region_sum)
+    tl.store(part + 2 * apart, of_iou * box_sum)
+    tl.store(part + 3 * apart, of_dfl * dfl_sum)
+    tl.store(part + 4 * apart, of_ld * ld_sum)
+    tl.store(part + 5 * apart, of_vlr * region_sum)
 
 
 def positive_losses_(
@@ -173,7 +188,9 @@ def positive_losses_(
     quality: Tensor | None,
     weight: Tensor | None,
     region: Tensor | None,
+    background: Tensor,
     scale: Tensor,
+    weights: list[float],
     class_kind: int,
     box_kind: int,
     alpha: float,
@@ -188,18 +205,23 @@ def positive_losses_(
     """
     (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4
-    weights = torch.zeros(batch, num_points, dtype=torch.float32, device=index.device)
-    points, boxes, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, scale))
-    of_points = [weights if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
+    found = torch.empty(batch, num_points, dtype=torch.float32, device=index.device)
+    points, boxes, background, scale = (
+        t.to(torch.float32).contiguous() for t in (points, boxes, background, scale)
+    )
+    of_points = [found if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     labels, index = labels.contiguous(), index.contiguous()
     levels, maps = len(cls_scores), (cls_scores, class_gradients or cls_scores, bbox_preds, soft_targets or bbox_preds)
     rows = tuple(scores.shape[2] * scores.shape[3] for scores in cls_scores)
     programs = cdiv(max(rows), BLOCK)
     parts = torch.empty(6, levels, batch * programs, dtype=torch.float32, device=index.device)
-    if batch and programs:
+    if batch == 0 or programs == 0:
+        parts = torch.zeros(6, levels, 1, dtype=torch.float32, device=index.device)
+        parts[0, :, 0] = background
+    else:
         positives_kernel(
             (programs, batch * levels),
-            (*map(tuple, maps), points, boxes, labels, index, *of_points, scale, weights, parts),
+            (*map(tuple, maps), points, boxes, labels, index, *of_points, background, scale, found, parts),
             (
                 *(tuple(stride for level in kind for stride in level.stride()) for kind in maps),
                 tuple(sum(rows[:i]) for i in range(levels)),
@@ -213,9 +235,11 @@ def positive_losses_(
                 gamma,
                 temperature,
                 margin,
+                *map(float, weights),
             ),
             (
                 levels,
+                len(scale),
                 class_kind,
                 box_kind,
                 gamma == 2,
@@ -230,5 +254,4 @@ def positive_losses_(
                 max(next_power_of_2(bins), 2),
             ),
         )
-    losses = parts.sum(2, dtype=torch.float64)
-    return losses if cls_scores[0].dtype == torch.float64 else losses.to(torch.float32), weights
+    return parts.sum(2, dtype=accumulate_dtype(cls_scores[0])), found

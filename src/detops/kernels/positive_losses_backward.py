@@ -20,7 +20,7 @@ def gradient_kernel(
     index,  # (B, A)
     weight,  # (B, A)
     region,  # (B, A)
-    factors,  # (4, LEVELS)
+    factors,  # (rows, GROUPS)
     pred_strides,  # tuples: batch, channel, row and column of each level, one after another
     soft_strides,
     starts,  # a tuple, as the next two: each level's first point
@@ -30,7 +30,12 @@ def gradient_kernel(
     N,
     temperature,
     margin,
+    of_iou,  # further factors of the four losses
+    of_dfl,
+    of_ld,
+    of_vlr,
     LEVELS: tl.constexpr,
+    GROUPS: tl.constexpr,
     BOX_KIND: tl.constexpr,
     BINS: tl.constexpr,
     HAS_SOFT: tl.constexpr,
@@ -47,6 +52,7 @@ def gradient_kernel(
     preds, soft = map_of(pred_maps, level, LEVELS), map_of(soft_maps, level, LEVELS)
     gradient = map_of(gradient_maps, level, LEVELS)
     preds_c, soft_c = number_of(pred_strides, level, LEVELS, 4, 1), number_of(soft_strides, level, LEVELS, 4, 1)
+    factors += level * GROUPS // LEVELS
     run = first + tl.arange(0, BLOCK)
     for channel in range(0, 4 * BINS):
         tl.store(gradient + (b * 4 * BINS + channel) * R + run, 0.0, mask=run < R)
@@ -68,13 +74,15 @@ def gradient_kernel(
             if w != 0:
                 box = boxes + (b * N + n) * 4
                 _, _, _, by_iou, by_dfl = box_losses(raw, points + a * 3, box, margin, BOX_KIND, BINS, BLOCK_J)
-                total += w * (tl.load(factors + level) * by_iou + tl.load(factors + LEVELS + level) * by_dfl)
+                total += w * of_iou * tl.load(factors) * by_iou
+                if BINS > 1:
+                    total += w * of_dfl * tl.load(factors + GROUPS) * by_dfl
             if HAS_SOFT:
                 taught = load_sides(soft + at_cell(soft_strides, level, b, y, x, LEVELS), soft_c, BINS, BLOCK_J)
                 _, by_ld = distillation(raw, taught, temperature, BINS, BLOCK_J)
-                ld = tl.load(factors + 2 * LEVELS + level) * w
+                ld = of_ld * tl.load(factors + 2 * GROUPS) * w
                 if HAS_REGION:
-                    ld += tl.load(factors + 3 * LEVELS + level) * of_region
+                    ld += of_vlr * tl.load(factors + 3 * GROUPS) * of_region
                 total += ld * by_ld
             sink = gradient + (b * 4 * BINS + s * BINS + j) * R + r
             tl.store(sink, total.to(gradient.dtype.element_ty), mask=j < BINS)
@@ -89,6 +97,7 @@ def positive_losses_backward(
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    weights: list[float],
     box_kind: int,
     temperature: float,
     margin: float,
@@ -127,7 +136,8 @@ def positive_losses_backward(
                 num_boxes,
                 temperature,
                 margin,
+                *map(float, weights),
             ),
-            (levels, box_kind, bins, bool(soft_targets), region is not None, BLOCK, max(next_power_of_2(bins), 2)),
+            (levels, factors.shape[1], box_kind, bins, bool(soft_targets), region is not None, BLOCK, max(next_power_of_2(bins), 2)),
         )
     return gradients

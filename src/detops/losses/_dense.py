@@ -1,13 +1,13 @@
 """Losses of a dense head whose points are matched with boxes, level by level, by ops that read each map once."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from detops import ops
-from detops.losses._class_loss import CLASS_KINDS, ClassLoss, background_loss, in_memory_order
+from detops.losses._class_loss import CLASS_KINDS, ClassLoss
 from detops.losses._fused import first_order_only, split_scale
 from detops.losses.iou import Kind as BoxKind
 
@@ -50,30 +50,34 @@ class DenseLosses(NamedTuple):
         box_kind: The IoU loss, by its name in `box_iou_loss`.
         margin: How far the targets of the distribution focal loss stay below the last bin, 0 .. 1.
         temperature: Softmax temperature of the distillation.
+        weights: Factors of the five losses of `dense_losses`.
     """
 
     class_loss: ClassLoss
     box_kind: BoxKind = "giou"
     margin: float = 0.1
     temperature: float = 1.0
+    weights: tuple[float, ...] = (1.0,) * 5
 
 
-def level_losses(
+def dense_losses(
     cls_scores: Sequence[Tensor],
     bbox_preds: Sequence[Tensor],
     match: Match,
     losses: DenseLosses,
     scale: Tensor,
+    box_scale: Tensor | Callable[[Tensor], Tensor],
     soft_targets: Sequence[Tensor] = (),
-) -> Tensor:
-    """Return the losses of each level as rows of (6, L), once differentiable.
+    *,
+    by_level: bool = False,
+) -> list[tuple[Tensor, ...]]:
+    """Return the losses of a dense head, or of G heads whose levels follow one another; once differentiable.
 
-        0  scale * class loss over all valid points and classes
-        1  sum of the positives' weights w; not differentiable
-        2  w * IoU loss of the positives' boxes, in strides
-        3  w * distribution focal loss, summed over sides
-        4  w * distillation loss, summed over sides; 0 without a teacher
-        5  row 4 over the points of the region, with the region's factor in place of w
+        scale * class loss over all valid points and classes
+        box_scale * w * IoU loss of the positives' boxes, in strides, with each positive's weight w
+        box_scale * w * distribution focal loss, summed over sides; not for maps of one bin
+        box_scale * w * distillation loss, summed over sides; only with a teacher
+        the same over the points of the region, with the region's factor in place of w; only with a region
 
     Forward computes the gradient of the class logits in the pass that reads them, backward that of the box logits,
     which are read only at positives.
@@ -83,54 +87,68 @@ def level_losses(
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: left, top, right, bottom.
         match: Targets of each point, as constants.
         losses: Kinds and parameters of the losses.
-        scale: One number, the factor of the class loss.
+        scale: (G,) factor of each head's class loss.
+        box_scale: Factor of the other losses: (G,); or what returns it, 0-d or (4, 1), given the sum of all w.
         soft_targets: A teacher's `bbox_preds`; empty without a teacher.
+        by_level: Return each level's part rather than each head's.
+
+    Returns:
+        For each loss one 0-d tensor per head, or per level.
     """
     kept, rest = split_scale(cls_scores[0], scale)
     # Backward reads boxes and labels again, and by then a caller may have loaded the next batch into the same memory.
     points, boxes, labels, index, most, valid, quality, weight, region = match
     if weight is not None and weight is quality:
         weight = weight.view_as(weight)  # torch.compile takes no tensor twice
-    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, kept)
+    given, of_weights = (box_scale.view_as(box_scale), None) if isinstance(box_scale, Tensor) else (None, box_scale)
+    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, given, rest, kept)
     maps = (*cls_scores, *bbox_preds, *(level.detach() for level in soft_targets))
     with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in cls_scores)
-    call = _Call(len(cls_scores), len(maps), losses, most)
-    rows: Tensor = _Losses.apply(call, with_gradient, *maps, *tensors)[0]
-    return rows if rest is None else torch.cat([rows[:1] * rest, rows[1:]])
+    levels = len(cls_scores)
+    columns = levels if by_level else len(scale)
+    rows = 2 + (bbox_preds[0].shape[1] > 4) + bool(soft_targets) + (region is not None)
+    call = _Call(levels, len(maps), losses, most, of_weights, rows, columns)
+    found = _Losses.apply(call, with_gradient, *maps, *tensors)
+    return [tuple(found[i : i + columns]) for i in range(0, rows * columns, columns)]
 
 
 class _Call(NamedTuple):
-    """The arguments of the ops that are not tensors, and the order of those that are: maps, match, scale.
+    """The arguments of the ops that are not tensors, and the order of those that are: maps, match, factors.
 
     Attributes:
         num_levels: Number of levels, and so of maps of class logits, of box logits, and of a teacher's.
         num_maps: Number of maps.
         losses: Kinds and parameters of the losses.
         most: As in `Match`.
+        box_scale: What makes the factor of the box losses of the sum of the weights; None where it is given.
+        rows: How many of the losses there are.
+        columns: How many parts of each.
     """
 
     num_levels: int
     num_maps: int
     losses: DenseLosses
     most: int
+    box_scale: Callable[[Tensor], Tensor] | None
+    rows: int
+    columns: int
 
     def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Return losses (6, L), weights (B, A), and the gradients of the class logits; none without `with_gradient`."""
         scores, preds, soft = self.split(tensors)
         match, scale = self.match(tensors), tensors[-1]
-        class_loss, box_kind, margin, temperature = self.losses
-        background, gradients, start = [], [], 0
-        for level in scores:
-            height, width = level.shape[2:]
-            valid = match.valid
-            if valid is not None:
-                valid = valid[:, start : start + height * width].unflatten(1, (height, width))
-            start += height * width
-            total, gradient = background_loss(level, class_loss, valid=valid, scale=scale, with_gradient=with_gradient)
-            background.append(total)
-            gradients.append(gradient)
+        class_loss, box_kind, margin, temperature, weights = self.losses
+        factor, exponent = class_loss.background
+        background, gradients = ops.background_losses(
+            logits=[_dense(level) for level in scores],
+            valid=match.valid,
+            scale=scale,
+            factor=factor * weights[0],
+            gamma=exponent,
+            with_gradient=with_gradient,
+        )
         losses, weight = ops.positive_losses_(
-            class_gradients=gradients if with_gradient else [],
+            class_gradients=gradients,
             cls_scores=scores,
             bbox_preds=preds,
             soft_targets=soft,
@@ -141,7 +159,9 @@ class _Call(NamedTuple):
             quality=match.quality,
             weight=match.weight,
             region=match.region,
+            background=background,
             scale=scale,
+            weights=list(weights),
             class_kind=CLASS_KINDS.index(class_loss.kind),
             box_kind=BOX_KINDS.index(box_kind),
             alpha=class_loss.alpha,
@@ -150,8 +170,21 @@ class _Call(NamedTuple):
             margin=margin,
             most=self.most,
         )
-        losses[0] += torch.stack(background)
         return losses, weight, gradients
+
+    def scaled(self, losses: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
+        """Return the parts of the losses, loss by loss, and the factor of the box losses, (1 or 4, 1 or G)."""
+        given, rest, _ = tensors[-3:]
+        if self.columns != self.num_levels:
+            losses = losses.view(6, self.columns, -1).sum(2)
+        factor = given
+        if self.box_scale is not None:
+            factor = self.box_scale(losses[1, 0] if self.columns == 1 else losses[1].sum())
+        if factor.dim() < 2:
+            factor = factor.reshape(1, -1)
+        cls = losses[0] if rest is None else losses[0] * rest
+        boxes = losses[2 : self.rows + 1] * factor[: self.rows - 1]
+        return [*cls.unbind(), *boxes.flatten().unbind()], factor
 
     def box_gradients(self, tensors: Sequence[Tensor], weight: Tensor, factors: Tensor) -> list[Tensor]:
         """Return the gradients of the box logits."""
@@ -166,6 +199,7 @@ class _Call(NamedTuple):
             weight=weight,
             region=match.region,
             factors=factors,
+            weights=list(self.losses.weights[1:]),
             box_kind=BOX_KINDS.index(self.losses.box_kind),
             temperature=self.losses.temperature,
             margin=self.losses.margin,
@@ -179,8 +213,17 @@ class _Call(NamedTuple):
 
     def match(self, tensors: Sequence[Tensor]) -> Match:
         """Return the targets of each point."""
-        points, boxes, labels, index, *others, _ = tensors[self.num_maps :]
+        points, boxes, labels, index, *others = tensors[self.num_maps : -3]
         return Match(points, boxes, labels, index, self.most, *others)
+
+
+def _dense(maps: Tensor) -> Tensor:
+    """Maps (B, C, H, W), made contiguous unless they are that or channels last."""
+    return maps if maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last) else maps.contiguous()
+
+
+def _in_memory_order(maps: Tensor) -> Tensor:
+    return maps if maps.is_contiguous() else maps.permute(0, 2, 3, 1)
 
 
 class _Losses(torch.autograd.Function):
@@ -189,32 +232,42 @@ class _Losses(torch.autograd.Function):
     @staticmethod
     def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
         losses, weight, gradients = call.class_part(tensors, with_gradient)
-        return losses, weight, *gradients
+        parts, factor = call.scaled(losses, tensors)
+        return *parts, weight, factor, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call, _, *tensors = inputs
-        _, weight, *ctx.gradients = output
+        parts = ctx.call.rows * ctx.call.columns
+        weight, factor, *ctx.gradients = output[parts:]
         ctx.set_materialize_grads(False)
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*tensors, weight)
+        ctx.mark_non_differentiable(*output[parts:])
+        ctx.save_for_backward(*tensors, weight, factor)
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
-        if upstream is None:
-            return (None,) * len(ctx.needs_input_grad)
-        *tensors, weight = ctx.saved_tensors
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         call, levels = ctx.call, ctx.call.num_levels
+        *tensors, weight, factor = ctx.saved_tensors
+        given = upstream[: call.rows * call.columns]
+        present = [slope for slope in given if slope is not None]
+        if not present:
+            return (None,) * len(ctx.needs_input_grad)
         gradients: list[Tensor | None] = [None] * len(tensors)
         with torch.no_grad():
+            zero = present[0] if len(present) == len(given) else torch.zeros_like(present[0])
+            slopes = torch.stack([zero if slope is None else slope for slope in given]).view(call.rows, call.columns)
             if any(ctx.needs_input_grad[2 : 2 + levels]):
                 # The first pass hands out the gradients; a second one over a retained graph computes them again.
                 of_scores, ctx.gradients = ctx.gradients, None
                 if of_scores is None:
                     of_scores = call.class_part(tensors, True)[2]
-                for gradient, factor in zip(of_scores, upstream[0].unbind(), strict=True):
-                    ops.scale_gradient_(gradient=in_memory_order(gradient), factor=factor)
+                rest = tensors[-2]
+                ops.scale_gradient_(
+                    gradients=[_in_memory_order(gradient) for gradient in of_scores],
+                    factor=slopes[0] if rest is None else slopes[0] * rest,
+                )
                 gradients[:levels] = of_scores
             if any(ctx.needs_input_grad[2 + levels : 2 + 2 * levels]):
-                gradients[levels : 2 * levels] = call.box_gradients(tensors, weight, upstream[2:])
-        return (None, None, *first_order_only(gradients, (upstream, *tensors), INSTEAD))
+                factors = slopes[1:] * factor[: call.rows - 1]
+                gradients[levels : 2 * levels] = call.box_gradients(tensors, weight, factors)
+        return (None, None, *first_order_only(gradients, (*present, *tensors), INSTEAD))

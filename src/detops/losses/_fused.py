@@ -196,8 +196,7 @@ class _Fused(torch.autograd.Function):
         with torch.no_grad():
             if gradients is None:
                 gradients = ctx.call.run(tensors, True)[1]
-            for gradient in gradients:
-                ops.scale_gradient_(gradient=gradient, factor=upstream, columns=ctx.call.columns)
+            ops.scale_gradient_(gradients=list(gradients), factor=upstream, columns=ctx.call.columns)
         gradients = first_order_only(gradients, (upstream, *tensors), ctx.call.instead)
         return (None, None, *gradients, *[None] * len(ctx.call.names))
 

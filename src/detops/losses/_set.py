@@ -130,7 +130,7 @@ class _Losses(torch.autograd.Function):
         with torch.no_grad():
             of_logits, of_boxes = _run(ctx.call, tensors, True)[1:] if gradients is None else gradients
             if of_logits.is_contiguous():
-                ops.scale_gradient_(gradient=of_logits, factor=upstream[:, 0].contiguous())
+                ops.scale_gradient_(gradients=[of_logits], factor=upstream[:, 0].contiguous())
             else:
                 of_logits.mul_(upstream[:, 0, None, None, None])
             by_l1, by_giou = upstream[:, 1:, None, None, None].to(of_boxes.dtype).unbind(1)

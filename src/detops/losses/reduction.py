@@ -53,7 +53,7 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_f
     return loss if reduction == "none" else divide(loss.sum(), loss.numel(), reduction, avg_factor)
 
 
-def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
+def average_over_ranks(count: Tensor, least: float = 1.0, training: bool | None = None) -> Tensor:
     """Return the normaliser of a loss that N ranks share: the sum of their counts, at least `least`, over N.
 
     Where each rank divides by it and gradients are averaged over ranks, as DDP does, the gradient is that of one
@@ -61,14 +61,16 @@ def average_over_ranks(count: Tensor, least: float = 1.0) -> Tensor:
     may validate alone without waiting for the others.
 
     Args:
-        count: 0-d count of this rank.
+        count: Count of this rank, 0-d; or several, any shape.
         least: Lowest sum to divide by.
+        training: Whether gradients are computed; None to ask PyTorch.
 
     Returns:
-        0-d float; `max(count, least)` without a process group, or while no gradients are computed.
+        Float of the same shape; `max(count, least)` without a process group, or while no gradients are computed.
     """
     total, ranks = count.detach().to(torch.float32), 1
-    if torch.is_grad_enabled() and dist.is_available() and dist.is_initialized():
+    training = torch.is_grad_enabled() if training is None else training
+    if training and dist.is_available() and dist.is_initialized():
         total, ranks = total.clone(), dist.get_world_size()
         dist.all_reduce(total)
     total = total.clamp(min=least)

@@ -55,7 +55,9 @@ def positive_losses_(
     quality: Tensor | None,
     weight: Tensor | None,
     region: Tensor | None,
+    background: Tensor,
     scale: Tensor,
+    weights: list[float],
     class_kind: int,
     box_kind: int,
     alpha: float,
@@ -66,11 +68,12 @@ def positive_losses_(
 ) -> tuple[Tensor, Tensor]:
     """Return losses and weights; arguments and meaning as in `detops.reference.positive_losses`."""
     wide = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
-    slots, scale = slots_of(index, region, most), scale.to(wide).reshape(())
+    slots = slots_of(index, region, most)
+    factors = (weights[0] * scale.to(wide)).repeat_interleave(len(cls_scores) // len(scale)).unbind()
     kind = CLASS_LOSSES[class_kind](alpha, gamma)
-    weights = torch.zeros(index.shape, dtype=torch.float32, device=index.device)
+    found = torch.zeros(index.shape, dtype=torch.float32, device=index.device)
     columns, start = [], 0
-    for i, (scores, preds) in enumerate(zip(cls_scores, bbox_preds, strict=True)):
+    for i, (scores, preds, factor) in enumerate(zip(cls_scores, bbox_preds, factors, strict=True)):
         if preds.shape[2] * preds.shape[3] == 0:
             columns.append(torch.zeros(6, dtype=wide, device=index.device))
             continue
@@ -83,7 +86,7 @@ def positive_losses_(
         label = label.where(positive, 0)
         w = z.amax(2).sigmoid() if weight is None else weight.to(wide).gather(1, slots)
         w = w.where(positive, 0)
-        weights.scatter_add_(1, level.rows + start, w.to(torch.float32))
+        found.scatter_add_(1, level.rows + start, w.to(torch.float32))
 
         q = sides.iou if quality is None else quality.to(wide).gather(1, slots)
         correction, slope = class_loss(z.gather(2, label[..., None])[..., 0], q, kind)
@@ -97,11 +100,12 @@ def positive_losses_(
             # Other slots add zeros to elements that may be a positive's. The old value is zeroed first: adding the
             # difference would lose digits of the new value in a short type.
             gradient.scatter_add_(1, place, -gradient.gather(1, place).where(positive, 0))
-            gradient.scatter_add_(1, place, (scale * slope).where(positive, 0).to(gradient.dtype))
-        zero = torch.zeros_like(scale)
+            gradient.scatter_add_(1, place, (factor * slope).where(positive, 0).to(gradient.dtype))
+        zero = torch.zeros_like(factor)
         counts = w != 0
-        rows = [scale * correction.where(positive, 0).sum(), w.sum()]
-        rows += [(w * loss).where(counts, 0).sum() for loss in (sides.iou_loss, sides.dfl)]
+        rows = [factor * correction.where(positive, 0).sum(), w.sum()]
+        parts = (weights[1], sides.iou_loss), (weights[2], sides.dfl)
+        rows += [of_loss * (w * loss).where(counts, 0).sum() for of_loss, loss in parts]
         ld = of_region = zero
         if soft_targets:
             soft = at(soft_targets[i], level.rows, wide).unflatten(2, level.raw.shape[2:])
@@ -111,6 +115,8 @@ def positive_losses_(
                 # A slot of another level reads this level's first point, whose region must count only in its own slot.
                 own = region.to(wide).gather(1, slots).where((slots == level.rows + start), 0)
                 of_region = (own * loss).where(own > 0, 0).sum()
-        columns.append(torch.stack([*rows, ld, of_region]))
+        columns.append(torch.stack([*rows, weights[3] * ld, weights[4] * of_region]))
         start += preds.shape[2] * preds.shape[3]
-    return torch.stack(columns, 1), weights
+    losses = torch.stack(columns, 1)
+    losses[0] += background
+    return losses, found

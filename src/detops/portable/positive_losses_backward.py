@@ -15,6 +15,7 @@ def positive_losses_backward(
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    weights: list[float],
     box_kind: int,
     temperature: float,
     margin: float,
@@ -28,18 +29,20 @@ def positive_losses_backward(
             gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
             continue
         level = level_at(preds, slots, start, points, boxes, index)
-        sides, factor = sides_of(level.raw, level.box, box_kind, margin), factors[:, i].to(level.raw.dtype)
+        sides, factor = sides_of(level.raw, level.box, box_kind, margin), factors[:, i * factors.shape[1] // len(bbox_preds)].to(level.raw.dtype)
         w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
-        total = w * (factor[0] * sides.iou_loss_gradient + factor[1] * sides.dfl_gradient)
+        total = w * (weights[0] * factor[0]) * sides.iou_loss_gradient
+        if level.raw.shape[3] > 1:
+            total = total + w * (weights[1] * factor[1]) * sides.dfl_gradient
         there = positive = (w != 0)[..., 0, 0]
         if soft_targets:
             soft = at(soft_targets[i], level.rows, level.raw.dtype).unflatten(2, level.raw.shape[2:])
             slope = distillation(level.raw, soft, temperature)[1]
-            total = total + factor[2] * w * slope
+            total = total + weights[2] * factor[2] * w * slope
             if region is not None:
                 own = region.to(w.dtype).gather(1, slots).where(slots == level.rows + start, 0)
                 there = there | (own > 0)
-                total = total.where(positive[..., None, None], 0) + factor[3] * own[..., None, None] * slope
+                total = total.where(positive[..., None, None], 0) + weights[3] * factor[3] * own[..., None, None] * slope
         total = total.where(there[..., None, None], 0).flatten(2).transpose(1, 2)
         gradient = torch.zeros(*preds.shape[:2], preds.shape[2] * preds.shape[3], dtype=w.dtype, device=preds.device)
         gradient.scatter_add_(2, level.rows[:, None].expand_as(total), total)

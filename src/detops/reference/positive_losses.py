@@ -24,7 +24,9 @@ def positive_losses_(
     quality: Tensor | None,
     weight: Tensor | None,
     region: Tensor | None,
+    background: Tensor,
     scale: Tensor,
+    weights: list[float],
     class_kind: int,
     box_kind: int,
     alpha: float,
@@ -38,17 +40,17 @@ def positive_losses_(
     A positive is a point with a box. It has a quality q, the target of its class logit, and a weight w of its box
     losses. Where w is 0, it has no box losses and its box logits are not read for them.
 
-        0  scale * (class loss of its label's logit with target q - class loss of the same logit as background)
+        0  scale * weights[0] * (class loss of its label's logit with target q - that of the same logit as background)
         1  w
-        2  w * IoU loss of the predicted box
-        3  w * sum over sides of the distribution focal loss
-        4  w * sum over sides of the distillation loss; 0 without a teacher
-        5  row 4 for every point of a region, with the region's weight in place of w
+        2  weights[1] * w * IoU loss of the predicted box
+        3  weights[2] * w * sum over sides of the distribution focal loss
+        4  weights[3] * w * sum over sides of the distillation loss; 0 without a teacher
+        5  weights[4] * the loss of row 4 for every point of a region, with the region's weight in place of w
 
     Args:
         class_gradients: Tensors of the shapes of `cls_scores`, contiguous or channels last. The element of a positive's
-            label is set to the derivative of scale * class loss with target q by the logit. Empty to compute no
-            gradient.
+            label is set to the derivative of scale * weights[0] * class loss with target q by the logit. Empty to
+            compute no gradient.
         cls_scores: Each level's (B, C, H, W) logits.
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: distances to the left, top, right and bottom side are the
             means of distributions over 0 .. bins - 1 strides. With one bin they are the distances themselves, without a
@@ -61,7 +63,9 @@ def positive_losses_(
         quality: (B, A) q, a constant; None for the IoU of the predicted box.
         weight: (B, A) w, a constant; None for the highest class probability.
         region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
-        scale: One number, the factor of the class loss.
+        background: (L,) class loss of each level if no point had a box, which row 0 begins with.
+        scale: (G,) factor of the class loss for each G-th of the levels, one after another; G divides their number.
+        weights: Factors of the five losses.
         class_kind: Kind of the class loss, an index into `CLASS_KINDS`; see `class_loss`.
         box_kind: Kind of the IoU loss, an index into `BOX_KINDS`. CIoU's alpha is v / (1 - IoU + v) at every IoU, as in
             torchvision; MMDetection's is 0 up to an IoU of 0.5.
@@ -79,7 +83,8 @@ def positive_losses_(
         Detection", 2022.
     """
     losses = torch.zeros(6, len(cls_scores), dtype=torch.float64)
-    weights = torch.zeros(index.shape, dtype=torch.float64)
+    losses[0] = background
+    found = torch.zeros(index.shape, dtype=torch.float64)
     start = 0
     for level, scores in enumerate(cls_scores):
         size, width = scores.shape[2] * scores.shape[3], scores.shape[3]
@@ -88,25 +93,27 @@ def positive_losses_(
             raw = bbox_preds[level][b, :, y, x].double().view(4, -1)
             soft = soft_targets[level][b, :, y, x].double().view(4, -1) if soft_targets else None
             if region is not None and soft is not None:
-                losses[5, level] += region[b, a] * distillation(raw, soft, temperature)
+                losses[5, level] += weights[4] * region[b, a] * distillation(raw, soft, temperature)
             n = int(index[b, a])
             if n < 0:
                 continue
             box = box_losses(raw, soft, points[a].double(), boxes[b, n].double(), box_kind, temperature, margin)
             label, z = int(labels[b, n]), scores[b, :, y, x].double()
             w = z.sigmoid().amax() if weight is None else weight[b, a].double()
-            weights[b, a] = w
+            found[b, a] = w
             if w != 0:
-                losses[1:5, level] += torch.stack([w, w * box.iou_loss, w * box.dfl, w * box.ld])
+                factors = torch.tensor([1, *weights[1:4]], dtype=torch.float64)
+                losses[1:5, level] += factors * torch.stack([w, w * box.iou_loss, w * box.dfl, w * box.ld])
             q = box.iou if quality is None else quality[b, a].double()
-            logit, factor = z[label].clone().requires_grad_(), scale.double().reshape(())
+            logit = z[label].clone().requires_grad_()
+            factor = weights[0] * scale.double()[level * len(scale) // len(cls_scores)]
             with torch.enable_grad():
                 loss, background = class_loss(logit, q, CLASS_KINDS[class_kind], alpha, gamma)
             losses[0, level] += factor * (loss - background).detach()
             if class_gradients:
                 class_gradients[level][b, label, y, x] = torch.autograd.grad(loss, logit)[0] * factor
         start += size
-    return losses, weights
+    return losses, found
 
 
 def class_loss(x: Tensor, q: Tensor, kind: str, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:

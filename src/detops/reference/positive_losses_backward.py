@@ -15,6 +15,7 @@ def positive_losses_backward(
     weight: Tensor,
     region: Tensor | None,
     factors: Tensor,
+    weights: list[float],
     box_kind: int,
     temperature: float,
     margin: float,
@@ -31,7 +32,9 @@ def positive_losses_backward(
         weight: (B, A) float32, the weights w that `positive_losses_` returned, as constants. A point of weight 0 has
             no box losses.
         region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
-        factors: (4, L), the factor of each of these rows on each level.
+        factors: (R, G), the factor of each of these rows that exist on each G-th of the levels; G divides their number.
+            Row 3 needs more than one bin, row 4 a teacher, row 5 a region.
+        weights: Further factors of these rows, four.
         box_kind: Kind of the IoU loss, an index into `BOX_KINDS`.
         temperature: Softmax temperature of the distillation.
         margin: How far the targets of the distributions stay below the last bin, in bins.
@@ -47,7 +50,9 @@ def positive_losses_backward(
     for level, preds in enumerate(bbox_preds):
         size, width = preds.shape[2] * preds.shape[3], preds.shape[3]
         gradient = torch.zeros(preds.shape, dtype=torch.float64)
-        factor = factors[:, level].double()
+        factor = torch.zeros(4, dtype=torch.float64)
+        factor[: len(factors)] = factors[:, level * factors.shape[1] // len(bbox_preds)]
+        factor *= torch.tensor(weights, dtype=torch.float64)
         for b, r in places(index, region, start, size):
             y, x, a, n = r // width, r % width, start + r, int(index[b, start + r])
             raw = preds[b, :, y, x].double().view(4, -1).requires_grad_()

@@ -17,5 +17,5 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     gradient = torch.randn(SHAPE, generator=torch.Generator().manual_seed(0)).to(device)
     for name, value in (("by 1", 1.0), ("by -1", -1.0)):
         factor = torch.tensor(value, device=device)
-        ours, product = partial(ops.scale_gradient_, gradient, factor), partial(torch.mul, gradient, factor)
+        ours, product = partial(ops.scale_gradient_, [gradient], factor), partial(torch.mul, gradient, factor)
         yield Case(name, ours, gradient.clone, {"product": product}, "copy of gradient")

@@ -1,0 +1,154 @@
+// The class loss of all points as background, and its gradient: the CPU kernel of background_losses.
+//
+// Each image's logits of a level are cut into blocks, in the order in which they lie in memory. The sums of the blocks
+// are added in order, so the result does not depend on the number of threads.
+#include "focal.h"
+
+#include <algorithm>
+#include <tuple>
+#include <vector>
+
+namespace detops {
+namespace {
+
+constexpr int64_t kBlock = 16384;  // logits of a task
+
+struct Level {
+  const void* logits;
+  void* gradient;  // or null
+  int64_t points, start;
+  int64_t inner;  // how many logits apart two points lie: 1, or the number of classes
+  double scale;
+};
+
+struct Task {
+  size_t level;
+  int64_t b, begin, end;  // of the image's logits
+};
+
+struct Points {
+  const bool* valid;  // or null
+  int64_t classes, count;
+
+  // The weight of each logit of a task: 1 at valid points, else 0.
+  template <class C>
+  void weights(const Level& level, const Task& task, C* out) const {
+    const bool* row = valid + task.b * count + level.start;
+    int64_t point = task.begin / level.inner % level.points, left = level.inner - task.begin % level.inner;
+    for (int64_t i = task.begin; i < task.end; ++i) {
+      *out++ = row[point] ? C(1) : C(0);
+      if (--left == 0) left = level.inner, point = point + 1 == level.points ? 0 : point + 1;
+    }
+  }
+};
+
+template <Exponents E, class T, class C>
+inline double run(const Task& task, const Level& level, const Points& points, const FocalFactors& f, C* weights) {
+  const int64_t first = task.b * points.classes * level.points + task.begin, count = task.end - task.begin;
+  const T* x = static_cast<const T*>(level.logits) + first;
+  T* g = level.gradient ? static_cast<T*>(level.gradient) + first : nullptr;
+  if (!points.valid) return focal_run<E, false, false, T, C, C>(x, nullptr, nullptr, g, count, f);
+  points.weights(level, task, weights);
+  return focal_run<E, false, true, T, C, C>(x, nullptr, weights, g, count, f);
+}
+
+#define DETOPS_BACKGROUND(T, C)                                                                                 \
+  DETOPS_CLONES DETOPS_FLATTEN double task_loss(T, const Task& task, const Level& level, const Points& points,  \
+                                                const FocalFactors& f, C* weights) {                            \
+    if (f.two_four) return run<Exponents::kTwoFour, T, C>(task, level, points, f, weights);                     \
+    if (f.alpha == 0) return run<Exponents::kZero, T, C>(task, level, points, f, weights);                      \
+    return run<Exponents::kAny, T, C>(task, level, points, f, weights);                                         \
+  }
+DETOPS_BACKGROUND(float, float)
+DETOPS_BACKGROUND(Half, float)
+DETOPS_BACKGROUND(BFloat16, float)
+DETOPS_BACKGROUND(double, double)
+
+template <class T, class C>
+std::vector<double> task_losses(const std::vector<Task>& tasks, const std::vector<Level>& levels, const Points& points,
+                                const FocalFactors& factors) {
+  std::vector<double> sums(tasks.size());
+  torch::stable::parallel_for(0, static_cast<int64_t>(tasks.size()), 1, [&](int64_t begin, int64_t end) {
+    std::vector<C> weights(points.valid ? kBlock : 0);
+    FocalFactors f = factors;
+    for (int64_t i = begin; i < end; ++i) {
+      const Level& level = levels[tasks[i].level];
+      f.scale = level.scale;
+      sums[i] = task_loss(T(), tasks[i], level, points, f, weights.data());
+    }
+  });
+  return sums;
+}
+
+bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
+         type == ScalarType::Double;
+}
+
+bool is_dense(const Tensor& t) {
+  if (t.is_contiguous()) return true;
+  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
+  return t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w && t.stride(0) == c * w * h;
+}
+
+std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tensor> logits,
+                                                          const std::optional<Tensor> valid, const Tensor scale,
+                                                          double factor, double gamma, bool with_gradient) {
+  STD_TORCH_CHECK(!logits.empty() && logits[0].dim() == 4, "logits: expected at least one level (B, C, H, W)");
+  const int64_t batch = logits[0].size(0), classes = logits[0].size(1), count = static_cast<int64_t>(logits.size());
+  const int64_t groups = scale.dim() == 1 ? scale.size(0) : 0;
+  STD_TORCH_CHECK(groups > 0 && count % groups == 0 && Reader::reads(scale.scalar_type()),
+                  "scale: expected numbers of shape (G,), G a divisor of the number of levels");
+  std::vector<Tensor> gradients;
+  std::vector<Level> levels;
+  std::vector<Task> tasks;
+  int64_t start = 0;
+  for (const Tensor& level : logits) {
+    STD_TORCH_CHECK(has_shape(level, {batch, classes, -1, -1}) && level.scalar_type() == logits[0].scalar_type() &&
+                        is_floating(level.scalar_type()),
+                    "logits: expected levels (B, C, H, W) of one floating-point dtype");
+    STD_TORCH_CHECK(is_dense(level), "logits: expected levels that are contiguous or channels last");
+    const int64_t points = level.size(2) * level.size(3), per_image = classes * points;
+    void* gradient = nullptr;
+    if (with_gradient) {
+      gradients.push_back(torch::stable::empty_like(level));
+      gradient = gradients.back().mutable_data_ptr();
+    }
+    for (int64_t b = 0; b < batch; ++b) {
+      for (int64_t i = 0; i < per_image; i += kBlock) {
+        tasks.push_back({levels.size(), b, i, std::min(per_image, i + kBlock)});
+      }
+    }
+    const double number = Reader(scale).at(static_cast<int64_t>(levels.size()) * groups / count);
+    levels.push_back({level.const_data_ptr(), gradient, points, start, level.is_contiguous() ? 1 : classes, number});
+    start += points;
+  }
+  STD_TORCH_CHECK(!valid || (has_booleans(*valid, {batch, start}) && valid->is_contiguous()),
+                  "valid: expected a contiguous bool tensor (B, A)");
+  const Points points{valid ? static_cast<const bool*>(valid->const_data_ptr()) : nullptr, classes, start};
+  const FocalFactors f(gamma, 4, 1, factor, std::nullopt);  // background is the case of a target of 0
+  std::vector<double> sums;
+  switch (logits[0].scalar_type()) {
+    case ScalarType::Float: sums = task_losses<float, float>(tasks, levels, points, f); break;
+    case ScalarType::Half: sums = task_losses<Half, float>(tasks, levels, points, f); break;
+    case ScalarType::BFloat16: sums = task_losses<BFloat16, float>(tasks, levels, points, f); break;
+    default: sums = task_losses<double, double>(tasks, levels, points, f);
+  }
+  std::vector<double> total(logits.size());
+  for (size_t i = 0; i < tasks.size(); ++i) total[tasks[i].level] += sums[i] * levels[tasks[i].level].scale;
+  const bool wide = logits[0].scalar_type() == ScalarType::Double;
+  Tensor losses = torch::stable::new_empty(logits[0], {count}, wide ? ScalarType::Double : ScalarType::Float);
+  for (int64_t i = 0; i < count; ++i) {
+    if (wide) {
+      static_cast<double*>(losses.mutable_data_ptr())[i] = total[i];
+    } else {
+      static_cast<float*>(losses.mutable_data_ptr())[i] = static_cast<float>(total[i]);
+    }
+  }
+  return {losses, gradients};
+}
+
+}  // namespace
+}  // namespace detops
+
+STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) { m.impl("background_losses", TORCH_BOX(&detops::background_losses)); }

@@ -118,7 +118,7 @@ def test_no_gradient_is_made_where_none_is_wanted(loss, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a gradient was asked for")
 
-    for name in ("gaussian_focal_loss", "gaussian_focal_loss_from_boxes", "yolox_loss"):
+    for name in ("gaussian_focal_loss", "gaussian_focal_loss_from_boxes", "background_losses", "yolox_loss"):
         op = getattr(detops.ops, name)
         monkeypatch.setattr(
             detops.ops,

@@ -83,13 +83,16 @@ def test_a_factor_per_gradient_or_several(form: Form, dtype: torch.dtype, count:
         form(got, factor, None)
         torch.testing.assert_close(got, expected, equal_nan=True)
         for i, gradient in enumerate(gradients):  # by hand
-            torch.testing.assert_close(expected[i], (gradient.double() * numbers[i * count // 4]).to(dtype), equal_nan=True)
+            torch.testing.assert_close(
+                expected[i], (gradient.double() * numbers[i * count // 4]).to(dtype), equal_nan=True
+            )
 
 
 @op.for_each_form
 def test_columns_of_several_gradients(form: Form) -> None:
     g = torch.Generator().manual_seed(4)
-    gradients, columns, factor = [torch.randn(n, 7, generator=g) for n in (5, 0, 900)], [4, 1, 2], torch.tensor([2.0, 1, -3])
+    gradients = [torch.randn(n, 7, generator=g) for n in (5, 0, 900)]
+    columns, factor = [4, 1, 2], torch.tensor([2.0, 1, -3])
     expected = [gradient * torch.tensor([2.0, 2, 2, 2, 1, -3, -3]) for gradient in gradients]
     form(gradients, factor, columns)
     torch.testing.assert_close(gradients, expected)
@@ -206,9 +209,9 @@ KERNELS = []
 LEVELS = dict(counts=("i32",) * 3, firsts=("i32",) * 3)
 for name, wide in (("fp32", "fp32"), ("fp16", "fp32"), ("bf16", "fp32"), ("fp64", "fp64")):
     constants = dict(LEVELS=3, DOUBLE=wide == "fp64", BLOCK=4096)
-    types = dict(gradients=("*" + name,) * 3, factor="*" + wide, **LEVELS)
-    KERNELS += [Kernel("scale_kernel", types, dict(GROUPS=groups, **constants), 8) for groups in (0, 1, 3)]
-    groups = dict(
+    types: Any = dict(gradients=("*" + name,) * 3, factor="*" + wide, **LEVELS)
+    KERNELS += [Kernel("scale_kernel", types, dict(GROUPS=count, **constants), 8) for count in (0, 1, 3)]
+    groups: Any = dict(
         gradients=("*" + name,) * 3, factors="*" + wide, **LEVELS, width="i32", end_0="i32", end_1="i32", end_2="i32"
     )
     KERNELS += [Kernel("scale_columns_kernel", groups, dict(K=K, **constants), 8) for K in (1, 2, 3, 4)]

@@ -140,6 +140,8 @@ class TaskAlignedLoss(nn.Module):
             scores, preds = one_to_one
             self._check(scores, preds)
             require_maps("one_to_one", scores, self.num_classes, len(self.strides), cls_scores, "cls_scores")
+            if torch.compiler.is_compiling():  # it takes no tensor twice, and heads may share some
+                scores, preds = ([level.view_as(level) for level in levels] for levels in (scores, preds))
             heads.append(Head(scores, preds, self.rule._replace(topk=1)))
         losses = self._losses(heads, truth, points, valid).items()
         endings = ENDINGS[: len(heads)]
@@ -196,7 +198,8 @@ class TaskAlignedLoss(nn.Module):
             index, quality = (torch.cat(parts, 1) for parts in zip(*found, strict=True))
             points = self._grids.get(heads[0].scores, self._grid)[1]
             valid = None if valid is None else torch.cat([valid, valid], 1)
-        cls_scores, bbox_preds = ([level for head in heads for level in head[i]] for i in range(2))
+        cls_scores = [level for head in heads for level in head.scores]
+        bbox_preds = [level for head in heads for level in head.preds]
         most = max(head.rule.topk for head in heads) * len(heads) * truth.boxes.shape[1]
         return self._weighted(cls_scores, bbox_preds, truth, points, index, quality, valid, most, len(heads))
 

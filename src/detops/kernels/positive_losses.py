@@ -206,9 +206,7 @@ def positive_losses_(
     (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4
     found = torch.empty(batch, num_points, dtype=torch.float32, device=index.device)
-    points, boxes, background, scale = (
-        t.to(torch.float32).contiguous() for t in (points, boxes, background, scale)
-    )
+    points, boxes, background, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, background, scale))
     of_points = [found if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     labels, index = labels.contiguous(), index.contiguous()
     levels, maps = len(cls_scores), (cls_scores, class_gradients or cls_scores, bbox_preds, soft_targets or bbox_preds)

@@ -138,6 +138,15 @@ def positive_losses_backward(
                 margin,
                 *map(float, weights),
             ),
-            (levels, factors.shape[1], box_kind, bins, bool(soft_targets), region is not None, BLOCK, max(next_power_of_2(bins), 2)),
+            (
+                levels,
+                factors.shape[1],
+                box_kind,
+                bins,
+                bool(soft_targets),
+                region is not None,
+                BLOCK,
+                max(next_power_of_2(bins), 2),
+            ),
         )
     return gradients

@@ -31,4 +31,3 @@ class ClassLoss(NamedTuple):
         """Return factor and exponent of the loss of background, factor * p^exponent * softplus(x)."""
         factors = {"quality": 1.0, "bce": 1.0, "varifocal": self.alpha, "focal": 1 - self.alpha}
         return factors[self.kind], 0.0 if self.kind == "bce" else self.gamma
-

@@ -29,7 +29,10 @@ def positive_losses_backward(
             gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
             continue
         level = level_at(preds, slots, start, points, boxes, index)
-        sides, factor = sides_of(level.raw, level.box, box_kind, margin), factors[:, i * factors.shape[1] // len(bbox_preds)].to(level.raw.dtype)
+        sides, factor = (
+            sides_of(level.raw, level.box, box_kind, margin),
+            factors[:, i * factors.shape[1] // len(bbox_preds)].to(level.raw.dtype),
+        )
         w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
         total = w * (weights[0] * factor[0]) * sides.iou_loss_gradient
         if level.raw.shape[3] > 1:
@@ -42,7 +45,9 @@ def positive_losses_backward(
             if region is not None:
                 own = region.to(w.dtype).gather(1, slots).where(slots == level.rows + start, 0)
                 there = there | (own > 0)
-                total = total.where(positive[..., None, None], 0) + weights[3] * factor[3] * own[..., None, None] * slope
+                total = (
+                    total.where(positive[..., None, None], 0) + weights[3] * factor[3] * own[..., None, None] * slope
+                )
         total = total.where(there[..., None, None], 0).flatten(2).transpose(1, 2)
         gradient = torch.zeros(*preds.shape[:2], preds.shape[2] * preds.shape[3], dtype=w.dtype, device=preds.device)
         gradient.scatter_add_(2, level.rows[:, None].expand_as(total), total)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 def background_losses(
     logits: list[Tensor], valid: Tensor | None, scale: Tensor, factor: float, gamma: float, with_gradient: bool
 ) -> tuple[Tensor, list[Tensor]]:
-    """Return each level's loss, and its gradient:
+    """Return each level's loss, and its gradient.
 
         scale * sum over valid points and classes of factor * p^gamma * softplus(x),    p = sigmoid(x)
 

@@ -8,8 +8,8 @@ def scale_gradient_(gradients: list[Tensor], factor: Tensor, columns: list[int] 
 
     Args:
         gradients: Any shapes, each contiguous.
-        factor: One number; with `columns`, (K,); or (G,), one for each G-th of the gradients, one after another; or, for
-            a single gradient, one per entry of its first dimension.
+        factor: One number; with `columns`, (K,); or (G,), one for each G-th of the gradients, one after another; or,
+            for a single gradient, one per entry of its first dimension.
         columns: Sizes of K groups of columns, which make up the last dimension; each group has its own factor. None
             for one group.
     """

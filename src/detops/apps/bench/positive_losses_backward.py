@@ -25,7 +25,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         for name, soft, kind in (("GFL", [], "giou"), ("LD", scene.soft, "giou"), ("task-aligned", [], "ciou")):
             arguments: dict[str, Any] = {
                 "bbox_preds": scene.preds, "soft_targets": soft, "points": scene.points(), "boxes": scene.boxes,
-                "index": index, "weight": weight, "region": None, "factors": factors,
+                "index": index, "weight": weight, "region": None, "factors": factors, "weights": [1.0] * 4,
                 "box_kind": BOX_KINDS.index(kind), "temperature": 10.0, "margin": 0.1, "most": 45 * count,
             }  # fmt: skip
             ours, batched = partial(ops.positive_losses_backward, **arguments), partial(portable, **arguments)

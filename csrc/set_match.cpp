@@ -93,6 +93,14 @@ struct Problem {
   int64_t set, image, first, queries;
 };
 
+// Sets of outputs (S, B, Q, ...) of one tensor: how many sets and queries, and which problem and row are their first.
+template <class T>
+struct Part {
+  Logits<T> logits;
+  Reader boxes;
+  int64_t sets, queries, first_problem, first_row;
+};
+
 template <class T>
 void read_queries(const Problem& at, const Logits<T>& logits, const Reader& boxes, bool softmax, Queries& out,
                   std::vector<float>& line) {
@@ -162,56 +170,77 @@ void match(const Problem& at, const Logits<T>& logits, const Reader& boxes, cons
 }
 
 template <class T>
-void match_all(const Tensor& class_logits, const Tensor& pred_boxes, const std::vector<std::vector<Target>>& targets,
-               int64_t groups, int64_t most, const Weights& f, const std::optional<Reader>& extra, bool softmax,
-               int64_t* out, int64_t* index) {
-  const int64_t sets = class_logits.size(0), batch = class_logits.size(1), each = class_logits.size(2) / groups;
-  const Logits<T> logits(class_logits);
-  const Reader boxes(pred_boxes);
-  torch::stable::parallel_for(0, sets * groups * batch, 1, [&](int64_t begin, int64_t end) {
+void match_all(const std::vector<Tensor>& class_logits, const std::vector<Tensor>& pred_boxes,
+               const std::vector<std::vector<Target>>& targets, int64_t groups, int64_t most, const Weights& f,
+               const std::optional<Reader>& extra, bool softmax, int64_t* out, int64_t* index) {
+  const int64_t batch = static_cast<int64_t>(targets.size());
+  std::vector<Part<T>> parts;
+  int64_t problems = 0, rows = 0, longest = 0;
+  for (size_t i = 0; i < class_logits.size(); ++i) {
+    const Tensor& t = class_logits[i];
+    parts.push_back({Logits<T>(t), Reader(pred_boxes[i]), t.size(0), t.size(2), problems, rows});
+    problems += t.size(0) * groups * batch, rows += t.size(0) * batch * t.size(2);
+    longest = std::max(longest, t.size(2) / groups);
+  }
+  torch::stable::parallel_for(0, problems, 1, [&](int64_t begin, int64_t end) {
     AssignmentSolver<float> solver;
-    Queries queries(each);
-    std::vector<float> class_costs, line(logits.classes);
+    Queries queries(longest);
+    std::vector<float> class_costs, line(parts.empty() ? 0 : parts[0].logits.classes);
     std::vector<int64_t> query_of;
-    for (int64_t p = begin; p < end; ++p) {  // (S, G, B)
-      const Problem at{p / (groups * batch), p % batch, p / batch % groups * each, each};
+    for (int64_t p = begin; p < end; ++p) {  // (S, G, B) of each part
+      size_t i = parts.size() - 1;
+      while (p < parts[i].first_problem) --i;
+      const Part<T>& part = parts[i];
+      const int64_t own = p - part.first_problem, each = part.queries / groups;
+      const Problem at{own / (groups * batch), own % batch, own / batch % groups * each, each};
       const std::vector<Target>& here = targets[at.image];
       std::fill(out + p * most, out + (p + 1) * most, -1);
       if (here.empty() || each == 0) continue;
-      match(at, logits, boxes, here, f, extra, softmax, queries, class_costs, line, solver);
+      match(at, part.logits, part.boxes, here, f, i == 0 ? extra : std::nullopt, softmax, queries, class_costs, line,
+            solver);
       query_of.resize(here.size());
       solver.solve(static_cast<int64_t>(here.size()), each, query_of.data());
       for (size_t n = 0; n < here.size(); ++n) {
         if (query_of[n] < 0) continue;
         const int64_t q = at.first + query_of[n];
         out[p * most + here[n].row] = q;
-        index[(at.set * batch + at.image) * class_logits.size(2) + q] = here[n].row;
+        index[part.first_row + (at.set * batch + at.image) * part.queries + q] = here[n].row;
       }
     }
   });
 }
 
 std::tuple<Tensor, Tensor, Tensor> set_match(
-                 const Tensor class_logits, const Tensor pred_boxes, const Tensor gt_boxes, const Tensor gt_labels,
-                 const std::optional<Tensor> sample_sizes, int64_t num_classes, int64_t groups, int64_t kind,
-                 double alpha, double gamma, double eps, double class_cost, double box_cost, double giou_cost,
-                 const std::optional<Tensor> extra_cost) {
-  STD_TORCH_CHECK(has_numbers(class_logits, {-1, -1, -1, -1}), "class_logits: expected numbers of shape (S, B, Q, C)");
-  const int64_t sets = class_logits.size(0), batch = class_logits.size(1), count = class_logits.size(2);
-  STD_TORCH_CHECK(has_numbers(pred_boxes, {sets, batch, count, 4}),
-                  "pred_boxes: expected numbers of shape (S, B, Q, 4)");
-  STD_TORCH_CHECK(has_numbers(gt_boxes, {batch, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
-  const int64_t most = gt_boxes.size(1);
+                 const std::vector<Tensor> class_logits, const std::vector<Tensor> pred_boxes, const Tensor gt_boxes,
+                 const Tensor gt_labels, const std::optional<Tensor> sample_sizes, int64_t num_classes, int64_t groups,
+                 int64_t kind, double alpha, double gamma, double eps, double class_cost, double box_cost,
+                 double giou_cost, const std::optional<Tensor> extra_cost) {
+  STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
+  const int64_t batch = gt_boxes.size(0), most = gt_boxes.size(1);
   check_labels(gt_labels, sample_sizes, batch, most, "gt_labels");
-  STD_TORCH_CHECK(num_classes >= 0 && num_classes <= class_logits.size(3),
+  STD_TORCH_CHECK(!class_logits.empty() && class_logits[0].dim() == 4,
+                  "class_logits: expected parts of shape (S, B, Q, C)");
+  STD_TORCH_CHECK(pred_boxes.size() == class_logits.size(), "pred_boxes: expected as many parts as class_logits has");
+  const int64_t classes = class_logits[0].size(3);
+  int64_t sets = 0, rows = 0;
+  for (size_t i = 0; i < class_logits.size(); ++i) {
+    const Tensor& t = class_logits[i];
+    STD_TORCH_CHECK(has_numbers(t, {-1, batch, -1, classes}) && t.scalar_type() == class_logits[0].scalar_type(),
+                    "class_logits: expected parts of shape (S, B, Q, C) of one dtype");
+    STD_TORCH_CHECK(has_numbers(pred_boxes[i], {t.size(0), batch, t.size(2), 4}),
+                    "pred_boxes: expected parts of numbers of shape (S, B, Q, 4)");
+    sets += t.size(0), rows += t.size(0) * batch * t.size(2);
+  }
+  STD_TORCH_CHECK(num_classes >= 0 && num_classes <= classes,
                   "num_classes: expected at most as many as class_logits has");
   STD_TORCH_CHECK(groups > 0, "groups: expected at least 1");
   STD_TORCH_CHECK(kind == kSoftmaxCost || kind == kFocalCost, "kind: expected 0 or 1");
-  STD_TORCH_CHECK(!extra_cost || has_numbers(*extra_cost, {sets, batch, count, most}),
+  STD_TORCH_CHECK(!extra_cost ||
+                      has_numbers(*extra_cost, {class_logits[0].size(0), batch, class_logits[0].size(2), most}),
                   "extra_cost: expected numbers of shape (S, B, Q, N)");
-  Tensor query_of = torch::stable::new_empty(class_logits, {sets, groups, batch, most}, ScalarType::Long);
-  Tensor index = torch::stable::new_empty(class_logits, {sets, batch, count}, ScalarType::Long);
-  Tensor valid = torch::stable::new_empty(class_logits, {batch, most}, ScalarType::Bool);
+  Tensor query_of = torch::stable::new_empty(gt_boxes, {sets, groups, batch, most}, ScalarType::Long);
+  Tensor index = torch::stable::new_empty(gt_boxes, {rows}, ScalarType::Long);
+  Tensor valid = torch::stable::new_empty(gt_boxes, {batch, most}, ScalarType::Bool);
   int64_t* out = static_cast<int64_t*>(query_of.mutable_data_ptr());
   int64_t* box_of = static_cast<int64_t*>(index.mutable_data_ptr());
   bool* takes_part = static_cast<bool*>(valid.mutable_data_ptr());
@@ -231,7 +260,7 @@ std::tuple<Tensor, Tensor, Tensor> set_match(
   const auto run = [&](auto zero) {
     match_all<decltype(zero)>(class_logits, pred_boxes, targets, groups, most, f, extra, softmax, out, box_of);
   };
-  switch (class_logits.scalar_type()) {
+  switch (class_logits[0].scalar_type()) {
     case ScalarType::Float: run(float()); break;
     case ScalarType::Half: run(Half()); break;
     case ScalarType::BFloat16: run(BFloat16()); break;

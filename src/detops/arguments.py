@@ -5,7 +5,7 @@ Each error names the argument, what came and what is expected.
 
 import functools
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import ModuleType
 from typing import Any, TypeVar, cast
 
@@ -19,6 +19,15 @@ INTEGERS = (torch.int32, torch.int64, torch.int16, torch.int8, torch.uint8)
 def accumulate_dtype(value: Tensor) -> torch.dtype:
     """Return the dtype that a tensor is computed in: float64 stays, all else is float32."""
     return torch.float64 if value.dtype == torch.float64 else torch.float32
+
+
+def of_one_dtype(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return tensors that differ in dtype, as outputs under autocast may, in the one that holds all of their values."""
+    dtypes = {one.dtype for one in tensors}
+    if len(dtypes) < 2:
+        return list(tensors)
+    dtype = functools.reduce(torch.promote_types, dtypes)
+    return [one.to(dtype) for one in tensors]
 
 
 def describe(value: object) -> str:

@@ -399,8 +399,9 @@ def select_detections(
 
 @op()
 def set_loss(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
+    parts: list[int],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     index: Tensor,
@@ -412,19 +413,28 @@ def set_loss(
     alpha: float,
     gamma: float,
     factor: float,
+    clamp: bool,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Sum DETR's class, L1 and GIoU losses of several sets of outputs, and compute their gradients in the same pass."""
-    losses = class_logits.new_empty((class_logits.shape[0], 3), dtype=accumulate_dtype(class_logits))
+    losses = scale.new_empty((scale.shape[0], 3), dtype=accumulate_dtype(class_logits[0]))
     if not with_gradient:
-        return losses, class_logits.new_empty(0), pred_boxes.new_empty(0)
-    return losses, torch.empty_like(class_logits), pred_boxes.new_empty((2, *pred_boxes.shape))
+        return losses, [], pred_boxes[0].new_empty(0)
+    return losses, [torch.empty_like(one) for one in class_logits], pred_boxes[0].new_empty((2, *index.shape, 4))
+
+
+@op(mutates=("gradients",))
+def set_loss_backward_(
+    gradients: list[Tensor], box_gradients: Tensor, pred_boxes: list[Tensor], parts: list[int], upstream: Tensor
+) -> Tensor:
+    """Scale the gradients that `set_loss` made, and add up those by the boxes."""
+    return pred_boxes[0].new_empty((sum(one.shape[0] * one.shape[1] * one.shape[2] for one in pred_boxes), 4))
 
 
 @op()
 def set_match(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     sample_sizes: Tensor | None,
@@ -440,9 +450,11 @@ def set_match(
     extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Match boxes and queries as DETR does: the query of each box per group, the box of each query, valid boxes."""
-    query = class_logits.new_empty((class_logits.shape[0], groups, *gt_labels.shape), dtype=torch.int64)
-    index = class_logits.new_empty(class_logits.shape[:3], dtype=torch.int64)
-    return query, index, class_logits.new_empty(gt_labels.shape, dtype=torch.bool)
+    sets = sum(one.shape[0] for one in class_logits)
+    rows = sum(one.shape[0] * one.shape[1] * one.shape[2] for one in class_logits)
+    query = gt_boxes.new_empty((sets, groups, *gt_labels.shape), dtype=torch.int64)
+    index = gt_boxes.new_empty(rows, dtype=torch.int64)
+    return query, index, gt_boxes.new_empty(gt_labels.shape, dtype=torch.bool)
 
 
 @op()

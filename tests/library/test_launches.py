@@ -128,7 +128,7 @@ CRITERIA = {
     "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 32),
     "TaskAlignedLoss": (dense_maps, lambda maps, truth: TAL(*maps, truth), 24),
     "TaskAlignedLoss, two heads": (two_heads, lambda maps, truth: TAL(*maps[0], truth, one_to_one=maps[1]), 34),
-    "SetLoss": (query_outputs, lambda maps, truth: SET(*maps, (truth.boxes, truth.labels)), 23),
+    "SetLoss": (query_outputs, lambda maps, truth: SET(*maps, (truth.boxes, truth.labels)), 21),
 }
 CALLS_OF_MAPS = {
     "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 11),

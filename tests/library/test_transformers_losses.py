@@ -194,9 +194,9 @@ def test_no_host_sync():
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("RTDetrForObjectDetectionLoss", 108),
-        ("DFineForObjectDetectionLoss", 418),
-        ("Deimv2ForObjectDetectionLoss", 459),
+        ("RTDetrForObjectDetectionLoss", 30),
+        ("DFineForObjectDetectionLoss", 331),
+        ("Deimv2ForObjectDetectionLoss", 348),
     ],
 )
 def test_launches_do_not_creep_up(name, most):

@@ -36,15 +36,33 @@ def arguments(
     eps: float = 1e-8,
     weights: tuple[float, float, float] = (2.0, 5.0, 2.0),
     extra: bool = False,
+    more: bool = False,
     **scene: Any,
 ) -> tuple[Any, ...]:
+    """With `more` there are two more parts: of as many queries, and of two more."""
     found = set_scene(seed, **scene)
     classes = found["class_logits"].shape[3] - (kind == 0)
     logits, boxes = found["class_logits"], found["gt_boxes"]
     # Stored box by box, as a product of labels and logits may lie in memory.
     shape = (boxes.shape[1], *logits.shape[:3])
-    more = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(5).movedim(0, 3).to(logits.dtype)
-    return (*found.values(), classes, groups, kind, 0.25, gamma, eps, *weights, more if extra else None)
+    costs = torch.randn(shape, generator=torch.Generator().manual_seed(seed)).mul_(5).movedim(0, 3).to(logits.dtype)
+    others = [set_scene(seed + i, **scene | dict(queries=logits.shape[2] + i)) for i in (0, 2) if more]
+    for name in ("class_logits", "pred_boxes"):
+        found[name] = [found[name], *(other[name][:1] for other in others)]
+    return (*found.values(), classes, groups, kind, 0.25, gamma, eps, *weights, costs if extra else None)
+
+
+def by_part(args: tuple[Any, ...], found: tuple[Tensor, ...]) -> list[tuple[Any, ...]]:
+    """Arguments with one part each, and its queries and boxes."""
+    parts, sets, rows = [], 0, 0
+    for i, (logits, pred) in enumerate(zip(*args[:2], strict=True)):
+        count = logits.shape[:3].numel()
+        own = (logits, pred, *args[2:-1], args[-1] if i == 0 else None)
+        index = found[1][rows : rows + count].view(logits.shape[:3])
+        parts.append((own, found[0][sets : sets + len(logits)], index))
+        sets, rows = sets + len(logits), rows + count
+    assert (sets, rows) == (len(found[0]), len(found[1]))
+    return parts
 
 
 def total(args: tuple[Any, ...], query: Tensor) -> Tensor:
@@ -68,20 +86,20 @@ def total(args: tuple[Any, ...], query: Tensor) -> Tensor:
 
 def assert_as_good(args: tuple[Any, ...], found: tuple[Tensor, ...], wanted: tuple[Tensor, ...]) -> None:
     """The same boxes have a query, no query has two, and the costs are the same; all results say the same."""
-    (query, index, valid), (expected, _, expected_valid) = found, wanted
-    assert query.dtype == index.dtype == torch.int64
-    assert torch.equal(valid, expected_valid)
-    pairs = torch.full((*index.shape[:2], index.shape[2] + 1), -1)
-    for s, g, b, n in (query >= 0).nonzero().tolist():
-        pairs[s, b, query[s, g, b, n]] = n
-    assert torch.equal(index, pairs[..., :-1])
-    if torch.equal(query, expected):
-        return
-    assert torch.equal((query >= 0).sum(3), (expected >= 0).sum(3))
-    for row in query.flatten(0, 2):
-        taken = row[row >= 0]
-        assert len(taken.unique()) == len(taken)
-    torch.testing.assert_close(total(args, query), total(args, expected), rtol=0, atol=1e-4)
+    assert found[0].dtype == found[1].dtype == torch.int64
+    assert torch.equal(found[2], wanted[2])
+    for (own, query, index), (_, expected, _) in zip(by_part(args, found), by_part(args, wanted), strict=True):
+        pairs = torch.full((*index.shape[:2], index.shape[2] + 1), -1)
+        for s, g, b, n in (query >= 0).nonzero().tolist():
+            pairs[s, b, query[s, g, b, n]] = n
+        assert torch.equal(index, pairs[..., :-1])
+        if torch.equal(query, expected):
+            continue
+        assert torch.equal((query >= 0).sum(3), (expected >= 0).sum(3))
+        for row in query.flatten(0, 2):
+            taken = row[row >= 0]
+            assert len(taken.unique()) == len(taken)
+        torch.testing.assert_close(total(own, query), total(own, expected), rtol=0, atol=1e-4)
 
 
 @op.for_each_form
@@ -101,6 +119,7 @@ def test_matches_reference(form: Form) -> None:
         odd=st.booleans(),
         ragged=st.booleans(),
         extra=st.booleans(),
+        more=st.booleans(),
         label_dtype=st.sampled_from([torch.int64, torch.int32]),
     )
     def check(**options: Any) -> None:
@@ -112,7 +131,7 @@ def test_matches_reference(form: Form) -> None:
 
 @op.for_each_form
 def test_dozens_of_boxes(form: Form) -> None:
-    for options in (dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True, extra=True)):
+    for options in (dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True, extra=True, more=True)):
         args = arguments(3, sets=1, batch=1, queries=50, boxes=18, **options)  # type: ignore[arg-type]
         found = form(*args)
         assert (found[0] >= 0).sum() > 2
@@ -121,7 +140,7 @@ def test_dozens_of_boxes(form: Form) -> None:
 
 @pytest.mark.gpu
 def test_gpu_matches_reference() -> None:
-    for seed, options in enumerate((dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True))):
+    for seed, options in enumerate((dict(kind=0), dict(groups=2), dict(eps=0.0, ragged=True, odd=True, more=True))):
         args = arguments(seed, queries=60, boxes=20, **options)  # type: ignore[arg-type]
         assert_as_good(args, tuple(part.cpu() for part in op(*moved(args, "cuda"))), op.reference(*args))
 
@@ -133,11 +152,11 @@ def test_values_by_hand(form: Form) -> None:
     truth, label = torch.tensor([[[0.55, 0.5, 0.4, 0.4]]]), torch.tensor([[0]])
     logits = torch.tensor([[[[1.0, -0.5], [0, 2]]]])
     for query, cost in ((0, -2.347029), (1, 4.607249)):
-        one = (logits[:, :, query : query + 1], pred[:, :, query : query + 1], truth, label, None, 2, 1, 1, 0.25, 2.0)
-        args = (*one, 1e-8, 2.0, 5.0, 2.0, None)
-        assert form(*args)[0].item() == 0
-        assert total(args, torch.zeros(1, 1, 1, 1).long())[..., 1].item() == pytest.approx(cost, abs=2e-6)
-    assert form(logits, pred, truth, label, None, 2, 1, 1, 0.25, 2.0, 1e-8, 2.0, 5.0, 2.0)[0].tolist() == [[[[0]]]]
+        one, rest = [part[:, :, query : query + 1] for part in (logits, pred)], (truth, label, None, 2, 1, 1, 0.25, 2.0)
+        more = (*rest, 1e-8, 2.0, 5.0, 2.0, None)
+        assert form(*([part] for part in one), *more)[0].item() == 0
+        assert total((*one, *more), torch.zeros(1, 1, 1, 1).long())[..., 1].item() == pytest.approx(cost, abs=2e-6)
+    assert form([logits], [pred], truth, label, None, 2, 1, 1, 0.25, 2.0, 1e-8, 2.0, 5.0, 2.0)[0].tolist() == [[[[0]]]]
     softmax = torch.cat([logits, torch.full((1, 1, 2, 1), 0.5)], -1)
     for query, cost in ((0, -0.546549), (1, -0.099624)):
         assert definition._class_cost(softmax[0, 0], 0, 0, 0.25, 2.0, 1e-8)[query].item() == pytest.approx(
@@ -160,19 +179,19 @@ def test_large_logits_have_costs(form: Form) -> None:
     pred = torch.full((1, 1, 5, 4), 0.5)
     for dtype in (torch.float32, torch.float16):
         for eps in (0.0, 1e-8):
-            args = (logits.to(dtype), pred.to(dtype), pred[0, :, :1], torch.tensor([[0]]), None)
+            args = ([logits.to(dtype)], [pred.to(dtype)], pred[0, :, :1], torch.tensor([[0]]), None)
             found = form(*args, 2, 1, 1, 0.25, 2.0, eps, 2.0, 5.0, 2.0)[0].item()
             assert found == 3 if eps == 0 else found in (2, 3)
 
 
 def test_views_are_read_where_they_are() -> None:
     args = arguments(5, sets=3, groups=2, ragged=True)
-    logits, pred, *rest = args
+    (logits,), (pred,), *rest = args
     by_image = [t.transpose(0, 1).contiguous().transpose(0, 1) for t in (logits, pred)]
     spaced = [torch.stack([t, t], -1)[..., 0] for t in (logits, pred)]
     for views in (by_image, spaced):
         assert not views[0].is_contiguous()
-        assert_same_bits(op(*views, *rest), op(*args))
+        assert_same_bits(op(*([one] for one in views), *rest), op(*args))
 
 
 def test_any_number_of_threads_gives_the_same_bits() -> None:
@@ -182,7 +201,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 
 @for_each_device
 @pytest.mark.parametrize(
-    "options", [{}, {"groups": 2, "kind": 0, "ragged": True, "extra": True}], ids=["plain", "groups"]
+    "options", [{}, {"groups": 2, "kind": 0, "ragged": True, "extra": True, "more": True}], ids=["plain", "groups"]
 )
 def test_opcheck(device: str, options: dict[str, Any]) -> None:
     op.check(*moved(arguments(5, **options), device))
@@ -193,7 +212,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
     def match(logits: Tensor, pred: Tensor, boxes: Tensor, labels: Tensor) -> Tensor:
         return detops.hungarian_match(logits, pred, (boxes, labels), groups=2)
 
-    args, more = (moved(arguments(6, boxes=n)[:4], device) for n in (3, 5))
+    args, more = (moved(tuple(set_scene(6, boxes=n).values())[:4], device) for n in (3, 5))
     assert assert_no_syncs(match, *args).shape == (2, 2, 2, 3)
     assert_compiles_whole(match, args, more)
 
@@ -201,7 +220,7 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 def test_hungarian_match_takes_targets_in_every_form() -> None:
     scene = set_scene(9, sets=3, boxes=4, ragged=True)
     logits, pred, boxes, labels, sizes = scene.values()
-    expected = op(*scene.values(), 4, 1, 1, 0.25, 2.0, 1e-8, 2.0, 5.0, 2.0)[0]
+    expected = op([logits], [pred], boxes, labels, sizes, 4, 1, 1, 0.25, 2.0, 1e-8, 2.0, 5.0, 2.0)[0]
     lists = [b[:n] for b, n in zip(boxes, sizes, strict=True)], [b[:n] for b, n in zip(labels, sizes, strict=True)]
     dicts = [{"boxes": b, "class_labels": c} for b, c in zip(*lists, strict=True)]
     image_sizes = torch.tensor([[480, 640], [300, 200]])
@@ -254,8 +273,10 @@ def test_checked_mode_names_the_box() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        dict(class_logits=torch.zeros(2, 2, 6)),
-        dict(pred_boxes=torch.zeros(2, 2, 6, 3)),
+        dict(class_logits=[torch.zeros(2, 2, 6)]),
+        dict(class_logits=[torch.zeros(2, 3, 6, 4)]),
+        dict(pred_boxes=[torch.zeros(2, 2, 6, 3)]),
+        dict(pred_boxes=[]),
         dict(gt_boxes=torch.zeros(2, 3, 3)),
         dict(gt_labels=torch.zeros(2, 4).long()),
         dict(sample_sizes=torch.zeros(3).long()),
@@ -279,10 +300,10 @@ KERNELS = [
                 G="i32", queries="i32"),
            dict(HAS_SIZES=False, HAS_VALID=True, BLOCK=512, BLOCK_S=32), 4),
     Kernel("cost_kernel",
-           dict(logits="*fp16", totals="*fp32", preds="*fp16", boxes="*fp32", labels="*i64", valid="*u8", extra="*fp16",
-                costs="*fp32", B="i32", Q="i32", N="i32", G="i32", each="i32", logit_set="i32", logit_image="i32",
-                logit_query="i32", logit_class="i32", pred_set="i32", pred_image="i32", pred_query="i32",
-                pred_number="i32", extra_set="i32", extra_image="i32", extra_query="i32", extra_box="i32", alpha="fp32", gamma="fp32", eps="fp32", class_cost="fp32", box_cost="fp32",
-                giou_cost="fp32"),
-           dict(IS_SOFTMAX=False, HAS_EPS=True, SQUARE=True, HAS_EXTRA=True, BLOCK=128), 4),
+           dict(logits=("*fp16", "*fp16"), preds=("*fp16", "*fp16"), totals="*fp32", boxes="*fp32", labels="*i64",
+                valid="*u8", extra="*fp16", costs="*fp32", firsts=("i32",) * 2, logit_strides=("i32",) * 8,
+                pred_strides=("i32",) * 8, B="i32", Q="i32", N="i32", G="i32", each="i32", extra_set="i32",
+                extra_image="i32", extra_query="i32", extra_box="i32", alpha="fp32", gamma="fp32", eps="fp32",
+                class_cost="fp32", box_cost="fp32", giou_cost="fp32"),
+           dict(PARTS=2, IS_SOFTMAX=False, HAS_EPS=True, SQUARE=True, HAS_EXTRA=True, BLOCK=128), 4),
 ]  # fmt: skip

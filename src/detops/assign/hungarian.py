@@ -1,11 +1,12 @@
 """The matching of the DETR family, for all layers, images and groups of queries at once."""
 
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from torch import Tensor
 
 from detops import ops
-from detops.arguments import FLOATS, require_device, require_shape, require_tensor
+from detops.arguments import FLOATS, of_one_dtype, require_device, require_shape, require_tensor
 from detops.assign.set_targets import SetTargets, Targets, require_set_targets
 
 CostKind = Literal["softmax", "focal"]
@@ -125,8 +126,8 @@ def hungarian_match(
         require_device("extra_cost", extra_cost, class_logits, "class_logits")
         extra_cost = extra_cost.reshape(lead.numel(), *extra_cost.shape[-3:])
     query, _, _ = match_sets(
-        class_logits.reshape(lead.numel(), *class_logits.shape[-3:]),
-        pred_boxes.reshape(lead.numel(), *pred_boxes.shape[-3:]),
+        [class_logits.reshape(lead.numel(), *class_logits.shape[-3:])],
+        [pred_boxes.reshape(lead.numel(), *pred_boxes.shape[-3:])],
         truth,
         rule,
         groups,
@@ -137,23 +138,23 @@ def hungarian_match(
 
 
 def match_sets(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: Sequence[Tensor],
+    pred_boxes: Sequence[Tensor],
     targets: SetTargets,
     rule: MatchRule,
     groups: int,
     num_classes: int,
     extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Call the op; arguments (S, B, Q, C), (S, B, Q, 4) and (S, B, Q, N), checked already.
+    """Call the op; arguments are parts (S, B, Q, C), (S, B, Q, 4), and (S, B, Q, N) of the first, checked already.
 
     Returns:
-        (S, G, B, N) int64 query of each box, or -1; (S, B, Q) int64 box of each query, or -1; (B, N) bool, which boxes
-        take part.
+        (R, G, B, N) int64 query of each box in the sets of all parts, or -1; int64 box of each query, or -1, of the
+        parts (S, B, Q) one after the other; (B, N) bool, which boxes take part.
     """
     return ops.set_match(
-        class_logits=class_logits.detach(),
-        pred_boxes=pred_boxes.detach(),
+        class_logits=[one.detach() for one in of_one_dtype(class_logits)],
+        pred_boxes=[one.detach() for one in of_one_dtype(pred_boxes)],
         gt_boxes=targets.boxes,
         gt_labels=targets.labels,
         sample_sizes=targets.sample_sizes,

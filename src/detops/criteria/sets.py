@@ -1,5 +1,7 @@
 """The losses of DETR and its successors as one module: all layers' outputs and boxes in, numbers out."""
 
+import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -8,7 +10,7 @@ from torch import Tensor, nn
 from detops.assign.hungarian import CostKind, MatchRule, match_sets, require_outputs
 from detops.assign.set_targets import SetTargets, Targets, require_set_targets
 from detops.criteria.set_masks import MaskRule, SetMasks, layers_of, mask_costs, mask_losses
-from detops.losses._set import Pairs, SetClassLoss, set_losses
+from detops.losses._set import Outputs, Pairs, SetClassLoss, set_losses
 from detops.losses.reduction import average_over_ranks
 
 Kind = Literal["softmax", "focal", "varifocal", "mal", "ia_bce"]
@@ -182,52 +184,60 @@ class SetLoss(nn.Module):
         if masks is not None:
             maps = layers_of(masks, class_logits)
             extra = mask_costs(maps, masks.masks, truth.boxes.shape[1], self.mask_rule)
-        query, index, valid = self._match(class_logits, pred_boxes, truth, groups, extra)
-        boxes = average_over_ranks(valid.sum())
-        found = {"": self._losses(class_logits, pred_boxes, truth, index, boxes * groups)}
-        if masks is not None:
-            of_masks = mask_losses(maps, masks.masks, query, self.mask_rule, boxes * groups)
-            found[""] = torch.cat([found[""], of_masks], 1)
+        outputs = [(class_logits, pred_boxes)]
+        names = {"": len(class_logits)}
         if encoder is not None:
             logits, pred = (one[None] for one in encoder)
             self._checked(logits, pred, truth)
-            _, index, _ = self._match(logits, pred, truth, groups)
-            found["_enc"] = self._losses(logits, pred, truth, index, boxes * groups)
+            outputs.append((logits, pred))
+            names["_enc"] = 1
+        query, index, valid = self._match(outputs, truth, groups, extra)
+        boxes = average_over_ranks(valid.sum())
+        divisors = (boxes * groups).expand(sum(names.values()))
         if denoising is not None:
-            self._checked(denoising.class_logits, denoising.pred_boxes, truth)
-            index = denoising.box_index.expand(denoising.class_logits.shape[:3]).contiguous()
-            found["_dn"] = self._losses(
-                denoising.class_logits, denoising.pred_boxes, truth, index, boxes * denoising.groups
-            )
+            logits, pred, own, copies = denoising
+            self._checked(logits, pred, truth)
+            outputs.append((logits, pred))
+            index = torch.cat([index, own.expand(logits.shape[:3]).flatten()])
+            names["_dn"] = len(logits)
+            divisors = torch.cat([divisors, (boxes * copies).expand(len(logits))])
+        losses = self._losses(outputs, truth, index, divisors)
+        found = dict(zip(names, losses.split(list(names.values())), strict=True))
+        if masks is not None:
+            of_masks = mask_losses(maps, masks.masks, query[: len(class_logits)], self.mask_rule, boxes * groups)
+            found[""] = torch.cat([found[""], of_masks], 1)
         return found
 
     def match(self, class_logits: Tensor, pred_boxes: Tensor, targets: Targets) -> Tensor:
         """Return (L, B, Q) int64, the box of each query of each layer, or -1; arguments as in `forward`."""
         class_logits, pred_boxes = _stacked(class_logits, pred_boxes)
         truth = self._checked(class_logits, pred_boxes, targets)
-        return self._match(class_logits, pred_boxes, truth, self.groups if self.training else 1)[1]
+        groups = self.groups if self.training else 1
+        return self._match([(class_logits, pred_boxes)], truth, groups)[1].view(class_logits.shape[:3])
 
     def _match(
-        self, class_logits: Tensor, pred_boxes: Tensor, truth: SetTargets, groups: int, extra: Tensor | None = None
+        self, outputs: list[tuple[Tensor, Tensor]], truth: SetTargets, groups: int, extra: Tensor | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """(L, G, B, N) query of each box, (L, B, Q) box of each query, and (B, N) which boxes take part."""
-        queries = class_logits.shape[2]
-        if queries % groups:
-            raise ValueError(
-                f"class_logits: expected a multiple of {groups} queries, as there are so many groups, got {queries}"
-            )
-        return match_sets(class_logits, pred_boxes, truth, self.rule, groups, self.num_classes, extra)
+        """(R, G, B, N) query of each box, the box of each query, and (B, N) which boxes take part."""
+        for queries in (logits.shape[2] for logits, _ in outputs):
+            if queries % groups:
+                raise ValueError(
+                    f"class_logits: expected a multiple of {groups} queries, as there are so many groups, got {queries}"
+                )
+        logits, boxes = zip(*outputs, strict=True)
+        return match_sets(logits, boxes, truth, self.rule, groups, self.num_classes, extra)
 
     def _losses(
-        self, class_logits: Tensor, pred_boxes: Tensor, truth: SetTargets, index: Tensor, boxes: Tensor
+        self, outputs: list[tuple[Tensor, Tensor]], truth: SetTargets, index: Tensor, divisors: Tensor
     ) -> Tensor:
-        """(S, 3) losses of given pairs, divided by the number of boxes."""
-        scale = boxes.reciprocal().expand(len(index), 2)
+        """(R, 3) losses of given pairs, divided by the numbers of boxes (R,)."""
+        scale = divisors.reciprocal()[:, None].expand(-1, 2)
         if self.kind == "softmax":
-            by_class = weight_of_queries(index, self.class_loss.no_object).reciprocal()
+            shapes = [logits.shape[:3] for logits, _ in outputs]
+            by_class = weight_of_queries(index, shapes, self.class_loss.no_object).reciprocal()
             scale = torch.stack([by_class, scale[:, 1]], 1)
         pairs = Pairs(truth.boxes, truth.labels, index)
-        return set_losses(class_logits, pred_boxes, pairs, self.class_loss, scale, self.weights)
+        return set_losses(Outputs.whole(outputs), pairs, self.class_loss, scale, self.weights)
 
     def _checked(self, class_logits: Tensor, pred_boxes: Tensor, targets: Targets | SetTargets) -> SetTargets:
         require_outputs(class_logits, pred_boxes)
@@ -247,8 +257,16 @@ def _stacked(class_logits: Tensor, pred_boxes: Tensor) -> tuple[Tensor, Tensor]:
     return class_logits, pred_boxes
 
 
-def weight_of_queries(index: Tensor, no_object: float) -> Tensor:
-    """Return (S,) the sum of the weights of each set's queries, averaged over ranks: what softmax divides by."""
-    matched = (index >= 0).sum((1, 2))
-    others = (index == -1).sum((1, 2))
-    return average_over_ranks(matched + others * no_object, least=torch.finfo(torch.float32).tiny)
+def weight_of_queries(index: Tensor, shapes: Sequence[Sequence[int]], no_object: float) -> Tensor:
+    """Return (R,) the sum of the weights of each set's queries, averaged over ranks: what softmax divides by.
+
+    Args:
+        index: Box of each query of all parts.
+        shapes: (sets, B, queries) of each part.
+        no_object: Weight of a query without a box.
+    """
+    sums = []
+    for part, shape in zip(index.split([math.prod(shape) for shape in shapes]), shapes, strict=True):
+        own = part.view(shape[0], math.prod(shape[1:]))
+        sums.append((own >= 0).sum(1) + (own == -1).sum(1) * no_object)
+    return average_over_ranks(torch.cat(sums), least=torch.finfo(torch.float32).tiny)

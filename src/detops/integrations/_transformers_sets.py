@@ -9,63 +9,59 @@ from torch import Tensor
 from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import require_set_targets
 from detops.criteria.sets import weight_of_queries
-from detops.geometry.boxes import iou_of_pairs, to_xyxy
-from detops.losses._local import bin_values, distillation_loss, fine_grained_loss
-from detops.losses._set import Pairs, SetClassLoss, set_losses
+from detops.losses._local import Distributions, local_losses
+from detops.losses._set import Outputs, Pairs, SetClassLoss, set_losses
 from detops.losses.reduction import average_over_ranks
 
 
-class Local(NamedTuple):
-    """What D-FINE's local losses of some sets of outputs read.
-
-    Attributes:
-        corners: (S, B, Q, 4 * bins) logits.
-        references: (S, B, Q, 4) cxcywh.
-        teacher: (1, B, Q, 4 * bins) logits of the last layer.
-        teacher_logits: (1, B, Q, C) of the last layer.
-        values: (bins,) what each bin stands for.
-        scale: By which distances are divided.
-        distils: Whether the sets learn from the last layer.
-    """
-
-    corners: Tensor
-    references: Tensor
-    teacher: Tensor
-    teacher_logits: Tensor
-    values: Tensor
-    scale: float
-    distils: bool = True
-
-
-class Outputs(NamedTuple):
-    """Sets of outputs: logits (S, B, Q, C) and boxes (S, B, Q, 4)."""
+class Stack(NamedTuple):
+    """Sets of outputs: logits (S, B, Q, C), boxes (S, B, Q, 4), and these as they are matched and returned."""
 
     logits: Tensor
     boxes: Tensor
-
-    def of(self, sets: slice, queries: slice) -> "Outputs":
-        """Some sets and queries."""
-        return Outputs(self.logits[sets, :, queries], self.boxes[sets, :, queries])
-
-    def as_dicts(self, local: Local | None = None) -> list[dict[str, Tensor]]:
-        """The form in which Transformers returns auxiliary outputs."""
-        found = [{"logits": a, "pred_boxes": b} for a, b in zip(self.logits, self.boxes, strict=True)]
-        if local is not None:
-            for one, corners, references in zip(found, local.corners, local.references, strict=True):
-                one |= {"pred_corners": corners, "ref_points": references, "teacher_corners": local.teacher[0],
-                        "teacher_logits": local.teacher_logits[0]}  # fmt: skip
-        return found
+    clamped: Tensor
 
 
-Part = tuple[list[str], Outputs, Local | None]  # suffixes of the names of each set's losses
+class Part(NamedTuple):
+    """Some sets and queries of a stack.
+
+    Attributes:
+        stack: Which.
+        sets: Its first set, and how many.
+        queries: Its first query, and how many.
+        suffixes: Of the names of each set's losses.
+        layer: The first layer of the distributions that belong to its sets; None without.
+        distils: Whether these learn from the last layer's.
+    """
+
+    stack: int
+    sets: tuple[int, int]
+    queries: tuple[int, int]
+    suffixes: list[str]
+    layer: int | None = None
+    distils: bool = True
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of a tensor (S, B, Q, ...)."""
+        first, count = self.queries
+        return tensor[self.sets[0] : sum(self.sets), :, first : first + count]
 
 
-def as_outputs(logits: Any, boxes: Any, clamp: bool = False) -> Outputs:
-    """Outputs of one set or of several, stacked or in a list; boxes clamped to 0 .. 1 if so wanted."""
+def stacked(logits: Any, boxes: Any, clamp: bool = False) -> Stack:
+    """Outputs of one set or of several, stacked or in a list; boxes limited to 0 .. 1 if so wanted."""
     logits, boxes = (torch.stack(list(one)) if isinstance(one, list | tuple) else one for one in (logits, boxes))
     if logits.dim() == 3:
         logits, boxes = logits[None], boxes[None]
-    return Outputs(logits, boxes.clamp(0, 1) if clamp else boxes)
+    return Stack(logits, boxes, boxes.clamp(0, 1) if clamp else boxes)
+
+
+def is_last(last: Tensor, every: Any, dim: int) -> bool:
+    """Whether a tensor is a view of the last of all layers, so that its gradient may as well go to all of them."""
+    if not isinstance(every, Tensor) or torch.compiler.is_compiling() or last._base is None:
+        return False
+    other = every.select(dim, -1)
+    same = last.stride() == other.stride() and last.storage_offset() == other.storage_offset()
+    return same and last.shape == other.shape and last._base is (every if every._base is None else every._base)
 
 
 def loss_names(class_name: str) -> list[str]:
@@ -73,40 +69,19 @@ def loss_names(class_name: str) -> list[str]:
     return [f"loss_{name}" for name in (class_name, "bbox", "giou", "fgl", "ddf")]
 
 
-class LocalSets(NamedTuple):
-    """D-FINE's distributions as its model gives them: (B, L, Q, 4 * bins) and (B, L, Q, 4); None for none."""
-
-    corners: Tensor | None
-    references: Tensor | None
-
-    def of(self, config: Any, every: Outputs, first: int, aligned: bool) -> "LocalLayers":
-        """All layers' parts; `first` is the first query that is not for denoising."""
-        if self.corners is None or self.references is None:
-            raise ValueError("predicted_corners, initial_reference_points: expected tensors, got None")
-        values = bin_values(config.max_num_bins, config.up, config.reg_scale, every.logits.device)
-        corners, references = self.corners.transpose(0, 1), self.references.transpose(0, 1).detach()
-        # In training the model's classes and boxes begin with those of a first head that has no distributions.
-        heads = len(every.logits) - len(corners) if aligned else 0
-        return LocalLayers(corners, references, every.logits, values, float(config.reg_scale), max(heads, 0), aligned)
-
-
-class LocalLayers(NamedTuple):
-    """The distributions (L, B, Q, 4 * bins) of all layers; `heads` sets of outputs come before them."""
-
-    corners: Tensor
-    references: Tensor
-    logits: Tensor
-    values: Tensor
-    scale: float
-    heads: int
-    aligned: bool
-
-    def of(self, layers: slice, queries: slice, distils: bool = True) -> Local:
-        """Those of some layers and queries."""
-        return Local(
-            self.corners[layers, :, queries], self.references[layers, :, queries], self.corners[-1:, :, queries],
-            self.logits[-1:, :, queries].detach(), self.values, self.scale, distils,
-        )  # fmt: skip
+def as_dicts(stack: Stack, part: Part, local: Distributions | None = None) -> list[dict[str, Tensor]]:
+    """The form in which Transformers returns the outputs of a part."""
+    rows = zip(part.of(stack.logits), part.of(stack.clamped), strict=True)
+    found = [{"logits": logits, "pred_boxes": boxes} for logits, boxes in rows]
+    if local is not None and part.layer is not None:
+        first, count = part.queries
+        queries = slice(first, first + count)
+        for i, one in enumerate(found):
+            layer = part.layer + i
+            one |= {"pred_corners": local.corners[layer, :, queries], "ref_points": local.references[layer, :, queries],
+                    "teacher_corners": local.corners[-1, :, queries],
+                    "teacher_logits": local.teacher_logits[:, queries]}  # fmt: skip
+    return found
 
 
 class Criterion:
@@ -120,6 +95,7 @@ class Criterion:
         groups: Of queries.
         ranks: Whether divisors are averaged over ranks.
         background: Whether softmax logits have a column for "no object".
+        clamp: Whether boxes are limited to 0 .. 1.
     """
 
     def __init__(
@@ -132,144 +108,132 @@ class Criterion:
         *,
         ranks: bool = False,
         background: bool = True,
+        clamp: bool = False,
     ) -> None:
         self.targets = require_set_targets(labels, 1 << 30, logits.shape[0], logits, "logits")
-        self.lengths = [len(one["class_labels"]) for one in labels]
-        self.rule, self.loss, self.groups = rule, loss, groups
+        self.rule, self.loss, self.groups, self.clamp = rule, loss, groups, clamp
         self.num_classes = logits.shape[-1] - (rule.kind == "softmax" and background)
-        count = torch.full((), float(sum(self.lengths) * groups), device=logits.device)
-        self.boxes = average_over_ranks(count) if ranks else count.clamp(min=1)
+        boxes = sum(len(one["class_labels"]) for one in labels) * groups
+        self.boxes: Tensor | float = float(max(boxes, 1))
+        if ranks:
+            self.boxes = average_over_ranks(torch.full((), float(boxes), device=logits.device))
 
-    def match(self, outputs: Outputs) -> Tensor:
-        """(S, B, Q) box of each query, or -1."""
-        return match_sets(*outputs, self.targets, self.rule, self.groups, self.num_classes)[1]
+    def match(self, stacks: Sequence[Stack], parts: Sequence[Part]) -> Tensor:
+        """Box of each query of all parts, or -1."""
+        logits = [part.of(stacks[part.stack].logits) for part in parts]
+        boxes = [part.of(stacks[part.stack].clamped) for part in parts]
+        return match_sets(logits, boxes, self.targets, self.rule, self.groups, self.num_classes)[1]
+
+    def scale(self, sets: int) -> Tensor:
+        """(sets, 2) factors of the losses by class and by boxes: one over the number of boxes."""
+        if isinstance(self.boxes, Tensor):
+            return self.boxes.reciprocal().expand(sets, 2).clone()
+        return torch.full((sets, 2), 1 / self.boxes, device=self.targets.boxes.device)
 
     def losses(
-        self, outputs: Outputs, index: Tensor, boxes: Tensor, union: Tensor | None = None,
-        weights: Sequence[float] = (1.0, 1.0, 1.0),
+        self, stacks: Sequence[Stack], parts: Sequence[Part], index: Tensor, scale: Tensor,
+        weights: Sequence[float] = (1.0, 1.0, 1.0), box_index: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """(S, 3) losses of given pairs; `union` (B, Q) gives the pairs of the box losses, and their divisor."""
-        by_class = (1 / boxes).expand(len(index))
-        by_boxes, box_index = by_class, None
+        """(R, 3) losses of given pairs."""
         if self.loss.kind == "softmax":
-            by_class = weight_of_queries(index, self.loss.no_object).reciprocal()
-        if union is not None:
-            by_boxes = (1 / (union >= 0).sum().clamp(min=1)).expand(len(index))
-            box_index = union.expand_as(index).contiguous()
+            shapes = [(part.sets[1], stacks[part.stack].logits.shape[1], part.queries[1]) for part in parts]
+            scale[:, 0] = weight_of_queries(index, shapes, self.loss.no_object).reciprocal()
+        numbers = [n for part in parts for n in (part.stack, *part.sets, *part.queries)]
+        outputs = Outputs([one.logits for one in stacks], [one.boxes for one in stacks], numbers)
         pairs = Pairs(self.targets.boxes, self.targets.labels, index, box_index)
-        return set_losses(*outputs, pairs, self.loss, torch.stack([by_class, by_boxes], 1), weights)
+        return set_losses(outputs, pairs, self.loss, scale, weights, clamp=self.clamp)
 
     @torch.no_grad()
-    def cardinality(self, logits: Tensor) -> Tensor:
-        """(S,) mean difference between the number of queries that predict an object and that of boxes."""
-        if self.rule.kind == "softmax":
-            predicted = (logits.argmax(-1) != logits.shape[-1] - 1).sum(-1)
-        else:
-            predicted = (logits.amax(-1).sigmoid() > 0.5).sum(-1)
+    def cardinality(self, stacks: Sequence[Stack], parts: Sequence[Part]) -> Tensor:
+        """(R,) mean difference between the number of queries that predict an object and that of boxes."""
+        counts = []
+        for logits in (part.of(stacks[part.stack].logits) for part in parts):
+            if self.rule.kind == "softmax":
+                counts.append((logits.argmax(-1) != logits.shape[-1] - 1).sum(-1))
+            else:
+                counts.append((logits.amax(-1).sigmoid() > 0.5).sum(-1))
         sizes = self.targets.sample_sizes
         wanted = self.targets.labels.shape[1] if sizes is None else sizes
-        return (predicted - wanted).abs().float().mean(1)
-
-    def layers(self, last: Part, every: Outputs, first: int, local: LocalLayers | None, encoder: Outputs) -> list[Part]:
-        """The last layer, the others, and the encoder, which is named as one more of these."""
-        queries = slice(first, None)
-        parts = [last]
-        inner, part = slice(0, len(every.logits) - 1), None
-        if local is not None:
-            if local.aligned:
-                parts = [(last[0], last[1], local.of(slice(-1, None), queries, distils=False))]
-            if local.heads:
-                parts.append((["_pre"], every.of(slice(0, local.heads), queries), None))
-            count = min(len(every.logits) - local.heads, len(local.corners)) - 1
-            inner, part = slice(local.heads, local.heads + count), local.of(slice(0, count), queries)
-        outputs = every.of(inner, queries)
-        count = len(outputs.logits)
-        if count:
-            parts.append(([f"_aux_{i}" for i in range(count)], outputs, part))
-        return [*parts, ([f"_aux_{count}"], encoder, None)]
+        return (torch.cat(counts) - wanted).abs().float().mean(1)
 
     def terms(
-        self, parts: Sequence[Part], names: Sequence[str], weights: Mapping[str, float], union: bool
-    ) -> dict[str, Tensor]:
-        """Weighted losses by name; with `union` box losses are those of the pairs of all parts together."""
-        indices = [self.match(outputs) for _, outputs, _ in parts]
-        shared = self._union(torch.cat(indices)) if union else None
-        found: dict[str, Tensor] = {}
-        for (suffixes, outputs, local), index in zip(parts, indices, strict=True):
-            found |= self._named(suffixes, outputs, index, self.boxes, local, names, weights, shared)
-        return found
+        self, stacks: Sequence[Stack], parts: Sequence[Part], noisy: Sequence[Part], groups: int,
+        local: Distributions | None, names: Sequence[str], weights: Mapping[str, float], union: bool,
+    ) -> tuple[Tensor, dict[str, Tensor]]:  # fmt: skip
+        """The sum of all losses, and each, weighted, by name.
 
-    def denoising_terms(
-        self, every: Outputs, first: int, groups: int, local: LocalLayers | None, names: Sequence[str],
-        weights: Mapping[str, float],
-    ) -> dict[str, Tensor]:  # fmt: skip
-        """The losses of the first queries, of which each group has a positive and a negative one per box."""
-        queries = slice(0, first)
-        place = torch.arange(first, device=self.targets.boxes.device) % max(first // groups, 1)
+        Args:
+            stacks: Outputs.
+            parts: Those that are matched.
+            noisy: Those of denoising queries.
+            groups: How often each box is among the latter.
+            local: Distributions of distances.
+            names: Of the losses.
+            weights: By name.
+            union: Whether box losses are those of the pairs of all parts together.
+        """
+        index = self.match(stacks, parts)
+        every, sets = [*parts, *noisy], sum(part.sets[1] for part in parts)
+        scale = self.scale(sum(part.sets[1] for part in every))
+        known = [self._denoised(noisy[0].queries[1], groups)] * sum(part.sets[1] for part in noisy) if noisy else []
+        for_boxes = None
+        if union:
+            shared = self._union(index.view(sets, len(self.targets.boxes), -1))
+            scale[:sets, 1] = 1 / (shared >= 0).sum().clamp(min=1)
+            for_boxes = torch.cat([*[shared.flatten()] * sets, *known])
+        if noisy:
+            scale[sets:] /= groups
+            index = torch.cat([index, *known])
+        rows = self.losses(stacks, every, index, scale, [weights[name] for name in names[:3]], for_boxes)
+        total, lines = rows.sum(), [list(row.unbind()) for row in rows.unbind()]
+        if local is not None:
+            more = self._local(stacks, every, index if for_boxes is None else for_boxes, scale[:, 1], local,
+                               [weights[name] for name in names[3:]])  # fmt: skip
+            total = total + more.sum()
+            pairs = iter(more.unbind())
+            places = [part for part in every for _ in range(part.sets[1])]
+            for line, part in zip(lines, places, strict=True):
+                if part.layer is not None:
+                    line += next(pairs).unbind()[: 1 + part.distils]
+        suffixes = [suffix for part in every for suffix in part.suffixes]
+        named = zip(suffixes, lines, strict=True)
+        return total, {name + suffix: value for suffix, line in named for name, value in zip(names, line, strict=False)}
+
+    def _denoised(self, queries: int, groups: int) -> Tensor:
+        """Box of each denoising query of a set, flat; each group has a positive and a negative one per box."""
+        place = torch.arange(queries, device=self.targets.boxes.device) % max(queries // groups, 1)
+        batch, most = self.targets.labels.shape
         sizes = self.targets.sample_sizes
-        most = self.targets.labels.shape[1]
-        limits = place.new_full((len(self.lengths), 1), most) if sizes is None else sizes[:, None]
-        index = place.expand(len(limits), -1).where(place < limits, -1)
-        outputs, part = every.of(slice(None), queries), None
-        found: dict[str, Tensor] = {}
-        boxes = self.boxes * groups
-        if local is not None:
-            if local.heads:
-                head = every.of(slice(0, local.heads), queries)
-                found = self._named(["_dn_pre"], head, self._expanded(index, head), boxes, None, names, weights)
-            count = min(len(every.logits) - local.heads, len(local.corners))
-            outputs = every.of(slice(local.heads, local.heads + count), queries)
-            part = local.of(slice(0, count), queries)
-        suffixes = [f"_dn_{i}" for i in range(len(outputs.logits))]
-        return found | self._named(suffixes, outputs, self._expanded(index, outputs), boxes, part, names, weights)
+        limits = place.new_full((batch, 1), most) if sizes is None else sizes[:, None]
+        return place.expand(batch, -1).where(place < limits, -1).flatten()
 
-    def _expanded(self, index: Tensor, outputs: Outputs) -> Tensor:
-        return index.expand(len(outputs.logits), -1, -1).contiguous()
-
-    def _named(
-        self, suffixes: Sequence[str], outputs: Outputs, index: Tensor, boxes: Tensor, local: Local | None,
-        names: Sequence[str], weights: Mapping[str, float], union: Tensor | None = None,
-    ) -> dict[str, Tensor]:  # fmt: skip
-        rows = self.losses(outputs, index, boxes, union, [weights[name] for name in names[:3]])
-        columns = list(rows.unbind(1))
-        if local is not None:
-            pairs = index if union is None else union.expand_as(index)
-            divisor = boxes if union is None else (union >= 0).sum().clamp(min=1)
-            extra = self._local(outputs, pairs, local, divisor)
-            columns += [weights[name] * loss
-                        for name, loss in zip(names[3:], extra, strict=False)]  # fmt: skip
-        return {
-            name + suffix: value
-            for suffix, values in zip(suffixes, zip(*(column.unbind() for column in columns), strict=True), strict=True)
-            for name, value in zip(names, values, strict=False)
-        }
-
-    def _local(self, outputs: Outputs, pairs: Tensor, local: Local, divisor: Tensor) -> list[Tensor]:
-        """FGL and, where the sets learn from the last layer, DDF: (S,) each."""
-        has_box = pairs >= 0
-        if self.targets.boxes.shape[1]:
-            each = pairs.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
-            targets = self.targets.boxes.expand(len(pairs), -1, -1, -1).gather(2, each)
-        else:
-            targets = torch.zeros_like(outputs.boxes)
-        iou = iou_of_pairs(to_xyxy(outputs.boxes.detach()), to_xyxy(targets)).where(has_box, 0)
-        loss = fine_grained_loss(local.corners, local.references, targets, iou, local.values, local.scale)
-        found = [loss / divisor]
-        if local.distils:
-            weight = iou.where(has_box, local.teacher_logits.amax(-1).sigmoid())
-            found.append(distillation_loss(local.corners, local.teacher, weight, has_box, len(local.values)))
-        return found
+    def _local(
+        self, stacks: Sequence[Stack], parts: Sequence[Part], index: Tensor, scale: Tensor, local: Distributions,
+        weights: list[float],
+    ) -> Tensor:  # fmt: skip
+        """(R, 2) FGL and DDF of the parts that have distributions, given the pairs and divisors of all parts."""
+        batch = len(self.targets.boxes)
+        rows = index.split([part.sets[1] * batch * part.queries[1] for part in parts])
+        scales = scale.split([part.sets[1] for part in parts])
+        chosen = [i for i, part in enumerate(parts) if part.layer is not None]
+        numbers = [
+            n
+            for part in (parts[i] for i in chosen)
+            for n in (part.layer or 0, part.sets[1], *part.queries, int(part.distils))
+        ]
+        boxes = [parts[i].of(stacks[parts[i].stack].clamped) for i in chosen]
+        pairs = torch.cat([rows[i] for i in chosen])
+        return local_losses(
+            local, boxes, numbers, self.targets.boxes, pairs, torch.cat([scales[i] for i in chosen]), weights
+        )
 
     def _union(self, index: Tensor) -> Tensor:
         """(B, Q) the box that each query has most often among sets (S, B, Q), ties to the lower; -1 for none."""
         most = self.targets.labels.shape[1]
         if most == 0:
             return torch.full_like(index[0], -1)
-        places = index.where(index >= 0, most)[..., None]
-        counts = torch.zeros(*index.shape[1:], most + 1, dtype=torch.int32, device=index.device)
-        for one in places:
-            counts.scatter_add_(2, one, torch.ones_like(one, dtype=torch.int32))
-        # Among equal counts the lowest index: the largest of count * (most + 1) - index.
-        rank = counts[..., :most] * (most + 1) - torch.arange(most, device=index.device)
-        best = rank.amax(-1)
-        return ((-best) % (most + 1)).where(best > 0, -1)
+        places = index.where(index >= 0, most).permute(1, 2, 0)
+        counts = torch.zeros(*places.shape[:2], most + 1, dtype=torch.int32, device=index.device)
+        counts.scatter_add_(2, places, torch.ones_like(places, dtype=torch.int32))
+        count, box = counts[..., :most].max(-1)  # of the highest the first
+        return box.where(count > 0, -1)

@@ -5,7 +5,7 @@
 rfdetr is imported when one of them is asked for.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -15,6 +15,7 @@ from detops.arguments import require_module
 from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import SetTargets, require_set_targets
 from detops.geometry.boxes import iou_of_pairs, to_xyxy
+from detops.losses._set import Outputs as SetOutputs
 from detops.losses._set import Pairs, SetClassLoss, SetKind, set_losses
 from detops.masks.instance_masks import InstanceMasks
 
@@ -70,8 +71,8 @@ def _make_matcher() -> type:
                 raise ValueError(
                     f"group_detr: expected a divisor of {queries}, the number of queries, got {group_detr}"
                 )
-            index, _ = _match(self, outputs, _truth(outputs, targets), group_detr)
-            rows = [(row, (row >= 0).nonzero()[:, 0]) for row in index[0].cpu()]
+            index, _ = _match(self, [_outputs(outputs)], _truth(outputs, targets), group_detr)
+            rows = [(row, (row >= 0).nonzero()[:, 0]) for row in index.view(-1, queries).cpu()]
             return [(chosen, row[chosen]) for row, chosen in rows]
 
         def _match_many(
@@ -105,19 +106,17 @@ def _make_criterion() -> type:
             if num_boxes is None:
                 num_boxes = self.num_boxes_for_targets(outputs, targets)
             boxes = torch.as_tensor(num_boxes, dtype=torch.float32, device=outputs["pred_logits"].device)
-            layers = [("", outputs)]
-            layers += [(f"_{i}", one) for i, one in enumerate(outputs.get("aux_outputs", []))]
+            layers = {"": outputs} | {f"_{i}": one for i, one in enumerate(outputs.get("aux_outputs", []))}
             if "enc_outputs" in outputs:
-                layers.append(("_enc", outputs["enc_outputs"]))
-            losses: dict[str, Tensor] = {}
-            for suffix, layer in layers:
-                terms = self._layer(layer, truth, boxes, log=not suffix)
-                losses |= {name + suffix: value for name, value in terms.items()}
-            return losses
+                layers["_enc"] = outputs["enc_outputs"]
+            return self._losses(layers, truth, boxes)
 
-        def _layer(self, outputs: Outputs, truth: SetTargets, boxes: Tensor, log: bool) -> dict[str, Tensor]:
-            logits, pred = outputs["pred_logits"][None], outputs["pred_boxes"][None]
-            index, valid = _match(self.matcher, outputs, truth, self.group_detr if self.training else 1)
+        def _losses(self, layers: dict[str, Outputs], truth: SetTargets, boxes: Tensor) -> dict[str, Tensor]:
+            """The losses of all layers, at once; names end in the layers' own."""
+            stacks = [_outputs(one) for one in layers.values()]
+            index, valid = _match(self.matcher, stacks, truth, self.group_detr if self.training else 1)
+            indices = index.split([logits.shape[1] * logits.shape[2] for logits, _ in stacks])
+            shaped = [own.view(logits.shape[:3]) for own, (logits, _) in zip(indices, stacks, strict=True)]
             kind: SetKind = "focal"
             if self.ia_bce_loss:
                 kind = "ia_bce"
@@ -125,21 +124,27 @@ def _make_criterion() -> type:
                 kind = "position"
             elif self.use_varifocal_loss:
                 kind = "varifocal_live"
-            quality = _relative_iou(pred, truth, index) if kind == "position" else None
+            quality = None
+            if kind == "position":
+                parts = zip(stacks, shaped, strict=True)
+                quality = torch.cat([_relative_iou(pred, truth, own).flatten() for (_, pred), own in parts])
             pairs = Pairs(truth.boxes, truth.labels, index, quality=quality)
-            scale = (1 / boxes).expand(1, 2)
-            rows = set_losses(logits, pred, pairs, SetClassLoss(kind, self.focal_alpha), scale)[0].unbind()
+            scale = (1 / boxes).expand(len(stacks), 2)
+            rows = set_losses(SetOutputs.whole(stacks), pairs, SetClassLoss(kind, self.focal_alpha), scale)
             found: dict[str, Tensor] = {}
-            for loss in self.losses:
-                if loss == "labels":
-                    found["loss_ce"] = rows[0]
-                    if log:
-                        found["class_error"] = _class_error(logits, truth, index)
-                elif loss == "boxes":
-                    found |= {"loss_bbox": rows[1], "loss_giou": rows[2]}
-                else:
-                    predicted = (logits[0].detach().amax(-1).sigmoid() > 0.5).sum(1)
-                    found["cardinality_error"] = (predicted - valid.sum(1)).abs().float().mean()
+            for suffix, row, (logits, _), own in zip(layers, rows.unbind(), stacks, shaped, strict=True):
+                by_class, by_l1, by_giou = row.unbind()
+                for loss in self.losses:
+                    if loss == "labels":
+                        found["loss_ce" + suffix] = by_class
+                        if not suffix:
+                            found["class_error"] = _class_error(logits, truth, own)
+                    elif loss == "boxes":
+                        found |= {"loss_bbox" + suffix: by_l1, "loss_giou" + suffix: by_giou}
+                    else:
+                        predicted = (logits[0].detach().amax(-1).sigmoid() > 0.5).sum(1)
+                        error = (predicted - valid.sum(1)).abs().float().mean()
+                        found["cardinality_error" + suffix] = error
             return found
 
     return SetCriterion
@@ -192,11 +197,18 @@ def _truth(outputs: Outputs, targets: Targets) -> SetTargets:
     return require_set_targets(pair, logits.shape[2], logits.shape[0], logits, "pred_logits")
 
 
-def _match(matcher: Any, outputs: Outputs, truth: SetTargets, groups: int) -> tuple[Tensor, Tensor]:
-    """(1, B, Q) box of each query, or -1; (B, N) which boxes take part."""
-    logits = outputs["pred_logits"][None]
+def _outputs(outputs: Outputs) -> tuple[Tensor, Tensor]:
+    """Logits (1, B, Q, C) and boxes (1, B, Q, 4) of a layer."""
+    return outputs["pred_logits"][None], outputs["pred_boxes"][None]
+
+
+def _match(
+    matcher: Any, layers: Sequence[tuple[Tensor, Tensor]], truth: SetTargets, groups: int
+) -> tuple[Tensor, Tensor]:
+    """Box of each query of all layers, or -1; (B, N) which boxes take part."""
     rule = MatchRule("focal", matcher.cost_class, matcher.cost_bbox, matcher.cost_giou, matcher.focal_alpha, eps=0.0)
-    return match_sets(logits, outputs["pred_boxes"][None], truth, rule, groups, logits.shape[3])[1:]
+    logits, boxes = zip(*layers, strict=True)
+    return match_sets(logits, boxes, truth, rule, groups, logits[0].shape[3])[1:]
 
 
 def _at(values: Tensor, index: Tensor) -> Tensor:

@@ -10,13 +10,13 @@ import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar, cast
 
-import torch
 from torch import Tensor
 
 from detops.arguments import require_module
 from detops.assign.hungarian import CostKind, MatchRule
 from detops.integrations._transformers_masks import with_masks
-from detops.integrations._transformers_sets import Criterion, LocalSets, Part, as_outputs, loss_names
+from detops.integrations._transformers_sets import Criterion, Part, Stack, as_dicts, is_last, loss_names, stacked
+from detops.losses._local import Distributions, bin_values
 from detops.losses._set import SetClassLoss
 
 __all__ = [
@@ -117,6 +117,7 @@ class _Given(NamedTuple):
         encoder_logits: (B, Q, C) of the encoder; None without.
         encoder_boxes: (B, Q, 4) of the encoder.
         denoising: What denoising queries were made from; None without.
+        corners: Distributions of distances, and what these are measured from; None without.
     """
 
     logits: Tensor
@@ -128,34 +129,56 @@ class _Given(NamedTuple):
     encoder_logits: Tensor | None = None
     encoder_boxes: Tensor | None = None
     denoising: Mapping[str, Any] | None = None
+    corners: tuple[Tensor | None, Tensor | None] | None = None
 
 
 def _detr(given: _Given, loss: SetClassLoss, groups: int = 1, class_weight: float = 1.0) -> Result:
     """The family whose dict is not weighted yet."""
-    logits, labels, pred_boxes, config, all_logits, all_boxes, encoder_logits, encoder_boxes, _ = given
+    config, logits = given.config, given.logits
     kind: CostKind = "softmax" if loss.kind == "softmax" else "focal"
     rule = MatchRule(kind, config.class_cost, config.bbox_cost, config.giou_cost)
-    criterion = Criterion(labels, logits, rule, loss, groups, ranks=True)
+    criterion = Criterion(given.labels, logits, rule, loss, groups, ranks=True)
     weights = (class_weight, config.bbox_loss_coefficient, config.giou_loss_coefficient)
-    names = ("loss_ce", "loss_bbox", "loss_giou")
-    parts = [([""], as_outputs(logits, pred_boxes))]
+    queries = (0, logits.shape[1])
+    stacks: list[Stack] = []
+    parts: list[Part] = []
     auxiliary = None
     if config.auxiliary_loss:
-        inner = as_outputs(all_logits[:-1], all_boxes[:-1])
-        parts.append(([f"_{i}" for i in range(len(inner.logits))], inner))
-        auxiliary = inner.as_dicts()
-    if encoder_logits is not None and encoder_boxes is not None:
-        parts.append((["_enc"], as_outputs(encoder_logits, encoder_boxes)))
+        stacks.append(stacked(given.all_logits, given.all_boxes))
+        inner = len(stacks[0].logits) - 1
+        parts.append(Part(0, (0, inner), queries, [f"_{i}" for i in range(inner)]))
+        auxiliary = as_dicts(stacks[0], parts[0])
+    parts.insert(0, _last_part(given, stacks, 0, queries))
+    if given.encoder_logits is not None and given.encoder_boxes is not None:
+        stacks.append(stacked(given.encoder_logits, given.encoder_boxes))
+        parts.append(Part(len(stacks) - 1, (0, 1), (0, given.encoder_logits.shape[1]), ["_enc"]))
+    scale = criterion.scale(sum(part.sets[1] for part in parts))
+    rows = criterion.losses(stacks, parts, criterion.match(stacks, parts), scale)
+    errors = criterion.cardinality(stacks, parts)
+    total = sum(weight * column for weight, column in zip(weights, rows.sum(0).unbind(), strict=True))
     found: dict[str, Tensor] = {}
-    total: Any = 0
-    for suffixes, outputs in parts:
-        rows = criterion.losses(outputs, criterion.match(outputs), criterion.boxes)
-        errors = criterion.cardinality(outputs.logits)
-        total = total + sum(weight * column for weight, column in zip(weights, rows.sum(0).unbind(), strict=True))
-        for suffix, row, error in zip(suffixes, rows.unbind(), errors.unbind(), strict=True):
-            found |= {name + suffix: value for name, value in zip(names, row.unbind(), strict=True)}
-            found["cardinality_error" + suffix] = error
-    return total, found, auxiliary
+    suffixes = [suffix for part in parts for suffix in part.suffixes]
+    for suffix, row, error in zip(suffixes, rows.unbind(), errors.unbind(), strict=True):
+        values = zip(("loss_ce", "loss_bbox", "loss_giou"), row.unbind(), strict=True)
+        found |= {name + suffix: value for name, value in values}
+        found["cardinality_error" + suffix] = error
+    return cast(Tensor, total), found, auxiliary
+
+
+def _last_part(
+    given: _Given,
+    stacks: list[Stack],
+    dim: int,
+    queries: tuple[int, int],
+    clamp: bool = False,
+    layer: int | None = None,
+) -> Part:
+    """The last layer: of the first stack, which is of all layers, or where that does not hold it, of one more."""
+    every = given.all_logits, given.all_boxes
+    if stacks and all(is_last(*pair, dim) for pair in zip((given.logits, given.pred_boxes), every, strict=True)):
+        return Part(0, (len(stacks[0].logits) - 1, 1), queries, [""], layer, distils=False)
+    stacks.append(stacked(given.logits, given.pred_boxes, clamp))
+    return Part(len(stacks) - 1, (0, 1), queries, [""], layer, distils=False)
 
 
 def LwDetrForObjectDetectionLoss(
@@ -220,19 +243,13 @@ def DFineForObjectDetectionLoss(
     config: Any,
     outputs_class: Any = None,
     outputs_coord: Any = None,
-    enc_topk_logits: Tensor | None = None,
-    enc_topk_bboxes: Tensor | None = None,
-    denoising_meta_values: Mapping[str, Any] | None = None,
-    predicted_corners: Tensor | None = None,
-    initial_reference_points: Tensor | None = None,
-    *,
+    *args: Any,
     fixed: bool = False,
     **kwargs: Any,
 ) -> Result:
     """Compute D-FINE's loss; arguments and results as of Transformers' function of this name, `fixed` as in `use`."""
-    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
-                   denoising_meta_values)  # fmt: skip
-    return _rt_detr(given, _varifocal(config), fixed, LocalSets(predicted_corners, initial_reference_points))
+    given = _with_corners(logits, labels, pred_boxes, config, outputs_class, outputs_coord, *args, **kwargs)
+    return _rt_detr(given, _varifocal(config), fixed)
 
 
 def Deimv2ForObjectDetectionLoss(
@@ -243,12 +260,7 @@ def Deimv2ForObjectDetectionLoss(
     config: Any,
     outputs_class: Any = None,
     outputs_coord: Any = None,
-    enc_topk_logits: Tensor | None = None,
-    enc_topk_bboxes: Tensor | None = None,
-    denoising_meta_values: Mapping[str, Any] | None = None,
-    predicted_corners: Tensor | None = None,
-    initial_reference_points: Tensor | None = None,
-    *,
+    *args: Any,
     fixed: bool = False,
     **kwargs: Any,
 ) -> Result:
@@ -257,45 +269,90 @@ def Deimv2ForObjectDetectionLoss(
     Where a query is matched with several boxes equally often in the union of matches, the lower box takes it; there an
     unstable sort decides.
     """
+    given = _with_corners(logits, labels, pred_boxes, config, outputs_class, outputs_coord, *args, **kwargs)
     alpha = 1.0 if config.mal_alpha is None else config.mal_alpha
     loss = SetClassLoss("mal", alpha, config.focal_loss_gamma)
-    given = _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
-                   denoising_meta_values)  # fmt: skip
-    local = LocalSets(predicted_corners, initial_reference_points)
-    return _rt_detr(given, loss, fixed, local, config.use_dense_one_to_one)
+    return _rt_detr(given, loss, fixed, config.use_dense_one_to_one)
+
+
+def _with_corners(
+    logits: Tensor,
+    labels: Labels,
+    pred_boxes: Tensor,
+    config: Any,
+    outputs_class: Any,
+    outputs_coord: Any,
+    enc_topk_logits: Tensor | None = None,
+    enc_topk_bboxes: Tensor | None = None,
+    denoising_meta_values: Mapping[str, Any] | None = None,
+    predicted_corners: Tensor | None = None,
+    initial_reference_points: Tensor | None = None,
+    **kwargs: Any,
+) -> _Given:
+    """The arguments that D-FINE's and DEIMv2's functions share."""
+    corners = predicted_corners, initial_reference_points
+    return _Given(logits, labels, pred_boxes, config, outputs_class, outputs_coord, enc_topk_logits, enc_topk_bboxes,
+                  denoising_meta_values, corners)  # fmt: skip
 
 
 def _varifocal(config: Any) -> SetClassLoss:
     return SetClassLoss("varifocal", config.focal_loss_alpha, config.focal_loss_gamma)
 
 
-def _rt_detr(
-    given: _Given, loss: SetClassLoss, fixed: bool, local: LocalSets | None = None, union: bool = False
-) -> Result:
+def _rt_detr(given: _Given, loss: SetClassLoss, fixed: bool, union: bool = False) -> Result:
     """The family with denoising queries, whose dict is weighted."""
-    logits, labels, pred_boxes, config, all_logits, all_boxes, encoder_logits, encoder_boxes, denoising = given
+    config, denoising, local = given.config, given.denoising, given.corners is not None
     rule = MatchRule("focal" if config.use_focal_loss else "softmax", config.matcher_class_cost,
                      config.matcher_bbox_cost, config.matcher_giou_cost, config.matcher_alpha,
                      config.matcher_gamma)  # fmt: skip
-    names = loss_names("mal" if loss.kind == "mal" else "vfl")
-    weights = {term: getattr(config, f"weight_{term}") for term in names[: 5 if local is not None else 3]}
-    criterion = Criterion(labels, logits, rule, loss, ranks=fixed, background=False)
-    clamp = local is not None
+    names = loss_names("mal" if loss.kind == "mal" else "vfl")[: 5 if local else 3]
+    weights = {name: getattr(config, f"weight_{name}") for name in names}
+    criterion = Criterion(given.labels, given.logits, rule, loss, ranks=fixed, background=False, clamp=local)
     first = 0 if denoising is None else denoising["dn_num_split"][0]
     if loss.kind == "mal" and not config.auxiliary_loss and not fixed:
         first = 0  # theirs leaves the denoising queries in
-    last = as_outputs(logits[:, first:], pred_boxes[:, first:], clamp)
-    parts: list[Part] = [([""], last, None)]
-    auxiliary = None
-    if config.auxiliary_loss:
-        every = as_outputs(all_logits.transpose(0, 1), all_boxes.transpose(0, 1), clamp)
-        sets = local.of(config, every, first, fixed) if local is not None else None
-        parts = criterion.layers(parts[0], every, first, sets, as_outputs(encoder_logits, encoder_boxes, clamp))
-        auxiliary = [one for _, outputs, part in parts[1:] for one in outputs.as_dicts(part)]
-    found = criterion.terms(parts, names, weights, union and config.auxiliary_loss)
-    if config.auxiliary_loss and denoising is not None:
-        found |= criterion.denoising_terms(every, first, denoising["dn_num_group"], sets, names, weights)
-    return torch.stack(list(found.values())).sum(), found, auxiliary
+    queries = (first, given.logits.shape[1] - first)
+    stacks: list[Stack] = []
+    if not config.auxiliary_loss:
+        parts = [_last_part(given, stacks, 1, queries, local)]
+        total, found = criterion.terms(stacks, parts, [], 1, None, names, weights, False)
+        return total, found, None
+    every = stacked(given.all_logits.transpose(0, 1), given.all_boxes.transpose(0, 1), local)
+    stacks.append(every)
+    distributions = None if given.corners is None else _distributions(given, every, *given.corners)
+    layers = len(every.logits) if distributions is None else len(distributions.corners)
+    # In training classes and boxes begin with those of a first head that has no distributions, and theirs pairs off
+    # sets from there on; what is left over has no loss.
+    heads = max(len(every.logits) - layers, 0) if fixed else 0
+    own = min(len(every.logits) - heads, layers)
+    layer = None if distributions is None else 0
+    parts = [_last_part(given, stacks, 1, queries, local, layers - 1 if local and fixed else None)]
+    pre = [Part(0, (0, heads), queries, ["_pre"] * heads)] if heads else []
+    inner = Part(0, (heads, own - 1), queries, [f"_aux_{i}" for i in range(own - 1)], layer)
+    stacks.append(stacked(given.encoder_logits, given.encoder_boxes, local))
+    encoder = Part(len(stacks) - 1, (0, 1), (0, stacks[-1].logits.shape[2]), [f"_aux_{own - 1}"])
+    parts += [*pre, inner, encoder]
+    noisy = []
+    if denoising is not None:
+        queries = (0, first)
+        noisy = [part._replace(queries=queries, suffixes=["_dn_pre"] * heads) for part in pre]
+        noisy.append(Part(0, (heads, own), queries, [f"_dn_{i}" for i in range(own)], layer))
+    groups = 1 if denoising is None else denoising["dn_num_group"]
+    auxiliary = [one for part in parts[1:] for one in as_dicts(stacks[part.stack], part, distributions)]
+    total, found = criterion.terms(stacks, parts, noisy, groups, distributions, names, weights, union)
+    return total, found, auxiliary
+
+
+def _distributions(given: _Given, every: Stack, corners: Tensor | None, references: Tensor | None) -> Distributions:
+    """D-FINE's distributions and what they refer to; with all layers first."""
+    if corners is None or references is None:
+        raise ValueError("predicted_corners, initial_reference_points: expected tensors, got None")
+    config = given.config
+    values = bin_values(config.max_num_bins, config.up, config.reg_scale, every.logits.device)
+    return Distributions(
+        corners.transpose(0, 1), references.transpose(0, 1).detach(), every.logits[-1].detach(), values,
+        float(config.reg_scale),
+    )  # fmt: skip
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {

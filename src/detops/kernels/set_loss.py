@@ -1,7 +1,7 @@
-"""`set_loss` in Triton: a kernel over queries for the box losses, and one over logits.
+"""`set_loss` in Triton: a kernel over queries for the box losses, one over logits, and one that adds up.
 
 The first leaves the label and the IoU of each query for the second, which reads the logits and writes their gradient
-once. No atomics, so the same bits every run; the blocks' sums are added by PyTorch in a fixed order.
+once; the third adds the blocks' sums in a fixed order. No atomics, so the same bits every run. All parts go together.
 """
 
 import torch
@@ -10,9 +10,10 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.geometry.set_parts import gaps_of, parts_of
 from detops.kernels._boxes import overlap
 from detops.kernels._iou_loss import EPS, GIOU, iou_loss
-from detops.kernels._launch import cdiv, kernel, next_power_of_2
+from detops.kernels._launch import cdiv, kernel, level_of, map_of, next_power_of_2, number_of
 from detops.kernels._softplus import log1p_of, power
 
 BLOCK_Q, BLOCK_X = 64, 2048
@@ -44,25 +45,29 @@ def _overlap_of(px, py, pw, ph, tx, ty, tw, th):
 
 @kernel(tensors=11, num_warps=2)
 def query_kernel(
-    preds,  # (S, B, Q, 4), contiguous, as all that follow
-    boxes,  # (B, N, 4)
+    preds,  # a tuple: each part's (S, B, Q, 4), of any strides
+    boxes,  # (B, N, 4), contiguous, as all that follow
     labels,  # (B, N)
-    index,  # (S, B, Q)
-    box_index,  # (S, B, Q)
-    quality,  # (S, B, Q), not read without HAS_QUALITY
-    scale,  # (S, 2)
-    found_labels,  # (S, B, Q) int32: the label, -1 for background, -2 for a query whose logits are not read
-    found_quality,  # (S, B, Q)
-    gradients,  # (2, S, B, Q, 4), not written without WITH_GRADIENT
-    sums,  # (2, S, B * blocks), with their factors
-    S,
+    index,  # (rows,)
+    box_index,  # (rows,)
+    quality,  # (rows,), not read without HAS_QUALITY
+    scale,  # (R, 2)
+    found_labels,  # (rows,) int32: the label, -1 for background, -2 for a query whose logits are not read
+    found_quality,  # (rows,)
+    gradients,  # (2, rows, 4), not written without WITH_GRADIENT
+    sums,  # (2, R, B * blocks), with their factors
+    firsts,  # tuples, of each part: its first set,
+    sizes,  # its number of queries, and its first row
+    pred_strides,
     B,
-    Q,
     N,
     C,
+    rows,
     l1_weight,
     giou_weight,
+    PARTS: tl.constexpr,
     HAS_QUALITY: tl.constexpr,
+    CLAMP: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -70,11 +75,19 @@ def query_kernel(
     """Label, IoU and box losses of a block of queries."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
-    s, b = (tl.program_id(1) // B).to(tl.int64), tl.program_id(1) % B
+    row, b = tl.program_id(1) // B, (tl.program_id(1) % B).to(tl.int64)
+    which = level_of(row, firsts, PARTS)
+    s = (row - number_of(firsts, which, PARTS, 1, 0)).to(tl.int64)
+    Q = number_of(sizes, which, PARTS, 2, 0)
     inside = q < Q
-    at = (s * B + b) * Q + q
-    px, py, pw, ph = _box(preds, at * 4, 1, inside)
+    at = number_of(sizes, which, PARTS, 2, 1) + (s * B + b) * Q + q
+    place = s * number_of(pred_strides, which, PARTS, 4, 0) + b * number_of(pred_strides, which, PARTS, 4, 1)
+    place += q * number_of(pred_strides, which, PARTS, 4, 2)
+    px, py, pw, ph = _box(map_of(preds, which, PARTS), place, number_of(pred_strides, which, PARTS, 4, 3), inside)
     px, py, pw, ph = px.to(COMPUTE), py.to(COMPUTE), pw.to(COMPUTE), ph.to(COMPUTE)
+    ix, iy, iw, ih = _within(px), _within(py), _within(pw), _within(ph)
+    if CLAMP:
+        px, py, pw, ph = _clamped(px), _clamped(py), _clamped(pw), _clamped(ph)
     n = tl.load(index + at, mask=inside, other=-2)
     has = (n >= 0) & (n < N)
     label = tl.load(labels + b * N + n, mask=has, other=-1).to(tl.int32)
@@ -95,23 +108,36 @@ def query_kernel(
     l1 = tl.abs(dx) + tl.abs(dy) + tl.abs(dw) + tl.abs(dh)
     giou, gx, gy, gw, gh = iou_loss(px, py, pw, ph, tx, ty, tw, th, GIOU)
     part = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    by = tl.load(scale + s * 2 + 1).to(COMPUTE)
+    by = tl.load(scale + row * 2 + 1).to(COMPUTE)
     by_l1, by_giou = by * l1_weight, by * giou_weight
     tl.store(sums + part, by_l1 * tl.sum(tl.where(paired, l1, 0.0), 0))
     tl.store(sums + tl.num_programs(0) * tl.num_programs(1) + part, by_giou * tl.sum(tl.where(paired, giou, 0.0), 0))
     if WITH_GRADIENT:
         dtype = gradients.dtype.element_ty
-        by_l1, by_giou = tl.where(paired, by_l1, 0.0), tl.where(paired, by_giou, 0.0)
+        ix, iy, iw, ih = paired & ix, paired & iy, paired & iw, paired & ih
+        if not CLAMP:
+            ix, iy, iw, ih = paired, paired, paired, paired
         out = gradients + at * 4
-        tl.store(out, (by_l1 * _sign(dx)).to(dtype), mask=inside)
-        tl.store(out + 1, (by_l1 * _sign(dy)).to(dtype), mask=inside)
-        tl.store(out + 2, (by_l1 * _sign(dw)).to(dtype), mask=inside)
-        tl.store(out + 3, (by_l1 * _sign(dh)).to(dtype), mask=inside)
-        out += S * B * Q * 4
-        tl.store(out, tl.where(paired, by_giou * gx, 0.0).to(dtype), mask=inside)
-        tl.store(out + 1, tl.where(paired, by_giou * gy, 0.0).to(dtype), mask=inside)
-        tl.store(out + 2, tl.where(paired, by_giou * gw, 0.0).to(dtype), mask=inside)
-        tl.store(out + 3, tl.where(paired, by_giou * gh, 0.0).to(dtype), mask=inside)
+        tl.store(out, tl.where(ix, by_l1 * _sign(dx), 0.0).to(dtype), mask=inside)
+        tl.store(out + 1, tl.where(iy, by_l1 * _sign(dy), 0.0).to(dtype), mask=inside)
+        tl.store(out + 2, tl.where(iw, by_l1 * _sign(dw), 0.0).to(dtype), mask=inside)
+        tl.store(out + 3, tl.where(ih, by_l1 * _sign(dh), 0.0).to(dtype), mask=inside)
+        out += rows.to(tl.int64) * 4
+        tl.store(out, tl.where(ix, by_giou * gx, 0.0).to(dtype), mask=inside)
+        tl.store(out + 1, tl.where(iy, by_giou * gy, 0.0).to(dtype), mask=inside)
+        tl.store(out + 2, tl.where(iw, by_giou * gw, 0.0).to(dtype), mask=inside)
+        tl.store(out + 3, tl.where(ih, by_giou * gh, 0.0).to(dtype), mask=inside)
+
+
+@triton.jit
+def _within(x):
+    return (x >= 0) & (x <= 1)
+
+
+@triton.jit
+def _clamped(x):
+    """A number limited to 0 .. 1; NaN stays."""
+    return tl.where(x < 0, 0.0, tl.where(x > 1, 1.0, x))
 
 
 @triton.jit
@@ -121,26 +147,24 @@ def _sign(x):
 
 @kernel(tensors=6)
 def logit_kernel(
-    logits,  # (S, B, Q, C), rows contiguous
-    found_labels,  # (S, B, Q)
-    found_quality,  # (S, B, Q)
-    scale,  # (S, 2)
-    gradient,  # (S, B, Q, C), rows contiguous; not written without WITH_GRADIENT
-    sums,  # (S, B * blocks)
+    logits,  # a tuple: each part's (S, B, Q, C), rows contiguous
+    gradients,  # a tuple: the same of the gradients; not written without WITH_GRADIENT
+    found_labels,  # (rows,)
+    found_quality,  # (rows,)
+    scale,  # (R, 2)
+    sums,  # (R, B * blocks)
+    firsts,  # tuples, of each part: its first set,
+    sizes,  # its number of queries, and its first row
+    logit_strides,
+    gradient_strides,
     B,
-    Q,
     C,
-    logit_set,
-    logit_image,
-    logit_query,
-    gradient_set,
-    gradient_image,
-    gradient_query,
     class_weight,
     alpha,
     gamma,
     exponent,
     factor,
+    PARTS: tl.constexpr,
     KIND: tl.constexpr,
     FIXED: tl.constexpr,
     SQUARE: tl.constexpr,
@@ -152,13 +176,17 @@ def logit_kernel(
     """Class loss of a block of one image's logits; every kind but softmax."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     element = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    s, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
+    row, b = tl.program_id(1) // B, (tl.program_id(1) % B).to(tl.int64)
+    which = level_of(row, firsts, PARTS)
+    s = (row - number_of(firsts, which, PARTS, 1, 0)).to(tl.int64)
+    Q = number_of(sizes, which, PARTS, 2, 0)
     q, c = element // C, element % C
     inside = q < Q
-    at = (s * B + b) * Q + q
+    at = number_of(sizes, which, PARTS, 2, 1) + (s * B + b) * Q + q
     label = tl.load(found_labels + at, mask=inside, other=-2)
     reads = label >= -1
-    x = tl.load(logits + s * logit_set + b * logit_image + q * logit_query + c, mask=reads, other=0).to(COMPUTE)
+    place = _row(logit_strides, which, s, b, q, PARTS) + c
+    x = tl.load(map_of(logits, which, PARTS) + place, mask=reads, other=0).to(COMPUTE)
     e = tl.exp(-tl.abs(x))
     r = 1 / (1 + e)
     p, rest = tl.where(x < 0, e * r, r), tl.where(x < 0, r, e * r)
@@ -198,32 +226,37 @@ def logit_kernel(
         loss = tl.where(mine, u * (cost - u * x), loss)
         g = tl.where(mine, u * (p - u), g)
     part = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    by = tl.load(scale + s * 2).to(COMPUTE) * class_weight
+    by = tl.load(scale + row * 2).to(COMPUTE) * class_weight
     tl.store(sums + part, by * tl.sum(tl.where(reads, loss, 0.0), 0))
     if WITH_GRADIENT:
-        g = by * g
-        out = gradient + s * gradient_set + b * gradient_image + q * gradient_query + c
-        tl.store(out, tl.where(reads, g, 0.0).to(gradient.dtype.element_ty), mask=inside)
+        gradient = map_of(gradients, which, PARTS)
+        g = tl.where(reads, by * g, 0.0).to(gradient.dtype.element_ty)
+        tl.store(gradient + _row(gradient_strides, which, s, b, q, PARTS) + c, g, mask=inside)
+
+
+@triton.jit
+def _row(strides, which, s, b, q, PARTS: tl.constexpr):
+    """Where queries lie in their part."""
+    place = s * number_of(strides, which, PARTS, 3, 0) + b * number_of(strides, which, PARTS, 3, 1)
+    return place + q * number_of(strides, which, PARTS, 3, 2)
 
 
 @kernel(tensors=5)
 def softmax_kernel(
-    logits,  # (S, B, Q, C), rows contiguous
-    found_labels,  # (S, B, Q)
-    scale,  # (S, 2)
-    gradient,  # (S, B, Q, C), rows contiguous; not written without WITH_GRADIENT
-    sums,  # (S, B * blocks)
+    logits,  # a tuple: each part's (S, B, Q, C), rows contiguous
+    gradients,  # a tuple: the same of the gradients; not written without WITH_GRADIENT
+    found_labels,  # (rows,)
+    scale,  # (R, 2)
+    sums,  # (R, B * blocks)
+    firsts,  # tuples, of each part: its first set,
+    sizes,  # its number of queries, and its first row
+    logit_strides,
+    gradient_strides,
     B,
-    Q,
     C,
-    logit_set,
-    logit_image,
-    logit_query,
-    gradient_set,
-    gradient_image,
-    gradient_query,
     class_weight,
     factor,
+    PARTS: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -232,13 +265,16 @@ def softmax_kernel(
     """Weighted cross entropy of a block of queries."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     q = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    s, b = (tl.program_id(1) // B).to(tl.int64), (tl.program_id(1) % B).to(tl.int64)
+    row, b = tl.program_id(1) // B, (tl.program_id(1) % B).to(tl.int64)
+    which = level_of(row, firsts, PARTS)
+    s = (row - number_of(firsts, which, PARTS, 1, 0)).to(tl.int64)
+    Q = number_of(sizes, which, PARTS, 2, 0)
     columns = tl.arange(0, BLOCK_C)
-    label = tl.load(found_labels + (s * B + b) * Q + q, mask=q < Q, other=-2)
+    label = tl.load(found_labels + number_of(sizes, which, PARTS, 2, 1) + (s * B + b) * Q + q, mask=q < Q, other=-2)
     reads = label >= -1
     cell = (q[:, None] < Q) & (columns[None, :] < C)
-    row = logits + s * logit_set + b * logit_image + q[:, None] * logit_query + columns[None, :]
-    x = tl.load(row, mask=cell & reads[:, None], other=0).to(COMPUTE)
+    place = map_of(logits, which, PARTS) + _row(logit_strides, which, s, b, q, PARTS)[:, None] + columns[None, :]
+    x = tl.load(place, mask=cell & reads[:, None], other=0).to(COMPUTE)
     poison = tl.sum(tl.where(x == x, 0.0, 1.0), 1)
     x = tl.where(columns[None, :] < C, x, float("-inf"))
     e = tl.exp(x - tl.max(x, 1)[:, None])
@@ -249,18 +285,43 @@ def softmax_kernel(
     loss = weight * (tl.log(total) + tl.max(x, 1) - own)
     loss = tl.where(poison > 0, float("nan"), loss)
     part = tl.program_id(1) * tl.num_programs(0) + tl.program_id(0)
-    by = tl.load(scale + s * 2).to(COMPUTE) * class_weight
+    by = tl.load(scale + row * 2).to(COMPUTE) * class_weight
     tl.store(sums + part, by * tl.sum(tl.where(reads, loss, 0.0), 0))
     if WITH_GRADIENT:
+        gradient = map_of(gradients, which, PARTS)
         g = (by * weight)[:, None] * (e / total[:, None] - tl.where(mine, 1.0, 0.0))
         g = tl.where((poison > 0)[:, None], float("nan"), g)
-        out = gradient + s * gradient_set + b * gradient_image + q[:, None] * gradient_query + columns[None, :]
+        out = gradient + _row(gradient_strides, which, s, b, q, PARTS)[:, None] + columns[None, :]
         tl.store(out, tl.where(reads[:, None], g, 0.0).to(gradient.dtype.element_ty), mask=cell)
 
 
+@kernel(tensors=3)
+def sum_kernel(
+    of_logits,  # (R, class_parts)
+    of_boxes,  # (2, R, box_parts)
+    losses,  # (R, 3)
+    R,
+    class_parts,
+    box_parts,
+    DOUBLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Add up the sums of one set's blocks."""
+    r, k = tl.program_id(0).to(tl.int64), tl.program_id(1)
+    of_class, of_box = tl.where(k == 0, class_parts, 0), tl.where(k == 0, 0, box_parts)
+    total = tl.zeros((BLOCK,), tl.float64 if DOUBLE else tl.float32)
+    place = (tl.maximum(k, 1) - 1) * R + r
+    for start in range(0, of_class + of_box, BLOCK):
+        i = start + tl.arange(0, BLOCK)
+        total += tl.load(of_logits + r * class_parts + i, mask=i < of_class, other=0)
+        total += tl.load(of_boxes + place * box_parts + i, mask=i < of_box, other=0)
+    tl.store(losses + r * 3 + k, tl.sum(total, 0))
+
+
 def set_loss(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
+    parts: list[int],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     index: Tensor,
@@ -272,51 +333,64 @@ def set_loss(
     alpha: float,
     gamma: float,
     factor: float,
+    clamp: bool,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Launch both kernels; meaning as in `detops.reference.set_loss`."""
-    sets, batch, queries, classes = class_logits.shape
-    dtype = accumulate_dtype(class_logits)
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Launch the three kernels; meaning as in `detops.reference.set_loss`."""
+    batch, rows, sets, classes = len(gt_boxes), len(index), len(scale), class_logits[0].shape[3]
+    dtype = accumulate_dtype(class_logits[0])
     double = dtype == torch.float64
-    gradient = torch.empty_like(class_logits) if with_gradient else class_logits.new_empty(0)
-    of_boxes = pred_boxes.new_empty((2, *pred_boxes.shape) if with_gradient else 0)
-    if sets * batch * queries == 0:
-        return class_logits.new_zeros((sets, 3), dtype=dtype), gradient, of_boxes
-    labels = torch.empty(index.shape, dtype=torch.int32, device=index.device)
-    found = torch.empty(index.shape, dtype=dtype, device=index.device)
+    gradients = [torch.empty_like(one) for one in class_logits] if with_gradient else []
+    for tensor, place in gaps_of(parts, [one.shape for one in gradients]):
+        gradients[tensor][place].zero_()
+    of_boxes = pred_boxes[0].new_empty((2, rows, 4) if with_gradient else 0)
+    if rows == 0:
+        return class_logits[0].new_zeros((sets, 3), dtype=dtype), gradients, of_boxes
+    split = parts_of(parts, batch)
+    labels = torch.empty(rows, dtype=torch.int32, device=index.device)
+    found = torch.empty(rows, dtype=dtype, device=index.device)
     scales = scale.to(dtype).contiguous()
+    preds, logits = (tuple(part.of(every) for part in split) for every in (pred_boxes, class_logits))
+    firsts = tuple(part.sets.start for part in split)
+    sizes = tuple(n for part, one in zip(split, preds, strict=True) for n in (one.shape[2], part.rows.start))
+    queries = max(one.shape[2] for one in preds)
     blocks = cdiv(queries, BLOCK_Q)
     sums = found.new_empty(2, sets, batch * blocks)
     query_kernel(
         (blocks, sets * batch),
         (
-            pred_boxes.contiguous(), gt_boxes.contiguous(), gt_labels.contiguous(), index.contiguous(),
-            (index if box_index is None else box_index).contiguous(),
+            preds, gt_boxes.contiguous(), gt_labels.contiguous(), index, index if box_index is None else box_index,
             found if quality is None else quality.contiguous(), scales, labels, found, of_boxes, sums,
         ),
-        (sets, batch, queries, gt_boxes.shape[1], classes, float(weights[1]), float(weights[2])),
-        (quality is not None, with_gradient, double, BLOCK_Q),
+        (
+            firsts, sizes, tuple(stride for one in preds for stride in one.stride()),
+            batch, gt_boxes.shape[1], classes, rows, float(weights[1]), float(weights[2]),
+        ),
+        (len(split), quality is not None, clamp, with_gradient, double, BLOCK_Q),
     )  # fmt: skip
-    rows = gradient.stride()[:3] if with_gradient else (0, 0, 0)
-    sizes = (batch, queries, classes, *class_logits.stride()[:3], *rows, float(weights[0]))
+    out = tuple(part.of(gradients) for part in split) if with_gradient else logits
+    strides = [tuple(stride for one in every for stride in one.stride()[:3]) for every in (logits, out)]
+    numbers = (firsts, sizes, *strides, batch, classes, float(weights[0]))
     if kind == SOFTMAX.value:
         columns = next_power_of_2(classes)
         block = max(1, BLOCK_X // columns)
         grid = (cdiv(queries, block), sets * batch)
-        parts = found.new_empty(sets, batch * grid[0])
+        of_logits = found.new_empty(sets, batch * grid[0])
         softmax_kernel(
-            grid, (class_logits, labels, scales, gradient, parts), (*sizes, float(factor)),
-            (with_gradient, double, block, columns),
+            grid, (logits, out, labels, scales, of_logits), (*numbers, float(factor)),
+            (len(split), with_gradient, double, block, columns),
         )  # fmt: skip
     else:
         fixed = kind in (VARIFOCAL.value, MAL.value)
         exponent = 2.0 if kind == IA_BCE.value else float(gamma)
         background = 1.0 if kind == IA_BCE.value else float(alpha if fixed else 1 - alpha)
         grid = (cdiv(queries * classes, BLOCK_X), sets * batch)
-        parts = found.new_empty(sets, batch * grid[0])
+        of_logits = found.new_empty(sets, batch * grid[0])
         logit_kernel(
-            grid, (class_logits, labels, found, scales, gradient, parts),
-            (*sizes, float(alpha), float(gamma), exponent, background),
-            (kind, fixed, exponent == 2, gamma == 2, with_gradient, double, BLOCK_X),
+            grid, (logits, out, labels, found, scales, of_logits),
+            (*numbers, float(alpha), float(gamma), exponent, background),
+            (len(split), kind, fixed, exponent == 2, gamma == 2, with_gradient, double, BLOCK_X),
         )  # fmt: skip
-    return torch.cat([parts.sum(1, keepdim=True), sums.sum(2).mT], 1), gradient, of_boxes
+    losses = found.new_empty(sets, 3)
+    sum_kernel((sets, 3), (of_logits, sums, losses), (sets, of_logits.shape[1], sums.shape[2]), (double, 256))
+    return losses, gradients, of_boxes

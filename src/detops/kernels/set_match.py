@@ -1,4 +1,9 @@
-"""`set_match` in Triton: kernels for which boxes take part and for all costs, and a program per problem to solve it."""
+"""`set_match` in Triton: kernels for which boxes take part and for all costs, and a program per problem to solve it.
+
+Parts of as many queries go together, so that there are three launches unless numbers of queries differ.
+"""
+
+from itertools import groupby
 
 import torch
 import triton.language as tl
@@ -6,7 +11,7 @@ from torch import Tensor
 
 from detops.kernels._assignment import assign_kernel, blocks
 from detops.kernels._boxes import overlap
-from detops.kernels._launch import cdiv, kernel
+from detops.kernels._launch import cdiv, kernel, level_of, map_of, number_of
 from detops.kernels._softplus import log1p_of, power
 
 __all__ = ["assign_kernel", "cost_kernel", "set_match", "valid_kernel"]
@@ -44,27 +49,22 @@ def valid_kernel(
 
 @kernel(tensors=8)
 def cost_kernel(
-    logits,  # (S, B, Q, C), of any strides
-    totals,  # (S, B, Q) logarithms of the sums of exponentials, not read without SOFTMAX
-    preds,  # (S, B, Q, 4), of any strides
+    logits,  # a tuple: each part's (S, B, Q, C), of any strides
+    preds,  # a tuple: each part's (S, B, Q, 4), of any strides
+    totals,  # (R, B, Q) logarithms of the sums of exponentials, not read without SOFTMAX
     boxes,  # (B, N, 4)
     labels,  # (B, N)
     valid,  # (B, N) which of the boxes take part
-    extra,  # (S, B, Q, N), of any strides, not read without HAS_EXTRA
-    costs,  # (S, G, B, N, Q // G)
+    extra,  # (S, B, Q, N) of the first part, of any strides, not read without HAS_EXTRA
+    costs,  # (R, G, B, N, Q // G)
+    firsts,  # tuples, of each part: its first set
+    logit_strides,
+    pred_strides,
     B,
     Q,
     N,
     G,
     each,
-    logit_set,
-    logit_image,
-    logit_query,
-    logit_class,
-    pred_set,
-    pred_image,
-    pred_query,
-    pred_number,
     extra_set,
     extra_image,
     extra_query,
@@ -75,6 +75,7 @@ def cost_kernel(
     class_cost,
     box_cost,
     giou_cost,
+    PARTS: tl.constexpr,
     IS_SOFTMAX: tl.constexpr,
     HAS_EPS: tl.constexpr,
     SQUARE: tl.constexpr,
@@ -84,15 +85,18 @@ def cost_kernel(
     """The costs of one box at a block of queries of one set."""
     q = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     n = tl.program_id(1)
-    s = (tl.program_id(2) // B).to(tl.int64)
+    row = tl.program_id(2) // B
     b = (tl.program_id(2) % B).to(tl.int64)
+    which = level_of(row, firsts, PARTS)
+    s = (row - number_of(firsts, which, PARTS, 1, 0)).to(tl.int64)
     if tl.load(valid + b * N + n) > 0:
         inside = q < each * G
         label = tl.load(labels + b * N + n).to(tl.int64)
-        x = tl.load(logits + s * logit_set + b * logit_image + q * logit_query + label * logit_class, mask=inside,
-                    other=0).to(tl.float32)  # fmt: skip
+        at = s * number_of(logit_strides, which, PARTS, 4, 0) + b * number_of(logit_strides, which, PARTS, 4, 1)
+        at += q * number_of(logit_strides, which, PARTS, 4, 2) + label * number_of(logit_strides, which, PARTS, 4, 3)
+        x = tl.load(map_of(logits, which, PARTS) + at, mask=inside, other=0).to(tl.float32)
         if IS_SOFTMAX:
-            total = tl.load(totals + (s * B + b) * Q + q, mask=inside, other=0)
+            total = tl.load(totals + (row * B + b) * Q + q, mask=inside, other=0)
             by_class = -tl.exp(x - total)
         else:
             y = tl.minimum(tl.maximum(x, -1e4), 1e4)
@@ -106,7 +110,9 @@ def cost_kernel(
                 log_rest = tl.maximum(y, 0.0) + log1p_of(e)
             by_class = alpha * power(rest, gamma, SQUARE) * log_p - (1 - alpha) * power(p, gamma, SQUARE) * log_rest
             by_class = tl.where(x == x, by_class, float("nan"))
-        pred = preds + s * pred_set + b * pred_image + q * pred_query
+        at = s * number_of(pred_strides, which, PARTS, 4, 0) + b * number_of(pred_strides, which, PARTS, 4, 1)
+        pred = map_of(preds, which, PARTS) + at + q * number_of(pred_strides, which, PARTS, 4, 2)
+        pred_number = number_of(pred_strides, which, PARTS, 4, 3)
         cx = tl.load(pred, mask=inside, other=0).to(tl.float32)
         cy = tl.load(pred + pred_number, mask=inside, other=0).to(tl.float32)
         w = tl.load(pred + 2 * pred_number, mask=inside, other=0).to(tl.float32)
@@ -125,14 +131,14 @@ def cost_kernel(
         cost = (box_cost * l1 + class_cost * by_class) - giou_cost * giou
         if HAS_EXTRA:
             more = extra + s * extra_set + b * extra_image + q * extra_query + n * extra_box
-            cost += tl.load(more, mask=inside, other=0).to(tl.float32)
-        problem = (s * G + q // each) * B + b
+            cost += tl.load(more, mask=q < tl.where(which == 0, each * G, 0), other=0).to(tl.float32)
+        problem = (row.to(tl.int64) * G + q // each) * B + b
         tl.store(costs + (problem * N + n) * each + q % each, cost, mask=inside)
 
 
 def set_match(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     sample_sizes: Tensor | None,
@@ -148,19 +154,13 @@ def set_match(
     extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernels; meaning as in `detops.reference.set_match`."""
-    sets, batch, count, _ = class_logits.shape
-    each, most, device = count // groups, gt_boxes.shape[1], gt_boxes.device
-    shape = (sets, groups, batch, most)
+    batch, most, device = *gt_labels.shape, gt_boxes.device
+    sets, counts = [len(one) for one in class_logits], [one.shape[2] for one in class_logits]
     boxes, labels = gt_boxes.contiguous(), gt_labels.contiguous()
     valid = torch.empty((batch, most), dtype=torch.uint8, device=device)
-    index = torch.empty((sets, batch, count), dtype=torch.int64, device=device)
-    query = torch.empty(shape, dtype=torch.int64, device=device)
-    solved = 0 not in shape and each > 0
-    if not solved:
-        query.fill_(-1)
-    if not solved or each * groups < count:
-        index.fill_(-1)
-    logits, preds = class_logits.detach(), pred_boxes.detach()
+    rows = [number * batch * count for number, count in zip(sets, counts, strict=True)]
+    index = torch.empty(sum(rows), dtype=torch.int64, device=device)
+    query = torch.empty((sum(sets), groups, batch, most), dtype=torch.int64, device=device)
     if valid.numel():
         valid_kernel(
             (cdiv(valid.numel(), BLOCK),),
@@ -168,21 +168,42 @@ def set_match(
             (most, valid.numel(), num_classes),
             (sample_sizes is not None, BLOCK),
         )
-    if solved:
-        costs = torch.empty((sets * groups * batch, most, each), dtype=torch.float32, device=device)
-        totals = logits.to(torch.float32).logsumexp(-1).contiguous() if kind == SOFTMAX else costs
-        extra = preds if extra_cost is None else extra_cost.detach()
-        weights = (float(alpha), float(gamma), float(eps), float(class_cost), float(box_cost), float(giou_cost))
+    weights = (float(alpha), float(gamma), float(eps), float(class_cost), float(box_cost), float(giou_cost))
+    part = 0
+    for count, same in groupby(counts):
+        run = slice(part, part + len(list(same)))
+        queries = query[sum(sets[:part]) : sum(sets[: run.stop])]
+        found = index[sum(rows[:part]) : sum(rows[: run.stop])]
+        each = count // groups
+        if queries.numel() == 0 or each == 0:
+            queries.fill_(-1)
+            found.fill_(-1)
+            part = run.stop
+            continue
+        if each * groups < count:
+            found.fill_(-1)
+        logits, preds = (tuple(one.detach() for one in every[run]) for every in (class_logits, pred_boxes))
+        costs = torch.empty((len(queries) * groups * batch, most, each), dtype=torch.float32, device=device)
+        totals = costs
+        if kind == SOFTMAX:
+            totals = torch.cat([one.to(torch.float32).logsumexp(-1) for one in logits])
+        extra = None if extra_cost is None or part > 0 else extra_cost.detach()
         cost_kernel(
-            (cdiv(count, BLOCK), most, sets * batch),
-            (logits, totals, preds, boxes, labels, valid, extra, costs),
-            (batch, count, most, groups, each, *logits.stride(), *preds.stride(), *extra.stride(), *weights),
-            (kind == SOFTMAX, eps > 0, gamma == 2, extra_cost is not None, BLOCK),
-        )
+            (cdiv(count, BLOCK), most, len(queries) * batch),
+            (logits, preds, totals, boxes, labels, valid, preds[0] if extra is None else extra, costs),
+            (
+                tuple(sum(sets[part:i]) for i in range(run.start, run.stop)),
+                tuple(stride for one in logits for stride in one.stride()),
+                tuple(stride for one in preds for stride in one.stride()),
+                batch, count, most, groups, each, *(preds[0] if extra is None else extra).stride(), *weights,
+            ),
+            (len(logits), kind == SOFTMAX, eps > 0, gamma == 2, extra is not None, BLOCK),
+        )  # fmt: skip
         assign_kernel(
-            (sets * groups * batch,),
-            (costs, valid, valid, query, index),
+            (len(costs),),
+            (costs, valid, valid, queries, found),
             (each, most, batch, groups, count),
             (False, True, *blocks(each, most)),
         )
+        part = run.stop
     return query, index, valid.view(torch.bool)

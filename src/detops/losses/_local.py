@@ -1,9 +1,74 @@
 """D-FINE's losses of box distributions: fine-grained localization (FGL) and decoupled distillation (DDF)."""
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
+from detops.geometry.boxes import iou_of_pairs, to_xyxy
+
 TEMPERATURE = 5.0
+
+
+class Distributions(NamedTuple):
+    """D-FINE's distributions of all layers.
+
+    Attributes:
+        corners: (L, B, Q, 4 * bins) logits: left, top, right, bottom.
+        references: (L, B, Q, 4) cxcywh, boxes that distances are measured from; constants.
+        teacher_logits: (B, Q, C) class logits of the last layer; constants.
+        values: (bins,) what each bin stands for, from `bin_values`.
+        scale: By which distances are divided.
+    """
+
+    corners: Tensor
+    references: Tensor
+    teacher_logits: Tensor
+    values: Tensor
+    scale: float
+
+
+def local_losses(
+    local: Distributions, pred_boxes: Sequence[Tensor], parts: Sequence[int], boxes: Tensor, index: Tensor,
+    scale: Tensor, weights: Sequence[float],
+) -> Tensor:  # fmt: skip
+    """Return (R, 2) FGL and DDF of the layers of all parts.
+
+    Args:
+        local: The distributions.
+        pred_boxes: (S, B, Q, 4) cxcywh of each part.
+        parts: Five numbers of each part: first layer, number of layers, first query, number of queries, and whether it
+            learns from the last layer.
+        boxes: (B, N, 4) cxcywh.
+        index: int64 box of each query of the parts; -1 for none.
+        scale: (R,) factors of FGL.
+        weights: Further factors of both.
+    """
+    found, row = [], 0
+    for pred, (layer, layers, first, count, distils) in zip(
+        pred_boxes, zip(*[iter(parts)] * 5, strict=True), strict=True
+    ):
+        place = slice(layer, layer + layers), slice(None), slice(first, first + count)
+        size = pred.shape[:3].numel()
+        pairs, index = index[:size].view(pred.shape[:3]), index[size:]
+        has_box = pairs >= 0
+        targets = torch.zeros_like(pred)
+        if boxes.shape[1]:
+            each = pairs.clamp(min=0)[..., None].expand(-1, -1, -1, 4)
+            targets = boxes.expand(layers, -1, -1, -1).gather(2, each)
+        iou = iou_of_pairs(to_xyxy(pred.detach()), to_xyxy(targets)).where(has_box, 0)
+        corners = local.corners[place]
+        fgl = fine_grained_loss(corners, local.references[place], targets, iou, local.values, local.scale)
+        rows = [fgl * scale[row : row + layers] * weights[0], torch.zeros_like(fgl)]
+        if distils:
+            queries = place[2]
+            weight = iou.where(has_box, local.teacher_logits[:, queries].amax(-1).sigmoid())
+            teacher = local.corners[-1:, :, queries]
+            rows[1] = weights[1] * distillation_loss(corners, teacher, weight, has_box, len(local.values))
+        found.append(torch.stack(rows, 1))
+        row += layers
+    return torch.cat(found)
 
 
 def bin_values(bins: int, up: float, scale: float, device: torch.device) -> Tensor:

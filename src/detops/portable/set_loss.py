@@ -5,6 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detops.arguments import accumulate_dtype
+from detops.geometry.set_parts import parts_of
 from detops.portable._boxes import from_cxcywh, overlap
 from detops.portable._iou_loss import EPS, GIOU, iou_loss
 
@@ -12,8 +13,9 @@ SOFTMAX, FOCAL, VARIFOCAL, MAL, IA_BCE, VARIFOCAL_LIVE, POSITION = range(7)
 
 
 def set_loss(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
+    parts: list[int],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     index: Tensor,
@@ -25,55 +27,81 @@ def set_loss(
     alpha: float,
     gamma: float,
     factor: float,
+    clamp: bool,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, list[Tensor], Tensor]:
     """Return sums and gradients; arguments and meaning as in `detops.reference.set_loss`."""
-    sets, wide = len(class_logits), accumulate_dtype(class_logits)
+    wide = accumulate_dtype(class_logits[0])
     if gt_boxes.shape[1] == 0:
         gt_boxes, gt_labels = gt_boxes.new_zeros(len(gt_boxes), 1, 4), gt_labels.new_full((len(gt_labels), 1), -1)
         index, box_index = index.clamp(max=-1), None
-    by_class, by_boxes = scale.to(wide).unbind(1)
-    factors = torch.stack([by_class * weights[0], by_boxes * weights[1], by_boxes * weights[2]], 1)
-    by_class, by_l1, by_giou = factors[:, None, None].unbind(-1)  # (S, 1, 1) each
-    x, pred, truth = class_logits.to(wide), pred_boxes.to(wide), gt_boxes.to(wide)
-    has_box = index >= 0
+    truth, labels = gt_boxes.to(wide), gt_labels.to(torch.int64)
+    factors = scale.to(wide)[:, [0, 1, 1]] * torch.tensor(weights, dtype=wide, device=scale.device)
+    losses, of_boxes = [], []
+    of_logits = [torch.zeros_like(one) for one in class_logits if with_gradient]
+    for part in parts_of(parts, len(gt_boxes)):
+        x, pred = part.of(class_logits).to(wide), part.of(pred_boxes).to(wide)
+        shape = x.shape[:3]
+        near, far = index[part.rows].view(shape), None if box_index is None else box_index[part.rows].view(shape)
+        u = None if quality is None else quality[part.rows].view(shape)
+        by_class, by_l1, by_giou = factors[part.sets, None, None].unbind(-1)  # (S, 1, 1) each
+        loss, gradient = _class_losses(
+            x, pred.clamp(0, 1) if clamp else pred, truth, labels, near, u, kind, alpha, gamma, factor
+        )
+        sums, slopes = _box_losses(pred, truth, near if far is None else far, clamp)
+        losses.append(torch.stack([loss, *sums], 1))
+        if with_gradient:
+            place = of_logits[part.tensor][part.place]
+            place.copy_(gradient * by_class[..., None])
+            of_boxes.append(torch.stack([by_l1[..., None] * slopes[0], by_giou[..., None] * slopes[1]]).flatten(1, 3))
+    summed = (torch.cat(losses) if losses else factors) * factors
+    if not with_gradient:
+        return summed, [], pred_boxes[0].new_empty(0)
+    flat = torch.cat(of_boxes, 1) if of_boxes else pred_boxes[0].new_zeros(2, 0, 4)
+    return summed, of_logits, flat.to(pred_boxes[0].dtype)
+
+
+def _class_losses(
+    x: Tensor, pred: Tensor, truth: Tensor, labels: Tensor, index: Tensor, quality: Tensor | None, kind: int,
+    alpha: float, gamma: float, factor: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """(S,) sums of one part's class losses, and their gradient, without factors."""
+    sets = len(x)
     near = index.clamp(min=0)
-    label = gt_labels.to(torch.int64).expand(sets, -1, -1).gather(2, near)
-    has_label = has_box & (label >= 0) & (label < x.shape[3])
-    target = _boxes_at(truth, near)
+    label = labels.expand(sets, -1, -1).gather(2, near)
+    has_label = (index >= 0) & (label >= 0) & (label < x.shape[3])
     reads = (index >= -1)[..., None]
     if kind == SOFTMAX:
         log_p = x.log_softmax(-1)
         aim = label.where(has_label, x.shape[3] - 1)[..., None]
-        weight = torch.ones_like(aim, dtype=wide).where(has_label[..., None], factor)
+        weight = torch.ones_like(aim, dtype=x.dtype).where(has_label[..., None], factor)
         loss = -weight * log_p.gather(3, aim)
         gradient = weight * log_p.exp()
         gradient = gradient.scatter_add(3, aim, -weight)
     else:
-        quality = _iou(pred, target) if quality is None else quality.to(wide).clamp(0, 1)
+        quality = _iou(pred, _boxes_at(truth, near)) if quality is None else quality.to(x.dtype).clamp(0, 1)
         gradient, dense = _background(x, kind, alpha, gamma)
         aim = label.where(has_label, 0)[..., None]
         at_label, gradient_at_label = _at_label(x.gather(3, aim), quality[..., None], kind, alpha, gamma)
         background = dense.gather(3, aim)
         loss = dense.sum(-1, keepdim=True) + (at_label - background).where(has_label[..., None], 0)
         gradient = gradient.scatter(3, aim, gradient_at_label.where(has_label[..., None], gradient.gather(3, aim)))
-    class_loss = loss.where(reads, 0).sum((1, 2, 3))
-    paired = has_box if box_index is None else box_index >= 0
-    if box_index is not None:
-        target = _boxes_at(truth, box_index.clamp(min=0))
+    return loss.where(reads, 0).sum((1, 2, 3)), gradient.where(reads, 0)
+
+
+def _box_losses(
+    pred: Tensor, truth: Tensor, index: Tensor, clamp: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """(S,) sums of one part's L1 and GIoU losses, and their gradients (S, B, Q, 4), without factors."""
+    paired, target = index >= 0, _boxes_at(truth, index.clamp(min=0))
+    moves = paired[..., None]
+    if clamp:
+        moves, pred = moves & (pred >= 0) & (pred <= 1), pred.clamp(0, 1)
     safe = torch.where(paired[..., None], pred, target)
     giou_loss, giou_gradient = iou_loss(safe, target, GIOU)
     apart = safe - target
-    sums = torch.stack([
-        class_loss, apart.abs().sum((1, 2, 3)), giou_loss.where(paired, 0).sum((1, 2))
-    ], 1)  # fmt: skip
-    losses = sums * factors
-    if not with_gradient:
-        return losses, class_logits.new_empty(0), pred_boxes.new_empty(0)
-    of_logits = torch.empty_like(class_logits)
-    of_logits.copy_((gradient * by_class[..., None]).where(reads, 0))
-    of_boxes = torch.stack([by_l1[..., None] * apart.sign(), by_giou[..., None] * giou_gradient])
-    return losses, of_logits, of_boxes.where(paired[..., None], 0).to(pred_boxes.dtype)
+    sums = apart.abs().sum((1, 2, 3)), giou_loss.where(paired, 0).sum((1, 2))
+    return sums, (apart.sign().where(moves, 0), giou_gradient.where(moves, 0))
 
 
 def _boxes_at(boxes: Tensor, index: Tensor) -> Tensor:

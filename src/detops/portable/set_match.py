@@ -12,8 +12,8 @@ SOFTMAX, FOCAL = range(2)
 
 
 def set_match(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     sample_sizes: Tensor | None,
@@ -29,36 +29,51 @@ def set_match(
     extra_cost: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return queries, boxes and which are valid; arguments and meaning as in `detops.reference.set_match`."""
-    sets, batch, count, _ = class_logits.shape
-    each, most = count // groups, gt_boxes.shape[1]
+    batch, most = gt_labels.shape
     order, boxes, labels, there = _valid_first(gt_boxes, gt_labels, sample_sizes, num_classes)
-    used = each * groups
-    logits, pred = class_logits[:, :, :used].to(torch.float32), pred_boxes[:, :, :used].to(torch.float32)
-    if kind == SOFTMAX:
-        logits = logits - logits.logsumexp(-1, keepdim=True)
-    x = logits.gather(3, labels[None, :, None].expand(sets, -1, used, -1))  # (S, B, Q, N)
-    l1 = (pred[..., None, :] - boxes[:, None]).abs().sum(-1)
-    cost = (
-        box_cost * l1
-        + class_cost * (-x.exp() if kind == SOFTMAX else _focal_cost(x, alpha, gamma, eps))
-        - giou_cost * _giou(pred, boxes)
-    )
-    if extra_cost is not None:
-        cost = cost + extra_cost[:, :, :used].to(torch.float32).gather(3, order[None, :, None].expand_as(cost))
-    # (S, B, G, Q, N) -> (S, G, B, Q, N)
-    problems = cost.unflatten(2, (groups, each)).transpose(1, 2).flatten(0, 2)
-    sizes = there.sum(1).expand(sets, groups, batch).flatten()
-    query = assignment(problems, sizes).view(sets, groups, batch, most)
-    first = torch.arange(groups, device=query.device)[:, None, None] * each
-    query = (query + first).where(query >= 0, -1)
-    query = torch.empty_like(query).scatter_(3, order.expand_as(query), query)
+    costs = []
+    for i, (part_logits, part_boxes) in enumerate(zip(class_logits, pred_boxes, strict=True)):
+        sets, _, count, _ = part_logits.shape
+        used = count // groups * groups
+        logits, pred = part_logits[:, :, :used].to(torch.float32), part_boxes[:, :, :used].to(torch.float32)
+        if kind == SOFTMAX:
+            logits = logits - logits.logsumexp(-1, keepdim=True)
+        x = logits.gather(3, labels[None, :, None].expand(sets, -1, used, -1))  # (S, B, Q, N)
+        l1 = (pred[..., None, :] - boxes[:, None]).abs().sum(-1)
+        cost = (
+            box_cost * l1
+            + class_cost * (-x.exp() if kind == SOFTMAX else _focal_cost(x, alpha, gamma, eps))
+            - giou_cost * _giou(pred, boxes)
+        )
+        if extra_cost is not None and i == 0:
+            cost = cost + extra_cost[:, :, :used].to(torch.float32).gather(3, order[None, :, None].expand_as(cost))
+        # (S, B, G, Q, N) -> (S G B, Q, N)
+        costs.append(cost.unflatten(2, (groups, used // groups)).transpose(1, 2).flatten(0, 2))
+    queries, indices = [], []
+    for logits, query in zip(class_logits, _assigned(costs, there.sum(1)), strict=True):
+        sets, _, count, _ = logits.shape
+        query = query.view(sets, groups, batch, most)
+        first = torch.arange(groups, device=query.device)[:, None, None] * (count // groups)
+        query = (query + first).where(query >= 0, -1)
+        query = torch.empty_like(query).scatter_(3, order.expand_as(query), query)
+        queries.append(query)
+        # Boxes without a query write into one more place, which is cut off.
+        index = torch.full((sets, batch, count + 1), -1, dtype=torch.int64, device=query.device)
+        spread = query.transpose(1, 2).reshape(sets, batch, groups * most)
+        box = torch.arange(most, device=query.device).repeat(groups).expand_as(spread)
+        index.scatter_(2, spread.where(spread >= 0, count), box)
+        indices.append(index[..., :count].flatten())
     valid = torch.empty_like(there).scatter_(1, order, there)
-    # Boxes without a query write into one more place, which is cut off.
-    index = torch.full((sets, batch, count + 1), -1, dtype=torch.int64, device=query.device)
-    spread = query.transpose(1, 2).reshape(sets, batch, groups * most)
-    box = torch.arange(most, device=query.device).repeat(groups).expand_as(spread)
-    index.scatter_(2, spread.where(spread >= 0, count), box)
-    return query, index[..., :count].contiguous(), valid
+    return torch.cat(queries), torch.cat(indices), valid
+
+
+def _assigned(costs: list[Tensor], sizes: Tensor) -> list[Tensor]:
+    """(P, N) query of each box, of each part's problems (P, Q, N); parts of as many queries are solved together."""
+    batch = max(len(sizes), 1)
+    every = [sizes.repeat(len(cost) // batch) for cost in costs]
+    if len({cost.shape[1] for cost in costs}) > 1:
+        return [assignment(cost, size) for cost, size in zip(costs, every, strict=True)]
+    return list(assignment(torch.cat(costs), torch.cat(every)).split([len(cost) for cost in costs]))
 
 
 def _valid_first(

@@ -9,8 +9,9 @@ EPS = 1e-16  # in place of a union or a hull of 0
 
 
 def set_loss(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
+    parts: list[int],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     index: Tensor,
@@ -22,11 +23,13 @@ def set_loss(
     alpha: float,
     gamma: float,
     factor: float,
+    clamp: bool,
     with_gradient: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sums of three losses of each set, and their gradients.
+) -> tuple[Tensor, list[Tensor], Tensor]:
+    """Return the sums of three losses of each set of outputs, and their gradients.
 
-    Query q of an image is trained towards box `index[s, b, q]` of it, or towards "no object". With x a logit, p its
+    A part is some sets and some queries of one of the tensors, such as the denoising queries of all layers. Its query q
+    of an image is trained towards box `index[s, b, q]` of it, or towards "no object". With x a logit, p its
     sigmoid, u the IoU of the predicted box with the true one (a constant) and D what counts as one:
 
         kind                   at the query's label                                       at all other classes
@@ -43,71 +46,81 @@ def set_loss(
     box: the sum of the four |differences| of cxcywh, and 1 - GIoU.
 
     Args:
-        class_logits: (S, B, Q, C).
-        pred_boxes: (S, B, Q, 4) cxcywh.
+        class_logits: Tensors (S, B, Q, C).
+        pred_boxes: As many tensors (S, B, Q, 4), cxcywh.
+        parts: Five numbers of each part: its tensor, first set, number of sets, first query, number of queries. No set
+            and query is in two parts.
         gt_boxes: (B, N, 4) cxcywh.
         gt_labels: (B, N) integers.
-        index: (S, B, Q) int64 box of each query; -1 for none; below it, the query's logits are not read.
+        index: int64 box of each query, of the parts (sets, B, queries) one after the other; -1 for none; below it, the
+            query's logits are not read.
         box_index: The same for the box losses; None for `index`.
-        quality: (S, B, Q); None for the IoU.
-        scale: (S, 2) factors of the class loss and of both box losses.
+        quality: The same, in place of the IoU; None for that.
+        scale: (R, 2) factors of the class loss and of both box losses, of the sets of all parts.
         weights: Further factors of the class loss, the L1 loss and the GIoU loss.
         kind: See above.
         alpha: See above.
         gamma: See above.
         factor: See above.
+        clamp: Whether predicted numbers are limited to 0 .. 1, beyond which they have no gradient.
         with_gradient: Whether the gradients are wanted; if not they come back empty.
 
     Returns:
-        (S, 3) sums; gradient of the class loss by the logits; (2, S, B, Q, 4) gradients of the two box losses.
+        (R, 3) sums; gradients of the class losses by the logits, of the tensors' shapes, 0 where no part is;
+        (2, rows, 4) gradients of the two box losses by the boxes, in the order of `index`.
 
     Reference:
         DETR (softmax), Deformable DETR (focal), RT-DETR (varifocal with the IoU), DEIM (matching aware loss),
         Align-DETR and LW-DETR (IoU-aware BCE).
     """
-    sets, batch, count, _ = class_logits.shape
-    dtype = torch.float64 if class_logits.dtype == torch.float64 else torch.float32
-    logits = class_logits.detach().double().requires_grad_()
-    boxes = pred_boxes.detach().double().requires_grad_()
+    dtype = torch.float64 if class_logits[0].dtype == torch.float64 else torch.float32
+    logits = [one.detach().double().requires_grad_() for one in class_logits]
+    boxes = [one.detach().double().requires_grad_() for one in pred_boxes]
     for_boxes = index if box_index is None else box_index
-    rows = []
+    rows, places, at = [], [], 0
     with torch.enable_grad():
-        for s in range(sets):
-            sums = [logits.new_zeros(()), logits.new_zeros(()), logits.new_zeros(())]
-            for b in range(batch):
-                for q in range(count):
-                    n = int(index[s, b, q])
-                    if n >= -1:
-                        label = int(gt_labels[b, n]) if n >= 0 else -1
-                        u = iou_and_giou(boxes[s, b, q].detach(), gt_boxes[b, n].double())[0].item() if n >= 0 else 0.0
-                        if n >= 0 and quality is not None:
-                            u = quality[s, b, q].item()
-                        u = min(max(u, 0.0), 1.0)
-                        sums[0] = sums[0] + class_loss(logits[s, b, q], label, u, kind, alpha, gamma, factor)
-                    n = int(for_boxes[s, b, q])
-                    if n >= 0:
-                        target = gt_boxes[b, n].double()
-                        sums[1] = sums[1] + (boxes[s, b, q] - target).abs().sum()
-                        sums[2] = sums[2] + 1 - iou_and_giou(boxes[s, b, q], target)[1]
-            rows.append(torch.stack(sums))
-        losses = (
-            torch.stack(rows) * scale.double()[:, [0, 1, 1]] * torch.tensor(weights).double()
-            if rows
-            else logits.new_zeros(0, 3)
-        )
-        parts = losses.sum(0)
-    none = class_logits.new_empty(0), pred_boxes.new_empty(0)
+        for tensor, first_set, sets, first, count in zip(*[iter(parts)] * 5, strict=True):
+            for s in range(first_set, first_set + sets):
+                sums = [index.new_zeros((), dtype=torch.float64) for _ in range(3)]
+                for b in range(logits[tensor].shape[1]):
+                    for q in range(first, first + count):
+                        places.append((tensor, s, b, q))
+                        box = boxes[tensor][s, b, q].clamp(0, 1) if clamp else boxes[tensor][s, b, q]
+                        n = int(index[at])
+                        if n >= -1:
+                            label = int(gt_labels[b, n]) if n >= 0 else -1
+                            u = iou_and_giou(box.detach(), gt_boxes[b, n].double())[0].item() if n >= 0 else 0.0
+                            if n >= 0 and quality is not None:
+                                u = quality[at].item()
+                            u = min(max(u, 0.0), 1.0)
+                            x = logits[tensor][s, b, q]
+                            sums[0] = sums[0] + class_loss(x, label, u, kind, alpha, gamma, factor)
+                        n = int(for_boxes[at])
+                        if n >= 0:
+                            target = gt_boxes[b, n].double()
+                            sums[1] = sums[1] + (box - target).abs().sum()
+                            sums[2] = sums[2] + 1 - iou_and_giou(box, target)[1]
+                        at += 1
+                rows.append(torch.stack(sums))
+        losses = torch.stack([*rows, torch.zeros(3, dtype=torch.float64)])[:-1]
+        losses = losses * scale.double()[:, [0, 1, 1]] * torch.tensor(weights).double()
     if not with_gradient:
-        return losses.detach().to(dtype), *none
-    zeros = torch.zeros_like(logits), torch.zeros_like(boxes)
-    gradients = [
-        zeros[i > 0] if not parts[i].requires_grad else
-        torch.autograd.grad(parts[i], (logits, boxes)[i > 0], retain_graph=True, allow_unused=True)[0]
-        for i in range(3)
-    ]  # fmt: skip
-    filled = [zeros[i > 0] if gradient is None else gradient for i, gradient in enumerate(gradients)]
-    of_boxes = torch.stack(filled[1:]).to(pred_boxes.dtype)
-    return losses.detach().to(dtype), filled[0].to(class_logits.dtype), of_boxes
+        return losses.detach().to(dtype), [], pred_boxes[0].new_empty(0)
+    totals = losses.sum(0)
+    of_logits = [_gradient(totals[0], one).to(class_logits[0].dtype) for one in logits]
+    of_boxes = torch.zeros(2, len(index), 4, dtype=pred_boxes[0].dtype)
+    for i in range(2):
+        gradients = [_gradient(totals[i + 1], one) for one in boxes]
+        for row, (tensor, *place) in enumerate(places):
+            of_boxes[i, row] = gradients[tensor][tuple(place)]
+    return losses.detach().to(dtype), of_logits, of_boxes
+
+
+def _gradient(loss: Tensor, leaf: Tensor) -> Tensor:
+    if not loss.requires_grad:
+        return torch.zeros_like(leaf)
+    found = torch.autograd.grad(loss, leaf, retain_graph=True, allow_unused=True)[0]
+    return torch.zeros_like(leaf) if found is None else found
 
 
 def class_loss(x: Tensor, label: int, u: float, kind: int, alpha: float, gamma: float, factor: float) -> Tensor:

@@ -11,8 +11,8 @@ SOFTMAX, FOCAL = range(2)
 
 
 def set_match(
-    class_logits: Tensor,
-    pred_boxes: Tensor,
+    class_logits: list[Tensor],
+    pred_boxes: list[Tensor],
     gt_boxes: Tensor,
     gt_labels: Tensor,
     sample_sizes: Tensor | None,
@@ -38,8 +38,8 @@ def set_match(
     number of it is not finite, or a size is below 0. Costs that are not finite are the last resort (`assignment`).
 
     Args:
-        class_logits: (S, B, Q, C) of S sets of outputs, such as the layers of a decoder.
-        pred_boxes: (S, B, Q, 4) cxcywh.
+        class_logits: Parts (S, B, Q, C) of S sets of outputs each, such as the layers of a decoder, and its encoder.
+        pred_boxes: As many parts (S, B, Q, 4), cxcywh.
         gt_boxes: (B, N, 4) cxcywh.
         gt_labels: (B, N) integers.
         sample_sizes: (B,) number of boxes per image; None for N.
@@ -52,42 +52,45 @@ def set_match(
         class_cost: Weight.
         box_cost: Weight.
         giou_cost: Weight.
-        extra_cost: (S, B, Q, N), added; None for 0.
+        extra_cost: (S, B, Q, N) of the first part, added; None for 0.
 
     Returns:
-        (S, G, B, N) int64 query of each box, counted through all groups, or -1; (S, B, Q) int64 box of each query, or
-        -1; (B, N) bool, which boxes take part.
+        (R, G, B, N) int64 query of each box in the sets of all parts, counted through all groups, or -1; int64 box of
+        each query, or -1, of the parts (S, B, Q) one after the other; (B, N) bool, which boxes take part.
 
     Reference:
         Carion et al., "End-to-End Object Detection with Transformers", 2020, 3.1; the focal cost of Deformable DETR.
     """
-    sets, batch, count, _ = class_logits.shape
-    each, most = count // groups, gt_boxes.shape[1]
-    found = torch.full((sets, groups, batch, most), -1, dtype=torch.int64)
-    index = torch.full((sets, batch, count), -1, dtype=torch.int64)
-    valid = torch.zeros(batch, most, dtype=torch.bool)
+    batch, most = gt_labels.shape
+    rows = []
     for b in range(batch):
         size = most if sample_sizes is None else int(sample_sizes[b])
-        rows = [n for n in range(size) if _takes_part(gt_boxes[b, n], int(gt_labels[b, n]), num_classes)]
-        if not rows:
-            continue
-        valid[b, rows] = True
-        for s in range(sets):
-            logits, boxes = class_logits[s, b].double(), pred_boxes[s, b].double()
+        rows.append([n for n in range(size) if _takes_part(gt_boxes[b, n], int(gt_labels[b, n]), num_classes)])
+    valid = torch.tensor([[n in part for n in range(most)] for part in rows]).view(batch, most)
+    queries, indices = [torch.zeros(0, groups, batch, most, dtype=torch.int64)], [torch.zeros(0, dtype=torch.int64)]
+    for i, (part_logits, part_boxes) in enumerate(zip(class_logits, pred_boxes, strict=True)):
+        sets, _, count, _ = part_logits.shape
+        each = count // groups
+        found = torch.full((sets, groups, batch, most), -1, dtype=torch.int64)
+        index = torch.full((sets, batch, count), -1, dtype=torch.int64)
+        for s, b in [(s, b) for s in range(sets) for b in range(batch) if rows[b]]:
+            logits, boxes = part_logits[s, b].double(), part_boxes[s, b].double()
             costs = torch.stack([
                 box_cost * (boxes - gt_boxes[b, n].double()).abs().sum(1)
                 + class_cost * _class_cost(logits, int(gt_labels[b, n]), kind, alpha, gamma, eps)
                 - giou_cost * giou(boxes, gt_boxes[b, n].double())
-                + (0 if extra_cost is None else extra_cost[s, b, :, n].double())
-                for n in rows
+                + (0 if extra_cost is None or i > 0 else extra_cost[s, b, :, n].double())
+                for n in rows[b]
             ], 1)  # fmt: skip
             for g in range(groups):
                 first = g * each
-                queries = assignment(costs[None, first : first + each], None)[0]
-                for n, q in zip(rows, queries.tolist(), strict=True):
+                chosen = assignment(costs[None, first : first + each], None)[0]
+                for n, q in zip(rows[b], chosen.tolist(), strict=True):
                     if q >= 0:
                         found[s, g, b, n], index[s, b, first + q] = first + q, n
-    return found, index, valid
+        queries.append(found)
+        indices.append(index.flatten())
+    return torch.cat(queries), torch.cat(indices), valid.bool()
 
 
 def _takes_part(box: Tensor, label: int, num_classes: int) -> bool:

@@ -24,12 +24,13 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         scene = Scene(layers, batch, queries, boxes, device)
         index = torch.full((layers, batch, queries), -1, device=device)
         index[..., :boxes] = torch.arange(boxes, device=device)
+        part = [0, 0, layers, 0, queries]
         arguments: dict[str, Any] = {
-            "class_logits": scene.logits, "pred_boxes": scene.pred, "gt_boxes": scene.boxes, "gt_labels": scene.labels,
-            "index": index, "box_index": None, "quality": None,
+            "class_logits": [scene.logits], "pred_boxes": [scene.pred], "parts": part, "gt_boxes": scene.boxes,
+            "gt_labels": scene.labels, "index": index.flatten(), "box_index": None, "quality": None,
             "scale": torch.full((layers, 2), 0.01, device=device), "weights": [1.0, 5.0, 2.0],
             "kind": kind, "alpha": 0.75, "gamma": 2.0, "factor": 0.1,
-            "with_gradient": True,
+            "clamp": False, "with_gradient": True,
         }  # fmt: skip
         ours, plain = partial(ops.set_loss, **arguments), partial(portable, **arguments)
         name += f", {layers} x {batch} x {queries} x {_sets.CLASSES}"

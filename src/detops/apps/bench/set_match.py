@@ -21,9 +21,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for layers, batch, queries, boxes, groups in SIZES[: 1 if quick else None]:
         scene = Scene(layers, batch, queries, boxes, device)
         arguments: dict[str, Any] = {
-            "class_logits": scene.logits, "pred_boxes": scene.pred, "gt_boxes": scene.boxes, "gt_labels": scene.labels,
-            "sample_sizes": scene.sizes, "num_classes": scene.logits.shape[3], "groups": groups, "kind": 1,
-            "alpha": 0.25, "gamma": 2.0, "eps": 1e-8, "class_cost": 2.0, "box_cost": 5.0, "giou_cost": 2.0,
+            "class_logits": [scene.logits], "pred_boxes": [scene.pred], "gt_boxes": scene.boxes,
+            "gt_labels": scene.labels, "sample_sizes": scene.sizes, "num_classes": scene.logits.shape[3],
+            "groups": groups, "kind": 1, "alpha": 0.25, "gamma": 2.0, "eps": 1e-8,
+            "class_cost": 2.0, "box_cost": 5.0, "giou_cost": 2.0,
         }  # fmt: skip
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, **arguments)}
         if HAS_SCIPY:

@@ -80,4 +80,52 @@ struct PointTable {
   }
 };
 
+// The values of a map at the points of a table, computed as C. A cell of no weight counts for nothing, whatever it
+// holds.
+#define DETOPS_READ_ROW(T, C)                                                                                    \
+  DETOPS_CLONES inline void read_row(const T* __restrict__ map, const int32_t* __restrict__ left,                \
+                                     const int32_t* __restrict__ right, const C* __restrict__ by_left,           \
+                                     const C* __restrict__ by_right, const int32_t* __restrict__ top,            \
+                                     const int32_t* __restrict__ bottom, const C* __restrict__ by_top,           \
+                                     const C* __restrict__ by_bottom, int64_t count, C* __restrict__ out) {      \
+    for (int64_t p = 0; p < count; ++p) {                                                                        \
+      const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                           \
+      const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                     \
+      const C u = static_cast<C>(map[top[p] + left[p]]), v = static_cast<C>(map[top[p] + right[p]]);             \
+      const C w = static_cast<C>(map[bottom[p] + left[p]]), z = static_cast<C>(map[bottom[p] + right[p]]);       \
+      out[p] = (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) +                 \
+               (d != 0 ? z * d : C(0));                                                                          \
+    }                                                                                                            \
+  }
+DETOPS_READ_ROW(float, float)
+DETOPS_READ_ROW(Half, float)
+DETOPS_READ_ROW(BFloat16, float)
+DETOPS_READ_ROW(uint8_t, float)
+DETOPS_READ_ROW(double, double)
+#undef DETOPS_READ_ROW
+
+template <class T, class C>
+void read_points(const T* map, const PointTable<C>& at, int64_t count, C* out) {
+  read_row(map, at.x.first.data(), at.x.second.data(), at.x.before.data(), at.x.after.data(), at.y.first.data(),
+           at.y.second.data(), at.y.before.data(), at.y.after.data(), count, out);
+}
+
+// Asks for a map ahead of its use, in order, as points are spread over nearly all of it: read at random, each of its
+// lines would be waited for.
+template <class T>
+void prefetch(const T* map, int64_t count) {
+#if defined(__GNUC__)
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(map + i);
+#endif
+}
+
+// What all ops that read maps (B, Q, h, w) by an index (B, M) at points (B, M, P, 2) expect.
+inline void check_map_points(const Tensor& maps, const Tensor& index, const Tensor& points) {
+  STD_TORCH_CHECK(has_shape(maps, {-1, -1, -1, -1}), "maps: expected shape (B, Q, h, w)");
+  STD_TORCH_CHECK(has_numbers(points, {maps.size(0), -1, -1, 2}), "points: expected numbers of shape (B, M, P, 2)");
+  STD_TORCH_CHECK(has_numbers(index, {maps.size(0), points.size(1)}), "index: expected numbers of shape (B, M)");
+  STD_TORCH_CHECK(maps.size(2) * maps.stride(2) + maps.size(3) * maps.stride(3) <= std::numeric_limits<int32_t>::max(),
+                  "maps: expected a map that spans fewer than 2^31 numbers");
+}
+
 }  // namespace detops

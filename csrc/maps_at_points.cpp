@@ -12,38 +12,6 @@ constexpr int64_t kRows = 4;         // that share their points, per task: so ma
 constexpr int64_t kAhead = 1 << 16;  // numbers of a map that is fetched ahead
 constexpr int64_t kLines = 2;        // of the cache that a point reads
 
-// Numbers of the dtype T, computed as C. A cell of no weight counts for nothing, whatever it holds.
-#define DETOPS_READ_ROW(T, C)                                                                                   \
-  DETOPS_CLONES void read_row(const T* __restrict__ map, const int32_t* __restrict__ left,                      \
-                              const int32_t* __restrict__ right, const C* __restrict__ by_left,                 \
-                              const C* __restrict__ by_right, const int32_t* __restrict__ top,                  \
-                              const int32_t* __restrict__ bottom, const C* __restrict__ by_top,                 \
-                              const C* __restrict__ by_bottom, int64_t count, C* __restrict__ out) {            \
-    for (int64_t p = 0; p < count; ++p) {                                                                       \
-      const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                          \
-      const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                    \
-      const C u = static_cast<C>(map[top[p] + left[p]]), v = static_cast<C>(map[top[p] + right[p]]);            \
-      const C w = static_cast<C>(map[bottom[p] + left[p]]), z = static_cast<C>(map[bottom[p] + right[p]]);      \
-      out[p] = (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) +                \
-               (d != 0 ? z * d : C(0));                                                                         \
-    }                                                                                                           \
-  }
-DETOPS_READ_ROW(float, float)
-DETOPS_READ_ROW(Half, float)
-DETOPS_READ_ROW(BFloat16, float)
-DETOPS_READ_ROW(uint8_t, float)
-DETOPS_READ_ROW(double, double)
-#undef DETOPS_READ_ROW
-
-// Asks for a map ahead of its use, in order, as points are spread over nearly all of it: read at random, each of its
-// lines would be waited for.
-template <class T>
-void prefetch(const T* map, int64_t count) {
-#if defined(__GNUC__)
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(map + i);
-#endif
-}
-
 template <class T, class C>
 Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Tensor& points, bool nearest, bool border,
                ScalarType wide) {
@@ -82,9 +50,7 @@ Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Ten
           }
           const T* next = dense && from == 0 && m + 1 < rows ? map_of(b, m + 1) : nullptr;
           if (next != nullptr) prefetch(next, height * width);
-          read_row(map, table.x.first.data(), table.x.second.data(), table.x.before.data(), table.x.after.data(),
-                   table.y.first.data(), table.y.second.data(), table.y.before.data(), table.y.after.data(), some,
-                   values);
+          read_points(map, table, some, values);
         }
       }
     }

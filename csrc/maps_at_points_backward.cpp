@@ -1,35 +1,14 @@
 // The gradient of maps read at points: the CPU kernel of maps_at_points_backward.
 //
 // A map is written by one thread, which adds its rows of points in order: the number of threads changes nothing.
-#include "map_points.h"
+#include "map_sums.h"
 
-#include <algorithm>
 #include <limits>
-#include <type_traits>
-#include <vector>
 
 namespace detops {
 namespace {
 
 constexpr int64_t kPoints = 1024;  // whose places are held at once
-
-// The rows of points of each map, in order: `first` of a map, and `next` of a row; -1 for none.
-struct RowsOfMaps {
-  std::vector<int64_t> first, next;
-
-  RowsOfMaps(const std::optional<Tensor>& index, int64_t batch, int64_t rows, int64_t count)
-      : first(batch * count, -1), next(batch * rows, -1) {
-    const std::optional<Reader> chosen = reader_of(index);
-    for (int64_t b = 0; b < batch; ++b) {
-      for (int64_t m = rows - 1; m >= 0; --m) {
-        const int64_t q = chosen ? static_cast<int64_t>(chosen->at(b, m)) : m;
-        if (q < 0 || q >= count) continue;
-        next[b * rows + m] = first[b * count + q];
-        first[b * count + q] = m;
-      }
-    }
-  }
-};
 
 // Gradients of the dtype T, summed as C.
 template <class T, class C>
@@ -53,36 +32,15 @@ Tensor compute(const Tensor& gradient, const std::optional<Tensor>& index, const
         std::fill(to, to + size, T(0));
         continue;
       }
-      C* sum;
-      if constexpr (std::is_same_v<T, C>) {
-        sum = to;
-        std::fill(sum, sum + size, C(0));
-      } else {
-        sums.assign(size, C(0));
-        sum = sums.data();
-      }
+      C* sum = cells_to_add_to<C>(to, size, sums);
       for (int64_t m = of.first[map]; m >= 0; m = of.next[b * rows + m]) {
         for (int64_t from = 0; from < number; from += kPoints) {
           const int64_t some = std::min(kPoints, number - from);
           table.fill(points, reader, b, m, from, some, height, width, width, 1, false, border);
-          const T* values = given + b * by_image + m * by_row + from * by_point;
-          for (int64_t p = 0; p < some; ++p) {
-            const C value = static_cast<C>(values[p * by_point]);
-            const C above = value * table.y.before[p], below = value * table.y.after[p];
-            const C left = table.x.before[p], right = table.x.after[p];
-            C* top = sum + table.y.first[p];
-            C* bottom = sum + table.y.second[p];
-            // A cell of no weight may be another's: it is not touched, lest a NaN spreads.
-            if (table.y.before[p] != 0 && left != 0) top[table.x.first[p]] += above * left;
-            if (table.y.before[p] != 0 && right != 0) top[table.x.second[p]] += above * right;
-            if (table.y.after[p] != 0 && left != 0) bottom[table.x.first[p]] += below * left;
-            if (table.y.after[p] != 0 && right != 0) bottom[table.x.second[p]] += below * right;
-          }
+          add_at_points(table, some, given + b * by_image + m * by_row + from * by_point, by_point, sum);
         }
       }
-      if constexpr (!std::is_same_v<T, C>) {
-        for (int64_t i = 0; i < size; ++i) to[i] = static_cast<T>(sum[i]);
-      }
+      store_cells(sum, size, to);
     }
   });
   return out;

@@ -276,6 +276,37 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
     return masks.new_empty((masks.shape[0], height, width), dtype=torch.bool)
 
 
+@op()
+def point_mask_costs(logits: Tensor, points: Tensor | None, labels: Tensor, border: bool) -> tuple[Tensor, Tensor]:
+    """Compute the cross entropy and the dice cost of all pairs of queries and masks of an image, at points."""
+    shape, dtype = (*logits.shape[:2], labels.shape[1]), accumulate_dtype(logits)
+    return logits.new_empty(shape, dtype=dtype), logits.new_empty(shape, dtype=dtype)
+
+
+@op()
+def point_mask_losses(
+    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool
+) -> tuple[Tensor, Tensor]:
+    """Compute the cross entropy and the dice loss of matched maps at points, and the sums that their gradient takes."""
+    shape, dtype = (*points.shape[:2], 2), accumulate_dtype(maps)
+    return maps.new_empty(shape, dtype=dtype), maps.new_empty(shape, dtype=dtype)
+
+
+@op()
+def point_mask_losses_backward(
+    maps: Tensor,
+    index: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    factors: Tensor,
+    nearest: bool,
+    border: bool,
+) -> Tensor:
+    """Compute the gradient of `point_mask_losses` with respect to all maps."""
+    return maps.new_empty(maps.shape)
+
+
 @op(mutates=("class_gradients",))
 def positive_losses_(
     class_gradients: list[Tensor],
@@ -323,6 +354,23 @@ def positive_losses_backward(
 ) -> list[Tensor]:
     """Compute the gradient of the box losses of `positive_losses_` with respect to the box logits."""
     return [preds.new_empty(preds.shape) for preds in bbox_preds]
+
+
+@op()
+def prototype_losses(
+    coefficients: Tensor,
+    prototypes: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    cells: Tensor,
+    scale: Tensor | None,
+    kind: int,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum the mask losses of coefficients over prototypes within boxes, and compute both gradients in the same pass."""
+    dtype = accumulate_dtype(coefficients)
+    gradients = [like.new_empty(like.shape if with_gradient else 0, dtype=dtype) for like in (coefficients, prototypes)]
+    return coefficients.new_empty((), dtype=dtype), gradients[0], gradients[1]
 
 
 @op()

@@ -45,3 +45,14 @@ def point_scene(
         where[..., 1][kind == 3] = torch.inf
     index = torch.randint(-2, maps + 2, (batch, rows), generator=g) if indexed else None
     return values, index, where.expand(batch, rows, points, 2)
+
+
+def label_scene(
+    seed: int, points: Tensor, groups: int = 1, size: tuple[int, int] = (8, 6), dtype: torch.dtype = torch.uint8,
+    given: bool = False,
+) -> Tensor:  # fmt: skip
+    """Masks (B, N, H, W) of 0 and 1, where N goes `groups` times into the rows of points; or labels (B, M, P)."""
+    g = torch.Generator().manual_seed(seed)
+    batch, rows, number = points.shape[:3]
+    shape = (batch, rows, number) if given else (batch, rows // groups, *size)
+    return (torch.rand(shape, generator=g) > 0.5).to(dtype)

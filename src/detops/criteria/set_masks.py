@@ -6,9 +6,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from detops import ops
 from detops.arguments import FLOATS, require_device, require_tensor
-from detops.losses._mask_points import Masks
-from detops.losses.point_mask import Labels, Padding, point_mask_cost, point_mask_loss
+from detops.losses._mask_points import Masks, labels_at
+from detops.losses.point_mask import Labels, Padding, point_mask_loss
 
 
 class SetMasks(NamedTuple):
@@ -76,13 +77,13 @@ def mask_costs(layers: list[Tensor], masks: Masks, num_masks: int, rule: MaskRul
     """Return (L, B, Q, N) weighted costs; all layers are compared at the same points."""
     batch, _, height, width = layers[0].shape
     count = max(height * width // 16, 1) if rule.num_points is None else rule.num_points
-    shape = (batch, count, 2) if rule.image_points else (count, 2)
-    points = torch.rand(shape, generator=rule.generator, device=layers[0].device)
+    shape = (batch, 1, count, 2) if rule.image_points else (1, 1, count, 2)
+    points = torch.rand(shape, generator=rule.generator, device=layers[0].device).expand(batch, -1, -1, -1)
+    border = rule.padding == "border"
+    labels = labels_at(masks, points.expand(-1, num_masks, -1, -1), rule.labels == "nearest", border)
     found = []
     for layer in layers:
-        bce, dice = point_mask_cost(
-            layer.detach(), masks, points, num_masks=num_masks, labels=rule.labels, padding=rule.padding
-        )
+        bce, dice = ops.point_mask_costs(logits=layer.detach(), points=points, labels=labels, border=border)
         found.append(rule.bce_cost * bce + rule.dice_cost * dice)
     return torch.stack(found)
 

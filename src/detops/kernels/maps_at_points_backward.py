@@ -85,19 +85,24 @@ def scatter_kernel(
     tl.store(to, total.to(out.dtype.element_ty), mask=(line < h)[:, None] & (column < w)[None, :])
 
 
-def maps_at_points_backward(
-    gradient: Tensor, index: Tensor | None, points: Tensor, count: int, height: int, width: int, border: bool
-) -> Tensor:
-    """Launch the programs; arguments and meaning as in `detops.reference.maps_at_points_backward`."""
-    batch, rows, number = gradient.shape
-    out = torch.empty((batch, count, height, width), dtype=gradient.dtype, device=gradient.device)
+def add_at_points(out: Tensor, gradient: Tensor, index: Tensor | None, points: Tensor, border: bool) -> None:
+    """Write maps (B, Q, h, w): the sums of gradients (B, M, P), in the precision of these."""
+    batch, count, height, width = out.shape
     double = accumulate_dtype(gradient) == torch.float64
     tile, block = (DOUBLE_TILE, DOUBLE_TILE) if double else (TILE, BLOCK)
     if out.numel():
         scatter_kernel(
             (batch * count * cdiv(height, tile) * cdiv(width, tile),),
             (gradient, out if index is None else index.contiguous(), points, out),
-            (count, height, width, rows, number, *gradient.stride(), *points.stride()),
+            (count, height, width, *gradient.shape[1:], *gradient.stride(), *points.stride()),
             (index is not None, border, double, tile, block),
         )
+
+
+def maps_at_points_backward(
+    gradient: Tensor, index: Tensor | None, points: Tensor, count: int, height: int, width: int, border: bool
+) -> Tensor:
+    """Launch the programs; arguments and meaning as in `detops.reference.maps_at_points_backward`."""
+    out = torch.empty((len(gradient), count, height, width), dtype=gradient.dtype, device=gradient.device)
+    add_at_points(out, gradient, index, points, border)
     return out

@@ -19,36 +19,49 @@ Rle = Mapping[str, Any]  # {"size": [height, width], "counts": bytes or text, or
 Masks = Tensor | Sequence[Tensor] | Sequence[Sequence[Rle]]
 
 
-def values_at(maps: Tensor, index: Tensor | None, points: Tensor, border: bool) -> Tensor:
-    """Interpolate maps (B, Q, h, w) at points (B, M, P, 2): (B, M, P), differentiable by the maps."""
-    if torch.is_grad_enabled() and maps.requires_grad:
-        return _Values.apply(maps, index, points, border)  # type: ignore[no-any-return]
-    return ops.maps_at_points(maps=maps.detach(), index=index, points=points, nearest=False, border=border)
+def pair_losses(maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool) -> Tensor:
+    """Return the losses (B, M, 2) of `ops.point_mask_losses`, once differentiable by the maps."""
+    losses: Tensor = _Losses.apply(nearest, border, maps, index, points, labels)[0]
+    return losses
 
 
-class _Values(torch.autograd.Function):
-    """Forward keeps points alone; backward writes the gradient of all maps at once."""
-
-    @staticmethod
-    def forward(maps: Tensor, index: Tensor | None, points: Tensor, border: bool) -> Tensor:
-        return ops.maps_at_points(maps=maps, index=index, points=points, nearest=False, border=border)
+class _Losses(torch.autograd.Function):
+    """Forward keeps two sums per pair; backward reads logits and labels again, and writes the gradient of all maps."""
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        maps, index, points, ctx.border = inputs
-        ctx.shape, ctx.dtype = maps.shape[1:], maps.dtype
-        ctx.save_for_backward(index, points)
+    def forward(
+        nearest: bool, border: bool, maps: Tensor, index: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return ops.point_mask_losses(
+            maps=maps, index=index, points=points, labels=labels, nearest=nearest, border=border
+        )
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
-        index, points = ctx.saved_tensors
-        count, height, width = ctx.shape
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        ctx.nearest, ctx.border, *tensors = inputs
+        ctx.mark_non_differentiable(output[1])
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, output[1])
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+        if upstream is None:
+            return (None,) * 6
+        maps, index, points, labels, sums = ctx.saved_tensors
         with torch.no_grad():
-            gradient = ops.maps_at_points_backward(
-                gradient=upstream.to(ctx.dtype), index=index, points=points, count=count, height=height, width=width,
+            gradient = ops.point_mask_losses_backward(
+                maps=maps, index=index, points=points, labels=labels, sums=sums, factors=upstream, nearest=ctx.nearest,
                 border=ctx.border,
             )  # fmt: skip
-        return (*first_order_only((gradient,), (upstream,), INSTEAD), None, None, None)
+        return (None, None, *first_order_only((gradient,), (upstream, maps), INSTEAD), None, None, None)
+
+
+def labels_for(masks: Masks, points: Tensor, nearest: bool, border: bool, groups: int = 1) -> Tensor:
+    """Return what `ops.point_mask_losses` takes: the masks where they are, or else `labels_at` them."""
+    if not isinstance(masks, Tensor):
+        return labels_at(masks, points, nearest, border, groups)
+    _require_batch(masks, points, groups)
+    return masks
 
 
 def labels_at(masks: Masks, points: Tensor, nearest: bool, border: bool, groups: int = 1) -> Tensor:
@@ -71,9 +84,7 @@ def labels_at(masks: Masks, points: Tensor, nearest: bool, border: bool, groups:
     batch, rows = len(points), points.shape[1] // groups
     order = torch.arange(rows, device=points.device).repeat(groups).expand(batch, -1)
     if isinstance(masks, Tensor):
-        _require_masks("masks", masks, 4, points)
-        if masks.shape[0] != batch or masks.shape[1] != rows:
-            raise ValueError(f"masks: expected shape ({batch}, {rows}, H, W), got {tuple(masks.shape)}")
+        _require_batch(masks, points, groups)
         read = ops.maps_at_points(maps=masks, index=order, points=points, nearest=nearest, border=border)
         return read.float()
     if not isinstance(masks, Sequence) or len(masks) != batch:
@@ -93,6 +104,14 @@ def labels_at(masks: Masks, points: Tensor, nearest: bool, border: bool, groups:
                 _of_runs(list(own), where[0].unflatten(0, (groups, rows)), nearest, border).flatten(0, 1)[None]
             )
     return torch.cat(found) if found else points.new_zeros(points.shape[:3], dtype=torch.float32)
+
+
+def _require_batch(masks: Tensor, points: Tensor, groups: int) -> None:
+    """Check masks (B, N, H, W) for points (B, G N, P, 2)."""
+    batch, rows = len(points), points.shape[1] // groups
+    _require_masks("masks", masks, 4, points)
+    if masks.shape[0] != batch or masks.shape[1] != rows:
+        raise ValueError(f"masks: expected shape ({batch}, {rows}, H, W), got {tuple(masks.shape)}")
 
 
 def _require_masks(name: str, masks: Tensor, dimensions: int, points: Tensor) -> None:

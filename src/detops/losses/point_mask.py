@@ -4,11 +4,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
-from detops.losses._mask_points import Masks, labels_at, values_at
+from detops.losses._mask_points import Masks, labels_at, labels_for, pair_losses
 from detops.losses.reduction import average_over_ranks
 
 Labels = Literal["nearest", "bilinear"]
@@ -37,7 +36,8 @@ def point_mask_loss(
         loss_mask_dice  1 - (2 sum(p y) + 1) / (sum p + sum y + 1)
 
     Maps are read at the points of matched queries alone, and their gradient is written once. True masks are read where
-    they are: no copy of their size is made. Points and labels are constants.
+    they are: no copy of their size is made, and of a tensor (B, N, H, W) not even the labels are kept. Points and
+    labels are constants. A logit that is not finite makes the losses NaN.
 
     Args:
         mask_logits: (B, Q, h, w) floating point, maps of the whole image.
@@ -78,29 +78,12 @@ def point_mask_loss(
     _require_points(points, (*query_index.shape, None, 2), mask_logits)
     if groups < 1 or query_index.shape[1] % groups:
         raise ValueError(f"groups: expected a divisor of {query_index.shape[1]}, got {groups!r}")
-    label = labels_at(masks, points, _nearest(labels), border, groups)
-    x = values_at(mask_logits, query_index, points, border)
-    matched = (query_index >= 0) & (query_index < mask_logits.shape[1])
-    bce, dice = pair_losses(x, label.to(x.dtype))
+    label = labels_for(masks, points, _nearest(labels), border, groups)
+    losses = pair_losses(mask_logits, query_index, points, label, _nearest(labels), border)
     if avg_factor is None:
-        avg_factor = average_over_ranks(matched.sum())
-    return {
-        "loss_mask_bce": bce.where(matched, 0).sum() / avg_factor,
-        "loss_mask_dice": dice.where(matched, 0).sum() / avg_factor,
-    }
-
-
-def pair_losses(x: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the mean cross entropy and the dice loss of logits (..., P) and labels, (...)."""
-    with torch.autocast(x.device.type, enabled=False):
-        bce = (F.softplus(x).sum(-1) - _dot(x, label)) / max(x.shape[-1], 1)
-        p = x.sigmoid()
-        return bce, 1 - (2 * _dot(p, label) + 1) / (p.sum(-1) + label.sum(-1) + 1)
-
-
-def _dot(first: Tensor, second: Tensor) -> Tensor:
-    """Sum the products along the last dimension, without storing them."""
-    return (first[..., None, :] @ second[..., None])[..., 0, 0]
+        avg_factor = average_over_ranks(((query_index >= 0) & (query_index < mask_logits.shape[1])).sum())
+    bce, dice = (losses.sum((0, 1)) / avg_factor).unbind()
+    return {"loss_mask_bce": bce, "loss_mask_dice": dice}
 
 
 @torch.no_grad()
@@ -158,16 +141,9 @@ def point_mask_cost(
         )
     if mask_logits.dim() == 3:
         require_shape("mask_logits", mask_logits, (batch, queries, count), "to match points")
-        x = mask_logits.float()
-    else:
-        shared = points[:, None].expand(-1, queries, -1, -1)
-        x = ops.maps_at_points(maps=mask_logits, index=None, points=shared, nearest=False, border=border).float()
-    y = labels_at(masks, points[:, None].expand(-1, num_masks, -1, -1), _nearest(labels), border).mT  # (B, P, N)
-    with torch.autocast(x.device.type, enabled=False):
-        bce = (F.softplus(x).sum(2, keepdim=True) - x @ y) / max(count, 1)
-        p = x.sigmoid_() if mask_logits.dim() == 4 else x.sigmoid()
-        dice = 1 - (2 * (p @ y) + 1) / (p.sum(2, keepdim=True) + y.sum(1, keepdim=True) + 1)
-    return bce, dice
+    where = points[:, None] if mask_logits.dim() == 4 else None
+    y = labels_at(masks, points[:, None].expand(-1, num_masks, -1, -1), _nearest(labels), border)
+    return ops.point_mask_costs(logits=mask_logits, points=where, labels=y, border=border)
 
 
 @torch.no_grad()

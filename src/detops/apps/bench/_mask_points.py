@@ -58,7 +58,7 @@ def costs_by_image(scene: Scene) -> list[tuple[Tensor, Tensor]]:
     for maps, masks, points in zip(scene.maps, scene.masks, scene.image_points, strict=True):
         x = sampled(maps[:, None], points.expand(QUERIES, -1, -1))
         y = sampled(masks[:, None].float(), points.expand(BOXES, -1, -1), "nearest")
-        found.append(_costs(x, y))
+        found.append(costs(x, y))
     return found
 
 
@@ -67,10 +67,11 @@ def costs_of_batch(scene: Scene) -> tuple[Tensor, Tensor]:
     points = scene.image_points[0]
     x = sampled(scene.maps.flatten(0, 1)[:, None], points.expand(BATCH * QUERIES, -1, -1))
     y = sampled(scene.masks.flatten(0, 1)[:, None].float(), points.expand(BATCH * BOXES, -1, -1), "nearest")
-    return _costs(x, y)
+    return costs(x, y)
 
 
-def _costs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+def costs(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Cross entropy and dice of logits (Q, P) and labels (N, P), with two products each of maps and of labels."""
     positive, negative = F.softplus(-x), F.softplus(x)
     bce = (positive @ y.mT + negative @ (1 - y).mT) / x.shape[1]
     p = x.sigmoid()

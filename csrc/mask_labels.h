@@ -1,0 +1,109 @@
+// Labels of true masks at points, for the losses that compare masks there: read from the masks, or given.
+#pragma once
+
+#include "map_points.h"
+
+#include <algorithm>
+
+namespace detops {
+
+constexpr int64_t kPoints = 1024;  // whose places and values are held at once
+
+class MaskLabels {
+ public:
+  // `labels` is (B, N, H, W), read at points (B, M, P, 2), where row m has mask m % N; or (B, M, P), the values there.
+  MaskLabels(const Tensor& labels, const Tensor& points, bool nearest, bool border)
+      : given_(labels.dim() == 3), nearest_(nearest), border_(border), labels_(labels), points_(points),
+        reader_(labels), point_reader_(points), type_(labels.scalar_type()),
+        data_(static_cast<const char*>(labels.const_data_ptr())) {
+    const bool fits = given_ ? has_shape(labels, {points.size(0), points.size(1), points.size(2)})
+                             : has_shape(labels, {points.size(0), -1, -1, -1});
+    STD_TORCH_CHECK(fits, "labels: expected shape (B, N, H, W) or (B, M, P)");
+    STD_TORCH_CHECK(has_numbers(labels, {points.size(0), -1, -1}) || has_numbers(labels, {points.size(0), -1, -1, -1}) ||
+                        type_ == ScalarType::Bool,
+                    "labels: expected numbers or bool");
+    if (given_) return;
+    masks_ = labels.size(1), height_ = labels.size(2), width_ = labels.size(3);
+    const int64_t rows = points.size(1);
+    STD_TORCH_CHECK(rows == 0 || (masks_ > 0 && rows % masks_ == 0), "labels: expected a divisor of ", rows, " masks");
+    STD_TORCH_CHECK(height_ * labels.stride(2) + width_ * labels.stride(3) <= std::numeric_limits<int32_t>::max(),
+                    "labels: expected a mask that spans fewer than 2^31 numbers");
+    STD_TORCH_CHECK(type_ == ScalarType::Bool || type_ == ScalarType::Byte || type_ == ScalarType::Float ||
+                        type_ == ScalarType::Double || type_ == ScalarType::Half || type_ == ScalarType::BFloat16,
+                    "labels: expected bool, uint8 or floating point");
+  }
+
+  // What one thread needs.
+  struct Room {
+    PointTable<float> single;
+    PointTable<double> twice;
+    float narrow[kPoints];
+    double wide[kPoints];
+  };
+
+  // Writes the labels of points [from, from + count) of row m; at most kPoints.
+  template <class C>
+  void read(Room& room, int64_t b, int64_t m, int64_t from, int64_t count, C* out) const {
+    if (given_) {
+      if (type_ == ScalarType::Float && labels_.stride(2) == 1) {
+        const float* values = reinterpret_cast<const float*>(data_) + place(b, m) + from;
+        for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(values[p]);
+      } else {
+        for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(reader_.at(b, m, from + p));
+      }
+      return;
+    }
+    if (height_ == 0 || width_ == 0) {
+      std::fill(out, out + count, C(0));
+      return;
+    }
+    const int64_t first = place(b, m % masks_);
+    if (type_ == ScalarType::Double) {
+      fill(room.twice, b, m, from, count);
+      read_map(reinterpret_cast<const double*>(data_) + first, room.twice, count, room.wide);
+      for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(room.wide[p]);
+      return;
+    }
+    fill(room.single, b, m, from, count);
+    float* const values = room.narrow;
+    switch (type_) {
+      case ScalarType::Float: read_map(reinterpret_cast<const float*>(data_) + first, room.single, count, values); break;
+      case ScalarType::Half: read_map(reinterpret_cast<const Half*>(data_) + first, room.single, count, values); break;
+      case ScalarType::BFloat16:
+        read_map(reinterpret_cast<const BFloat16*>(data_) + first, room.single, count, values);
+        break;
+      default: read_map(reinterpret_cast<const uint8_t*>(data_) + first, room.single, count, values);
+    }
+    for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(values[p]);
+  }
+
+ private:
+  int64_t place(int64_t b, int64_t m) const { return b * labels_.stride(0) + m * labels_.stride(1); }
+
+  template <class C>
+  void fill(PointTable<C>& table, int64_t b, int64_t m, int64_t from, int64_t count) const {
+    table.fill(points_, point_reader_, b, m, from, count, height_, width_, labels_.stride(2), labels_.stride(3),
+               nearest_, border_);
+  }
+
+  template <class T, class C>
+  void read_map(const T* map, PointTable<C>& at, int64_t count, C* out) const {
+    if (!nearest_) return read_points(map, at, count, out);
+    // One cell per point has a weight, of 1: the others would be read for nothing, from another line of the cache.
+    PointAxis<C>&x = at.x, &y = at.y;
+    for (int64_t p = 0; p < count; ++p) {
+      x.first[p] = (x.after[p] != 0 ? x.second[p] : x.first[p]) + (y.after[p] != 0 ? y.second[p] : y.first[p]);
+      x.before[p] = (x.before[p] + x.after[p]) * (y.before[p] + y.after[p]);
+    }
+    for (int64_t p = 0; p < count; ++p) out[p] = x.before[p] != 0 ? static_cast<C>(map[x.first[p]]) : C(0);
+  }
+
+  bool given_, nearest_, border_;
+  const Tensor &labels_, &points_;
+  Reader reader_, point_reader_;
+  ScalarType type_;
+  const char* data_;
+  int64_t masks_ = 0, height_ = 0, width_ = 0;
+};
+
+}  // namespace detops

@@ -1,0 +1,71 @@
+// Cross entropy and dice of mask logits, for the mask losses and costs. To be included before what rounds products, so
+// that these do not.
+#pragma once
+
+#include "focal.h"
+
+namespace detops {
+
+constexpr int kMaskLanes = 16;  // partial sums
+
+// Softplus and sigmoid of a logit; both are NaN where it is not finite.
+template <class C>
+DETOPS_INLINE void softplus_and_sigmoid(C x, C& up, C& p) {
+  const C magnitude = x < 0 ? x : -x;
+  const auto [e, r, l] = focal_terms(magnitude > C(kLowest) ? magnitude : C(kLowest));
+  const C poison = x * C(0);
+  up = (x < 0 ? C(0) : x) + l + poison;
+  p = (x < 0 ? e : C(1)) * r + poison;
+}
+
+// The sum of numbers that lie together, in a fixed order.
+template <class C>
+DETOPS_INLINE double sum_of(const C* values, int64_t count) {
+  C lanes[kMaskLanes] = {};
+  int64_t i = 0;
+  for (; i + kMaskLanes <= count; i += kMaskLanes) {
+    for (int j = 0; j < kMaskLanes; ++j) lanes[j] += values[i + j];
+  }
+  for (int j = 0; i + j < count; ++j) lanes[j] += values[i + j];
+  double total = 0;
+  for (C lane : lanes) total += static_cast<double>(lane);
+  return total;
+}
+
+// Sums over points of BCE, p, y and p y.
+struct MaskSums {
+  double bce = 0, p = 0, y = 0, py = 0;
+};
+
+#define DETOPS_MASK_TERMS(C)                                                                                        \
+  DETOPS_CLONES DETOPS_FLATTEN inline void add_terms(const C* __restrict__ x, const C* __restrict__ y, int64_t count, \
+                                                     C* __restrict__ p, C* __restrict__ room, MaskSums& sums) {     \
+    for (int64_t i = 0; i < count; ++i) {                                                                           \
+      C up;                                                                                                         \
+      softplus_and_sigmoid(x[i], up, p[i]);                                                                         \
+      room[i] = up - x[i] * y[i];                                                                                   \
+    }                                                                                                               \
+    sums.bce += sum_of(room, count), sums.p += sum_of(p, count), sums.y += sum_of(y, count);                        \
+    for (int64_t i = 0; i < count; ++i) room[i] = p[i] * y[i];                                                      \
+    sums.py += sum_of(room, count);                                                                                 \
+  }                                                                                                                 \
+  /* The gradient of `of_bce` times (p - y) and of dice, whose slope by p is constant - 2 y / total, times its factor. */ \
+  DETOPS_CLONES DETOPS_FLATTEN inline void slopes(const C* __restrict__ x, const C* __restrict__ y, int64_t count,  \
+                                                  C of_bce, C constant, C of_label, C* __restrict__ out) {          \
+    for (int64_t i = 0; i < count; ++i) {                                                                           \
+      C up, p;                                                                                                      \
+      softplus_and_sigmoid(x[i], up, p);                                                                            \
+      out[i] = of_bce * (p - y[i]) + (constant - of_label * y[i]) * (p * (C(1) - p));                               \
+    }                                                                                                               \
+  }                                                                                                                 \
+  /* Sigmoids, and the sums of them and of softplus. */                                                             \
+  DETOPS_CLONES DETOPS_FLATTEN inline void add_sigmoids(const C* __restrict__ x, int64_t count, C* __restrict__ p,  \
+                                                        C* __restrict__ room, double& up, double& total) {          \
+    for (int64_t i = 0; i < count; ++i) softplus_and_sigmoid(x[i], room[i], p[i]);                                  \
+    up += sum_of(room, count), total += sum_of(p, count);                                                           \
+  }
+DETOPS_MASK_TERMS(float)
+DETOPS_MASK_TERMS(double)
+#undef DETOPS_MASK_TERMS
+
+}  // namespace detops

@@ -1,0 +1,27 @@
+"""`detops bench point_mask_losses_backward`: the gradient of mask losses at points, against batched PyTorch."""
+
+from collections.abc import Callable, Iterator
+from functools import partial
+
+import torch
+
+from detops import ops
+from detops.apps.bench import _mask_points
+from detops.apps.bench._mask_points import Scene
+from detops.apps.bench.runner import Case
+from detops.portable.point_mask_losses_backward import point_mask_losses_backward as portable
+
+TESTS = ("tests/ops/test_point_mask_losses_backward.py",)
+
+
+def cases(device: str, quick: bool) -> Iterator[Case]:
+    """Yield one case per number of points."""
+    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
+        scene = Scene(points, device)
+        given = (scene.maps, scene.query, scene.points, scene.masks)
+        sums = ops.point_mask_losses(*given, True, True)[1]
+        arguments = (*given, sums, torch.ones_like(sums), True, True)
+        baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
+        ours = partial(ops.point_mask_losses_backward, *arguments)
+        zeros = partial(torch.zeros_like, scene.maps)
+        yield Case(f"{name}, {points} points", ours, zeros, baselines, "zeros of the maps")

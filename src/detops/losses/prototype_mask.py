@@ -1,19 +1,19 @@
-"""The mask loss of YOLO-seg and YOLACT: products of coefficients and prototypes, some positives at a time."""
+"""The mask loss of YOLO-seg and YOLACT: products of coefficients and prototypes, within boxes."""
 
-from typing import Any, Literal
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from detops import ops
 from detops.arguments import FLOATS, INTEGERS, require_device, require_shape, require_tensor
 from detops.losses._fused import first_order_only
 from detops.losses._mask_points import Masks, labels_at
 from detops.losses.reduction import average_over_ranks
 
 Kind = Literal["yolo", "yolact"]
-CHUNK = 64  # positives whose maps exist at once
-FAR = 100.0  # what a true cell costs where YOLACT's crop leaves a probability of 0: PyTorch's limit of its logarithm
+KINDS = get_args(Kind)  # the op's numbers are their places
 INSTEAD = "the same of torch.nn.functional's operations"
 
 
@@ -37,8 +37,8 @@ def prototype_mask_loss(
         yolact  the same with one more cell on each side, and 100 for each true cell beyond
 
     summed over positives and divided by their number, at least 1 and averaged over ranks under `torch.distributed`.
-    A cell's label is whether the mask, interpolated at its centre, is above 1/2. The maps of few positives exist at a
-    time, and gradients are computed with them. Computed in float32.
+    A cell's label is whether the mask, interpolated at its centre, is above 1/2. Masks are computed within boxes alone
+    and never stored, and gradients in the same pass. Computed in float32.
 
     Args:
         coefficients: (B, A, K) floating point, of all points, or of those that may be positive.
@@ -48,8 +48,7 @@ def prototype_mask_loss(
         boxes: (B, N, 4) xyxy in pixels of the input.
         image_size: Height and width of the network's input in pixels.
         kind: "yolo" or "yolact".
-        max_positives: How many positives an image has at most, the first ones; None reads their number, for which the
-            host waits on a GPU.
+        max_positives: How many positives of an image count, the first ones; None for all.
         avg_factor: Divisor of the sum; None for the number of positives.
 
     Returns:
@@ -78,16 +77,15 @@ def prototype_mask_loss(
     points = centers.expand(*boxes.shape[:2], -1, -1)
     label = labels_at(masks, points, nearest=False, border=True) > 0.5  # (B, N, h w)
     positive = (box_index >= 0) & (box_index < boxes.shape[1])
-    if max_positives is None:
-        max_positives = int(positive.sum(1).amax()) if positive.numel() else 0
-    elif max_positives < 0:
-        raise ValueError(f"max_positives: expected at least 0, got {max_positives}")
-    order = positive.logical_not().byte().argsort(dim=1, stable=True)[:, :max_positives]  # (B, P) positives first
-    index = torch.where(positive, box_index, -1).gather(1, order)
     if avg_factor is None:
         avg_factor = average_over_ranks(positive.sum())
+    if max_positives is not None:
+        if max_positives < 0:
+            raise ValueError(f"max_positives: expected at least 0, got {max_positives}")
+        box_index = box_index.where(positive & (positive.cumsum(1) <= max_positives), -1)
     with_gradient = torch.is_grad_enabled() and (coefficients.requires_grad or prototypes.requires_grad)
-    total: Tensor = _Loss.apply(kind, with_gradient, coefficients, prototypes, label, order, index, cells)[0]
+    labels = label.unflatten(2, (height, width))
+    total: Tensor = _Loss.apply(KINDS.index(kind), with_gradient, coefficients, prototypes, labels, box_index, cells)[0]
     return total / avg_factor
 
 
@@ -110,88 +108,46 @@ def _check(coefficients: Tensor, prototypes: Tensor, box_index: Tensor, boxes: T
         require_device(name, value, coefficients, "coefficients")
 
 
+def _run(kind: int, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, Tensor]:
+    coefficients, prototypes, labels, index, cells = tensors
+    return ops.prototype_losses(
+        coefficients=coefficients,
+        prototypes=prototypes,
+        labels=labels,
+        index=index,
+        cells=cells,
+        scale=None,
+        kind=kind,
+        with_gradient=with_gradient,
+    )
+
+
 class _Loss(torch.autograd.Function):
-    """Forward computes the gradients; backward scales them."""
+    """Forward computes the gradients; backward scales them in place and hands them on."""
 
     @staticmethod
-    def forward(
-        kind: Kind, with_gradient: bool, coefficients: Tensor, prototypes: Tensor, *constants: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return _sum(kind, with_gradient, coefficients, prototypes, *constants)
+    def forward(kind: int, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return _run(kind, tensors, with_gradient)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        _, _, coefficients, prototypes, *_ = inputs
+        ctx.kind, _, *tensors = inputs
+        ctx.gradients = output[1:]
         ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(*output[1:], coefficients, prototypes)
+        ctx.save_for_backward(*tensors)
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 8
-        *gradients, coefficients, prototypes = ctx.saved_tensors
-        sources = coefficients, prototypes
+            return (None,) * 7
+        # The gradients leave with the first pass; a second one over a retained graph makes them again.
+        gradients, ctx.gradients = ctx.gradients, None
+        tensors = ctx.saved_tensors
         with torch.no_grad():
-            made = [(one * upstream).to(source.dtype) for one, source in zip(gradients, sources, strict=True)]
-        return (None, None, *first_order_only(made, (upstream, *sources), INSTEAD), *[None] * 4)
-
-
-def _sum(
-    kind: Kind,
-    with_gradient: bool,
-    coefficients: Tensor,
-    prototypes: Tensor,
-    label: Tensor,
-    order: Tensor,
-    index: Tensor,
-    cells: Tensor,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the sum of the losses of all positives, and its gradients in float32.
-
-    Args:
-        kind: As of the public function.
-        with_gradient: Whether the gradients are wanted.
-        coefficients: (B, A, K).
-        prototypes: (B, K, h, w).
-        label: (B, N, h w) bool.
-        order: (B, P) point of each positive.
-        index: (B, P) its box; -1 for none.
-        cells: (B, N, 4) xyxy in cells.
-    """
-    height, width = prototypes.shape[2:]
-    y, x = (torch.arange(count, device=cells.device, dtype=torch.float32) for count in (height, width))
-    total = torch.zeros((), device=cells.device)
-    of_coefficients = torch.zeros(coefficients.shape if with_gradient else 0, device=cells.device)
-    of_prototypes = torch.zeros(prototypes.shape if with_gradient else 0, device=cells.device)
-    if not index.numel() or not cells.numel():
-        return total, of_coefficients, of_prototypes
-    with torch.autocast(cells.device.type, enabled=False):
-        for b in range(len(index)):
-            basis = prototypes[b].detach().float().flatten(1)  # (K, h w)
-            for some, boxes in zip(order[b].split(CHUNK), index[b].split(CHUNK), strict=True):
-                row, which = coefficients[b, some].detach().float(), boxes.clamp(min=0)
-                box, own = cells[b, which], label[b, which]
-                area = ((box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])).abs()
-                weight = area.reciprocal().where((area > 0) & (boxes >= 0), 0)[:, None]
-                inside = _inside(box, y, x, kind)
-                z = row @ basis  # (M, h w)
-                loss = (F.softplus(z) - z * own).where(inside, own * FAR if kind == "yolact" else 0)
-                total += (loss * weight).sum()
-                if with_gradient:
-                    slope = (z.sigmoid_() - own.float()).where(inside, 0) * weight
-                    of_coefficients[b, some] = slope @ basis.T
-                    of_prototypes[b] += (row.T @ slope).view_as(prototypes[b])
-    return total, of_coefficients, of_prototypes
-
-
-def _inside(box: Tensor, y: Tensor, x: Tensor, kind: Kind) -> Tensor:
-    """Find the cells of boxes (M, 4), (M, h w) bool; YOLACT puts the sides in order, and takes a cell more."""
-    low, high = box[:, :2], box[:, 2:]
-    if kind == "yolact":
-        size = box.new_tensor([len(x), len(y)])
-        low, high = torch.minimum(low, high) - 1, torch.minimum(torch.maximum(low, high) + 1, size)
-        low = low.clamp(min=0)
-    across = (x >= low[:, :1]) & (x < high[:, :1])
-    down = (y >= low[:, 1:]) & (y < high[:, 1:])
-    return (down[:, :, None] & across[:, None]).flatten(1)
+            if gradients is None:
+                gradients = _run(ctx.kind, tensors, True)[1:]
+            for gradient in gradients:
+                ops.scale_gradient_(gradient=gradient, factor=upstream)
+            made = [one.to(source.dtype) for one, source in zip(gradients, tensors[:2], strict=True)]
+        return (None, None, *first_order_only(made, (upstream, *tensors[:2]), INSTEAD), None, None, None)

@@ -1,8 +1,9 @@
 // Pixels that each of some masks shares with each of others, from run lengths: the CPU kernel of rle_overlaps.
 //
-// Pairs whose extents do not meet share nothing. Two masks of few runs are merged run by run. Where that is more work
-// than looking at every pixel, 64 at once, the runs become bits, a strip of the image at a time, so that the bits of all
-// masks stay in the cache.
+// Pairs whose extents do not meet share nothing. Most masks have few runs in any column: their first runs, their second
+// ones and so on are kept by column, and compared a vector of columns at a time. Of other pairs, two masks of few runs
+// are merged run by run. Where that is more work than looking at every pixel, 64 at once, the runs become bits, a strip
+// of the image at a time, so that the bits of all masks stay in the cache.
 #include "run_lengths.h"
 
 namespace detops {
@@ -11,6 +12,65 @@ namespace {
 constexpr int64_t kStrip = 1 << 15;       // positions; 4 KiB of bits per mask
 constexpr int64_t kWords = kStrip / 64;
 constexpr int64_t kWordsPerRun = 8;       // words that take as long to compare as one run to merge
+
+constexpr int64_t kMostLayers = 6;
+
+// The runs of a mask by column, cut where columns end: layer k has the k-th run of each column that has so many.
+struct Layers {
+  struct Layer {
+    int64_t first, last;              // columns [first, last)
+    std::vector<int32_t> begin, end;  // rows of each; both 0 where there is no run
+  };
+  std::vector<Layer> layers;
+  bool whole = false;  // whether these are all runs
+
+  Layers() = default;
+  Layers(const RunLengths& masks, int64_t n, const Measures& extent, int64_t height, int64_t pixels) {
+    std::vector<uint8_t> used(extent.x2 - extent.x1);
+    int64_t column = 0, top = 0;
+    whole = true;
+    masks.each(n, pixels, [&](int64_t first, int64_t end) {
+      while (whole && first < end) {
+        for (; first - top >= height; ++column) top += height;
+        const int64_t until = std::min(end, top + height);
+        const size_t k = used[column - extent.x1]++;
+        whole = k < kMostLayers;
+        if (!whole) break;
+        if (k == layers.size()) layers.push_back({column, column, {}, {}});
+        Layer& layer = layers[k];
+        for (; layer.last < column; ++layer.last) layer.begin.push_back(0), layer.end.push_back(0);
+        layer.begin.push_back(static_cast<int32_t>(first - top)), layer.end.push_back(static_cast<int32_t>(until - top));
+        ++layer.last;
+        first = until;
+      }
+    });
+    if (!whole) layers.clear();
+  }
+};
+
+DETOPS_CLONES int64_t shared_rows(const int32_t* begin, const int32_t* end, const int32_t* other_begin,
+                                  const int32_t* other_end, int64_t columns) {
+  int32_t shared = 0;  // an image has fewer than 2^31 pixels
+  for (int64_t c = 0; c < columns; ++c) {
+    const int32_t from = begin[c] > other_begin[c] ? begin[c] : other_begin[c];
+    const int32_t to = end[c] < other_end[c] ? end[c] : other_end[c];
+    shared += to > from ? to - from : 0;
+  }
+  return shared;
+}
+
+int64_t shared_layers(const Layers& a, const Layers& b) {
+  int64_t shared = 0;
+  for (const Layers::Layer& p : a.layers) {
+    for (const Layers::Layer& q : b.layers) {
+      const int64_t first = std::max(p.first, q.first), last = std::min(p.last, q.last);
+      if (first >= last) continue;
+      shared += shared_rows(p.begin.data() + first - p.first, p.end.data() + first - p.first,
+                            q.begin.data() + first - q.first, q.end.data() + first - q.first, last - first);
+    }
+  }
+  return shared;
+}
 
 int64_t merged(const int32_t* a, const int32_t* a_end, const int32_t* b, const int32_t* b_end) {
   int64_t shared = 0, left_a = a < a_end ? *a : 0, left_b = b < b_end ? *b : 0;
@@ -41,9 +101,14 @@ DETOPS_CLONES int64_t shared_bits(const uint64_t* a, const uint64_t* b, int64_t 
 class Side {
  public:
   Side(const Tensor& counts, const Tensor& offsets, int64_t height, int64_t pixels)
-      : masks(counts, offsets), pixels_(pixels), cursor_(masks.count), low(masks.count), high(masks.count) {
-    extents.reserve(masks.count);
-    for (int64_t n = 0; n < masks.count; ++n) extents.emplace_back(masks, n, height, pixels);
+      : masks(counts, offsets), extents(masks.count), layers(masks.count), pixels_(pixels), cursor_(masks.count),
+        low(masks.count), high(masks.count) {
+    torch::stable::parallel_for(0, masks.count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t n = begin; n < end; ++n) {
+        extents[n] = Measures(masks, n, height, pixels);
+        layers[n] = Layers(masks, n, extents[n], height, pixels);
+      }
+    });
   }
 
   void allocate() {
@@ -72,6 +137,7 @@ class Side {
 
   const RunLengths masks;
   std::vector<Measures> extents;
+  std::vector<Layers> layers;
 
  private:
   struct Cursor {
@@ -101,12 +167,13 @@ class Side {
   std::vector<int64_t> low, high;  // words of the strip that are not 0
 };
 
-enum : uint8_t { kApart, kMerged, kBits };
+enum : uint8_t { kApart, kLayers, kMerged, kBits };
 
 uint8_t way(const Side& a, int64_t i, const Side& b, int64_t j, int64_t height) {
   const Measures &p = a.extents[i], &q = b.extents[j];
   const int64_t left = std::max(p.x1, q.x1), right = std::min(p.x2, q.x2);
   if (left >= right || std::max(p.y1, q.y1) >= std::min(p.y2, q.y2)) return kApart;
+  if (a.layers[i].whole && b.layers[j].whole) return kLayers;
   const int64_t runs = (a.masks.end(i) - a.masks.begin(i)) + (b.masks.end(j) - b.masks.begin(j));
   return runs * kWordsPerRun <= (right - left) * height / 64 + kWords ? kMerged : kBits;
 }
@@ -129,8 +196,9 @@ Tensor rle_overlaps(const Tensor counts, const Tensor offsets, const Tensor othe
         const uint8_t kind = way(a, i, b, j, height);
         dense[i * columns + j] = kind == kBits;
         any[i] |= kind == kBits;
-        shared[i * columns + j] =
-            kind == kMerged ? merged(a.masks.begin(i), a.masks.end(i), b.masks.begin(j), b.masks.end(j)) : 0;
+        int64_t& found = shared[i * columns + j] = 0;
+        if (kind == kLayers) found = shared_layers(a.layers[i], b.layers[j]);
+        if (kind == kMerged) found = merged(a.masks.begin(i), a.masks.end(i), b.masks.begin(j), b.masks.end(j));
       }
     }
   });

@@ -121,6 +121,7 @@ class RunLengths {
 struct Measures {
   int64_t area = 0, x1 = 0, y1 = 0, x2 = 0, y2 = 0;
 
+  Measures() = default;
   Measures(const RunLengths& masks, int64_t n, int64_t height, int64_t pixels) {
     int64_t column = 0, top = 0;  // of a run, and the position of the column's first pixel: followed, not divided
     masks.each(n, pixels, [&](int64_t first, int64_t end) {

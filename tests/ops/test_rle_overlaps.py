@@ -23,6 +23,7 @@ from run_length_scenes import REFUSED, Scene, run_length_scene
 from torch import Tensor
 
 from detops.portable.rle_overlaps import intersections
+from detops.reference.masks_to_rle import run_lengths
 
 op = Op("rle_overlaps")
 
@@ -53,6 +54,22 @@ def test_images_of_many_strips(kinds: tuple[str, str]) -> None:
     """Bits are compared a strip of 2^15 pixels at a time."""
     args = pair(run_length_scene(3, 2, 331, 257, kinds[0]), 4, 2, kinds[1])
     assert_same_bits(op(*args), op.reference(*args))
+
+
+def test_columns_of_few_and_of_many_runs() -> None:
+    """Combs of up to nine runs in a column, wide ones with gaps, and noise: each pair in the way that suits it."""
+    masks = torch.zeros(22, 90, 50, dtype=torch.bool)
+    for n in range(9):
+        for run in range(n + 1):
+            masks[n, 9 * run + n : 9 * run + n + 5, 20 + n // 4 : 22 + n] = True
+        masks[9 + n] = masks[n]
+        masks[9 + n, 3 * n : 40, 4 + n :: 7] = True
+        masks[9 + n, :, 30:33] = True  # a run that goes on in the next columns
+    masks[18:20] = torch.rand(2, 90, 50, generator=torch.Generator().manual_seed(1)) > 0.5
+    masks[20] = True
+    counts, offsets = run_lengths(list(masks), False)
+    expected = torch.einsum("iyx,jyx->ij", masks.double(), masks.double()).long()
+    assert torch.equal(op(counts, offsets, counts, offsets, 90, 50), expected)
 
 
 def test_is_that_of_pycocotools() -> None:

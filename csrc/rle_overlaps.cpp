@@ -189,34 +189,47 @@ Tensor rle_overlaps(const Tensor counts, const Tensor offsets, const Tensor othe
   const int64_t rows = a.masks.count, columns = b.masks.count;
   Tensor out = torch::stable::new_empty(counts, {rows, columns}, ScalarType::Long);
   int64_t* shared = static_cast<int64_t*>(out.mutable_data_ptr());
+  // Of masks and themselves half the pairs are enough.
+  const bool same = counts.const_data_ptr() == other_counts.const_data_ptr() &&
+                    offsets.const_data_ptr() == other_offsets.const_data_ptr() && rows == columns;
   std::vector<uint8_t> dense(rows * columns), any(rows);
-  torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t i = begin; i < end; ++i) {
-      for (int64_t j = 0; j < columns; ++j) {
-        const uint8_t kind = way(a, i, b, j, height);
-        dense[i * columns + j] = kind == kBits;
-        any[i] |= kind == kBits;
-        int64_t& found = shared[i * columns + j] = 0;
-        if (kind == kLayers) found = shared_layers(a.layers[i], b.layers[j]);
-        if (kind == kMerged) found = merged(a.masks.begin(i), a.masks.end(i), b.masks.begin(j), b.masks.end(j));
+  // Calls each(i, first) for all rows, where columns from `first` on are to be compared; long rows and short ones in
+  // turns, so that all threads have as much to do.
+  const auto compare = [&](const auto& each) {
+    torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t k = begin; k < end; ++k) {
+        const int64_t i = !same ? k : k % 2 == 0 ? k / 2 : rows - 1 - k / 2;
+        each(i, same ? i : 0);
       }
+    });
+  };
+  compare([&](int64_t i, int64_t first) {
+    for (int64_t j = first; j < columns; ++j) {
+      const uint8_t kind = way(a, i, b, j, height);
+      dense[i * columns + j] = kind == kBits;
+      any[i] |= kind == kBits;
+      int64_t& found = shared[i * columns + j] = 0;
+      if (kind == kLayers) found = shared_layers(a.layers[i], b.layers[j]);
+      if (kind == kMerged) found = merged(a.masks.begin(i), a.masks.end(i), b.masks.begin(j), b.masks.end(j));
     }
   });
-  if (std::none_of(any.begin(), any.end(), [](uint8_t v) { return v != 0; })) return out;
-  a.allocate(), b.allocate();
-  for (int64_t strip = 0; strip < pixels; strip += kStrip) {
-    torch::stable::parallel_for(0, rows + columns, 4, [&](int64_t begin, int64_t end) {
-      for (int64_t n = begin; n < end; ++n) n < rows ? a.decode(n, strip) : b.decode(n - rows, strip);
-    });
-    torch::stable::parallel_for(0, rows, 1, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
-        for (int64_t j = 0; any[i] && j < columns; ++j) {
+  if (std::any_of(any.begin(), any.end(), [](uint8_t v) { return v != 0; })) {
+    a.allocate(), b.allocate();
+    for (int64_t strip = 0; strip < pixels; strip += kStrip) {
+      torch::stable::parallel_for(0, rows + columns, 4, [&](int64_t begin, int64_t end) {
+        for (int64_t n = begin; n < end; ++n) n < rows ? a.decode(n, strip) : b.decode(n - rows, strip);
+      });
+      compare([&](int64_t i, int64_t first) {
+        for (int64_t j = first; any[i] && j < columns; ++j) {
           if (!dense[i * columns + j]) continue;
           const int64_t from = std::max(a.low[i], b.low[j]), to = std::min(a.high[i], b.high[j]);
           if (from < to) shared[i * columns + j] += shared_bits(a.bits(i) + from, b.bits(j) + from, to - from);
         }
-      }
-    });
+      });
+    }
+  }
+  for (int64_t i = 0; same && i < rows; ++i) {
+    for (int64_t j = 0; j < i; ++j) shared[i * columns + j] = shared[j * columns + i];
   }
   return out;
 }

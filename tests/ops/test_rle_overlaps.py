@@ -69,7 +69,9 @@ def test_columns_of_few_and_of_many_runs() -> None:
     masks[20] = True
     counts, offsets = run_lengths(list(masks), False)
     expected = torch.einsum("iyx,jyx->ij", masks.double(), masks.double()).long()
-    assert torch.equal(op(counts, offsets, counts, offsets, 90, 50), expected)
+    others = counts.clone(), offsets.clone()
+    assert torch.equal(op(counts, offsets, *others, 90, 50), expected)
+    assert torch.equal(op(counts, offsets, counts, offsets, 90, 50), expected)  # half of the pairs, mirrored
 
 
 def test_is_that_of_pycocotools() -> None:

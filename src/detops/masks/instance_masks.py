@@ -256,7 +256,8 @@ class InstanceMasks(InstanceMaskSources):
             raise ValueError(f"other: expected masks in an image of size {self.image_size}, got {other.image_size}")
         require_device("other", other.masks, self.masks, "self")
         height, width = self.image_size
-        runs, others = self._runs(threshold, compress=False), other._runs(threshold, compress=False)
+        runs = self._runs(threshold, compress=False)
+        others = runs if other is self else other._runs(threshold, compress=False)
         shared = ops.rle_overlaps(*runs, *others, height=height, width=width)
         area, area_other = (ops.rle_measures(*side, height=height, width=width)[0] for side in (runs, others))
         union = area[:, None] + area_other - shared

@@ -115,8 +115,15 @@ void read_points(const T* map, const PointTable<C>& at, int64_t count, C* out) {
 template <class T>
 void prefetch(const T* map, int64_t count) {
 #if defined(__GNUC__)
-  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(map + i);
+  for (int64_t i = 0; i < count; i += 64 / static_cast<int64_t>(sizeof(T))) __builtin_prefetch(map + i, 0, 2);
 #endif
+}
+
+// The same for a map whose rows lie together, if `points` reads of two lines each touch most of it.
+template <class T>
+void prefetch_for(const T* map, int64_t points, int64_t height, int64_t width, int64_t by_row, int64_t by_column) {
+  const int64_t lines = height * width * static_cast<int64_t>(sizeof(T)) / 64;
+  if (by_column == 1 && by_row == width && lines <= 2 * points) prefetch(map, height * width);
 }
 
 // What all ops that read maps (B, Q, h, w) by an index (B, M) at points (B, M, P, 2) expect.

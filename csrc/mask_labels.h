@@ -9,6 +9,31 @@ namespace detops {
 
 constexpr int64_t kPoints = 1024;  // whose places and values are held at once
 
+// Of the cells around points, those that have a weight, which is 1, and it: reading the others as well would take
+// another line of the cache.
+#define DETOPS_NEAREST(C)                                                                                          \
+  DETOPS_CLONES inline void nearest_cells(const int32_t* __restrict__ left, const int32_t* __restrict__ right,     \
+                                          const C* __restrict__ by_left, const C* __restrict__ by_right,           \
+                                          const int32_t* __restrict__ top, const int32_t* __restrict__ bottom,     \
+                                          const C* __restrict__ by_top, const C* __restrict__ by_bottom,           \
+                                          int64_t count, int32_t* __restrict__ place, C* __restrict__ weight) {    \
+    for (int64_t p = 0; p < count; ++p) {                                                                          \
+      const int32_t a = left[p], b = right[p], c = top[p], d = bottom[p];                                          \
+      place[p] = (by_right[p] != 0 ? b : a) + (by_bottom[p] != 0 ? d : c);                                         \
+      weight[p] = (by_left[p] + by_right[p]) * (by_top[p] + by_bottom[p]);                                         \
+    }                                                                                                              \
+  }
+DETOPS_NEAREST(float)
+DETOPS_NEAREST(double)
+#undef DETOPS_NEAREST
+
+// A table of points, and the nearest cell of each.
+template <class C>
+struct LabelTable : PointTable<C> {
+  std::vector<int32_t> place = std::vector<int32_t>(kPoints);
+  std::vector<C> weight = std::vector<C>(kPoints);
+};
+
 class MaskLabels {
  public:
   // `labels` is (B, N, H, W), read at points (B, M, P, 2), where row m has mask m % N; or (B, M, P), the values there.
@@ -35,8 +60,8 @@ class MaskLabels {
 
   // What one thread needs.
   struct Room {
-    PointTable<float> single;
-    PointTable<double> twice;
+    LabelTable<float> single;
+    LabelTable<double> twice;
     float narrow[kPoints];
     double wide[kPoints];
   };
@@ -60,19 +85,19 @@ class MaskLabels {
     const int64_t first = place(b, m % masks_);
     if (type_ == ScalarType::Double) {
       fill(room.twice, b, m, from, count);
-      read_map(reinterpret_cast<const double*>(data_) + first, room.twice, count, room.wide);
+      read_map(reinterpret_cast<const double*>(data_) + first, room.twice, from, count, room.wide);
       for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(room.wide[p]);
       return;
     }
     fill(room.single, b, m, from, count);
     float* const values = room.narrow;
     switch (type_) {
-      case ScalarType::Float: read_map(reinterpret_cast<const float*>(data_) + first, room.single, count, values); break;
-      case ScalarType::Half: read_map(reinterpret_cast<const Half*>(data_) + first, room.single, count, values); break;
+      case ScalarType::Float: read_map(reinterpret_cast<const float*>(data_) + first, room.single, from, count, values); break;
+      case ScalarType::Half: read_map(reinterpret_cast<const Half*>(data_) + first, room.single, from, count, values); break;
       case ScalarType::BFloat16:
-        read_map(reinterpret_cast<const BFloat16*>(data_) + first, room.single, count, values);
+        read_map(reinterpret_cast<const BFloat16*>(data_) + first, room.single, from, count, values);
         break;
-      default: read_map(reinterpret_cast<const uint8_t*>(data_) + first, room.single, count, values);
+      default: read_map(reinterpret_cast<const uint8_t*>(data_) + first, room.single, from, count, values);
     }
     for (int64_t p = 0; p < count; ++p) out[p] = static_cast<C>(values[p]);
   }
@@ -81,21 +106,21 @@ class MaskLabels {
   int64_t place(int64_t b, int64_t m) const { return b * labels_.stride(0) + m * labels_.stride(1); }
 
   template <class C>
-  void fill(PointTable<C>& table, int64_t b, int64_t m, int64_t from, int64_t count) const {
+  void fill(LabelTable<C>& table, int64_t b, int64_t m, int64_t from, int64_t count) const {
     table.fill(points_, point_reader_, b, m, from, count, height_, width_, labels_.stride(2), labels_.stride(3),
                nearest_, border_);
   }
 
   template <class T, class C>
-  void read_map(const T* map, PointTable<C>& at, int64_t count, C* out) const {
+  void read_map(const T* map, LabelTable<C>& at, int64_t from, int64_t count, C* out) const {
+    if (from == 0) prefetch_for(map, points_.size(2), height_, width_, labels_.stride(2), labels_.stride(3));
     if (!nearest_) return read_points(map, at, count, out);
-    // One cell per point has a weight, of 1: the others would be read for nothing, from another line of the cache.
-    PointAxis<C>&x = at.x, &y = at.y;
+    nearest_cells(at.x.first.data(), at.x.second.data(), at.x.before.data(), at.x.after.data(), at.y.first.data(),
+                  at.y.second.data(), at.y.before.data(), at.y.after.data(), count, at.place.data(), at.weight.data());
     for (int64_t p = 0; p < count; ++p) {
-      x.first[p] = (x.after[p] != 0 ? x.second[p] : x.first[p]) + (y.after[p] != 0 ? y.second[p] : y.first[p]);
-      x.before[p] = (x.before[p] + x.after[p]) * (y.before[p] + y.after[p]);
+      const C value = static_cast<C>(map[at.place[p]]);
+      out[p] = at.weight[p] != 0 ? value : C(0);
     }
-    for (int64_t p = 0; p < count; ++p) out[p] = x.before[p] != 0 ? static_cast<C>(map[x.first[p]]) : C(0);
   }
 
   bool given_, nearest_, border_;

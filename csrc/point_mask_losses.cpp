@@ -28,11 +28,13 @@ std::tuple<Tensor, Tensor> compute(const Tensor& maps, const Tensor& index, cons
       const int64_t b = row / rows, m = row % rows, q = static_cast<int64_t>(chosen.at(b, m));
       loss[2 * row] = loss[2 * row + 1] = 0, sum[2 * row] = sum[2 * row + 1] = 1;
       if (q < 0 || q >= count || height == 0 || width == 0) continue;
+      const T* own = data + b * maps.stride(0) + q * maps.stride(1);
+      prefetch_for(own, number, height, width, maps.stride(2), maps.stride(3));
       MaskSums s;
       for (int64_t from = 0; from < number; from += kPoints) {
         const int64_t some = std::min(kPoints, number - from);
         table.fill(points, reader, b, m, from, some, height, width, maps.stride(2), maps.stride(3), false, border);
-        read_points(data + b * maps.stride(0) + q * maps.stride(1), table, some, x);
+        read_points(own, table, some, x);
         labels_at.read(room, b, m, from, some, y);
         add_terms(x, y, some, p, spare, s);
       }

@@ -34,6 +34,8 @@ Tensor compute(const Tensor& maps, const Tensor& index, const Tensor& points, co
         std::fill(to, to + size, T(0));
         continue;
       }
+      const T* own = data + b * maps.stride(0) + q * maps.stride(1);
+      prefetch_for(own, number, height, width, maps.stride(2), maps.stride(3));
       C* into = cells_to_add_to<C>(to, size, added);
       for (int64_t m = of.first[map]; m >= 0; m = of.next[b * rows + m]) {
         const double shared = sum.at(b, m, 0), total = sum.at(b, m, 1), of_dice = factor.at(b, m, 1);
@@ -43,7 +45,7 @@ Tensor compute(const Tensor& maps, const Tensor& index, const Tensor& points, co
         for (int64_t from = 0; from < number; from += kPoints) {
           const int64_t some = std::min(kPoints, number - from);
           table.fill(points, reader, b, m, from, some, height, width, maps.stride(2), maps.stride(3), false, border);
-          read_points(data + b * maps.stride(0) + q * maps.stride(1), table, some, x);
+          read_points(own, table, some, x);
           labels_at.read(room, b, m, from, some, y);
           slopes(x, y, some, of_bce, constant, of_label, slope);
           if (!plain) table.fill(points, reader, b, m, from, some, height, width, width, 1, false, border);

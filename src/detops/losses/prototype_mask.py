@@ -147,7 +147,6 @@ class _Loss(torch.autograd.Function):
         with torch.no_grad():
             if gradients is None:
                 gradients = _run(ctx.kind, tensors, True)[1:]
-            for gradient in gradients:
-                ops.scale_gradient_(gradient=gradient, factor=upstream)
+            ops.scale_gradient_(gradients=[*gradients], factor=upstream)
             made = [one.to(source.dtype) for one, source in zip(gradients, tensors[:2], strict=True)]
         return (None, None, *first_order_only(made, (upstream, *tensors[:2]), INSTEAD), None, None, None)

@@ -24,6 +24,7 @@ pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train.train")
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 # A ResNet, a network of channels last, one with mean and deviation of its own, and a ViT of a fixed size.
 NAMES = ("test_resnet", "test_mambaout", "test_convnext", "test_vit")
@@ -47,12 +48,6 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = {"architecture": "test_byobnet", "pretrained_cfg": {"num_classes": 1000, "mean": [0.5, 0.4, 0.3]}}
     (root / "config.json").write_text(json.dumps(config))
     return root
-
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Write no report: it takes longer than the training, and its tests are elsewhere."""
-    monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
 
 
 def run(out: Path, folder: Path, resume: bool = False, epochs: int = 2, **network: Any) -> dict[str, Any]:

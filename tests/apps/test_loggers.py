@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from predict_runs import call, write_shapes
+from predict_runs import call
 from rich.console import Console
 
 from detops.apps.train.settings import Data, Hardware, Network, Settings
@@ -19,15 +19,7 @@ pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train.train")
 loggers = pytest.importorskip("detops.apps.train.loggers")
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 def run(out: Path, folder: Path, logger: str, **options: Any) -> list[dict[str, Any]]:

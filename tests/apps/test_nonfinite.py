@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import unlucky
-from predict_runs import call, write_run, write_shapes
+from predict_runs import call, write_run
 from rich.console import Console
 
 from detops.apps import runs
@@ -21,11 +21,6 @@ image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("lightning")
 pytest.importorskip("pycocotools")
 train = pytest.importorskip("detops.apps.train.train")
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(autouse=True)

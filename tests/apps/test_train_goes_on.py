@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from predict_runs import call, write_shapes
+from predict_runs import call
 from rich.console import Console
 
 from detops.apps.data import shapes
@@ -19,15 +19,7 @@ pytest.importorskip("PIL.Image")
 train = pytest.importorskip("detops.apps.train.train")
 progress = pytest.importorskip("detops.apps.train.progress")
 
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_shapes(tmp_path_factory.mktemp("data"))
-
-
-@pytest.fixture(autouse=True)
-def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train.report, "write", lambda *_, **__: None)
+pytestmark = pytest.mark.usefixtures("without_reports")
 
 
 def run(out: Path, folder: Path, resume: bool = False, **options: Any) -> str:

@@ -181,10 +181,10 @@ def test_no_line_comes_before_its_picture(
     arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
     draw, seen = pictures.Pictures._drawn, []
 
-    def slow(self: pictures.Pictures, line: dict) -> object:
+    def slow(self: pictures.Pictures, line: dict, image: object) -> object:
         time.sleep(0.2 * line["path"].endswith("06.png"))
         seen.append(len(read(tmp_path / "out")))
-        return draw(self, line)
+        return draw(self, line, image)
 
     monkeypatch.setattr(pictures.Pictures, "_drawn", slow)
     assert call(*arguments)[0] == 1
@@ -200,10 +200,10 @@ def test_a_picture_that_fails_costs_itself(
     arguments = ("predict", images, "--run", box_run, "--out", tmp_path / "out", "--workers", 0, "--batch-size", 4)
     draw = pictures.Pictures._drawn
 
-    def fail(self: pictures.Pictures, line: dict) -> object:
+    def fail(self: pictures.Pictures, line: dict, image: object) -> object:
         if line["path"].endswith("06.png"):
             raise OSError(errno.ENOSPC, "No space left on device")
-        return draw(self, line)
+        return draw(self, line, image)
 
     monkeypatch.setattr(pictures.Pictures, "_drawn", fail)
     code, output = call(*arguments)

@@ -105,6 +105,21 @@ def write_shapes(folder: Path, train: int = 4, val: int = 2) -> Path:
     return folder
 
 
+def write_video(path: Path, frames: int = 12) -> Path:
+    """Write a video of 64 by 32 pixels, in the format of its ending, whose frames are grey: 0, 20, 40, ..."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 32, "yuv420p"
+        for number in range(frames):
+            frame = np.full((32, 64, 3), 20 * number % 256, np.uint8)
+            container.mux([*stream.encode(av.VideoFrame.from_ndarray(frame, "rgb24"))])
+        container.mux([*stream.encode()])
+    return path
+
+
 def call(*arguments: object) -> tuple[int, str]:
     result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exception is None or isinstance(result.exception, SystemExit), result.exception

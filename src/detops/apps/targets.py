@@ -242,7 +242,9 @@ def run(
 def _states(annotations: Annotations, images: Path | None, count: int) -> Counter[str]:
     """Count which of the first images are "found", "resized" (found, with another size than recorded) or "missing"."""
     states: Counter[str] = Counter()
-    for record in annotations.images[:count] if images is not None else ():
+    if images is None:
+        return states
+    for record in annotations.images[:count]:
         try:
             states["found" if facts(images / record.file_name, record.size).size == record.size else "resized"] += 1
         except ValueError:

@@ -43,7 +43,13 @@ def evaluate(
 
 def predict(
     ctx: typer.Context,
-    images: Annotated[list[Path], typer.Argument(help="Image files, and folders of images.")],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            help="Images, folders of images, patterns, videos; or one stream: an address such as rtsp://..., the number"
+            " of a camera, a device, a pipe, or - for the standard input."
+        ),
+    ],
     run: Annotated[
         Path | None,
         typer.Option(
@@ -83,7 +89,9 @@ def predict(
         Path | None, typer.Option(help="COCO annotations that give the images their ids in the results.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="Torch device. By default a GPU if there is one.")] = None,
-    batch_size: Annotated[int, typer.Option(help="Images per batch.", min=1)] = 8,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Images per batch. By default 8, and 1 of a stream.", min=1)
+    ] = None,
     half: Annotated[bool, typer.Option("--half", help="Compute in half precision.")] = False,
     workers: Annotated[
         int | None, typer.Option(help="Processes that read images; with --ray, copies of the network.", min=0)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 Size = tuple[int, int]  # (width, height)
 
 ORIENTATION = 0x0112  # EXIF's tag
+SEVERAL = "several images"
 SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
 DEEP = ("I", "F", "I;16", "I;16L", "I;16B", "I;16N")  # Pillow's modes of more than 8 bits per channel
 # Formats that Pillow names but cannot decode by itself: stubs, and those that need another program.
@@ -74,11 +75,17 @@ def decode(path: Path | str, recorded: Size | None = None) -> "Image":
         path: The file.
         recorded: Size that an annotation file records.
 
+    Returns:
+        The image, the first one of the file; its `info` says under `SEVERAL` whether there are others.
+
     Raises:
         ValueError: It cannot be decoded; the message names the file.
     """
     with _Opened(path) as image:
-        return plain(image, recorded)
+        several = _has_several(image)
+        found = plain(image, recorded)
+        found.info[SEVERAL] = several
+        return found
 
 
 def plain(image: "Image", recorded: Size | None = None) -> "Image":
@@ -134,6 +141,14 @@ class _Opened:
         elif isinstance(error, self._module.UnidentifiedImageError):
             reason = "no image format that Pillow knows"
         return ValueError(f"{self._path}: cannot be decoded: {reason}")
+
+
+def _has_several(image: "Image") -> bool:
+    """Tell whether a file holds further pages or frames; the further pictures of phones are previews."""
+    try:
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
+    except Exception:  # damage behind an image that is fine
+        return False
 
 
 def _orientation(image: "Image", recorded: Size | None) -> int:

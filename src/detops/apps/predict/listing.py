@@ -7,7 +7,6 @@ import glob
 import heapq
 import json
 import os
-import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
@@ -111,8 +110,6 @@ class Listing:
                     files.setdefault(folder, set()).add(name)
                     self._count += 1
                     yield str(path)
-            elif re.match(r"[a-z]{2,}:/", str(path)):
-                raise ValueError(f"{path}: streams and addresses are not read; save them to files first")
             else:
                 raise FileNotFoundError(f"{path}: no such file")
 

@@ -8,7 +8,8 @@ import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -16,24 +17,24 @@ from typing import Any
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from detops import StageTimer
 from detops.apps import choose_device, note, require, usable_cores, warn
-from detops.apps.data import coco
 from detops.apps.data.dataset import LINES
+from detops.apps.data.live import is_stream
 from detops.apps.outputs import Outputs
 from detops.apps.predict import formats, ray, stream
 from detops.apps.predict.form import Form, chosen
-from detops.apps.predict.listing import Listing, batched
+from detops.apps.predict.inputs import open_input
+from detops.apps.predict.listing import batched
 from detops.apps.predict.mask_rcnn_predictor import MaskRCNNPredictor
 from detops.apps.predict.pictures import Pictures
 from detops.apps.predict.predictor import Predictor
 from detops.apps.predict.query_mask_predictor import QueryMaskPredictor
 from detops.apps.predict.results import PICTURES, ResultsFile, error_of
 from detops.apps.predict.run_predictor import RunPredictor
-from detops.apps.predict.sources import Sources, resized, unknown
+from detops.apps.terminal import progress
 from detops.apps.train import metrics
 
 GOOD = 0.3  # score from which a detection is drawn, unless another is asked for
@@ -56,7 +57,7 @@ class Options:
         pictures: Number of images that are drawn, the first ones; all if negative.
         annotations: COCO file with the image ids for the results; without it, the first image has id 1.
         device: Torch device; by default a GPU if there is one.
-        batch_size: Images per batch.
+        batch_size: Images per batch; None is 8, and 1 for a stream.
         workers: Processes that read images; with Ray, copies of the network. By default chosen for the machine.
         resume: Continue after the lines that a killed run left.
         ray: Detect by Ray Data.
@@ -72,20 +73,24 @@ class Options:
     pictures: int = 200
     annotations: Path | None = None
     device: str | None = None
-    batch_size: int = 8
+    batch_size: int | None = None
     workers: int | None = None
     resume: bool = False
     ray: bool = False
 
 
 def run(
-    run_folder: Path | None, images: Sequence[Path], out: Path, options: Options, console: Console | None = None
+    run_folder: Path | None,
+    images: Sequence[Path | str],
+    out: Path,
+    options: Options,
+    console: Console | None = None,
 ) -> int:
     """Detect on images; write `results.jsonl` and `images/*.jpg` on the way, and `results.json` at the end.
 
     Args:
         run_folder: Folder of a trained run; None for a detector that the options name.
-        images: Files and folders.
+        images: Files and folders; or a stream, which is read until it ends or the command is interrupted.
         out: Folder to write to.
         options: How to predict.
         console: Where to print.
@@ -93,11 +98,11 @@ def run(
     Returns:
         How many images have no detections because something failed: they could not be decoded, or the network's outputs
         are broken. They are named, and their lines say why. One more if the training of the network stopped at a loss
-        that was not finite, which is told too.
+        that was not finite, and one more if a stream ended by an error, which is told too.
 
     Raises:
         ValueError: `out` holds an unfinished run, one that cannot be resumed, or files of somebody else; or not exactly
-            one detector is named.
+            one detector is named, or the stream cannot be read.
         FileNotFoundError: There is no such run or image.
         ModuleNotFoundError: An extra is missing.
     """
@@ -105,48 +110,58 @@ def run(
     require("PIL.Image", "Pillow", "predict")
     if options.score is not None and not 0 <= options.score <= 1:
         raise ValueError(f"score: expected 0 .. 1, got {options.score:g}")
+    streams = any(is_stream(str(one)) for one in images)
+    if streams and (options.resume or options.ray):
+        raise ValueError(f"{'--resume' if options.resume else '--ray'}: is for images; a stream is read as it comes")
+    size = options.batch_size or (1 if streams else 8)
+    options = replace(options, batch_size=size)
     load = _loader(run_folder, options)
     gpu = ray.connect() if options.ray else None
     device = choose_device(options.device, gpu)
     predictor = load(torch.device("cpu") if options.ray else device)
-    listing = Listing(images)
-    listing.tell(console)
-    if listing.videos and options.ray:
+    given = open_input(images, options.annotations, console)
+    if given.in_order and options.ray:
         raise ValueError("--ray: is for images; the frames of a video are read in order, by one process")
-    sources, names = Sources(listing), dict(predictor.names)
-    if options.annotations is not None:
-        sources, known = _numbered(listing, options.annotations, console)
-        names |= known
+    names = dict(predictor.names) | given.names
     form = Form(names, options.score, chosen(options.classes, names))
-    outputs = Outputs(out, [*images, *filter(None, [options.annotations])])
+    outputs = Outputs(out, [*([] if streams else map(Path, images)), *filter(None, [options.annotations])])
     formats.claim(outputs, options.formats)
     if options.pictures:
         outputs.claim_pictures(PICTURES)
     least = GOOD if options.score is None else options.score
     timer, start = StageTimer("cpu"), time.perf_counter()
-    with ResultsFile(out, _settings(predictor, device, options, form), listing, options.resume, outputs) as results:
+    with ResultsFile(out, _settings(predictor, device, options, form), given.paths, options.resume, outputs) as results:
         before = results.count
-        begin = _first_image(results.count, len(listing), options.batch_size)
-        wanted = islice(sources, begin, None)
-        batches = batched(wanted, options.batch_size)
-        count = -(-(len(listing) - begin) // options.batch_size)
+        begin = 0 if given.total is None else _first_image(before, given.total, size)
+        batches = batched(islice(given.sources, begin, None), size)
+        count = 1 if given.total is None else -(-(given.total - begin) // size)
         lines: Iterator[list[str]] = iter(())
         if count and options.ray:
             lines = ray.lines(load, predictor, device, batches, count, options.workers, form)
         elif count:
             workers = min(8, usable_cores()) if options.workers is None else options.workers
-            workers = 0 if listing.videos else workers  # a decoder reads in order, with threads of its own
+            workers = 0 if given.in_order else workers  # a decoder reads in order, with threads of its own
             lines = stream.lines(predictor, batches, min(workers, count - 1), form, timer)
-        with Pictures(outputs, listing, names, options.pictures, least) as pictures:
-            _write(results, lines, begin, len(listing), pictures, console, timer)
+        frames = None if given.stream is None else given.stream.frames
+        with (
+            Pictures(outputs, given.paths, names, options.pictures, least, frames) as pictures,
+            nullcontext() if given.stream is None else given.stream.until_interrupted(),
+        ):
+            _write(results, lines, begin, given.total, pictures, console, timer)
         seconds, done = time.perf_counter() - start, results.count - before
-        summary = results.finish(options.formats, listing, names, predictor.max_detections, least)
+        paths = results.paths() if given.total is None else given.paths
+        summary = results.finish(options.formats, paths, names, predictor.max_detections, least)
     more = "".join(f", {OTHERS[name]}" for name in options.formats)
     note(
         console,
-        f"{summary.images} images, {summary.failed} of them failed, {summary.detections} detections: results.jsonl, "
-        f"results.json{more} and {pictures.count} pictures in {out}",
+        f"{_counted(summary.images, 'image')}, {summary.failed} of them failed, "
+        f"{_counted(summary.detections, 'detection')}: results.jsonl, results.json{more} and "
+        f"{_counted(pictures.count, 'picture')} in {out}",
     )
+    if given.stream is not None:
+        given.stream.tell_end(console)
+    if summary.several:
+        note(console, f"{_counted(summary.several, 'file')} with several pages or frames: the first of each was taken")
     if summary.full:
         warn(
             console,
@@ -159,21 +174,7 @@ def run(
     stopped = "" if run_folder is None or run_folder.suffix == ".ckpt" else metrics.stopped(run_folder)
     if stopped:
         warn(console, f"{run_folder}: is a network whose training stopped ({stopped}) and was not resumed")
-    return summary.failed + bool(stopped)
-
-
-def _numbered(listing: Listing, path: Path, console: Console) -> tuple[Sources, dict[Any, str]]:
-    """Give the images the ids of an annotation file, and tell which do not fit it; return its categories' names too."""
-    annotations = coco.read(path)
-    annotations.accept(path, console, strict=False, objects=False)
-    sources = Sources(listing, annotations.images)
-    other = resized(sources)
-    if other:
-        warn(console, f"{len(other):,} images have another size than {path} records: {other[0]}")
-    count, first = unknown(sources)
-    if count:
-        warn(console, f"{count:,} images get ids of their own, as {path} does not name them: {first}")
-    return sources, dict(zip(annotations.category_ids, annotations.class_names, strict=True))
+    return summary.failed + bool(stopped) + (given.stream is not None and bool(given.stream.error))
 
 
 def _loader(run_folder: Path | None, options: Options) -> ray.Load:
@@ -192,9 +193,13 @@ def _loader(run_folder: Path | None, options: Options) -> ray.Load:
     return partial(MaskRCNNPredictor, model, options.half, max_detections=options.max_detections)
 
 
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}" if count == 1 else f"{count} {noun}s"
+
+
 def _tell_speed(console: Console, images: int, seconds: float, timer: StageTimer) -> None:
     """Say how fast it went, and where the time of a batch went."""
-    note(console, f"{images:,} images in {seconds:.1f} s, {images / seconds:.1f} images per second")
+    note(console, f"{_counted(images, 'image')} in {seconds:.1f} s, {images / seconds:.1f} images per second")
     stages = timer.stats()  # none with Ray, whose actors work elsewhere
     if not stages:
         return
@@ -221,16 +226,14 @@ def _write(
     results: ResultsFile,
     lines: Iterator[list[str]],
     begin: int,
-    total: int,
+    total: int | None,
     pictures: Pictures,
     console: Console,
     timer: StageTimer,
 ) -> None:
     """Write lines as they come, but none before its picture, so that a resumed run misses no picture."""
-    columns = (TextColumn("detecting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     pending: deque[tuple[list[str], list[Future[str]]]] = deque()
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total, completed=results.count)
+    with progress(console, "detecting", total, results.count) as tell:
         written, row = results.count - begin, results.count
         skipped, undrawn = _Lines("skipped ", console), _Lines("", console)
 
@@ -241,7 +244,7 @@ def _write(
                     undrawn.add(picture.result())
                     pictures.count -= bool(picture.result())
                 results.append(batch)
-            bar.update(task, completed=results.count)
+            tell(results.count)
 
         for batch in lines:
             batch, written = batch[written:], 0  # some lines of the first batch may have been written before

@@ -122,7 +122,7 @@ def _read(row: RayRow, size: tuple[int, int] | None, folder: str) -> RayRow:
     """ReadBatch a batch and pickle it, as its images may differ in size."""
     batch = read([Source(*source) for source in json.loads(row["sources"])], size, folder)
     images = batch.images.numpy() if isinstance(batch.images, torch.Tensor) else [i.numpy() for i in batch.images]
-    return {"read": pickle.dumps((batch.sources, images, batch.sides, batch.errors), protocol=5)}
+    return {"read": pickle.dumps((batch.sources, images, batch.sides, batch.errors, batch.several), protocol=5)}
 
 
 class DetectionActor:
@@ -145,9 +145,9 @@ class DetectionActor:
 
     def __call__(self, row: RayRow) -> RayRow:
         """Return the lines of a batch."""
-        sources, arrays, sides, errors = pickle.loads(row["read"])
+        sources, arrays, *rest = pickle.loads(row["read"])
         images = [torch.from_numpy(a) for a in arrays] if isinstance(arrays, list) else torch.from_numpy(arrays)
-        batch = ReadBatch(sources, images, sides, errors)
+        batch = ReadBatch(sources, images, *rest)
         started = self.predictor.start(on_device(images, self.predictor.device))
         if self.predictor.device.type == "cuda":
             torch.cuda.current_stream(self.predictor.device).synchronize()

@@ -5,17 +5,19 @@ Source -> ReadBatch
 
 import os
 from collections.abc import Sequence
-from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from detops.apps import require
-from detops.apps.data.dataset import load_image, padded_shape
-from detops.apps.data.images import Size, decode
+from detops.apps.data.dataset import fit, padded_shape
+from detops.apps.data.images import SEVERAL, decode
 from detops.apps.predict.sources import Source
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 Images = Tensor | list[Tensor]
 
@@ -29,12 +31,14 @@ class ReadBatch(NamedTuple):
             images of any size, a list of those that could, each (3, H, W).
         sides: Width and height of each image; if it could not be decoded, those of the input, or (0, 0).
         errors: Why an image could not be decoded; empty if it could.
+        several: Whether the file holds further images, which are not detected on.
     """
 
     sources: list[Source]
     images: Images
     sides: list[tuple[int, int]]
     errors: list[str]
+    several: list[bool]
 
 
 def read(sources: Sequence[Source], size: tuple[int, int] | None, folder: str = "") -> ReadBatch:
@@ -45,13 +49,14 @@ def read(sources: Sequence[Source], size: tuple[int, int] | None, folder: str = 
         size: Height and width; None keeps images as they are, and leaves out those that cannot be decoded.
         folder: Folder that relative paths start from; the current one if empty.
     """
-    images, sides, errors = [], [], []
+    images, sides, errors, several = [], [], [], []
     for source in sources:
-        path, error = os.path.join(folder, source.path), ""
+        path, error, more = os.path.join(folder, source.path), "", False
         try:
             recorded = source.recorded and (source.recorded[0], source.recorded[1])  # a list where JSON carried it
-            image, side = _load(path, recorded) if size is None else load_image(Path(path), size, recorded)
-            images.append(image)
+            image = decode(path, recorded) if source.image is None else source.image
+            images.append(_whole(image) if size is None else fit(image, size))
+            side, more = image.size, bool(image.info.get(SEVERAL))
         except ValueError as reason:
             error = str(reason).replace(path, source.path)
             height, width = (0, 0) if size is None else padded_shape(size)
@@ -60,14 +65,14 @@ def read(sources: Sequence[Source], size: tuple[int, int] | None, folder: str = 
                 images.append(torch.zeros(3, height, width, dtype=torch.uint8))
         sides.append(side)
         errors.append(error)
-    return ReadBatch(list(sources), images if size is None else torch.stack(images), sides, errors)
+        several.append(more)
+    return ReadBatch(list(sources), images if size is None else torch.stack(images), sides, errors, several)
 
 
-def _load(path: str, recorded: Size | None) -> tuple[Tensor, Size]:
-    """Decode an image in its own size: (3, H, W) uint8, channels last in memory; and its width and height."""
-    image = decode(path, recorded)
+def _whole(image: "Image") -> Tensor:
+    """Return an image in its own size: (3, H, W) uint8, channels last in memory."""
     pixels = require("numpy", "numpy", "predict").array(image)
-    return torch.from_numpy(pixels).permute(2, 0, 1), image.size
+    return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
 class Reader(Dataset[ReadBatch]):

@@ -3,8 +3,9 @@
 lines -> results.jsonl (during the run) -> results.json and other formats (at its end)
 
 A line is {"path", "image_id", "width", "height", "detections": [{"category_id", "category", "bbox", "score"}, ...]},
-or {"path", "image_id", "error"} for an image that could not be decoded. Beside it, `predict.json` holds everything that
-the lines depend on, so that the lines of another run are not mistaken for those of this one.
+or {"path", "image_id", "error"} for an image that could not be decoded; "page" is 1 where a file holds further images.
+Beside it, `predict.json` holds everything that the lines depend on, so that the lines of another run are not mistaken
+for those of this one.
 """
 
 import json
@@ -39,12 +40,14 @@ class Summary:
         failed: Number of images of which there are no detections.
         detections: Number of detections on the others.
         full: Number of images with as many detections as can be, even the last of which is good: there may be more.
+        several: Number of files with further images, which were not detected on.
     """
 
     images: int
     failed: int
     detections: int
     full: int = 0
+    several: int = 0
 
 
 class ResultsFile:
@@ -125,17 +128,23 @@ class ResultsFile:
             good: Score from which a detection is worth having.
         """
         os.fsync(self._file.fileno())
-        images = failed = detections = full = 0
+        images = failed = detections = full = several = 0
         with formats.writers(self._outputs, others, paths, names) as writers:
             for line in map(json.loads, self._whole_lines()):
                 images += 1
                 failed += "error" in line
                 rows = line.get("detections", ())
                 detections += len(rows)
+                several += "page" in line
                 full += len(rows) >= most and rows[-1]["score"] >= good
                 for writer in writers:
                     writer.add(line)
-        return Summary(images, failed, detections, full)
+        return Summary(images, failed, detections, full, several)
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of each line."""
+        for text in self._whole_lines():
+            yield json.loads(text)["path"]
 
     def _lock(self) -> None:
         """Lock the file until it is closed or the process ends."""
@@ -209,13 +218,15 @@ def error_of(text: str) -> str | None:
 def encode_batch(batch: ReadBatch, rows: Sequence[list[Row] | str], form: Form) -> list[str]:
     """Encode the lines of a batch from the detections on each of its images, or why there are none."""
     lines = []
-    for source, found, (width, height), error in zip(batch.sources, rows, batch.sides, batch.errors, strict=True):
+    read = zip(batch.sources, rows, batch.sides, batch.errors, batch.several, strict=True)
+    for source, found, (width, height), error, several in read:
         line: Line = {"path": source.path, "image_id": source.image_id}
         if isinstance(found, str) and not error:
             error = f"{source.path}: {found}"
         if error or isinstance(found, str):
             line["error"] = error
         else:
-            line |= {"width": width, "height": height, "detections": form.rows(found)}
+            page = {"page": 1} if several else {}
+            line |= {**page, "width": width, "height": height, "detections": form.rows(found)}
         lines.append(encode(line))
     return lines

@@ -7,22 +7,33 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
 from detops.apps.data.coco import ImageRecord
 from detops.apps.data.compare import HEADS
 from detops.apps.data.images import Size, facts
 from detops.apps.data.problems import quoted
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
 Id = int | str
 
 
 class Source(NamedTuple):
-    """An image to detect on: its path as the user gave it, its id in the results, and its recorded size if any."""
+    """An image to detect on.
+
+    Attributes:
+        path: Its path as the user gave it.
+        image_id: Its id in the results.
+        recorded: Its recorded size, if any.
+        image: The image itself, where it is no file.
+    """
 
     path: str
     image_id: Id
     recorded: Size | None = None
+    image: Optional["Image"] = None
 
 
 class Sources:

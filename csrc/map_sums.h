@@ -46,20 +46,44 @@ void store_cells(const C* sums, int64_t size, T* map) {
   }
 }
 
+// Adds to two cells that are neighbours, or to one whose neighbour's share is 0.
+template <class C>
+DETOPS_INLINE void add_pair(C* cells, int32_t first, int32_t second, C left, C right) {
+  if (second == first + 1) {
+    C pair[2];  // read and written as one
+    __builtin_memcpy(pair, cells + first, sizeof(pair));
+    pair[0] += left, pair[1] += right;
+    __builtin_memcpy(cells + first, pair, sizeof(pair));
+  } else {
+    cells[first] += left, cells[second] += right;
+  }
+}
+
 // Adds values, `step` apart, at the points of a table.
 template <class T, class C>
 void add_at_points(const PointTable<C>& table, int64_t count, const T* values, int64_t step, C* sums) {
+  const PointAxis<C>&x = table.x, &y = table.y;
+  int32_t broken = 0;  // whether a value is not finite
   for (int64_t p = 0; p < count; ++p) {
     const C value = static_cast<C>(values[p * step]);
-    const C above = value * table.y.before[p], below = value * table.y.after[p];
-    const C left = table.x.before[p], right = table.x.after[p];
-    C* top = sums + table.y.first[p];
-    C* bottom = sums + table.y.second[p];
-    // A cell of no weight may be another's: it is not touched, lest a NaN spreads.
-    if (table.y.before[p] != 0 && left != 0) top[table.x.first[p]] += above * left;
-    if (table.y.before[p] != 0 && right != 0) top[table.x.second[p]] += above * right;
-    if (table.y.after[p] != 0 && left != 0) bottom[table.x.first[p]] += below * left;
-    if (table.y.after[p] != 0 && right != 0) bottom[table.x.second[p]] += below * right;
+    broken |= value - value != 0;
+  }
+  if (broken == 0) {
+    for (int64_t p = 0; p < count; ++p) {
+      const C value = static_cast<C>(values[p * step]), above = value * y.before[p], below = value * y.after[p];
+      add_pair(sums + y.first[p], x.first[p], x.second[p], above * x.before[p], above * x.after[p]);
+      add_pair(sums + y.second[p], x.first[p], x.second[p], below * x.before[p], below * x.after[p]);
+    }
+    return;
+  }
+  // A cell of no weight may be another's: it is not touched, lest a NaN spreads.
+  for (int64_t p = 0; p < count; ++p) {
+    const C value = static_cast<C>(values[p * step]), above = value * y.before[p], below = value * y.after[p];
+    C *top = sums + y.first[p], *bottom = sums + y.second[p];
+    if (y.before[p] != 0 && x.before[p] != 0) top[x.first[p]] += above * x.before[p];
+    if (y.before[p] != 0 && x.after[p] != 0) top[x.second[p]] += above * x.after[p];
+    if (y.after[p] != 0 && x.before[p] != 0) bottom[x.first[p]] += below * x.before[p];
+    if (y.after[p] != 0 && x.after[p] != 0) bottom[x.second[p]] += below * x.after[p];
   }
 }
 

@@ -46,17 +46,13 @@ void store_cells(const C* sums, int64_t size, T* map) {
   }
 }
 
-// Adds to two cells that are neighbours, or to one whose neighbour's share is 0.
+// Adds to two cells that are neighbours; read and written as one.
 template <class C>
-DETOPS_INLINE void add_pair(C* cells, int32_t first, int32_t second, C left, C right) {
-  if (second == first + 1) {
-    C pair[2];  // read and written as one
-    __builtin_memcpy(pair, cells + first, sizeof(pair));
-    pair[0] += left, pair[1] += right;
-    __builtin_memcpy(cells + first, pair, sizeof(pair));
-  } else {
-    cells[first] += left, cells[second] += right;
-  }
+DETOPS_INLINE void add_pair(C* cells, C left, C right) {
+  C pair[2];
+  __builtin_memcpy(pair, cells, sizeof(pair));
+  pair[0] += left, pair[1] += right;
+  __builtin_memcpy(cells, pair, sizeof(pair));
 }
 
 // Adds values, `step` apart, at the points of a table.
@@ -68,11 +64,11 @@ void add_at_points(const PointTable<C>& table, int64_t count, const T* values, i
     const C value = static_cast<C>(values[p * step]);
     broken |= value - value != 0;
   }
-  if (broken == 0) {
+  if (broken == 0 && table.paired) {
     for (int64_t p = 0; p < count; ++p) {
       const C value = static_cast<C>(values[p * step]), above = value * y.before[p], below = value * y.after[p];
-      add_pair(sums + y.first[p], x.first[p], x.second[p], above * x.before[p], above * x.after[p]);
-      add_pair(sums + y.second[p], x.first[p], x.second[p], below * x.before[p], below * x.after[p]);
+      add_pair(sums + y.first[p] + table.place[p], above * table.left[p], above * table.right[p]);
+      add_pair(sums + y.second[p] + table.place[p], below * table.left[p], below * table.right[p]);
     }
     return;
   }

@@ -51,6 +51,18 @@ def box(bbox: list, image: int = 1, category: int = 4, **more: object) -> dict:
     return {"image_id": image, "category_id": category, "bbox": bbox, **more}
 
 
+def test_scores_alone_in_the_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = truth(tmp_path / "truth.json", [box([10, 10, 20, 20])])
+    (tmp_path / "results.json").write_text(json.dumps([box([10, 10, 20, 20], score=0.9)]))
+    arguments = ["evaluate", "--results", "results.json", "--annotations", str(path), "--json", "-"]
+    result = CliRunner().invoke(cli.app, arguments)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout)["AP"] == pytest.approx(1)
+    assert "COCO scores" in result.stderr
+    assert not (tmp_path / "-").exists()
+
+
 def truth(path: Path, annotations: list) -> Path:
     images = [{"id": i, "file_name": f"{i}.png", "width": 100, "height": 100} for i in (1, 2)]
     categories = [{"id": 4, "name": "cat"}, {"id": 9, "name": "dog"}]

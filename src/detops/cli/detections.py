@@ -1,11 +1,12 @@
 """The commands that detect objects and score what was detected: `predict` and `evaluate`."""
 
+import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from detops.cli.shared import console, require_finite
+from detops.cli.shared import console, errors, require_finite
 
 
 def evaluate(
@@ -21,7 +22,10 @@ def evaluate(
     ] = None,
     kind: Annotated[str, typer.Option(help="What the IoU is computed of: bbox, or with --results segm.")] = "bbox",
     strict: Annotated[bool, typer.Option("--strict", help="Stop if an annotation or image is invalid.")] = False,
-    json_path: Annotated[Path | None, typer.Option("--json", help="Write the scores to this file.")] = None,
+    json_path: Annotated[
+        Path | None,
+        typer.Option("--json", help="Write the scores to this file; - prints them alone to the standard output."),
+    ] = None,
     device: Annotated[str | None, typer.Option(help="Torch device of a run. By default a GPU if there is one.")] = None,
     max_detections: Annotated[
         int | None,
@@ -38,7 +42,11 @@ def evaluate(
     """Show COCO's twelve scores and the AP of each class."""
     from detops.apps import evaluate as job
 
-    job.run(run, results, annotations, images, kind, strict, json_path, device, max_detections, backend, console)
+    piped = json_path == Path("-")
+    path, view = (None, errors) if piped else (json_path, console)
+    scores = job.run(run, results, annotations, images, kind, strict, path, device, max_detections, backend, view)
+    if piped:
+        typer.echo(json.dumps(scores, indent=1, allow_nan=False))
 
 
 def predict(

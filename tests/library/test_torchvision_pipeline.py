@@ -1,6 +1,8 @@
 """MaskRCNNPipeline: torchvision's own results with every switch off, and what each switch changes."""
 
+import importlib
 import re
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -371,3 +373,17 @@ def test_an_image_that_shrinks_to_nothing_is_named(model: Any) -> None:
     pipeline = MaskRCNNPipeline(model, device_preprocess=True, batch_size=1)
     with pytest.raises(ValueError, match="images: image 1 of 900 x 1 pixels would be resized to nothing"):
         pipeline(images)
+
+
+@pytest.mark.parametrize(("machine", "fast", "told"), [("x86_64", False, 1), ("x86_64", True, 0), ("arm64", False, 0)])
+def test_half_precision_on_a_cpu_that_is_slow_at_it_is_told(
+    model: Any, monkeypatch: pytest.MonkeyPatch, machine: str, fast: bool, told: int
+) -> None:
+    pipelines = importlib.import_module("detops.integrations.torchvision")
+    monkeypatch.setattr(pipelines.platform, "machine", lambda: machine)
+    monkeypatch.setattr(pipelines, "cpu_multiplies_bfloat16", lambda: fast)
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        MaskRCNNPipeline(model)
+        MaskRCNNPipeline(model, half=True)
+    assert ["many times slower" in str(one.message) for one in found] == [True] * told

@@ -42,6 +42,11 @@ def _triton_version() -> str | None:
         return None
 
 
+def cpu_multiplies_bfloat16() -> bool:
+    """Tell whether the CPU has instructions for bfloat16, without which it is slower than float32."""
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 def cpu_model() -> str:
     """Return the name of the processor, if the system knows it, with its architecture."""
     with suppress(OSError):

@@ -5,6 +5,8 @@ images -> preprocessing -> backbone -> RPN -> RoI heads (boxes, mask forward, ma
 
 import importlib
 import math
+import platform
+import warnings
 from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -14,12 +16,14 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from detops.diagnostics.environment import cpu_multiplies_bfloat16
 from detops.diagnostics.stage_timer import StageTimer
 from detops.inference.preprocess import as_tensor, is_single_image, no_list_of_images, to_batch
 from detops.masks.checks import check_mode, check_threshold
 from detops.masks.instance_masks import InstanceMasks
 from detops.masks.placement import Mode
 
+X86 = ("x86_64", "AMD64")
 PARTS = ("backbone", "rpn", "heads")
 Masks = Literal["pasted", "raw", "rle"]
 Size = tuple[int, int]
@@ -37,7 +41,8 @@ class MaskRCNNPipeline:
     Args:
         model: The model, in evaluation mode, with any backbone and heads. The `forward` of the model and of its
             transform, RPN and RoI heads must be torchvision's own.
-        half: Parts to run in half precision, any of "backbone", "rpn", "heads"; True for all.
+        half: Parts to run in half precision, any of "backbone", "rpn", "heads"; True for all. On a CPU without
+            instructions for bfloat16 they are many times slower, of which a warning tells.
         half_dtype: dtype of half precision; None takes float16 on a GPU and bfloat16 on the CPU.
         device_preprocess: Resize, normalise and pad by `preprocess`, from uint8 on the model's device, in place of
             torchvision's transform, which needs float images.
@@ -88,6 +93,11 @@ class MaskRCNNPipeline:
         self.half, self.half_dtype = frozenset(half), half_dtype
         self.device_preprocess, self.batch_size = device_preprocess, batch_size
         self.masks, self.threshold, self.mode = masks, threshold, mode
+        if self.half and self._device().type == "cpu" and platform.machine() in X86 and not cpu_multiplies_bfloat16():
+            warnings.warn(
+                "half: this CPU has no instructions for bfloat16, and is many times slower with it than with float32",
+                stacklevel=2,
+            )
         self.backbone: Any = self.model.backbone
         if compile_backbone is not False:
             options = {} if compile_backbone is True else dict(compile_backbone)

@@ -11,6 +11,7 @@ from detops.apps import usable_cores
 from detops.apps.train.checkpoint import AtomicIO
 from detops.apps.train.settings import Hardware
 from detops.arguments import flat
+from detops.diagnostics.environment import cpu_multiplies_bfloat16
 
 HARDWARE = "accelerator, devices, strategy, nodes or precision"
 
@@ -22,7 +23,7 @@ def choose_precision() -> str:
     """
     if torch.cuda.is_available():
         return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "32-true"
-    return "bf16-mixed" if torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported() else "32-true"
+    return "bf16-mixed" if cpu_multiplies_bfloat16() else "32-true"
 
 
 def make(hardware: Hardware, logger: Any, callbacks: list[Any], bar: bool) -> lightning.Trainer:

@@ -224,6 +224,46 @@ def l1_at_cells(
 
 
 @op()
+def local_loss(
+    corners: Tensor,
+    references: Tensor,
+    teacher_logits: Tensor,
+    pred_boxes: list[Tensor],
+    parts: list[int],
+    distils: list[int],
+    gt_boxes: Tensor,
+    index: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    reach: float,
+    weights: list[float],
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Sum D-FINE's losses of box distributions of several layers, and compute their gradient in the same pass."""
+    losses = scale.new_empty((scale.shape[0], 2), dtype=accumulate_dtype(corners))
+    return losses, torch.empty_like(corners) if with_gradient else corners.new_empty(0)
+
+
+@op(mutates=("gradient",))
+def local_loss_backward_(
+    gradient: Tensor,
+    corners: Tensor,
+    references: Tensor,
+    pred_boxes: list[Tensor],
+    parts: list[int],
+    distils: list[int],
+    gt_boxes: Tensor,
+    index: Tensor,
+    values: Tensor,
+    scale: Tensor,
+    reach: float,
+    weights: list[float],
+    upstream: Tensor,
+) -> None:
+    """Multiply the gradient that `local_loss` made by those of its results."""
+
+
+@op()
 def maps_at_points(maps: Tensor, index: Tensor | None, points: Tensor, nearest: bool, border: bool) -> Tensor:
     """Read maps at points: interpolated, or at the nearest cell."""
     return maps.new_empty(points.shape[:3], dtype=accumulate_dtype(maps))

@@ -194,9 +194,11 @@ def test_no_host_sync():
 @pytest.mark.parametrize(
     ("name", "most"),
     [
-        ("RTDetrForObjectDetectionLoss", 30),
-        ("DFineForObjectDetectionLoss", 331),
-        ("Deimv2ForObjectDetectionLoss", 348),
+        ("ForObjectDetectionLoss", 57),
+        ("LwDetrForObjectDetectionLoss", 50),
+        ("RTDetrForObjectDetectionLoss", 29),
+        ("DFineForObjectDetectionLoss", 45),
+        ("Deimv2ForObjectDetectionLoss", 59),
     ],
 )
 def test_launches_do_not_creep_up(name, most):

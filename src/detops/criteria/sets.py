@@ -266,6 +266,8 @@ def weight_of_queries(index: Tensor, shapes: Sequence[Sequence[int]], no_object:
         no_object: Weight of a query without a box.
     """
     sums = []
+    if len({tuple(shape[1:]) for shape in shapes}) == 1:  # sets of one size go together
+        shapes = [(sum(sets for sets, *_ in shapes), *shapes[0][1:])]
     for part, shape in zip(index.split([math.prod(shape) for shape in shapes]), shapes, strict=True):
         own = part.view(shape[0], math.prod(shape[1:]))
         sums.append((own >= 0).sum(1) + (own == -1).sum(1) * no_object)

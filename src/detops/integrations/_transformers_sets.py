@@ -9,7 +9,7 @@ from torch import Tensor
 from detops.assign.hungarian import MatchRule, match_sets
 from detops.assign.set_targets import require_set_targets
 from detops.criteria.sets import weight_of_queries
-from detops.losses._local import Distributions, local_losses
+from detops.losses._local import Distributions, LocalParts, local_losses
 from detops.losses._set import Outputs, Pairs, SetClassLoss, set_losses
 from detops.losses.reduction import average_over_ranks
 
@@ -179,10 +179,10 @@ class Criterion:
         for_boxes = None
         if union:
             shared = self._union(index.view(sets, len(self.targets.boxes), -1))
-            scale[:sets, 1] = 1 / (shared >= 0).sum().clamp(min=1)
+            scale[:sets, 1] = (shared >= 0).sum().clamp(min=1).reciprocal()
             for_boxes = torch.cat([*[shared.flatten()] * sets, *known])
         if noisy:
-            scale[sets:] /= groups
+            scale[sets:].div_(groups)
             index = torch.cat([index, *known])
         rows = self.losses(stacks, every, index, scale, [weights[name] for name in names[:3]], for_boxes)
         total, lines = rows.sum(), [list(row.unbind()) for row in rows.unbind()]
@@ -215,24 +215,22 @@ class Criterion:
         batch = len(self.targets.boxes)
         rows = index.split([part.sets[1] * batch * part.queries[1] for part in parts])
         scales = scale.split([part.sets[1] for part in parts])
-        chosen = [i for i, part in enumerate(parts) if part.layer is not None]
-        numbers = [
-            n
-            for part in (parts[i] for i in chosen)
-            for n in (part.layer or 0, part.sets[1], *part.queries, int(part.distils))
-        ]
-        boxes = [parts[i].of(stacks[parts[i].stack].clamped) for i in chosen]
-        pairs = torch.cat([rows[i] for i in chosen])
-        return local_losses(
-            local, boxes, numbers, self.targets.boxes, pairs, torch.cat([scales[i] for i in chosen]), weights
+        chosen = [(i, part, part.layer) for i, part in enumerate(parts) if part.layer is not None]
+        wanted = LocalParts(
+            [n for _, part, layer in chosen for n in (0, layer, part.sets[1], *part.queries)],
+            [int(part.distils) for _, part, _ in chosen],
+            [part.of(stacks[part.stack].clamped) for _, part, _ in chosen],
+            self.targets.boxes,
+            torch.cat([rows[i] for i, *_ in chosen]),
         )
+        return local_losses(local, wanted, torch.cat([scales[i] for i, *_ in chosen]), weights)
 
     def _union(self, index: Tensor) -> Tensor:
         """(B, Q) the box that each query has most often among sets (S, B, Q), ties to the lower; -1 for none."""
         most = self.targets.labels.shape[1]
         if most == 0:
             return torch.full_like(index[0], -1)
-        places = index.where(index >= 0, most).permute(1, 2, 0)
+        places = (index % (most + 1)).permute(1, 2, 0)  # the last for none
         counts = torch.zeros(*places.shape[:2], most + 1, dtype=torch.int32, device=index.device)
         counts.scatter_add_(2, places, torch.ones_like(places, dtype=torch.int32))
         count, box = counts[..., :most].max(-1)  # of the highest the first

@@ -111,12 +111,12 @@ def test_a_run_is_trained_evaluated_and_predicts(tmp_path: Path) -> None:
         assert result.exit_code == 0, result.output
 
     call("train", "--data", tmp_path, "--out", out, "--detector", "detr", "--width", 8, "--size", "128x96", "--epochs",
-         2, "--batch-size", 4, "--lr", 4e-3, "--eval-every", 2, "--precision", "32-true")  # fmt: skip
+         40, "--batch-size", 4, "--lr", 4e-3, "--eval-every", 40, "--precision", "32-true")  # fmt: skip
     rows: list[dict[str, Any]] = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
-    (losses,) = (row["losses"] for row in rows if "losses" in row)
-    assert {name.removesuffix("_enc") for name in losses} == {"loss_cls", "loss_bbox", "loss_giou"}
-    assert len(losses) == 6
-    assert all(value > 0 for value in losses.values())
+    first, last = (row["losses"] for row in rows if "losses" in row)  # means of twenty steps each
+    assert {name.removesuffix("_enc") for name in first} == {"loss_cls", "loss_bbox", "loss_giou"}
+    assert len(first) == 6
+    assert sum(last.values()) < 0.97 * sum(first.values())
     scores = rows[-1]["scores"]
     call("evaluate", out)
     assert json.loads((out / "evaluation.json").read_text())["AP"] == pytest.approx(scores["AP"], abs=1e-6)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from op import assert_compiles_whole, assert_no_syncs, two_ranks
 from set_scenes import set_scene
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.nn import functional as F
 
 import detops
@@ -206,6 +207,32 @@ def test_one_graph_for_any_number_of_boxes():
     ours = criterion("varifocal", logits)
     args = [(logits, pred, *list(set_scene(10, boxes=n).values())[2:4]) for n in (4, 6)]
     assert_compiles_whole(lambda *a: ours(*a[:2], a[2:])["loss_cls"], *args, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_padded_batches_of_any_number_of_boxes_compile_once():
+    logits, pred, _ = scene(10, sets=2)
+    ours = criterion("varifocal", logits)
+    torch._dynamo.reset()
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def step(logits, pred, boxes, labels, sizes):
+        truth = detops.RaggedBatch(boxes, sample_sizes=sizes), detops.RaggedBatch(labels, sample_sizes=sizes)
+        return torch.stack(list(ours(logits, pred, truth).values()))
+
+    compiled = torch.compile(step, fullgraph=True, backend=counter)
+    for counts in ((3, 1), (0, 4), (2, 2), (0, 0)):
+        boxes = [torch.cat([20 + 40 * torch.rand(n, 2), 70 + 40 * torch.rand(n, 2)], 1) for n in counts]
+        labels = [torch.randint(0, 4, (n,)) for n in counts]
+        truth = detops.GroundTruth.from_boxes(boxes, labels).pad_to(5)
+        args = logits, pred, truth.cxcywh() / 128, truth.labels, torch.tensor(counts)
+        found, expected = compiled(*args), step(*args)
+        torch.testing.assert_close(found, expected)
+        for mine, other in zip(
+            *(torch.autograd.grad(one.sum(), (logits, pred)) for one in (found, expected)), strict=True
+        ):
+            torch.testing.assert_close(mine, other)
+    assert counter.frame_count == 1
 
 
 def test_a_graph_is_used_twice_and_modules_are_copied():

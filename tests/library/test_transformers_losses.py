@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from loaded_transformers import load
+from op import two_ranks
 
 import detops
 from detops.diagnostics.launches import count_launches
@@ -176,6 +177,32 @@ def test_the_sets_of_dfine_are_aligned():
         torch.testing.assert_close(fixed[key], value, rtol=1e-5, atol=2e-6, check_dtype=False)
     more = {f"loss_{term}{suffix}" for term in ("vfl", "bbox", "giou") for suffix in ("_pre", "_dn_pre")}
     assert set(fixed) - set(aligned) == more | {"loss_fgl"}
+
+
+def part_of_a_step(rank, ranks):
+    """Gradients of one of two images, as of a share of the batch; distillation is a mean over the rank's own queries."""
+    found = []
+    for name in RT_DETR:
+        logits, pred, rest = leaves(name, (3, 1))
+        mine = slice(rank * 2 // ranks, (rank + 1) * 2 // ranks)
+        cut = {
+            key: value[mine].detach().requires_grad_() if isinstance(value, torch.Tensor) else value
+            for key, value in dict(rest, logits=logits, pred_boxes=pred).items()
+        }
+        inputs = [value for value in cut.values() if isinstance(value, torch.Tensor)]
+        config = SimpleNamespace(**CONFIG | dict(weight_loss_ddf=0.0))
+        loss = getattr(ours, name)(labels=labels((3, 1))[mine], device="cpu", config=config, fixed=True, **cut)[0]
+        gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+        found.append([one / ranks for one in gradients if one is not None])
+    return found
+
+
+@pytest.mark.slow
+def test_two_ranks_give_the_gradient_of_one_if_fixed(tmp_path):
+    whole, halves = two_ranks(part_of_a_step, tmp_path)
+    for one, *parts in zip(whole, *halves, strict=True):
+        for gradient, *pieces in zip(one, *parts, strict=True):
+            torch.testing.assert_close(torch.cat(pieces), gradient, rtol=1e-4, atol=1e-7)
 
 
 def test_no_host_sync():

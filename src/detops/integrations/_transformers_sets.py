@@ -111,7 +111,7 @@ class Criterion:
         clamp: bool = False,
     ) -> None:
         self.targets = require_set_targets(labels, 1 << 30, logits.shape[0], logits, "logits")
-        self.rule, self.loss, self.groups, self.clamp = rule, loss, groups, clamp
+        self.rule, self.loss, self.groups, self.clamp, self.ranks = rule, loss, groups, clamp, ranks
         self.num_classes = logits.shape[-1] - (rule.kind == "softmax" and background)
         boxes = sum(len(one["class_labels"]) for one in labels) * groups
         self.boxes: Tensor | float = float(max(boxes, 1))
@@ -179,7 +179,8 @@ class Criterion:
         for_boxes = None
         if union:
             shared = self._union(index.view(sets, len(self.targets.boxes), -1))
-            scale[:sets, 1] = (shared >= 0).sum().clamp(min=1).reciprocal()
+            pairs = (shared >= 0).sum()
+            scale[:sets, 1] = (average_over_ranks(pairs) if self.ranks else pairs.clamp(min=1)).reciprocal()
             for_boxes = torch.cat([*[shared.flatten()] * sets, *known])
         if noisy:
             scale[sets:].div_(groups)
@@ -190,11 +191,11 @@ class Criterion:
             more = self._local(stacks, every, index if for_boxes is None else for_boxes, scale[:, 1], local,
                                [weights[name] for name in names[3:]])  # fmt: skip
             total = total + more.sum()
-            pairs = iter(more.unbind())
+            of_layers = iter(more.unbind())
             places = [part for part in every for _ in range(part.sets[1])]
             for line, part in zip(lines, places, strict=True):
                 if part.layer is not None:
-                    line += next(pairs).unbind()[: 1 + part.distils]
+                    line += next(of_layers).unbind()[: 1 + part.distils]
         suffixes = [suffix for part in every for suffix in part.suffixes]
         named = zip(suffixes, lines, strict=True)
         return total, {name + suffix: value for suffix, line in named for name, value in zip(names, line, strict=False)}

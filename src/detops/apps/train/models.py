@@ -29,8 +29,8 @@ PRIOR = 0.05  # probability of an object that an untrained heatmap predicts ever
 # large boxes in time. On blood cells after 20 epochs this gave AP 0.526; an exponential gave 0.510.
 WH_SCALE, WH_START = 16.0, 8.0
 # Of the steps, after which the second head of a task-aligned network goes on from the weights of the first: with one
-# point per box it learns rare classes late.
-SECOND_HEAD = 0.6
+# point per box it learns rare classes late. From there on it has a cycle of the learning rate of its own.
+SECOND_HEAD = 0.5
 
 
 class CompactNet(nn.Module):
@@ -138,9 +138,13 @@ class CompactTaskAligned(nn.Module):
         self.many = CompactGFL(num_classes, width, blocks, backbone)
         self.once = copy.deepcopy(self.many.heads)
 
+    def begins_again(self, total_steps: int) -> tuple[list[nn.Parameter], int]:
+        """Return the parameters of the second head, and the step at which it goes on from the weights of the first."""
+        return list(self.once.parameters()), round(SECOND_HEAD * total_steps)
+
     def begin_step(self, step: int, total_steps: int) -> None:
         """Give the second head the weights of the first, at one step of the training."""
-        if step == round(SECOND_HEAD * total_steps):
+        if step == self.begins_again(total_steps)[1]:
             self.once.load_state_dict(self.many.heads.state_dict())
 
     def forward(self, images: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor], list[Tensor]]:

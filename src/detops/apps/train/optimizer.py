@@ -28,13 +28,35 @@ def make(network: nn.Module, settings: Settings, total_steps: int, fused: bool) 
     """Make AdamW, without decay of biases and norms, and one cycle of the learning rate.
 
     Args:
-        network: Network that is trained.
+        network: Network that is trained. It may have a method `begins_again(total_steps)`, which returns some of its
+            parameters and the step at which a second cycle begins for them.
         settings: How to train.
         total_steps: Number of steps of the training.
         fused: Update all weights in one pass.
     """
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    free = [p for p in network.parameters() if p.dim() <= 1]
-    groups: list[dict[str, Any]] = [{"params": decayed}, {"params": free, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, settings.lr, weight_decay=settings.weight_decay, fused=fused)
-    return optimizer, LambdaLR(optimizer, lambda step: lr_factor(step, total_steps, settings.warmup))
+    again: list[nn.Parameter] = []
+    begin = 0
+    if hasattr(network, "begins_again"):
+        again, begin = network.begins_again(total_steps)
+    others = {id(p) for p in again}
+
+    def cycle(step: int) -> float:
+        return lr_factor(step, total_steps, settings.warmup)
+
+    def second_cycle(step: int) -> float:
+        return cycle(step) if step < begin else lr_factor(step - begin, total_steps - begin, settings.warmup)
+
+    groups: list[dict[str, Any]] = []
+    schedules = []
+    for parameters, schedule in (
+        ([p for p in network.parameters() if id(p) not in others], cycle),
+        (again, second_cycle),
+    ):
+        groups.append({"params": [p for p in parameters if p.dim() > 1]})
+        groups.append({"params": [p for p in parameters if p.dim() <= 1], "weight_decay": 0.0})
+        schedules += [schedule, schedule]
+    used = [i for i, group in enumerate(groups) if group["params"]]
+    optimizer = torch.optim.AdamW(
+        [groups[i] for i in used], settings.lr, weight_decay=settings.weight_decay, fused=fused
+    )
+    return optimizer, LambdaLR(optimizer, [schedules[i] for i in used])

@@ -34,10 +34,19 @@ struct Points {
   template <class C>
   void weights(const Level& level, const Task& task, C* out) const {
     const bool* row = valid + task.b * count + level.start;
-    int64_t point = task.begin / level.inner % level.points, left = level.inner - task.begin % level.inner;
-    for (int64_t i = task.begin; i < task.end; ++i) {
-      *out++ = row[point] ? C(1) : C(0);
-      if (--left == 0) left = level.inner, point = point + 1 == level.points ? 0 : point + 1;
+    int64_t left = task.end - task.begin;
+    if (level.inner == 1) {
+      for (int64_t point = task.begin % level.points; left > 0; point = 0) {
+        const int64_t n = std::min(left, level.points - point);
+        const uint8_t* from = reinterpret_cast<const uint8_t*>(row) + point;
+        for (int64_t i = 0; i < n; ++i) out[i] = static_cast<C>(static_cast<int32_t>(from[i]));
+        out += n, left -= n;
+      }
+      return;
+    }
+    int64_t point = task.begin / level.inner, n = std::min(left, level.inner - task.begin % level.inner);
+    for (; left > 0; left -= n, out += n, n = std::min(left, level.inner)) {
+      std::fill(out, out + n, static_cast<C>(row[point++]));
     }
   }
 };

@@ -136,7 +136,8 @@ inline void focal_cells(const Compute* __restrict x, const U* __restrict target,
                         int64_t count, const FocalFactors& f, Compute* __restrict loss, Compute* __restrict gradient) {
   for (int64_t i = 0; i < count; ++i) {
     const Compute t = HasTarget ? static_cast<Compute>(target[i]) : Compute(0), w = HasWeight ? weight[i] : Compute(1);
-    const Compute read = HasWeight && w == 0 && t != 1 ? Compute(0) : x[i];
+    const Compute given = x[i];  // loaded in any case, so that the loop is vectorised
+    const Compute read = HasWeight && w == 0 && t != 1 ? Compute(0) : given;
     focal_cell<Compute, E>(read, t, w, f, loss[i], gradient[i]);
   }
 }

@@ -30,7 +30,7 @@ PRIOR = 0.05  # probability of an object that an untrained heatmap predicts ever
 WH_SCALE, WH_START = 16.0, 8.0
 # Of the steps, after which the second head of a task-aligned network goes on from the weights of the first: with one
 # point per box it learns rare classes late. From there on it has a cycle of the learning rate of its own.
-SECOND_HEAD = 0.5
+SECOND_HEAD = 0.7
 
 
 class CompactNet(nn.Module):

@@ -34,10 +34,8 @@ def make(network: nn.Module, settings: Settings, total_steps: int, fused: bool) 
         total_steps: Number of steps of the training.
         fused: Update all weights in one pass.
     """
-    again: list[nn.Parameter] = []
-    begin = 0
-    if hasattr(network, "begins_again"):
-        again, begin = network.begins_again(total_steps)
+    begins_again: Any = getattr(network, "begins_again", None)
+    again, begin = begins_again(total_steps) if begins_again else ([], 0)
     others = {id(p) for p in again}
 
     def cycle(step: int) -> float:

@@ -89,17 +89,6 @@ std::vector<double> task_losses(const std::vector<Task>& tasks, const std::vecto
   return sums;
 }
 
-bool is_floating(ScalarType type) {
-  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
-         type == ScalarType::Double;
-}
-
-bool is_dense(const Tensor& t) {
-  if (t.is_contiguous()) return true;
-  const int64_t c = t.size(1), h = t.size(2), w = t.size(3);
-  return t.stride(1) == 1 && t.stride(3) == c && t.stride(2) == c * w && t.stride(0) == c * w * h;
-}
-
 std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tensor> logits,
                                                           const std::optional<Tensor> valid, const Tensor scale,
                                                           double factor, double gamma, bool with_gradient) {

@@ -108,6 +108,19 @@ inline bool has_booleans(const Tensor& tensor, std::initializer_list<int64_t> sh
   return has_shape(tensor, shape) && tensor.scalar_type() == ScalarType::Bool;
 }
 
+inline bool is_floating(ScalarType type) {
+  return type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16 ||
+         type == ScalarType::Double;
+}
+
+// Whether a map (B, C, H, W) is contiguous or channels last.
+inline bool is_dense(const Tensor& map) {
+  if (map.is_contiguous()) return true;
+  const int64_t c = map.size(1), h = map.size(2), w = map.size(3);
+  const auto lies = [&](int64_t d, int64_t stride) { return map.size(d) <= 1 || map.stride(d) == stride; };
+  return lies(1, 1) && lies(3, c) && lies(2, c * w) && lies(0, c * w * h);
+}
+
 // exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly, as 2^n * p(r) with r = x - n ln 2. Written out
 // because it must give the same bits at every position of a loop, vectorised or not.
 inline float exp_within(float x) {

@@ -594,6 +594,15 @@ def tal_match(
 
 
 @op()
+def top_logits(logits: list[Tensor], least: float, count: int) -> tuple[Tensor, Tensor]:
+    """Find each level's highest class logits, all levels' together in descending order, and where they lie."""
+    sizes = [level.shape[1] * level.shape[2] * level.shape[3] for level in logits]
+    width = sum(min(count, size) for size in sizes)
+    shape = (logits[0].shape[0], width)
+    return logits[0].new_empty(shape, dtype=torch.float32), logits[0].new_empty(shape, dtype=torch.int64)
+
+
+@op()
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
     """Weigh each anchor of LD's localization region by its IoU with the box that it is near."""
     return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)

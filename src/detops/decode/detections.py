@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from detops import ops
-from detops.geometry.levels import ImageSizes, image_sizes_tensor
+from detops.geometry.levels import ImageSizes, dense_map, image_sizes_tensor
 
 LOWEST = torch.finfo(torch.float32).min  # of the finite numbers
 
@@ -87,24 +87,39 @@ def top(values: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
     return values.gather(1, best), best
 
 
-def top_of_parts(values: Tensor, parts: Sequence[int], k: int) -> tuple[Tensor, Tensor]:
-    """Return the k highest of each part of each row, all parts' together in descending order, and their indices.
+def top_classes(levels: Sequence[Tensor], score_threshold: float, count: int) -> tuple[Tensor, Tensor]:
+    """Return the highest scores of each level by their logits, all levels' together in descending order.
 
     Args:
-        values: (B, M) float32, at least 0, or -1; ties go to the lower index.
-        parts: How many values each part has, in order; their sum is M.
-        k: How many of each; all, if a part has fewer.
+        levels: Each level's (B, C, H, W) class logits.
+        score_threshold: Lowest score that matters; others may be left out, and are NaN.
+        count: How many of each level; all, if one has fewer. Ties go to the lower index.
+
+    Returns:
+        (B, K) float32 scores, NaN for none. (B, K) indices, of a point times C plus the class.
     """
     if torch.compiler.is_exporting():
-        starts = [sum(parts[:i]) for i in range(len(parts))]
-        found = [part.topk(min(k, part.shape[1]), 1) for part in values.split(list(parts), 1)]
-        index = torch.cat([one.indices + start for one, start in zip(found, starts, strict=True)], 1)
-        best = torch.cat([one.values for one in found], 1)
-        order = best.topk(best.shape[1], 1)
-        return order.values, index.gather(1, order.indices)
-    keys = _keys(values, False).split(list(parts), 1)
-    best = _index_of(torch.cat([part.topk(min(k, part.shape[1]), 1).values for part in keys], 1).sort(1, True).values)
-    return values.gather(1, best), best
+        return _exported_top_classes(levels, count)
+    least = -math.inf
+    if score_threshold > 0:
+        # A little lower than the logit of the threshold: the scores themselves are compared with it later.
+        least = math.log(score_threshold) - math.log1p(-min(score_threshold, 1 - 1e-9)) - 0.01
+    if any(level.dtype != levels[0].dtype for level in levels):
+        levels = [level.to(torch.float32) for level in levels]
+    found, index = ops.top_logits(logits=[dense_map(level.detach()) for level in levels], least=least, count=count)
+    return found.sigmoid(), index
+
+
+def _exported_top_classes(levels: Sequence[Tensor], count: int) -> tuple[Tensor, Tensor]:
+    best, index, start = [], [], 0
+    for level in levels:
+        flat = level.to(torch.float32).flatten(2).transpose(1, 2).flatten(1).nan_to_num(-math.inf, math.inf, -math.inf)
+        found = flat.topk(min(count, flat.shape[1]), 1)
+        best.append(found.values)
+        index.append(found.indices + start)
+        start += flat.shape[1]
+    order = torch.cat(best, 1).topk(sum(part.shape[1] for part in best), 1)
+    return order.values.sigmoid(), torch.cat(index, 1).gather(1, order.indices)
 
 
 def _keys(values: Tensor, signed: bool) -> Tensor:

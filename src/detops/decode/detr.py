@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from detops.arguments import FLOATS, require_device, require_shape, require_tensor
-from detops.decode.detections import Detections, require_options, select, top
+from detops.decode.detections import Detections, require_options, select, top, top_classes
 from detops.geometry.boxes import to_xyxy
 from detops.geometry.levels import ImageSizes, image_sizes_tensor
 
@@ -62,16 +62,16 @@ def decode_detr(
     require_options(max_detections, score_threshold)
     logits = class_logits.detach().to(torch.float32)
     if kind == "sigmoid":
-        classes, scores = logits.shape[2], logits.sigmoid().flatten(1)
+        found, index = top_classes([logits.transpose(1, 2)[..., None]], score_threshold, max_detections)
+        query, labels = torch.div(index, logits.shape[2], rounding_mode="floor"), index % logits.shape[2]
     elif kind == "softmax":
         best = logits.softmax(-1)[..., :-1].max(-1)
-        classes, scores = 1, best.values
+        found, query = top(best.values.nan_to_num(-1), min(max_detections, logits.shape[1]), signed=False)
+        labels = best.indices.gather(1, query)
     else:
         raise ValueError(f'kind: expected "sigmoid" or "softmax", got {kind!r}')
-    found, index = top(scores.nan_to_num(-1), min(max_detections, scores.shape[1]), signed=False)
-    query = torch.div(index, classes, rounding_mode="floor")
-    labels = index % classes if kind == "sigmoid" else best.indices.gather(1, query)
     sizes = image_sizes_tensor(image_sizes, logits.shape[0], logits.device)
     boxes = pred_boxes.detach().to(torch.float32).gather(1, query[..., None].expand(-1, -1, 4))
-    pixels = to_xyxy(boxes) * sizes.to(torch.float32).flip(1).repeat(1, 2)[:, None]
+    width_and_height = sizes.to(torch.float32).flip(1)[:, None, None]
+    pixels = (to_xyxy(boxes).unflatten(2, (2, 2)) * width_and_height).flatten(2)
     return select(pixels, labels, found, score_threshold, max_detections, None, sizes)

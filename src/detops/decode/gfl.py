@@ -7,7 +7,7 @@ from torch import Tensor
 
 from detops import ops
 from detops.arguments import renamed
-from detops.decode.detections import Detections, require_options, select, top_of_parts
+from detops.decode.detections import Detections, require_options, select, top_classes
 from detops.geometry.levels import ImageSizes, require_maps, require_strides
 from detops.geometry.points import kept_points
 
@@ -70,11 +70,8 @@ def decode_gfl(
     strides = require_strides(strides)
     require_options(max_detections, score_threshold, iou_threshold, candidates)
     classes, points = cls_scores[0].shape[1], kept_points(cls_scores, strides, point_offset)
-    logits = torch.cat([level.detach().flatten(2).transpose(1, 2) for level in cls_scores], 1)  # (B, A, C)
-    scores = logits.to(torch.float32).sigmoid().flatten(1).nan_to_num(-1.0)  # by point, then class
-    sizes = [level.shape[2] * level.shape[3] for level in cls_scores]
     # All sorted by score, so that the boxes that suppression leaves are too.
-    scores, chosen = top_of_parts(scores, [size * classes for size in sizes], candidates)
+    scores, chosen = top_classes(cls_scores, score_threshold, candidates)
     preds = [level.detach() for level in bbox_preds]
     if any(level.dtype != preds[0].dtype for level in preds):
         preds = [level.to(torch.float32) for level in preds]

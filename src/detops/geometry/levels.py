@@ -159,3 +159,9 @@ def image_sizes_tensor(image_sizes: ImageSizes, batch: int, device: torch.device
 def xy_of(size: Sequence[int], like: Tensor) -> Tensor:
     """Return (height, width) as a tensor (x, y) of the dtype of another, made without a copy from the host."""
     return torch.stack([torch.full((), side, dtype=like.dtype, device=like.device) for side in reversed(size)])
+
+
+def dense_map(level: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) as it is if contiguous or channels last, else made contiguous."""
+    dense = level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last)
+    return level if dense else level.contiguous()

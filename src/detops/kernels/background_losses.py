@@ -8,6 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.geometry.levels import dense_map
 from detops.kernels._launch import cdiv, kernel, map_of, number_of
 from detops.kernels.gaussian_focal_loss import cells
 
@@ -68,7 +69,7 @@ def background_losses(
     """Launch the kernel; arguments and meaning as in `detops.reference.background_losses`."""
     batch, classes = logits[0].shape[:2]
     wide = accumulate_dtype(logits[0])
-    logits = [level if is_dense(level) else level.contiguous() for level in logits]
+    logits = [dense_map(level) for level in logits]
     gradients = [torch.empty_like(level) for level in logits] if with_gradient else []
     rows = tuple(level.shape[2] * level.shape[3] for level in logits)
     programs = batch * cdiv(classes * max(rows), BLOCK)
@@ -106,8 +107,3 @@ def background_losses(
         ),
     )
     return sums.sum(1), gradients
-
-
-def is_dense(level: Tensor) -> bool:
-    """Whether a map (B, C, H, W) is contiguous or channels last."""
-    return level.is_contiguous() or level.is_contiguous(memory_format=torch.channels_last)

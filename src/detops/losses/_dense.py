@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from detops import ops
+from detops.geometry.levels import dense_map
 from detops.losses._class_loss import CLASS_KINDS, ClassLoss
 from detops.losses._fused import first_order_only, split_scale
 from detops.losses.iou import Kind as BoxKind
@@ -140,7 +141,7 @@ class _Call(NamedTuple):
         class_loss, box_kind, margin, temperature, weights = self.losses
         factor, exponent = class_loss.background
         background, gradients = ops.background_losses(
-            logits=[_dense(level) for level in scores],
+            logits=[dense_map(level) for level in scores],
             valid=match.valid,
             scale=scale,
             factor=factor * weights[0],
@@ -215,11 +216,6 @@ class _Call(NamedTuple):
         """Return the targets of each point."""
         points, boxes, labels, index, *others = tensors[self.num_maps : -3]
         return Match(points, boxes, labels, index, self.most, *others)
-
-
-def _dense(maps: Tensor) -> Tensor:
-    """Maps (B, C, H, W), made contiguous unless they are that or channels last."""
-    return maps if maps.is_contiguous() or maps.is_contiguous(memory_format=torch.channels_last) else maps.contiguous()
 
 
 def _in_memory_order(maps: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ TESTS = ("tests/ops/test_maps_to_rle.py", "tests/library/test_query_masks.py")
 COUNT, CHUNK = 300, 32
 CELLS = (108, 160)
 IMAGES = ((640, 640), (1080, 1920), (3000, 4000))
+LARGE = 10**7  # pixels from which on there are a tenth of the maps: all would take the baselines minutes
 SHARE = 0.047  # of the image that an object covers
 
 
@@ -56,16 +57,17 @@ def enlarge_transposed(maps: Tensor, image_size: tuple[int, int]) -> list[object
 
 def case(cells: int, image_size: tuple[int, int], device: str, kernel: bool) -> Case:
     """RLE of all masks; the floor copies the maps. On a GPU the op alone leaves the strings there."""
-    maps = maps_of_objects(cells).to(device)
-    labels, scores = torch.zeros(COUNT, dtype=torch.int64, device=device), torch.ones(COUNT, device=device)
-    found = InstanceMasks.from_query_masks(maps, labels, scores, image_size, torch.zeros(COUNT, 4, device=device))
+    count = COUNT // 10 if image_size[0] * image_size[1] >= LARGE else COUNT
+    maps = maps_of_objects(cells)[:count].to(device)
+    labels, scores = torch.zeros(count, dtype=torch.int64, device=device), torch.ones(count, device=device)
+    found = InstanceMasks.from_query_masks(maps, labels, scores, image_size, torch.zeros(count, 4, device=device))
     y, x = (bilinear_positions(0, cells, length, maps.device) for length in image_size)
     baselines: dict[str, Callable[[], object]] = {}
     if find_spec("numpy") and find_spec("pycocotools"):
         baselines["F.interpolate"] = lambda: enlarge_and_encode(maps, image_size)
         baselines["transposed"] = lambda: enlarge_transposed(maps, image_size)
     ours = (lambda: ops.maps_to_rle(maps, y, x, None, None, None, 0.0, True)) if kernel else found.to_rle
-    name = f"{COUNT} maps of {cells}x{cells}, {image_size[0]}x{image_size[1]}"
+    name = f"{count} maps of {cells}x{cells}, {image_size[0]}x{image_size[1]}"
     return Case(name, ours, maps.clone, baselines, "copy of maps")
 
 

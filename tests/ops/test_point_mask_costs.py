@@ -92,6 +92,16 @@ def test_large_logits_and_those_that_are_not_finite(form: Form) -> None:
     assert dice[0, 3:].isnan().all()
 
 
+@op.for_each_form
+def test_maps_without_cells_are_zero(form: Form) -> None:
+    _, points, labels, border = arguments(2)
+    whole = torch.ones(2, 4, 5, 7)
+    expected = form(0 * whole, points, labels, border)
+    for logits in (whole[:, :, :0], whole[..., :0]):
+        for found, other in zip(form(logits, points, labels, border), expected, strict=True):
+            assert torch.equal(found, other)
+
+
 def test_a_query_spoils_no_other() -> None:
     logits, points, labels, border = arguments(3, maps=7)
     expected = op(logits, points, labels, border)

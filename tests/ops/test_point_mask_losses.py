@@ -79,6 +79,26 @@ def test_is_what_pytorch_computes(form: Form) -> None:
 
 
 @op.for_each_form
+def test_each_group_has_all_masks(form: Form) -> None:
+    maps, _, points, labels, *rest = arguments(4, groups=3, points=40, nearest=False)
+    index = torch.arange(4).repeat(2)[:6].expand(2, -1)
+    expected = [form(maps, index[:, i : i + 2], points[:, i : i + 2], labels, *rest)[0] for i in (0, 2, 4)]
+    assert torch.equal(form(maps, index, points, labels, *rest)[0], torch.cat(expected, 1))
+    assert expected[0].unique().numel() == 8
+
+
+@op.for_each_form
+def test_masks_without_pixels_are_empty(form: Form) -> None:
+    maps, index, points, _, *_ = arguments(6)
+    whole = torch.ones(2, 2, 4, 6)
+    expected = form(maps, index, points, torch.zeros(2, 2, 9), True, True)
+    for nearest in (False, True):
+        for labels in (whole[:, :, :0], whole[..., :0]):
+            for found, other in zip(form(maps, index, points, labels, nearest, True), expected, strict=True):
+                assert torch.equal(found, other)
+
+
+@op.for_each_form
 def test_large_logits_and_those_that_are_not_finite(form: Form) -> None:
     maps = torch.tensor([1e4, -1e4, 100, -100, 0, torch.nan, torch.inf, -torch.inf]).view(1, 8, 1, 1)
     points = torch.full((1, 8, 1, 2), 0.5)

@@ -96,7 +96,9 @@ def test_matches_reference(form: Form) -> None:
 @op.for_each_form
 @pytest.mark.parametrize("kind", [0, 1])
 def test_is_what_autograd_computes(form: Form, kind: int) -> None:
-    coefficients, prototypes, labels, index, cells, scale, *rest = arguments(1, size=(19, 33), depth=6, kind=kind)
+    coefficients, prototypes, labels, index, cells, scale, *rest = arguments(
+        1, points=40, size=(19, 33), depth=6, kind=kind
+    )
     row, basis = coefficients.double().requires_grad_(), prototypes.double().requires_grad_()
     total = row.sum() * 0
     y, x = torch.meshgrid(torch.arange(19), torch.arange(33), indexing="ij")

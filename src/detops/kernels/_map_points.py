@@ -25,7 +25,7 @@ def weights_at(position, size, NEAREST: tl.constexpr):
     after = position - floor
     if NEAREST:
         after = ((after > 0.5) | ((after == 0.5) & (cell % 2 != 0))).to(position.dtype)
-    before = tl.where(cell >= 0, 1 - after, 0.0)
+    before = tl.where((cell >= 0) & (cell < size), 1 - after, 0.0)
     after = tl.where((cell >= -1) & (cell + 1 < size), after, 0.0)
     return cell, before, after
 

@@ -42,7 +42,7 @@ def prototype_losses(
             which = torch.where(positive, index, 0).gather(1, some).to(torch.int64)
             box = cells.to(torch.float32).gather(1, which[..., None].expand(-1, -1, 4))
             area = ((box[..., 2] - box[..., 0]) * (box[..., 3] - box[..., 1])).abs()
-            used = positive.gather(1, some) & (area > 0) & area.isfinite()
+            used = positive.gather(1, some) & (area > 0)
             weight = area.to(dtype).reciprocal().where(used, 0)[..., None]
             inside = _inside(box, (height, width), kind) & used[..., None]
             y = marks.gather(1, which[..., None].expand(-1, -1, height * width))

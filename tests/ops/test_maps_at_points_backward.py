@@ -75,6 +75,14 @@ def test_maps_that_no_row_has_are_zero() -> None:
     assert not found[0, [0, 1, 3]].any()
 
 
+def test_nan_reaches_no_cell_of_no_weight() -> None:
+    points = torch.tensor([[0.5, 0.5], [0.1, 0.9]])[None, None]  # the centre of a cell, and of one in a corner
+    found = op(torch.tensor([[[torch.nan, 1.0]]]), torch.tensor([[0]]), points, 1, 5, 5, True)[0, 0]
+    assert found.isnan().sum() == 1
+    assert found[2, 2].isnan()
+    assert found[4, 0] == 1
+
+
 def test_views_are_read_where_they_are() -> None:
     gradient, index, points, *rest = arguments(5)
     spaced = torch.stack([gradient, gradient], -1)[..., 0]

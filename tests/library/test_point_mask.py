@@ -245,6 +245,15 @@ def test_uncertain_points_are_those_of_least_logits() -> None:
     assert torch.equal(uncertain_points(logits, query, first, rest, num_points=20), drawn)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_uncertain_points_in_order_with_ties_and_values_that_are_not_finite(dtype: torch.dtype) -> None:
+    values = torch.tensor([3.0, -1, torch.nan, 1, -0.0, torch.inf, -3, 0], dtype=dtype)
+    logits, query = values.view(1, 1, 1, 8), torch.zeros(1, 1).long()
+    points = torch.stack([(torch.arange(8) + 0.5) / 8, torch.full((8,), 0.5)], -1)[None, None]
+    found = uncertain_points(logits, query, points, points[:, :, :0], num_points=8, importance=1.0)
+    assert (found[0, 0, :, 0] * 8 - 0.5).tolist() == [4, 7, 1, 3, 0, 6, 5, 2]
+
+
 def test_points_are_drawn_where_none_are_given() -> None:
     logits, masks, query, _ = scene(13)
     found = point_mask_loss(logits, masks, query, generator=torch.Generator().manual_seed(3))

@@ -6,11 +6,20 @@ from typing import Any, Self, cast
 import torch
 from torch import Tensor
 
-from detops.arguments import FLOATS, INTEGERS, accumulate_dtype, require_tensor
+from detops.arguments import FLOATS, INTEGERS, require_tensor
 from detops.diagnostics.checked import is_checked
 from detops.geometry.boxes import to_xyxy
 from detops.geometry.levels import ImageSizes, image_sizes_tensor
-from detops.ragged import RaggedBatch
+from detops.ground_truth.fields import (
+    as_boxes,
+    as_labels,
+    crowds,
+    padded_masks,
+    plain_xyxy,
+    require_keys,
+    scaled,
+)  # fmt: skip
+from detops.ground_truth.rows import check_rows, packed, whole_labels
 from detops.ragged.padded import Batch, as_padded, compare_sizes
 
 
@@ -55,7 +64,7 @@ class GroundTruthSources:
         region, region_sizes = (None, None) if ignored is None else as_padded("ignored", ignored, (4,), torch.float32)
         mask = masks
         if mask is not None and not isinstance(mask, Tensor):
-            mask = _padded_masks(mask)
+            mask = padded_masks(mask)
             compare_sizes("masks", (masks, None), "boxes", (boxes, sizes))
         made = cls(  # type: ignore[call-arg]
             boxes=padded.detach(),
@@ -101,14 +110,14 @@ class GroundTruthSources:
         masks: list[Any] = []
         for b, target in enumerate(targets):
             where = f"targets: image {b}"
-            _require_keys(target, ("boxes", "labels"), where)
-            box, canvas = _plain_xyxy(target["boxes"], f'{where}, "boxes"')
-            label = _as_labels(target["labels"], first_label, f'{where}, "labels"')
+            require_keys(target, ("boxes", "labels"), where)
+            box, canvas = plain_xyxy(target["boxes"], f'{where}, "boxes"')
+            label = as_labels(target["labels"], first_label, f'{where}, "labels"')
             canvases.append(canvas)
             for key in ("labels", "masks", "iscrowd"):
                 if target.get(key) is not None and len(target[key]) != len(box):
                     raise ValueError(f'{where}, "{key}": expected {len(box)}, one per box, got {len(target[key])}')
-            crowd, mask = _crowds(target), target.get("masks")
+            crowd, mask = crowds(target), target.get("masks")
             if crowd is not None:
                 ignored.append(box[crowd])
                 box, label = box[~crowd], label[~crowd]
@@ -176,9 +185,9 @@ class GroundTruthSources:
             own = image == torch.arange(num_images, device=rows.device)[:, None]  # (B, T)
             boxes, labels = cxcywh.expand(num_images, -1, -1), label.where(own, -1)
         else:
-            boxes, labels, sizes = _packed(image, cxcywh, label, num_images, pad_to)
+            boxes, labels, sizes = packed(image, cxcywh, label, num_images, pad_to)
         if normalized and size is not None:
-            boxes = _scaled(boxes, size[:, None])
+            boxes = scaled(boxes, size[:, None])
         return cls._of_cxcywh(boxes, labels, sizes, size)
 
     @classmethod
@@ -219,18 +228,18 @@ class GroundTruthSources:
         boxes: list[Tensor] = []
         for b, target in enumerate(targets):
             where = f"targets: image {b}"
-            _require_keys(target, ("boxes", "class_labels"), where)
+            require_keys(target, ("boxes", "class_labels"), where)
             if image_sizes is None and "size" not in target:
                 raise ValueError(
                     f"image_sizes: expected a height and a width per image, as boxes are normalised and image {b} has"
                     ' no "size"'
                 )
-            boxes.append(_as_boxes(target["boxes"], f'{where}, "boxes"'))
+            boxes.append(as_boxes(target["boxes"], f'{where}, "boxes"'))
         if image_sizes is None:
             image_sizes = torch.stack([torch.as_tensor(target["size"]) for target in targets]) if targets else []
         sizes = image_sizes_tensor(image_sizes, len(targets), boxes[0].device if boxes else torch.device("cpu"))
         dicts = [
-            {**target, "boxes": to_xyxy(_scaled(box, size)), "labels": target["class_labels"]}
+            {**target, "boxes": to_xyxy(scaled(box, size)), "labels": target["class_labels"]}
             for target, box, size in zip(targets, boxes, sizes, strict=True)
         ]
         return cls.from_dicts(dicts, image_sizes=sizes, pad_to=pad_to, pad_ignored_to=pad_ignored_to)
@@ -265,10 +274,10 @@ class GroundTruthSources:
         label_of = None if category_ids is None else {category: label for label, category in enumerate(category_ids)}
         dicts = []
         for b, image in enumerate(annotations):
-            rows, labels, crowds = [], [], []
+            rows, labels, flags = [], [], []
             for n, annotation in enumerate(image):
                 where = f"annotations: image {b}, annotation {n}"
-                _require_keys(annotation, ("bbox", "category_id"), where)
+                require_keys(annotation, ("bbox", "category_id"), where)
                 bbox = [float(number) for number in annotation["bbox"]]
                 if len(bbox) != 4:
                     raise ValueError(f'{where}, "bbox": expected 4 numbers, got {len(bbox)}')
@@ -278,131 +287,6 @@ class GroundTruthSources:
                     raise ValueError(f'{where}, "category_id": expected one of category_ids, got {category!r}')
                 rows.append([x, y, x + width, y + height])
                 labels.append(category if label_of is None else label_of[category])
-                crowds.append(annotation.get("iscrowd", 0))
-            dicts.append({"boxes": rows, "labels": labels, "iscrowd": crowds})
+                flags.append(annotation.get("iscrowd", 0))
+            dicts.append({"boxes": rows, "labels": labels, "iscrowd": flags})
         return cls.from_dicts(dicts, image_sizes=image_sizes, pad_to=pad_to, pad_ignored_to=pad_ignored_to)
-
-
-def whole_labels(column: Tensor) -> Tensor:
-    """Return labels (...) int64 from a column of numbers; -1 where a number is not whole."""
-    if not column.is_floating_point():
-        return column.to(torch.int64)
-    whole = column.isfinite() & (column == column.floor()) & (column.abs() < 2**31)
-    return column.detach().where(whole, -1).to(torch.int64)
-
-
-def _packed(
-    image: Tensor, cxcywh: Tensor, labels: Tensor, num_images: int, pad_to: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Pack rows into boxes (B, pad_to, 4), labels (B, pad_to) and sizes (B,); rows of an image stay in order."""
-    known = (image >= 0) & (image < num_images) & (image == image.floor())
-    image = image.where(known, num_images).to(torch.int64)
-    order = image.argsort(stable=True)
-    image = image[order]
-    starts = torch.searchsorted(image, torch.arange(num_images + 1, device=image.device))
-    if is_checked() and num_images and int(starts.diff().amax()) > pad_to:
-        raise ValueError(f"rows: expected at most pad_to = {pad_to} boxes per image, got {int(starts.diff().amax())}")
-    rank = torch.arange(len(image), device=image.device) - starts[image]
-    last = num_images * pad_to  # one more place, for rows of no image and rows beyond pad_to
-    place = (image * pad_to + rank).where((image < num_images) & (rank < pad_to), last)
-    boxes = cxcywh.new_zeros(last + 1, 4).scatter(0, place[:, None].expand(-1, 4), cxcywh[order])
-    label = labels.new_full((last + 1,), -1).scatter(0, place, labels[order])
-    sizes = starts.diff().clamp(max=pad_to)
-    return boxes[:-1].view(num_images, pad_to, 4), label[:-1].view(num_images, pad_to), sizes
-
-
-def _scaled(cxcywh: Tensor, sizes: Tensor) -> Tensor:
-    """Convert boxes (..., 4) from fractions to pixels; `sizes` (..., 2) are the images' heights and widths."""
-    boxes = cxcywh.to(accumulate_dtype(cxcywh))
-    return boxes * torch.cat([sizes.flip(-1)] * 2, -1).to(boxes.dtype)
-
-
-def _require_keys(target: Any, keys: tuple[str, ...], where: str) -> None:
-    if not isinstance(target, Mapping):
-        raise TypeError(f"{where}: expected a dict, got {type(target).__name__}")
-    for key in keys:
-        if key not in target:
-            have = ", ".join(str(name) for name in target) or "nothing"
-            hint = "; for Transformers' labels, GroundTruth.from_transformers" if "class_labels" in target else ""
-            raise ValueError(f'{where}: expected the key "{key}", got {have}{hint}')
-
-
-def _as_tensor(value: Any, where: str) -> Tensor:
-    try:
-        return torch.as_tensor(value)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(
-            f"{where}: expected a tensor, an array or a list of numbers, got {type(value).__name__}"
-        ) from error
-
-
-def _as_boxes(value: Any, where: str) -> Tensor:
-    boxes = _as_tensor(value, where)
-    if not boxes.is_floating_point() or not isinstance(value, Tensor):
-        boxes = boxes.to(torch.float32)
-    boxes = boxes.reshape(0, 4) if boxes.numel() == 0 else boxes
-    if boxes.dim() != 2 or boxes.shape[1] != 4:
-        raise ValueError(f"{where}: expected shape (n, 4), got {tuple(boxes.shape)}")
-    return boxes
-
-
-def _plain_xyxy(value: Any, where: str) -> tuple[Tensor, tuple[int, int] | None]:
-    """Return boxes (n, 4) xyxy as a plain tensor, and the size of the image if `BoundingBoxes` have it."""
-    form, canvas = getattr(value, "format", None), getattr(value, "canvas_size", None)
-    name = getattr(form, "name", form)
-    if name not in (None, "XYXY", "XYWH", "CXCYWH"):
-        raise ValueError(f"{where}: expected BoundingBoxes of format XYXY, XYWH or CXCYWH, got {name}")
-    boxes = _as_boxes(value.as_subclass(Tensor) if isinstance(value, Tensor) else value, where)
-    if name == "XYWH":
-        boxes = torch.cat([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], 1)
-    return to_xyxy(boxes) if name == "CXCYWH" else boxes, canvas
-
-
-def _as_labels(value: Any, first_label: int, where: str) -> Tensor:
-    labels = _as_tensor(value, where)
-    if labels.numel() == 0:
-        labels = labels.to(torch.int64).reshape(0)
-    require_tensor(where, labels, INTEGERS, "integers")
-    return labels.to(torch.int64) - first_label if first_label else labels
-
-
-def _crowds(target: Mapping[str, Any]) -> Tensor | None:
-    """Return (n,) bool, which boxes are crowds; None without such flags."""
-    if target.get("iscrowd") is None:
-        return None
-    return torch.as_tensor(target["iscrowd"]).reshape(-1) != 0
-
-
-def _padded_masks(masks: Sequence[Any]) -> Tensor:
-    tensors = [torch.as_tensor(mask).as_subclass(Tensor) for mask in masks]
-    sizes = {tuple(mask.shape[1:]) for mask in tensors if mask.numel()}
-    if len(sizes) > 1:
-        raise ValueError(f"masks: expected one height and width in the batch, got {sorted(sizes)}")
-    height, width = next(iter(sizes), (0, 0))
-    return RaggedBatch.from_list([m if m.numel() else m.new_zeros(0, height, width) for m in tensors]).tensor
-
-
-def check_rows(name: str, rows: Tensor, num_images: int) -> None:
-    """Raise an error for the first row (image, class, box) that would be skipped for its values; waits for them.
-
-    Args:
-        name: Name of the caller's argument.
-        rows: (T, 6).
-        num_images: Number of images.
-
-    Raises:
-        ValueError: A row has another image, a class that is not a whole number, or an invalid box.
-    """
-    image, label, box = rows[:, 0], rows[:, 1], rows[:, 2:]
-    for what, wrong, value, expected in (
-        ("image ", ~((image >= 0) & (image < num_images) & (image == image.floor())), image, f"0 .. {num_images - 1}"),
-        ("class ", ~(label.isfinite() & (label == label.floor())), label, "a whole number"),
-        ("", ~box.isfinite().all(1), rows, "finite numbers"),
-        ("", (box[:, 2:] < 0).any(1), rows, "a width and a height of at least 0"),
-    ):
-        found = wrong.nonzero()
-        if len(found):
-            t = int(found[0])
-            numbers = [f"{number:g}" for number in value[t].reshape(-1).tolist()]
-            shown = numbers[0] if what else f"[{', '.join(numbers)}]"
-            raise ValueError(f"{name}: row {t} has {what}{shown}, expected {expected}")

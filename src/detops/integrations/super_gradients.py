@@ -12,7 +12,7 @@ from detops.criteria.yolox import YOLOXLoss
 from detops.diagnostics.checked import is_checked
 from detops.geometry.levels import require_yolox_maps
 from detops.ground_truth import GroundTruth, Targets
-from detops.ground_truth.sources import check_rows, whole_labels
+from detops.ground_truth.rows import check_rows, whole_labels
 from detops.ragged import RaggedBatch
 from detops.ragged.padded import as_padded
 

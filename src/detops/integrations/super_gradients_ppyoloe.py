@@ -16,7 +16,7 @@ from detops.criteria.task_aligned import TaskAlignedLoss, aligned
 from detops.diagnostics.checked import is_checked
 from detops.geometry.boxes import iou_of_pairs
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
-from detops.ground_truth.sources import check_rows, whole_labels
+from detops.ground_truth.rows import check_rows, whole_labels
 
 STATIC = AtssRule(margin=1e-9, strict=True, all_boxes=True)
 

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 import detops
 from detops.criteria.sets import Denoising, SetLoss
 from detops.diagnostics.launches import count_launches
+from detops.geometry.set_parts import gaps_of
 from detops.reference import set_loss as definition
 
 KINDS = ["softmax", "focal", "varifocal", "mal", "ia_bce"]
@@ -248,6 +249,29 @@ def test_a_graph_is_used_twice_and_modules_are_copied():
     gradient = torch.autograd.grad(losses["loss_cls"], logits, create_graph=True)[0]
     with pytest.raises(RuntimeError, match="cannot be differentiated"):
         gradient.sum().backward()
+
+
+def test_outputs_may_differ_in_dtype():
+    """As under autocast, where a head is left in float32."""
+    logits, pred, targets = scene(14)
+    logits, pred = logits.detach() * 30, pred.detach()
+    ours, half = criterion("focal", logits), logits.bfloat16()
+    mixed = ours(half, pred.bfloat16(), targets, encoder=(logits[0], pred[0]))
+    wide = ours(half.float(), pred.bfloat16().float(), targets, encoder=(logits[0], pred[0]))
+    torch.testing.assert_close(mixed, wide)
+
+
+def test_parts_leave_gaps():
+    parts = [0, 1, 2, 1, 3, 0, 1, 1, 4, 1]
+    found = {
+        (tensor, *((p.start, p.stop) for p in place[::2]))
+        for tensor, place in gaps_of(parts, [(3, 1, 6, 2), (1, 1, 2, 2)])
+    }
+    assert found == {
+        (0, (0, 1), (0, 6)), (0, (1, 2), (0, 1)), (0, (1, 2), (5, 6)), (0, (2, 3), (0, 1)), (0, (2, 3), (4, 6)),
+        (1, (0, 1), (0, 2)),
+    }  # fmt: skip
+    assert gaps_of([0, 0, 3, 0, 6], [(3, 1, 6, 2)]) == []
 
 
 def test_layouts_by_image_give_the_same():

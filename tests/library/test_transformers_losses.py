@@ -12,6 +12,7 @@ from op import two_ranks
 import detops
 from detops.diagnostics.launches import count_launches
 from detops.integrations import transformers as ours
+from detops.integrations._transformers_sets import is_last
 
 transformers = load()
 theirs = importlib.import_module("transformers.loss.loss_utils")
@@ -177,6 +178,10 @@ def test_the_sets_of_dfine_are_aligned():
         torch.testing.assert_close(fixed[key], value, rtol=1e-5, atol=2e-6, check_dtype=False)
     more = {f"loss_{term}{suffix}" for term in ("vfl", "bbox", "giou") for suffix in ("_pre", "_dn_pre")}
     assert set(fixed) - set(aligned) == more | {"loss_fgl"}
+    corners = rest["predicted_corners"]
+    last = ours.DFineForObjectDetectionLoss(*arguments, **rest, fixed=True)[1]["loss_fgl"]
+    gradient = torch.autograd.grad(last, corners)[0].flatten(2).any(2).any(0)
+    assert gradient.tolist() == [False] * (LAYERS - 1) + [True]
 
 
 def part_of_a_step(rank, ranks):
@@ -203,6 +208,28 @@ def test_two_ranks_give_the_gradient_of_one_if_fixed(tmp_path):
     for one, *parts in zip(whole, *halves, strict=True):
         for gradient, *pieces in zip(one, *parts, strict=True):
             torch.testing.assert_close(torch.cat(pieces), gradient, rtol=1e-4, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", ["ForObjectDetectionLoss", *RT_DETR])
+def test_the_last_layer_may_be_a_view_of_all(name):
+    """As the models have it; its gradient then goes straight to all layers."""
+    _, _, rest = leaves(name, (3, 1))
+    every = [rest["outputs_class"], rest["outputs_coord"]]
+    dim = 0 if name in DETR else 1
+    found = []
+    for apart in (False, True):
+        last = [one.select(dim, -1) for one in every]
+        if apart:  # a copy, through which the gradient comes back on its own
+            last = [one.clone() for one in last]
+        config = SimpleNamespace(**CONFIG)
+        loss = getattr(ours, name)(last[0], labels((3, 1)), "cpu", last[1], config, **rest)[0]
+        found.append((loss, *torch.autograd.grad(loss, every)))
+    for view, copy in zip(*found, strict=True):
+        torch.testing.assert_close(view, copy)
+    assert is_last(every[0].select(dim, -1), every[0], dim)
+    assert not is_last(every[0].select(dim, 0), every[0], dim)
+    assert not is_last(every[0].select(dim, -1).clone(), every[0], dim)
+    assert not is_last(every[0].detach().select(dim, -1), every[0], dim)
 
 
 def test_no_host_sync():

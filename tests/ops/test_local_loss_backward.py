@@ -83,6 +83,21 @@ def test_gradcheck() -> None:
     assert torch.autograd.gradcheck(loss, corners[:-1].clone().requires_grad_())
 
 
+def test_small_gradients_of_half_precision_are_kept() -> None:
+    """Divided by many boxes, they are below the range of float16 until a loss scale comes."""
+    found = []
+    for dtype in (torch.float16, torch.float32):
+        corners, references, teacher_logits, pred, *rest, _ = forward_arguments(4, scale=1e-5, dtype=torch.float16)
+        parts, distils, truth, index, values, scale, reach, _ = rest
+        corners = corners.to(dtype).requires_grad_()
+        local = Distributions(corners, references, teacher_logits, values, reach)
+        losses = local_losses(local, LocalParts(parts, distils, pred, truth, index), scale, [0.15, 0.0])
+        gradient = torch.autograd.grad(losses.sum() * 2.0**16, corners)[0]
+        found.append((losses, gradient.float()))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=1e-3, atol=1e-6)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=2e-2, atol=1e-2 * found[1][1].abs().max().item())
+
+
 def test_a_graph_is_used_twice() -> None:
     args = forward_arguments(9, dtype=torch.float16)
     corners = args[0].requires_grad_()

@@ -12,6 +12,7 @@ from detops.apps.bench import (
     assignment,
     draw_gaussians,
     gaussian_focal_loss,
+    local_loss,
     maps_to_rle,
     masks_to_rle,
     nms_mask,
@@ -24,6 +25,7 @@ from detops.apps.bench import (
     select_detections,
     set_drop_ins,
     set_loss,
+    set_loss_backward,
     set_match,
     sets,
 )
@@ -57,6 +59,8 @@ TINY: dict[Any, dict[str, Any]] = {
         "RF_DETR_CLASSES": 3,
     },
     set_loss: {"SIZES": (2, 1, 20, 3)},
+    set_loss_backward: {"SIZES": (2, 1, 20, 3)},
+    local_loss: {"SIZES": (2, 1, 20, 3)},
     set_match: {"SIZES": ((2, 1, 20, 3, 1),)},
     sets: {"SIZES": ((2, 1, 20, 3),)},
 }

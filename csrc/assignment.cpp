@@ -1,4 +1,5 @@
-// Exact linear sum assignment of many problems: the CPU kernel of assignment. Problems are divided among torch's threads.
+// Exact linear sum assignment of many problems: the CPU kernel of assignment. Problems are divided among torch's
+// threads.
 #include "assignment.h"
 #include "labels.h"
 
@@ -40,9 +41,9 @@ Tensor assignment(const Tensor cost, const std::optional<Tensor> sizes) {
   const Labels columns(std::nullopt, sizes, cost.size(2));
   int64_t* out = static_cast<int64_t*>(query_of.mutable_data_ptr());
   switch (cost.scalar_type()) {
-    case ScalarType::Float: case ScalarType::Half: case ScalarType::BFloat16:
-      solve_all<float>(cost, columns, out);
-      break;
+    case ScalarType::Float:
+    case ScalarType::Half:
+    case ScalarType::BFloat16: solve_all<float>(cost, columns, out); break;
     default: solve_all<double>(cost, columns, out);
   }
   return query_of;

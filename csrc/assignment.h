@@ -1,4 +1,5 @@
-// Exact linear sum assignment by shortest augmenting paths: each source gets a sink of its own, at the least total cost.
+// Exact linear sum assignment by shortest augmenting paths: each source gets a sink of its own, at the least total
+// cost.
 //
 // A source without a sink looks for the cheapest path over sinks that are taken to one that is free, along reduced
 // costs, which are never negative; all on the path move by one. Ties go to a free sink, then to the lower one.
@@ -40,27 +41,28 @@ struct Extremes<Ranked> {
   static constexpr Ranked zero{0, 0}, highest{kInfinite, 0}, lowest{-kInfinite, 0};
 };
 
-// Shortens the paths to all sinks by way of one source, `base` from the start, and returns the length of the shortest to
-// one that is not reached yet. The length to a sink that is reached counts as the lowest number, which nothing shortens.
-#define DETOPS_RELAX(T)                                                                                             \
-  [[maybe_unused]] DETOPS_CLONES static double relax(const T* cost, const double* v, double base, int64_t source, int64_t count,     \
-                                    double* shortest, int64_t* previous) {                                          \
-    double least[kSinkLanes];                                                                                       \
-    for (double& value : least) value = kInfinite;                                                                  \
-    for (int64_t start = 0; start < count; start += kSinkLanes) {                                                   \
-      for (int64_t i = 0; i < kSinkLanes; ++i) {                                                                    \
-        const int64_t j = start + i;                                                                                \
-        const double d = (static_cast<double>(cost[j]) - v[j]) + base, before = shortest[j];                        \
-        const double s = d < before ? d : before;                                                                   \
-        shortest[j] = s;                                                                                            \
-        previous[j] = d < before ? source : previous[j];                                                            \
-        const double open = s > -kInfinite ? s : kInfinite;                                                         \
-        least[i] = open < least[i] ? open : least[i];                                                               \
-      }                                                                                                             \
-    }                                                                                                               \
-    double found = least[0];                                                                                        \
-    for (const double value : least) found = value < found ? value : found;                                         \
-    return found;                                                                                                   \
+// Shortens the paths to all sinks by way of one source, `base` from the start, and returns the length of the shortest
+// to one that is not reached yet. The length to a sink that is reached counts as the lowest number, which nothing
+// shortens.
+#define DETOPS_RELAX(T)                                                                                           \
+  [[maybe_unused]] DETOPS_CLONES static double relax(const T* cost, const double* v, double base, int64_t source, \
+                                                     int64_t count, double* shortest, int64_t* previous) {        \
+    double least[kSinkLanes];                                                                                     \
+    for (double& value : least) value = kInfinite;                                                                \
+    for (int64_t start = 0; start < count; start += kSinkLanes) {                                                 \
+      for (int64_t i = 0; i < kSinkLanes; ++i) {                                                                  \
+        const int64_t j = start + i;                                                                              \
+        const double d = (static_cast<double>(cost[j]) - v[j]) + base, before = shortest[j];                      \
+        const double s = d < before ? d : before;                                                                 \
+        shortest[j] = s;                                                                                          \
+        previous[j] = d < before ? source : previous[j];                                                          \
+        const double open = s > -kInfinite ? s : kInfinite;                                                       \
+        least[i] = open < least[i] ? open : least[i];                                                             \
+      }                                                                                                           \
+    }                                                                                                             \
+    double found = least[0];                                                                                      \
+    for (const double value : least) found = value < found ? value : found;                                       \
+    return found;                                                                                                 \
   }
 DETOPS_RELAX(float)
 DETOPS_RELAX(double)

@@ -61,12 +61,12 @@ inline double run(const Task& task, const Level& level, const Points& points, co
   return focal_run<E, false, true, T, C, C>(x, nullptr, weights, g, count, f);
 }
 
-#define DETOPS_BACKGROUND(T, C)                                                                                 \
-  DETOPS_CLONES DETOPS_FLATTEN double task_loss(T, const Task& task, const Level& level, const Points& points,  \
-                                                const FocalFactors& f, C* weights) {                            \
-    if (f.two_four) return run<Exponents::kTwoFour, T, C>(task, level, points, f, weights);                     \
-    if (f.alpha == 0) return run<Exponents::kZero, T, C>(task, level, points, f, weights);                      \
-    return run<Exponents::kAny, T, C>(task, level, points, f, weights);                                         \
+#define DETOPS_BACKGROUND(T, C)                                                                                \
+  DETOPS_CLONES DETOPS_FLATTEN double task_loss(T, const Task& task, const Level& level, const Points& points, \
+                                                const FocalFactors& f, C* weights) {                           \
+    if (f.two_four) return run<Exponents::kTwoFour, T, C>(task, level, points, f, weights);                    \
+    if (f.alpha == 0) return run<Exponents::kZero, T, C>(task, level, points, f, weights);                     \
+    return run<Exponents::kAny, T, C>(task, level, points, f, weights);                                        \
   }
 DETOPS_BACKGROUND(float, float)
 DETOPS_BACKGROUND(Half, float)

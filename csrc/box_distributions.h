@@ -17,26 +17,26 @@ constexpr int kSides = 4 * kGroup;     // side s of point k is number s * kGroup
 
 // For each of kSides columns of x, writes exp(factor * x) over its sum to `p`, and the log of the sum to `log_sum`. A
 // logit that is not finite makes its whole column NaN.
-#define DETOPS_SOFTMAX(C)                                                                      \
-  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) {    \
-    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                       \
-    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                   \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) {                                                       \
-        const C z = x[j + i] * factor;                                                         \
-        poison[i] += z * C(0);                                                                 \
-        top[i] = z > top[i] ? z : top[i];                                                      \
-      }                                                                                        \
-    }                                                                                          \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]);    \
-      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                     \
-    }                                                                                          \
-    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                     \
-    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                      \
-      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                   \
-    }                                                                                          \
-    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];         \
+#define DETOPS_SOFTMAX(C)                                                                   \
+  DETOPS_CLONES inline void softmax(const C* x, C factor, int64_t bins, C* p, C* log_sum) { \
+    C top[kSides], sum[kSides] = {}, poison[kSides] = {}, share[kSides];                    \
+    for (int i = 0; i < kSides; ++i) top[i] = x[i] * factor;                                \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                   \
+      for (int i = 0; i < kSides; ++i) {                                                    \
+        const C z = x[j + i] * factor;                                                      \
+        poison[i] += z * C(0);                                                              \
+        top[i] = z > top[i] ? z : top[i];                                                   \
+      }                                                                                     \
+    }                                                                                       \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                   \
+      for (int i = 0; i < kSides; ++i) p[j + i] = exp_negative(x[j + i] * factor - top[i]); \
+      for (int i = 0; i < kSides; ++i) sum[i] += p[j + i];                                  \
+    }                                                                                       \
+    for (int i = 0; i < kSides; ++i) share[i] = C(1) / sum[i] + poison[i];                  \
+    for (int64_t j = 0; j < bins * kSides; j += kSides) {                                   \
+      for (int i = 0; i < kSides; ++i) p[j + i] *= share[i];                                \
+    }                                                                                       \
+    for (int i = 0; i < kSides; ++i) log_sum[i] = top[i] + log_of(sum[i]) + poison[i];      \
   }
 DETOPS_SOFTMAX(float)
 DETOPS_SOFTMAX(double)
@@ -144,7 +144,8 @@ struct PositiveInputs {
                     "soft_targets: expected as many levels as bbox_preds has, or none");
     const int64_t channels = bbox_preds[0].size(1);
     batch = bbox_preds[0].size(0), bins = channels / 4;
-    STD_TORCH_CHECK(channels % 4 == 0 && bins >= 1 && (bins > 1 || soft_targets.empty()), "bbox_preds: expected 4 * bins channels, at least 4");
+    STD_TORCH_CHECK(channels % 4 == 0 && bins >= 1 && (bins > 1 || soft_targets.empty()),
+                    "bbox_preds: expected 4 * bins channels, at least 4");
     for (size_t i = 0; i < bbox_preds.size(); ++i) {
       const Tensor& level = bbox_preds[i];
       STD_TORCH_CHECK(has_shape(level, {batch, channels, -1, -1}) &&
@@ -155,9 +156,9 @@ struct PositiveInputs {
       num_points += level.size(2) * level.size(3);
       if (soft_targets.empty()) continue;
       const Tensor& other = soft_targets[i];
-      STD_TORCH_CHECK(has_shape(other, {batch, channels, level.size(2), level.size(3)}) &&
-                          Map::holds(other.scalar_type()),
-                      "soft_targets: expected floating-point levels of the shapes of bbox_preds");
+      STD_TORCH_CHECK(
+          has_shape(other, {batch, channels, level.size(2), level.size(3)}) && Map::holds(other.scalar_type()),
+          "soft_targets: expected floating-point levels of the shapes of bbox_preds");
       soft.emplace_back(other);
     }
     STD_TORCH_CHECK(has_numbers(points, {num_points, 3}), "points: expected numbers of shape (A, 3)");

@@ -10,9 +10,13 @@ namespace detops {
 
 // The lesser and the greater of two numbers; `b` where either is NaN.
 template <class T>
-DETOPS_INLINE T lesser(T a, T b) { return a < b ? a : b; }
+DETOPS_INLINE T lesser(T a, T b) {
+  return a < b ? a : b;
+}
 template <class T>
-DETOPS_INLINE T greater(T a, T b) { return a > b ? a : b; }
+DETOPS_INLINE T greater(T a, T b) {
+  return a > b ? a : b;
+}
 
 template <class T>
 struct Box {
@@ -33,7 +37,9 @@ DETOPS_INLINE Box<T> box_around(T cx, T cy, T width, T height) {
 }
 
 template <class T>
-DETOPS_INLINE T area(const Box<T>& box) { return (box.x2 - box.x1) * (box.y2 - box.y1); }
+DETOPS_INLINE T area(const Box<T>& box) {
+  return (box.x2 - box.x1) * (box.y2 - box.y1);
+}
 
 // The area that two boxes share. A NaN in `b` makes its width or height 0. One in `a` is ignored: the caller knows that
 // there is none, or a's area makes the IoU NaN.
@@ -47,7 +53,9 @@ DETOPS_INLINE T intersection(const Box<T>& a, const Box<T>& b) {
 // IoU of two boxes, from their intersection and their areas; NaN where an area is NaN, and where both are 0. All ops
 // add the areas before they subtract the intersection, so that all of them round alike.
 template <class T>
-DETOPS_INLINE T iou(T inter, T area_a, T area_b) { return inter / (area_a + area_b - inter); }
+DETOPS_INLINE T iou(T inter, T area_a, T area_b) {
+  return inter / (area_a + area_b - inter);
+}
 
 // The same, but 0 where it is NaN, infinite or negative, as it can be where areas were not computed from the corners.
 template <class T>

@@ -26,8 +26,7 @@ struct CellRule {
 template <class C>
 int64_t whole(C radius, int64_t least) {
   if (!(radius == radius)) return -1;
-  return static_cast<int64_t>(
-      std::min(std::max(std::floor(radius), static_cast<C>(least)), static_cast<C>(1 << 30)));
+  return static_cast<int64_t>(std::min(std::max(std::floor(radius), static_cast<C>(least)), static_cast<C>(1 << 30)));
 }
 
 // As detops.geometry.corners computes it; the factors of q are rounded once, as a tensor's scalars are.
@@ -87,7 +86,8 @@ void place(const CellRule& rule, const Reader& boxes, const Labels& labels, int6
   }
 }
 
-// Marks the last box of each cell, and counts pairs of class and cell. `head` has -1 for each cell, and again afterwards.
+// Marks the last box of each cell, and counts pairs of class and cell. `head` has -1 for each cell, and again
+// afterwards.
 int64_t distinct(const int64_t* label, const int64_t* index, int64_t count, uint8_t* last, std::vector<int64_t>& head,
                  std::vector<int64_t>& next) {
   int64_t found = 0;
@@ -152,8 +152,8 @@ Cells centernet_cells(const Tensor boxes, const Tensor labels, const std::option
   check_labels(labels, sample_sizes, boxes.size(0), boxes.size(1), "labels");
   STD_TORCH_CHECK(map_size.size() == 2 && map_size[0] > 0 && map_size[1] > 0, "map_size: expected two sides");
   STD_TORCH_CHECK(image_size.size() == 2 && image_size[0] > 0 && image_size[1] > 0, "image_size: expected two sides");
-  const CellRule rule{map_size[0], map_size[1],  image_size[0], image_size[1], num_classes,
-                      min_overlap, min_radius, legacy,        elliptical};
+  const CellRule rule{map_size[0], map_size[1], image_size[0], image_size[1], num_classes,
+                      min_overlap, min_radius,  legacy,        elliptical};
   if (boxes.scalar_type() == ScalarType::Double) {
     return compute<double>(boxes, labels, sample_sizes, rule, ScalarType::Double);
   }

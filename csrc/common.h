@@ -67,8 +67,14 @@ class Reader {
 
   static bool reads(ScalarType type) {
     switch (type) {
-      case ScalarType::Int: case ScalarType::Long: case ScalarType::Float: case ScalarType::Double:
-      case ScalarType::Half: case ScalarType::BFloat16: case ScalarType::Short: case ScalarType::Char:
+      case ScalarType::Int:
+      case ScalarType::Long:
+      case ScalarType::Float:
+      case ScalarType::Double:
+      case ScalarType::Half:
+      case ScalarType::BFloat16:
+      case ScalarType::Short:
+      case ScalarType::Char:
       case ScalarType::Byte: return true;
       default: return false;
     }
@@ -76,7 +82,9 @@ class Reader {
 
  private:
   template <class T>
-  T get(int64_t n) const { return reinterpret_cast<const T*>(data_)[n]; }
+  T get(int64_t n) const {
+    return reinterpret_cast<const T*>(data_)[n];
+  }
 
   const char* data_;
   ScalarType type_;

@@ -72,9 +72,9 @@ class Drawer {
 };
 
 // Flattened, so that all of a thread's work is compiled for each instruction set.
-#define DETOPS_DRAW_ROWS(T, Compute)                                                               \
+#define DETOPS_DRAW_ROWS(T, Compute)                                                                          \
   DETOPS_CLONES DETOPS_FLATTEN void draw_rows(const Drawer<T, Compute>& drawer, int64_t begin, int64_t end) { \
-    drawer(begin, end);                                                                            \
+    drawer(begin, end);                                                                                       \
   }
 DETOPS_DRAW_ROWS(float, float)
 DETOPS_DRAW_ROWS(Half, float)
@@ -97,7 +97,11 @@ void draw_gaussians_(Tensor maps, const Tensor centers, const Tensor radii, cons
   check_boxes(maps.size(0), centers, radii, labels, sample_sizes);
   if (maps.numel() == 0 || centers.numel() == 0) return;
   const Boxes boxes(centers, radii, labels, sample_sizes);
-  const Maps target{maps.mutable_data_ptr(), maps.size(0), maps.size(1), maps.size(2), maps.size(3),
+  const Maps target{maps.mutable_data_ptr(),
+                    maps.size(0),
+                    maps.size(1),
+                    maps.size(2),
+                    maps.size(3),
                     {maps.stride(0), maps.stride(1), maps.stride(2), maps.stride(3)}};
   switch (maps.scalar_type()) {
     case ScalarType::Float: return draw_all<float, float>(target, boxes, factor, k_scale);

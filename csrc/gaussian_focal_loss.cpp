@@ -11,13 +11,12 @@ namespace detops {
 namespace {
 
 // Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not speed up, so it is compiled once.
-#define DETOPS_BLOCK(T, U, Compute)                                                                                \
-  DETOPS_CLONES DETOPS_FLATTEN double standard_block(const T* x, const U* t, T* g, int64_t n,                      \
-                                                     const FocalFactors& f) {                                      \
-    return focal_run<Exponents::kTwoFour, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                     \
-  }                                                                                                                \
-  double general_block(const T* x, const U* t, T* g, int64_t n, const FocalFactors& f) {                           \
-    return focal_run<Exponents::kAny, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                         \
+#define DETOPS_BLOCK(T, U, Compute)                                                                                    \
+  DETOPS_CLONES DETOPS_FLATTEN double standard_block(const T* x, const U* t, T* g, int64_t n, const FocalFactors& f) { \
+    return focal_run<Exponents::kTwoFour, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                         \
+  }                                                                                                                    \
+  double general_block(const T* x, const U* t, T* g, int64_t n, const FocalFactors& f) {                               \
+    return focal_run<Exponents::kAny, true, false, T, U, Compute>(x, t, nullptr, g, n, f);                             \
   }
 DETOPS_BLOCK(float, float, float)
 DETOPS_BLOCK(Half, Half, float)
@@ -37,8 +36,8 @@ std::vector<double> block_sums(const Tensor& logits, const Tensor& target, Tenso
     for (int64_t i = begin; i < end; ++i) {
       const int64_t from = i * kSumCells, n = std::min(kSumCells, count - from);
       T* out = g ? g + from : nullptr;
-      sums[i] = f.two_four ? standard_block(x + from, t + from, out, n, f)
-                           : general_block(x + from, t + from, out, n, f);
+      sums[i] =
+          f.two_four ? standard_block(x + from, t + from, out, n, f) : general_block(x + from, t + from, out, n, f);
     }
   });
   return sums;

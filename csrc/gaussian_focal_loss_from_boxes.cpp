@@ -76,17 +76,17 @@ inline double strip_loss(const T* x, const Compute* w, T* g, const Grid& grid, i
     double sum = 0;
     int64_t done = 0;  // cells from the start of the strip
     const auto bare = [&](int64_t end) {
-      sum += focal_run<E, false, HasWeight, T, Compute, Compute>(
-          x + done, nullptr, HasWeight ? w + done : nullptr, g ? g + done : nullptr, end - done, f);
+      sum += focal_run<E, false, HasWeight, T, Compute, Compute>(x + done, nullptr, HasWeight ? w + done : nullptr,
+                                                                 g ? g + done : nullptr, end - done, f);
       done = end;
     };
     for (int64_t row = 0; drawn && row < rows; ++row) {
       const int64_t left = strip.left[row], right = strip.right[row];
       if (left >= right) continue;
       bare(row * grid.width + left);
-      sum += focal_run<E, true, HasWeight, T, Compute, Compute>(
-          x + done, strip.targets.data() + done, HasWeight ? w + done : nullptr, g ? g + done : nullptr, right - left,
-          f);
+      sum += focal_run<E, true, HasWeight, T, Compute, Compute>(x + done, strip.targets.data() + done,
+                                                                HasWeight ? w + done : nullptr, g ? g + done : nullptr,
+                                                                right - left, f);
       done += right - left;
     }
     bare(rows * grid.width);
@@ -115,24 +115,24 @@ inline void strips_loss(const T* logits, const Compute* weight, T* gradient, con
 }
 
 // Unless gamma is 4, (1 - t)^gamma calls the C library, which wider vectors do not speed up, so it is compiled once.
-#define DETOPS_STRIPS(T, Compute)                                                                                  \
-  DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,             \
-                                                 const Boxes& boxes, double factor, const FocalFactors& f,         \
-                                                 int64_t begin, int64_t end, double* sums) {                       \
-    strips_loss<Exponents::kTwoFour, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);         \
-  }                                                                                                                \
-  void run_any(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, double factor,            \
-               const FocalFactors& f, int64_t begin, int64_t end, double* sums) {                                  \
-    strips_loss<Exponents::kAny, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);             \
-  }                                                                                                                \
-  DETOPS_CLONES DETOPS_FLATTEN void run_without_boxes(const T* x, const Compute* w, T* g, const Grid& grid,        \
-                                                      const Boxes& boxes, double factor, const FocalFactors& f,    \
-                                                      int64_t begin, int64_t end, double* sums) {                  \
-    if (f.alpha == 0) {                                                                                            \
-      strips_loss<Exponents::kZero, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);         \
-    } else {                                                                                                       \
-      strips_loss<Exponents::kAny, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);          \
-    }                                                                                                              \
+#define DETOPS_STRIPS(T, Compute)                                                                               \
+  DETOPS_CLONES DETOPS_FLATTEN void run_two_four(const T* x, const Compute* w, T* g, const Grid& grid,          \
+                                                 const Boxes& boxes, double factor, const FocalFactors& f,      \
+                                                 int64_t begin, int64_t end, double* sums) {                    \
+    strips_loss<Exponents::kTwoFour, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);      \
+  }                                                                                                             \
+  void run_any(const T* x, const Compute* w, T* g, const Grid& grid, const Boxes& boxes, double factor,         \
+               const FocalFactors& f, int64_t begin, int64_t end, double* sums) {                               \
+    strips_loss<Exponents::kAny, true, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);          \
+  }                                                                                                             \
+  DETOPS_CLONES DETOPS_FLATTEN void run_without_boxes(const T* x, const Compute* w, T* g, const Grid& grid,     \
+                                                      const Boxes& boxes, double factor, const FocalFactors& f, \
+                                                      int64_t begin, int64_t end, double* sums) {               \
+    if (f.alpha == 0) {                                                                                         \
+      strips_loss<Exponents::kZero, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);      \
+    } else {                                                                                                    \
+      strips_loss<Exponents::kAny, false, T, Compute>(x, w, g, grid, boxes, factor, f, begin, end, sums);       \
+    }                                                                                                           \
   }
 DETOPS_STRIPS(float, float)
 DETOPS_STRIPS(Half, float)
@@ -160,19 +160,19 @@ std::vector<double> strip_sums(const Tensor& logits, const std::optional<Tensor>
   return sums;
 }
 
-std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(
-    const Tensor logits, const Tensor centers, const Tensor radii, const Tensor labels,
-    const std::optional<Tensor> sample_sizes, const std::optional<Tensor> negative_weight,
-    const std::optional<Tensor> scale, double factor, double alpha, double gamma, double pos_weight, double neg_weight,
-    bool with_gradient) {
+std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(const Tensor logits, const Tensor centers, const Tensor radii,
+                                                          const Tensor labels, const std::optional<Tensor> sample_sizes,
+                                                          const std::optional<Tensor> negative_weight,
+                                                          const std::optional<Tensor> scale, double factor,
+                                                          double alpha, double gamma, double pos_weight,
+                                                          double neg_weight, bool with_gradient) {
   STD_TORCH_CHECK(logits.dim() == 4 && logits.is_contiguous(), "logits: expected a contiguous (B, C, H, W)");
   check_boxes(logits.size(0), centers, radii, labels, sample_sizes);
   const ScalarType type = logits.scalar_type();
   const ScalarType compute = type == ScalarType::Double ? ScalarType::Double : ScalarType::Float;
   Grid grid{logits.size(0), logits.size(1), logits.size(2), logits.size(3), 0, 0};
-  STD_TORCH_CHECK(!negative_weight ||
-                      (negative_weight->is_contiguous() && negative_weight->scalar_type() == compute &&
-                       negative_weight->numel() == grid.batch * grid.height * grid.width),
+  STD_TORCH_CHECK(!negative_weight || (negative_weight->is_contiguous() && negative_weight->scalar_type() == compute &&
+                                       negative_weight->numel() == grid.batch * grid.height * grid.width),
                   "negative_weight: expected a contiguous (B, H, W) of the dtype of the sum");
   const int64_t whole = std::max<int64_t>(grid.height, 1);
   grid.strip_rows = std::clamp<int64_t>(kStripCells / std::max<int64_t>(grid.width, 1), 1, whole);

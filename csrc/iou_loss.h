@@ -18,7 +18,9 @@ struct Side {
 };
 
 template <class C>
-inline C share(C high, C low) { return high > low ? C(1) : high == low ? C(0.5) : C(0); }
+inline C share(C high, C low) {
+  return high > low ? C(1) : high == low ? C(0.5) : C(0);
+}
 
 template <class C>
 inline Side<C> overlap(C center, C size, C other_center, C other_size) {

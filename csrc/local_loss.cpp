@@ -9,27 +9,27 @@ namespace {
 
 constexpr int64_t kQueries = 16;  // per block
 
-#define DETOPS_DISTIL(C)                                                                                        \
-  /* The divergence of a query's sides, given both softmaxes; adds its gradient, times a factor. */             \
-  DETOPS_CLONES double distil(const C* zt, const C* pt, const C* log_t, const C* zs, const C* ps, const C* log_s, \
-                              int64_t width, C factor, C* gradient) {                                           \
-    C sum[kLanes] = {};                                                                                         \
-    for (int64_t j = 0; j < 4 * width; j += kLanes) {                                                           \
-      for (int i = 0; i < kLanes; ++i) sum[i] += pt[j + i] * (zt[j + i] - zs[j + i]);                           \
-    }                                                                                                           \
-    for (int64_t j = 0; gradient && j < 4 * width; ++j) gradient[j] += factor * (ps[j] - pt[j]);                \
-    double total = lane_sum(sum);                                                                               \
+#define DETOPS_DISTIL(C)                                                                                               \
+  /* The divergence of a query's sides, given both softmaxes; adds its gradient, times a factor. */                    \
+  DETOPS_CLONES double distil(const C* zt, const C* pt, const C* log_t, const C* zs, const C* ps, const C* log_s,      \
+                              int64_t width, C factor, C* gradient) {                                                  \
+    C sum[kLanes] = {};                                                                                                \
+    for (int64_t j = 0; j < 4 * width; j += kLanes) {                                                                  \
+      for (int i = 0; i < kLanes; ++i) sum[i] += pt[j + i] * (zt[j + i] - zs[j + i]);                                  \
+    }                                                                                                                  \
+    for (int64_t j = 0; gradient && j < 4 * width; ++j) gradient[j] += factor * (ps[j] - pt[j]);                       \
+    double total = lane_sum(sum);                                                                                      \
     for (int side = 0; side < 4; ++side) total -= static_cast<double>(log_t[side]) - static_cast<double>(log_s[side]); \
-    return total;                                                                                               \
+    return total;                                                                                                      \
   }
 DETOPS_DISTIL(float)
 DETOPS_DISTIL(double)
 
-#define DETOPS_STORE(T, C)                                                                                     \
-  DETOPS_CLONES void store(const C* from, int64_t bins, int64_t width, T* to) {                                \
-    for (int side = 0; side < 4; ++side) {                                                                     \
-      for (int64_t j = 0; j < bins; ++j) to[side * bins + j] = static_cast<T>(from[side * width + j]);         \
-    }                                                                                                          \
+#define DETOPS_STORE(T, C)                                                                             \
+  DETOPS_CLONES void store(const C* from, int64_t bins, int64_t width, T* to) {                        \
+    for (int side = 0; side < 4; ++side) {                                                             \
+      for (int64_t j = 0; j < bins; ++j) to[side * bins + j] = static_cast<T>(from[side * width + j]); \
+    }                                                                                                  \
   }
 DETOPS_STORE(float, float)
 DETOPS_STORE(Half, float)
@@ -91,8 +91,8 @@ void query_losses(const LocalInput& in, const Tensor& corners, const Reader& tea
         in.targets(layer, b, q, n, lower, share);
         soften(x, C(1), in.bins, in.width, buffer.z.data(), buffer.p.data(), buffer.log_p);
         const double factor = weight * in.scale.at(row) * in.weights[0];
-        sums[row * 2] += factor * fine_grained(in, buffer.z.data(), buffer.p.data(), buffer.log_p, lower, share,
-                                               factor, gradient);
+        sums[row * 2] +=
+            factor * fine_grained(in, buffer.z.data(), buffer.p.data(), buffer.log_p, lower, share, factor, gradient);
       }
       if (in.distils[i]) {
         if (!has_teacher) {
@@ -111,13 +111,11 @@ void query_losses(const LocalInput& in, const Tensor& corners, const Reader& tea
         soften(x, cool, in.bins, in.width, buffer.zs.data(), buffer.ps.data(), buffer.log_s);
         weight = n >= 0 ? weight * shares[row].matched : confidence * shares[row].other;
         weight *= in.weights[1] * kTemperature * kTemperature / 4;
-        sums[row * 2 + 1] += weight * distil(buffer.zt.data(), buffer.pt.data(), buffer.log_t, buffer.zs.data(),
-                                             buffer.ps.data(), buffer.log_s, in.width,
-                                             static_cast<C>(weight / kTemperature), gradient);
+        sums[row * 2 + 1] +=
+            weight * distil(buffer.zt.data(), buffer.pt.data(), buffer.log_t, buffer.zs.data(), buffer.ps.data(),
+                            buffer.log_s, in.width, static_cast<C>(weight / kTemperature), gradient);
       }
-      if (out) {
-        store(gradient, in.bins, in.width, out + layer * strides[0] + b * strides[1] + q * strides[2]);
-      }
+      if (out) { store(gradient, in.bins, in.width, out + layer * strides[0] + b * strides[1] + q * strides[2]); }
     }
   }
 }

@@ -34,29 +34,29 @@ DETOPS_INLINE C lane_max(C* lanes) {
 
 // Of the logits (4, bins) times a factor: themselves, their softmax, (4, width) each, and the logarithms of the sums of
 // their exponentials. A logit that is not finite makes its side NaN.
-#define DETOPS_SIDES(T, C)                                                                             \
+#define DETOPS_SIDES(T, C)                                                                                         \
   [[maybe_unused]] DETOPS_CLONES static void soften(const T* x, C factor, int64_t bins, int64_t width, C* z, C* p, \
-                                                    C* log_sum) {                                      \
-    for (int side = 0; side < 4; ++side, x += bins, z += width, p += width) {                          \
-      for (int64_t j = 0; j < bins; ++j) z[j] = static_cast<C>(x[j]) * factor;                         \
-      for (int64_t j = bins; j < width; ++j) z[j] = C(-1e30);                                          \
-      C top[kLanes], sum[kLanes] = {}, poison[kLanes] = {};                                            \
-      for (int i = 0; i < kLanes; ++i) top[i] = C(-1e30);                                              \
-      for (int64_t j = 0; j < width; j += kLanes) {                                                    \
-        for (int i = 0; i < kLanes; ++i) {                                                             \
-          poison[i] += z[j + i] * C(0);                                                                \
-          top[i] = z[j + i] > top[i] ? z[j + i] : top[i];                                              \
-        }                                                                                              \
-      }                                                                                                \
-      const C most = lane_max(top), broken = lane_sum(poison);                                         \
-      for (int64_t j = 0; j < width; j += kLanes) {                                                    \
-        for (int i = 0; i < kLanes; ++i) p[j + i] = exp_negative(z[j + i] - most);                     \
-        for (int i = 0; i < kLanes; ++i) sum[i] += p[j + i];                                           \
-      }                                                                                                \
-      const C total = lane_sum(sum), share = C(1) / total + broken;                                    \
-      for (int64_t j = 0; j < width; ++j) p[j] *= share;                                               \
-      log_sum[side] = most + log_of(total) + broken;                                                   \
-    }                                                                                                  \
+                                                    C* log_sum) {                                                  \
+    for (int side = 0; side < 4; ++side, x += bins, z += width, p += width) {                                      \
+      for (int64_t j = 0; j < bins; ++j) z[j] = static_cast<C>(x[j]) * factor;                                     \
+      for (int64_t j = bins; j < width; ++j) z[j] = C(-1e30);                                                      \
+      C top[kLanes], sum[kLanes] = {}, poison[kLanes] = {};                                                        \
+      for (int i = 0; i < kLanes; ++i) top[i] = C(-1e30);                                                          \
+      for (int64_t j = 0; j < width; j += kLanes) {                                                                \
+        for (int i = 0; i < kLanes; ++i) {                                                                         \
+          poison[i] += z[j + i] * C(0);                                                                            \
+          top[i] = z[j + i] > top[i] ? z[j + i] : top[i];                                                          \
+        }                                                                                                          \
+      }                                                                                                            \
+      const C most = lane_max(top), broken = lane_sum(poison);                                                     \
+      for (int64_t j = 0; j < width; j += kLanes) {                                                                \
+        for (int i = 0; i < kLanes; ++i) p[j + i] = exp_negative(z[j + i] - most);                                 \
+        for (int i = 0; i < kLanes; ++i) sum[i] += p[j + i];                                                       \
+      }                                                                                                            \
+      const C total = lane_sum(sum), share = C(1) / total + broken;                                                \
+      for (int64_t j = 0; j < width; ++j) p[j] *= share;                                                           \
+      log_sum[side] = most + log_of(total) + broken;                                                               \
+    }                                                                                                              \
   }
 DETOPS_SIDES(float, float)
 DETOPS_SIDES(Half, float)
@@ -99,9 +99,9 @@ struct LocalInput {
       pred.emplace_back(pred_boxes[i]);
       this->distils.push_back(distils[i] != 0);
     }
-    STD_TORCH_CHECK(has_shape(index, {rows_of(parts, batch)}) && index.scalar_type() == ScalarType::Long &&
-                        index.is_contiguous(),
-                    "index: expected contiguous int64, one for each query of the parts");
+    STD_TORCH_CHECK(
+        has_shape(index, {rows_of(parts, batch)}) && index.scalar_type() == ScalarType::Long && index.is_contiguous(),
+        "index: expected contiguous int64, one for each query of the parts");
     this->index = static_cast<const int64_t*>(index.const_data_ptr());
     STD_TORCH_CHECK(has_numbers(scale, {sets_of(parts)}), "scale: expected one number for each layer of the parts");
     STD_TORCH_CHECK(weights.size() == 2, "weights: expected 2 numbers");

@@ -5,18 +5,18 @@
 namespace detops {
 namespace {
 
-#define DETOPS_BLEND(T, C)                                                                                  \
-  /* by * to + more, where more is (4, width). */                                                          \
-  DETOPS_CLONES void blend(const C* more, int64_t bins, int64_t width, C by, T* to) {                       \
-    for (int side = 0; side < 4; ++side) {                                                                  \
-      for (int64_t j = 0; j < bins; ++j) {                                                                  \
-        T& g = to[side * bins + j];                                                                         \
-        g = static_cast<T>(by * static_cast<C>(g) + more[side * width + j]);                                \
-      }                                                                                                     \
-    }                                                                                                       \
-  }                                                                                                         \
-  DETOPS_CLONES void shrink(int64_t count, C by, T* to) {                                                   \
-    for (int64_t j = 0; j < count; ++j) to[j] = static_cast<T>(by * static_cast<C>(to[j]));                 \
+#define DETOPS_BLEND(T, C)                                                                  \
+  /* by * to + more, where more is (4, width). */                                           \
+  DETOPS_CLONES void blend(const C* more, int64_t bins, int64_t width, C by, T* to) {       \
+    for (int side = 0; side < 4; ++side) {                                                  \
+      for (int64_t j = 0; j < bins; ++j) {                                                  \
+        T& g = to[side * bins + j];                                                         \
+        g = static_cast<T>(by * static_cast<C>(g) + more[side * width + j]);                \
+      }                                                                                     \
+    }                                                                                       \
+  }                                                                                         \
+  DETOPS_CLONES void shrink(int64_t count, C by, T* to) {                                   \
+    for (int64_t j = 0; j < count; ++j) to[j] = static_cast<T>(by * static_cast<C>(to[j])); \
   }
 DETOPS_BLEND(float, float)
 DETOPS_BLEND(Half, float)

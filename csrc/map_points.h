@@ -20,31 +20,30 @@ struct PointAxis {
 };
 
 // Fills `count` places of an axis of `cells` cells, `stride` apart, from points that are `step` apart.
-#define DETOPS_POINT_AXIS(P, C)                                                                                     \
-  DETOPS_CLONES inline void fill_axis(const P* __restrict__ points, int64_t step, int64_t count, int64_t cells,     \
-                                      int64_t stride, bool nearest, bool border, int32_t* __restrict__ first,       \
-                                      int32_t* __restrict__ second, C* __restrict__ before,                         \
-                                      C* __restrict__ after) {                                                      \
-    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                         \
-    const C all = border ? C(1) : C(0), round = nearest ? C(1) : C(0), half = C(0.5);                               \
-    const C above_half = half + half * std::numeric_limits<C>::epsilon();                                           \
-    const int32_t apart = static_cast<int32_t>(stride), end = static_cast<int32_t>(cells);                          \
-    for (int64_t i = 0; i < count; ++i) { /* selects of numbers alone, so that it is vectorised */                  \
-      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - half;                              \
-      const C low = given > 0 ? given : C(0), held = low < last ? low : last; /* 0 for NaN */                       \
-      const C from = given > -1 ? C(1) : C(0), to = given < size ? C(1) : C(0), within = from * to;                 \
-      const C there = all > within ? all : within, inner = within > 0 ? given : C(0);                               \
-      const C position = all > 0 ? held : inner;                                                                    \
-      const int32_t whole = static_cast<int32_t>(position);                                                         \
-      const int32_t cell = whole - (position < static_cast<C>(whole) ? 1 : 0);                                      \
-      const C far = position - static_cast<C>(cell), up = (cell & 1) != 0 ? half : above_half; /* ties to even */   \
-      const C rounded = far >= up ? C(1) : C(0), share = round > 0 ? rounded : far, rest = C(1) - share;            \
-      const C has_first = cell >= 0 ? there : C(0), has_second = cell + 1 < end ? there : C(0);                     \
-      before[i] = rest * has_first;                                                                                 \
-      after[i] = share * has_second;                                                                                \
-      first[i] = (cell >= 0 ? cell : 0) * apart;                                                                    \
-      second[i] = (cell + 1 < end ? cell + 1 : cell) * apart;                                                       \
-    }                                                                                                               \
+#define DETOPS_POINT_AXIS(P, C)                                                                                      \
+  DETOPS_CLONES inline void fill_axis(const P* __restrict__ points, int64_t step, int64_t count, int64_t cells,      \
+                                      int64_t stride, bool nearest, bool border, int32_t* __restrict__ first,        \
+                                      int32_t* __restrict__ second, C* __restrict__ before, C* __restrict__ after) { \
+    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1);                                          \
+    const C all = border ? C(1) : C(0), round = nearest ? C(1) : C(0), half = C(0.5);                                \
+    const C above_half = half + half * std::numeric_limits<C>::epsilon();                                            \
+    const int32_t apart = static_cast<int32_t>(stride), end = static_cast<int32_t>(cells);                           \
+    for (int64_t i = 0; i < count; ++i) { /* selects of numbers alone, so that it is vectorised */                   \
+      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - half;                               \
+      const C low = given > 0 ? given : C(0), held = low < last ? low : last; /* 0 for NaN */                        \
+      const C from = given > -1 ? C(1) : C(0), to = given < size ? C(1) : C(0), within = from * to;                  \
+      const C there = all > within ? all : within, inner = within > 0 ? given : C(0);                                \
+      const C position = all > 0 ? held : inner;                                                                     \
+      const int32_t whole = static_cast<int32_t>(position);                                                          \
+      const int32_t cell = whole - (position < static_cast<C>(whole) ? 1 : 0);                                       \
+      const C far = position - static_cast<C>(cell), up = (cell & 1) != 0 ? half : above_half; /* ties to even */    \
+      const C rounded = far >= up ? C(1) : C(0), share = round > 0 ? rounded : far, rest = C(1) - share;             \
+      const C has_first = cell >= 0 ? there : C(0), has_second = cell + 1 < end ? there : C(0);                      \
+      before[i] = rest * has_first;                                                                                  \
+      after[i] = share * has_second;                                                                                 \
+      first[i] = (cell >= 0 ? cell : 0) * apart;                                                                     \
+      second[i] = (cell + 1 < end ? cell + 1 : cell) * apart;                                                        \
+    }                                                                                                                \
   }
 DETOPS_POINT_AXIS(float, float)
 DETOPS_POINT_AXIS(double, float)
@@ -53,19 +52,19 @@ DETOPS_POINT_AXIS(double, double)
 #undef DETOPS_POINT_AXIS
 
 // Makes two neighbours of the two cells of each point, which are one and the same at borders; `last` is the last cell.
-#define DETOPS_PAIR_CELLS(C)                                                                                       \
-  DETOPS_CLONES inline void pair_cells(const int32_t* __restrict__ first, const int32_t* __restrict__ second,      \
-                                       const C* __restrict__ before, const C* __restrict__ after, int64_t count,   \
-                                       int32_t last, int32_t* __restrict__ place, C* __restrict__ left,            \
-                                       C* __restrict__ right) {                                                    \
-    for (int64_t p = 0; p < count; ++p) {                                                                          \
-      const C a = before[p], b = after[p], both = a + b;                                                           \
-      const int32_t cell = first[p];                                                                               \
-      const bool apart = second[p] != cell, end = cell == last;                                                    \
-      place[p] = end ? cell - 1 : cell;                                                                            \
-      left[p] = apart ? a : end ? C(0) : both;                                                                     \
-      right[p] = apart ? b : end ? both : C(0);                                                                    \
-    }                                                                                                              \
+#define DETOPS_PAIR_CELLS(C)                                                                                     \
+  DETOPS_CLONES inline void pair_cells(const int32_t* __restrict__ first, const int32_t* __restrict__ second,    \
+                                       const C* __restrict__ before, const C* __restrict__ after, int64_t count, \
+                                       int32_t last, int32_t* __restrict__ place, C* __restrict__ left,          \
+                                       C* __restrict__ right) {                                                  \
+    for (int64_t p = 0; p < count; ++p) {                                                                        \
+      const C a = before[p], b = after[p], both = a + b;                                                         \
+      const int32_t cell = first[p];                                                                             \
+      const bool apart = second[p] != cell, end = cell == last;                                                  \
+      place[p] = end ? cell - 1 : cell;                                                                          \
+      left[p] = apart ? a : end ? C(0) : both;                                                                   \
+      right[p] = apart ? b : end ? both : C(0);                                                                  \
+    }                                                                                                            \
   }
 DETOPS_PAIR_CELLS(float)
 DETOPS_PAIR_CELLS(double)
@@ -122,20 +121,20 @@ struct PointTable {
 
 // The values of a map at the points of a table, computed as C. A cell of no weight counts for nothing, whatever it
 // holds.
-#define DETOPS_READ_ROW(T, C)                                                                                    \
-  DETOPS_CLONES inline void read_row(const T* __restrict__ map, const int32_t* __restrict__ left,                \
-                                     const int32_t* __restrict__ right, const C* __restrict__ by_left,           \
-                                     const C* __restrict__ by_right, const int32_t* __restrict__ top,            \
-                                     const int32_t* __restrict__ bottom, const C* __restrict__ by_top,           \
-                                     const C* __restrict__ by_bottom, int64_t count, C* __restrict__ out) {      \
-    for (int64_t p = 0; p < count; ++p) {                                                                        \
-      const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                           \
-      const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                     \
-      const C u = static_cast<C>(map[top[p] + left[p]]), v = static_cast<C>(map[top[p] + right[p]]);             \
-      const C w = static_cast<C>(map[bottom[p] + left[p]]), z = static_cast<C>(map[bottom[p] + right[p]]);       \
-      out[p] = (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) +                 \
-               (d != 0 ? z * d : C(0));                                                                          \
-    }                                                                                                            \
+#define DETOPS_READ_ROW(T, C)                                                                                        \
+  DETOPS_CLONES inline void read_row(const T* __restrict__ map, const int32_t* __restrict__ left,                    \
+                                     const int32_t* __restrict__ right, const C* __restrict__ by_left,               \
+                                     const C* __restrict__ by_right, const int32_t* __restrict__ top,                \
+                                     const int32_t* __restrict__ bottom, const C* __restrict__ by_top,               \
+                                     const C* __restrict__ by_bottom, int64_t count, C* __restrict__ out) {          \
+    for (int64_t p = 0; p < count; ++p) {                                                                            \
+      const C a = by_top[p] * by_left[p], b = by_top[p] * by_right[p];                                               \
+      const C c = by_bottom[p] * by_left[p], d = by_bottom[p] * by_right[p];                                         \
+      const C u = static_cast<C>(map[top[p] + left[p]]), v = static_cast<C>(map[top[p] + right[p]]);                 \
+      const C w = static_cast<C>(map[bottom[p] + left[p]]), z = static_cast<C>(map[bottom[p] + right[p]]);           \
+      out[p] =                                                                                                       \
+          (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) + (d != 0 ? z * d : C(0)); \
+    }                                                                                                                \
   }
 DETOPS_READ_ROW(float, float)
 DETOPS_READ_ROW(Half, float)
@@ -145,19 +144,19 @@ DETOPS_READ_ROW(double, double)
 #undef DETOPS_READ_ROW
 
 // The same from pairs of neighbours: two above and two below each point, four to a point.
-#define DETOPS_BLEND_PAIRS(T, C)                                                                                   \
-  DETOPS_CLONES inline void blend_pairs(const T* __restrict__ above, const T* __restrict__ below,                  \
-                                        const C* __restrict__ left, const C* __restrict__ right,                   \
-                                        const C* __restrict__ by_top, const C* __restrict__ by_bottom,             \
-                                        int64_t count, C* __restrict__ out) {                                      \
-    for (int64_t p = 0; p < count; ++p) {                                                                          \
-      const C a = by_top[p] * left[p], b = by_top[p] * right[p];                                                   \
-      const C c = by_bottom[p] * left[p], d = by_bottom[p] * right[p];                                             \
-      const C u = static_cast<C>(above[2 * p]), v = static_cast<C>(above[2 * p + 1]);                              \
-      const C w = static_cast<C>(below[2 * p]), z = static_cast<C>(below[2 * p + 1]);                              \
-      out[p] = (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) +                   \
-               (d != 0 ? z * d : C(0));                                                                            \
-    }                                                                                                              \
+#define DETOPS_BLEND_PAIRS(T, C)                                                                                      \
+  DETOPS_CLONES inline void blend_pairs(const T* __restrict__ above, const T* __restrict__ below,                     \
+                                        const C* __restrict__ left, const C* __restrict__ right,                      \
+                                        const C* __restrict__ by_top, const C* __restrict__ by_bottom, int64_t count, \
+                                        C* __restrict__ out) {                                                        \
+    for (int64_t p = 0; p < count; ++p) {                                                                             \
+      const C a = by_top[p] * left[p], b = by_top[p] * right[p];                                                      \
+      const C c = by_bottom[p] * left[p], d = by_bottom[p] * right[p];                                                \
+      const C u = static_cast<C>(above[2 * p]), v = static_cast<C>(above[2 * p + 1]);                                 \
+      const C w = static_cast<C>(below[2 * p]), z = static_cast<C>(below[2 * p + 1]);                                 \
+      out[p] =                                                                                                        \
+          (((a != 0 ? u * a : C(0)) + (b != 0 ? v * b : C(0))) + (c != 0 ? w * c : C(0))) + (d != 0 ? z * d : C(0));  \
+    }                                                                                                                 \
   }
 DETOPS_BLEND_PAIRS(float, float)
 DETOPS_BLEND_PAIRS(Half, float)

@@ -174,8 +174,10 @@ class Tracer {
     if (found.x2 == 0) return false;
     // One cell more on each side takes part; all do where pixels of a first resize lie further than that.
     const bool all = via_y_ != nullptr;
-    const int64_t left = all ? 0 : std::max<int64_t>(found.x1 - 1, 0), right = all ? columns : std::min(found.x2 + 1, columns);
-    const int64_t top = all ? 0 : std::max<int64_t>(found.y1 - 1, 0), bottom = all ? rows : std::min(found.y2 + 1, rows);
+    const int64_t left = all ? 0 : std::max<int64_t>(found.x1 - 1, 0),
+                  right = all ? columns : std::min(found.x2 + 1, columns);
+    const int64_t top = all ? 0 : std::max<int64_t>(found.y1 - 1, 0),
+                  bottom = all ? rows : std::min(found.y2 + 1, rows);
     for (int64_t c = left; c < right; ++c) {
       float* column = cells.column(c);
       for (int64_t r = top; r < bottom; ++r) column[r] = map[r * stride + c];
@@ -206,7 +208,8 @@ class Tracer {
       return cells.high[c] >= 0 || cells.high[c + 1] >= 0;
     };
     int32_t top = std::numeric_limits<int32_t>::max(), bottom = -1;
-    for (int64_t c = 0; c < cells.columns; ++c) top = std::min(top, cells.low[c]), bottom = std::max(bottom, cells.high[c]);
+    for (int64_t c = 0; c < cells.columns; ++c)
+      top = std::min(top, cells.low[c]), bottom = std::max(bottom, cells.high[c]);
     const auto& row = via_y_->cell;
     int64_t first = std::lower_bound(row.begin(), row.end(), top - 1) - row.begin();
     int64_t end = std::upper_bound(row.begin(), row.end(), bottom) - row.begin();
@@ -326,8 +329,8 @@ class Tracer {
 std::tuple<Tensor, Tensor> maps_to_rle(const Tensor maps, const Tensor y, const Tensor x,
                                        const std::optional<Tensor> via_y, const std::optional<Tensor> via_x,
                                        const std::optional<Tensor> windows, double threshold, bool compress) {
-  STD_TORCH_CHECK(has_numbers(maps, {-1, -1, -1}) && maps.size(1) > 0 && maps.size(2) > 0 &&
-                      maps.size(1) < (1 << 24) && maps.size(2) < (1 << 24),
+  STD_TORCH_CHECK(has_numbers(maps, {-1, -1, -1}) && maps.size(1) > 0 && maps.size(2) > 0 && maps.size(1) < (1 << 24) &&
+                      maps.size(2) < (1 << 24),
                   "maps: expected numbers of shape (N, h, w)");
   for (const Tensor* axis : {&y, &x}) {
     STD_TORCH_CHECK(has_numbers(*axis, {-1}) && axis->size(0) > 0, axis == &y ? "y" : "x",

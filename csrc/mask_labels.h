@@ -11,17 +11,17 @@ constexpr int64_t kPoints = 1024;  // whose places and values are held at once
 
 // Of the cells around points, those that have a weight, which is 1, and it: reading the others as well would take
 // another line of the cache.
-#define DETOPS_NEAREST(C)                                                                                          \
-  DETOPS_CLONES inline void nearest_cells(const int32_t* __restrict__ left, const int32_t* __restrict__ right,     \
-                                          const C* __restrict__ by_left, const C* __restrict__ by_right,           \
-                                          const int32_t* __restrict__ top, const int32_t* __restrict__ bottom,     \
-                                          const C* __restrict__ by_top, const C* __restrict__ by_bottom,           \
-                                          int64_t count, int32_t* __restrict__ place, C* __restrict__ weight) {    \
-    for (int64_t p = 0; p < count; ++p) {                                                                          \
-      const int32_t a = left[p], b = right[p], c = top[p], d = bottom[p];                                          \
-      place[p] = (by_right[p] != 0 ? b : a) + (by_bottom[p] != 0 ? d : c);                                         \
-      weight[p] = (by_left[p] + by_right[p]) * (by_top[p] + by_bottom[p]);                                         \
-    }                                                                                                              \
+#define DETOPS_NEAREST(C)                                                                                       \
+  DETOPS_CLONES inline void nearest_cells(const int32_t* __restrict__ left, const int32_t* __restrict__ right,  \
+                                          const C* __restrict__ by_left, const C* __restrict__ by_right,        \
+                                          const int32_t* __restrict__ top, const int32_t* __restrict__ bottom,  \
+                                          const C* __restrict__ by_top, const C* __restrict__ by_bottom,        \
+                                          int64_t count, int32_t* __restrict__ place, C* __restrict__ weight) { \
+    for (int64_t p = 0; p < count; ++p) {                                                                       \
+      const int32_t a = left[p], b = right[p], c = top[p], d = bottom[p];                                       \
+      place[p] = (by_right[p] != 0 ? b : a) + (by_bottom[p] != 0 ? d : c);                                      \
+      weight[p] = (by_left[p] + by_right[p]) * (by_top[p] + by_bottom[p]);                                      \
+    }                                                                                                           \
   }
 DETOPS_NEAREST(float)
 DETOPS_NEAREST(double)
@@ -44,8 +44,8 @@ class MaskLabels {
     const bool fits = given_ ? has_shape(labels, {points.size(0), points.size(1), points.size(2)})
                              : has_shape(labels, {points.size(0), -1, -1, -1});
     STD_TORCH_CHECK(fits, "labels: expected shape (B, N, H, W) or (B, M, P)");
-    STD_TORCH_CHECK(has_numbers(labels, {points.size(0), -1, -1}) || has_numbers(labels, {points.size(0), -1, -1, -1}) ||
-                        type_ == ScalarType::Bool,
+    STD_TORCH_CHECK(has_numbers(labels, {points.size(0), -1, -1}) ||
+                        has_numbers(labels, {points.size(0), -1, -1, -1}) || type_ == ScalarType::Bool,
                     "labels: expected numbers or bool");
     if (given_) return;
     masks_ = labels.size(1), height_ = labels.size(2), width_ = labels.size(3);
@@ -92,8 +92,12 @@ class MaskLabels {
     fill(room.single, b, m, from, count);
     float* const values = room.narrow;
     switch (type_) {
-      case ScalarType::Float: read_map(reinterpret_cast<const float*>(data_) + first, room.single, from, count, values); break;
-      case ScalarType::Half: read_map(reinterpret_cast<const Half*>(data_) + first, room.single, from, count, values); break;
+      case ScalarType::Float:
+        read_map(reinterpret_cast<const float*>(data_) + first, room.single, from, count, values);
+        break;
+      case ScalarType::Half:
+        read_map(reinterpret_cast<const Half*>(data_) + first, room.single, from, count, values);
+        break;
       case ScalarType::BFloat16:
         read_map(reinterpret_cast<const BFloat16*>(data_) + first, room.single, from, count, values);
         break;

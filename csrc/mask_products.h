@@ -41,14 +41,13 @@ typedef float Float4 __attribute__((vector_size(16)));
 typedef float Float8 __attribute__((vector_size(32)));
 typedef float Float16 __attribute__((vector_size(64)));
 
-#define DETOPS_PRODUCTS(Vector)                                                                                   \
-  inline void add_products(const float* rows, const float* labels, int64_t count, int64_t apart, float* sums) {   \
-    add_products_by<Vector>(rows, labels, count, apart, sums);                                                    \
+#define DETOPS_PRODUCTS(Vector)                                                                                 \
+  inline void add_products(const float* rows, const float* labels, int64_t count, int64_t apart, float* sums) { \
+    add_products_by<Vector>(rows, labels, count, apart, sums);                                                  \
   }
 #if defined(__x86_64__) && defined(__gnu_linux__) && !defined(__clang__) && !defined(DETOPS_NO_CLONES)
-__attribute__((target("arch=x86-64-v4"))) DETOPS_PRODUCTS(Float16)
-__attribute__((target("arch=x86-64-v3"))) DETOPS_PRODUCTS(Float8)
-__attribute__((target("default"))) DETOPS_PRODUCTS(Float4)
+__attribute__((target("arch=x86-64-v4"))) DETOPS_PRODUCTS(Float16) __attribute__((target("arch=x86-64-v3")))
+DETOPS_PRODUCTS(Float8) __attribute__((target("default"))) DETOPS_PRODUCTS(Float4)
 #else
 DETOPS_PRODUCTS(Float4)
 #endif

@@ -37,32 +37,33 @@ struct MaskSums {
   double bce = 0, p = 0, y = 0, py = 0;
 };
 
-#define DETOPS_MASK_TERMS(C)                                                                                        \
-  DETOPS_CLONES DETOPS_FLATTEN inline void add_terms(const C* __restrict__ x, const C* __restrict__ y, int64_t count, \
-                                                     C* __restrict__ p, C* __restrict__ room, MaskSums& sums) {     \
-    for (int64_t i = 0; i < count; ++i) {                                                                           \
-      C up;                                                                                                         \
-      softplus_and_sigmoid(x[i], up, p[i]);                                                                         \
-      room[i] = up - x[i] * y[i];                                                                                   \
-    }                                                                                                               \
-    sums.bce += sum_of(room, count), sums.p += sum_of(p, count), sums.y += sum_of(y, count);                        \
-    for (int64_t i = 0; i < count; ++i) room[i] = p[i] * y[i];                                                      \
-    sums.py += sum_of(room, count);                                                                                 \
-  }                                                                                                                 \
-  /* The gradient of `of_bce` times (p - y) and of dice, whose slope by p is constant - 2 y / total, times its factor. */ \
-  DETOPS_CLONES DETOPS_FLATTEN inline void slopes(const C* __restrict__ x, const C* __restrict__ y, int64_t count,  \
-                                                  C of_bce, C constant, C of_label, C* __restrict__ out) {          \
-    for (int64_t i = 0; i < count; ++i) {                                                                           \
-      C up, p;                                                                                                      \
-      softplus_and_sigmoid(x[i], up, p);                                                                            \
-      out[i] = of_bce * (p - y[i]) + (constant - of_label * y[i]) * (p * (C(1) - p));                               \
-    }                                                                                                               \
-  }                                                                                                                 \
-  /* Sigmoids, and the sums of them and of softplus. */                                                             \
-  DETOPS_CLONES DETOPS_FLATTEN inline void add_sigmoids(const C* __restrict__ x, int64_t count, C* __restrict__ p,  \
-                                                        C* __restrict__ room, double& up, double& total) {          \
-    for (int64_t i = 0; i < count; ++i) softplus_and_sigmoid(x[i], room[i], p[i]);                                  \
-    up += sum_of(room, count), total += sum_of(p, count);                                                           \
+#define DETOPS_MASK_TERMS(C)                                                                                           \
+  DETOPS_CLONES DETOPS_FLATTEN inline void add_terms(const C* __restrict__ x, const C* __restrict__ y, int64_t count,  \
+                                                     C* __restrict__ p, C* __restrict__ room, MaskSums& sums) {        \
+    for (int64_t i = 0; i < count; ++i) {                                                                              \
+      C up;                                                                                                            \
+      softplus_and_sigmoid(x[i], up, p[i]);                                                                            \
+      room[i] = up - x[i] * y[i];                                                                                      \
+    }                                                                                                                  \
+    sums.bce += sum_of(room, count), sums.p += sum_of(p, count), sums.y += sum_of(y, count);                           \
+    for (int64_t i = 0; i < count; ++i) room[i] = p[i] * y[i];                                                         \
+    sums.py += sum_of(room, count);                                                                                    \
+  }                                                                                                                    \
+  /* The gradient of `of_bce` times (p - y) and of dice, whose slope by p is constant - 2 y / total, times its factor. \
+   */                                                                                                                  \
+  DETOPS_CLONES DETOPS_FLATTEN inline void slopes(const C* __restrict__ x, const C* __restrict__ y, int64_t count,     \
+                                                  C of_bce, C constant, C of_label, C* __restrict__ out) {             \
+    for (int64_t i = 0; i < count; ++i) {                                                                              \
+      C up, p;                                                                                                         \
+      softplus_and_sigmoid(x[i], up, p);                                                                               \
+      out[i] = of_bce * (p - y[i]) + (constant - of_label * y[i]) * (p * (C(1) - p));                                  \
+    }                                                                                                                  \
+  }                                                                                                                    \
+  /* Sigmoids, and the sums of them and of softplus. */                                                                \
+  DETOPS_CLONES DETOPS_FLATTEN inline void add_sigmoids(const C* __restrict__ x, int64_t count, C* __restrict__ p,     \
+                                                        C* __restrict__ room, double& up, double& total) {             \
+    for (int64_t i = 0; i < count; ++i) softplus_and_sigmoid(x[i], room[i], p[i]);                                     \
+    up += sum_of(room, count), total += sum_of(p, count);                                                              \
   }
 DETOPS_MASK_TERMS(float)
 DETOPS_MASK_TERMS(double)

@@ -12,8 +12,8 @@ namespace {
 
 // The rows of an image that lie between the same two rows of a mask.
 struct Pieces {
-  std::vector<int32_t> index, first, end;      // row of the mask; rows of the image, from the axis' first
-  std::vector<float> from, to;                 // fraction at the first row, and at the last
+  std::vector<int32_t> index, first, end;  // row of the mask; rows of the image, from the axis' first
+  std::vector<float> from, to;             // fraction at the first row, and at the last
 
   explicit Pieces(const Axis& y) {
     const int32_t count = static_cast<int32_t>(y.end - y.begin);
@@ -34,8 +34,8 @@ struct Pieces {
 
 // One column of the mask between two of its own, and for each piece whether its first and last pixel are above.
 DETOPS_CLONES void evaluate(const float* left, const float* right, float fraction, float* column, int64_t rows,
-                            const int32_t* index, const float* from, const float* to, float threshold,
-                            uint8_t* states, int64_t pieces) {
+                            const int32_t* index, const float* from, const float* to, float threshold, uint8_t* states,
+                            int64_t pieces) {
   for (int64_t r = 0; r < rows; ++r) column[r] = between(left[r], right[r], fraction);
   for (int64_t p = 0; p < pieces; ++p) {
     const float above = column[index[p]], below = column[index[p] + 1];

@@ -22,15 +22,14 @@ struct Candidates {
 
 // Drops the candidates in [i + 1, end) that overlap candidate i too much. Two loops with a buffer between them, and
 // areas computed beforehand: so no product is fused into a sum, and all implementations round alike.
-#define DETOPS_DROP(T)                                                                                              \
-  DETOPS_CLONES void intersect(const T* x1, const T* y1, const T* x2, const T* y2, T* inter, int64_t i,             \
-                               int64_t end) {                                                                       \
-    const Box<T> box{x1[i], y1[i], x2[i], y2[i]};                                                                   \
-    for (int64_t j = i + 1; j < end; ++j) inter[j] = intersection(box, Box<T>{x1[j], y1[j], x2[j], y2[j]});         \
-  }                                                                                                                 \
-  DETOPS_CLONES void drop(const T* area, const T* inter, uint8_t* alive, int64_t i, int64_t end, T threshold) {     \
-    const T own = area[i];                                                                                          \
-    for (int64_t j = i + 1; j < end; ++j) alive[j] &= !(iou(inter[j], own, area[j]) > threshold);                   \
+#define DETOPS_DROP(T)                                                                                                 \
+  DETOPS_CLONES void intersect(const T* x1, const T* y1, const T* x2, const T* y2, T* inter, int64_t i, int64_t end) { \
+    const Box<T> box{x1[i], y1[i], x2[i], y2[i]};                                                                      \
+    for (int64_t j = i + 1; j < end; ++j) inter[j] = intersection(box, Box<T>{x1[j], y1[j], x2[j], y2[j]});            \
+  }                                                                                                                    \
+  DETOPS_CLONES void drop(const T* area, const T* inter, uint8_t* alive, int64_t i, int64_t end, T threshold) {        \
+    const T own = area[i];                                                                                             \
+    for (int64_t j = i + 1; j < end; ++j) alive[j] &= !(iou(inter[j], own, area[j]) > threshold);                      \
   }
 DETOPS_DROP(float)
 DETOPS_DROP(double)
@@ -77,7 +76,7 @@ void suppress(const Input& in, int64_t b, T threshold, bool* keep) {
 }
 
 Tensor nms_mask(const Tensor boxes, const Tensor scores, const std::optional<Tensor> labels,
-           const std::optional<Tensor> valid, double iou_threshold) {
+                const std::optional<Tensor> valid, double iou_threshold) {
   STD_TORCH_CHECK(has_numbers(boxes, {-1, -1, 4}), "boxes: expected numbers of shape (B, N, 4)");
   const int64_t batch = boxes.size(0), count = boxes.size(1);
   STD_TORCH_CHECK(has_numbers(scores, {batch, count}), "scores: expected numbers of shape (B, N)");

@@ -1,7 +1,7 @@
 // What matching queries with masks costs, at points: the CPU kernel of point_mask_costs.
 //
-// Logits are read, their sigmoids made and both multiplied with the labels while they are in the cache: some queries and
-// points at a time. Every sum is taken by one thread in one order, so the number of threads changes nothing.
+// Logits are read, their sigmoids made and both multiplied with the labels while they are in the cache: some queries
+// and points at a time. Every sum is taken by one thread in one order, so the number of threads changes nothing.
 #include "mask_products.h"
 #include "mask_terms.h"
 #include "mask_labels.h"
@@ -96,8 +96,7 @@ std::tuple<Tensor, Tensor> compute(const Tensor& logits, const std::optional<Ten
           add_sigmoids(x, count, x + kPoints, spare.data(), up[k], total[k]);
         }
         for (int64_t block = 0; block < packed.blocks; ++block) {
-          add_products(rows.data(), packed.at(b, block, from), count, kPoints,
-                       sums.data() + block * kRows * kColumns);
+          add_products(rows.data(), packed.at(b, block, from), count, kPoints, sums.data() + block * kRows * kColumns);
         }
       }
       for (int64_t k = 0; k < some; ++k) {

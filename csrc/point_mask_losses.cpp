@@ -55,8 +55,7 @@ std::tuple<Tensor, Tensor> point_mask_losses(const Tensor maps, const Tensor ind
       return compute<float, float>(maps, index, points, labels, nearest, border, ScalarType::Float);
     case ScalarType::Double:
       return compute<double, double>(maps, index, points, labels, nearest, border, ScalarType::Double);
-    case ScalarType::Half:
-      return compute<Half, float>(maps, index, points, labels, nearest, border, ScalarType::Float);
+    case ScalarType::Half: return compute<Half, float>(maps, index, points, labels, nearest, border, ScalarType::Float);
     case ScalarType::BFloat16:
       return compute<BFloat16, float>(maps, index, points, labels, nearest, border, ScalarType::Float);
     default: STD_TORCH_CHECK(false, "maps: expected float32, float16, bfloat16 or float64");

@@ -65,8 +65,7 @@ Tensor point_mask_losses_backward(const Tensor maps, const Tensor index, const T
   STD_TORCH_CHECK(has_numbers(factors, {points.size(0), points.size(1), 2}),
                   "factors: expected numbers of shape (B, M, 2)");
   switch (maps.scalar_type()) {
-    case ScalarType::Float:
-      return compute<float, float>(maps, index, points, labels, sums, factors, nearest, border);
+    case ScalarType::Float: return compute<float, float>(maps, index, points, labels, sums, factors, nearest, border);
     case ScalarType::Double:
       return compute<double, double>(maps, index, points, labels, sums, factors, nearest, border);
     case ScalarType::Half: return compute<Half, float>(maps, index, points, labels, sums, factors, nearest, border);

@@ -166,8 +166,15 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
                     ": expected numbers of shape (B, A)");
   }
   const int64_t classes = maps[0].dim() == 4 ? maps[0].size(1) : 0;
-  Scores scores{{}, {}, maps[0].scalar_type(), Labels(labels, std::nullopt, in.num_boxes), reader_of(quality),
-                reader_of(weight), classes, {}, loss};
+  Scores scores{{},
+                {},
+                maps[0].scalar_type(),
+                Labels(labels, std::nullopt, in.num_boxes),
+                reader_of(quality),
+                reader_of(weight),
+                classes,
+                {},
+                loss};
   for (int64_t i = 0; i < levels; ++i) scores.scale.push_back(weight_of_class * Reader(scale).at(i * groups / levels));
   for (size_t i = 0; i < maps.size(); ++i) {
     const Tensor& level = maps[i];
@@ -205,13 +212,12 @@ std::tuple<Tensor, Tensor> positive_losses_(
     std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores, const std::vector<Tensor> bbox_preds,
     const std::vector<Tensor> soft_targets, const Tensor points, const Tensor boxes, const Tensor labels,
     const Tensor index, const std::optional<Tensor> quality, const std::optional<Tensor> weight,
-    const std::optional<Tensor> region, const Tensor background, const Tensor scale,
-    const std::vector<double> weights, int64_t class_kind, int64_t box_kind, double alpha,
-    double gamma, double temperature, double margin, int64_t) {
+    const std::optional<Tensor> region, const Tensor background, const Tensor scale, const std::vector<double> weights,
+    int64_t class_kind, int64_t box_kind, double alpha, double gamma, double temperature, double margin, int64_t) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   STD_TORCH_CHECK(weights.size() == 5, "weights: expected five numbers");
-  const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale,
-                                     weights[0], class_loss(class_kind, alpha, gamma), in);
+  const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale, weights[0],
+                                     class_loss(class_kind, alpha, gamma), in);
   const std::vector<Task> tasks = tasks_of(in);
   const bool wide = scores.type == ScalarType::Double;
   Tensor found = torch::stable::new_empty(cls_scores[0], {in.batch, in.num_points}, ScalarType::Float);

@@ -34,7 +34,7 @@ void clear(void* data, int64_t bytes, int64_t all_bytes) {
 }
 
 struct Factors {
-  const float* weight;  // (B, A)
+  const float* weight;          // (B, A)
   std::vector<double> of_loss;  // (4, L)
 };
 
@@ -45,26 +45,26 @@ struct Terms {
 };
 
 // The gradient by the logits of a group's distributions.
-#define DETOPS_GRADIENT(C)                                                                                            \
+#define DETOPS_GRADIENT(C)                                                                                         \
   DETOPS_CLONES inline void box_gradient(const Group<C>& group, const Terms<C>& f, bool has_box, bool has_teacher, \
-                                         C* g) {                                                                      \
-    if (!has_box) std::fill(g, g + group.bins * kSides, C(0));                                                        \
-    if (group.bins == 1) {                                                                                            \
-      if (has_box) std::copy(f.box, f.box + kSides, g);                                                               \
-      return;                                                                                                         \
-    }                                                                                                                 \
-    for (int64_t j = 0; has_box && j < group.bins; ++j) {                                                             \
-      const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                     \
-      for (int i = 0; i < kSides; ++i) {                                                                              \
-        const C near = C(1) - std::abs(group.exact[i] - bin);                                                         \
-        const C beyond = p[i] - (near > 0 ? near : 0);                                                                \
-        g[j * kSides + i] = f.box[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * beyond;                         \
-      }                                                                                                               \
-    }                                                                                                                 \
-    if (!has_teacher) return;                                                                                         \
-    for (int64_t j = 0; j < group.bins * kSides; j += kSides) {                                                       \
-      for (int i = 0; i < kSides; ++i) g[j + i] += f.ld[i] * (group.student[j + i] - group.teacher[j + i]);           \
-    }                                                                                                                 \
+                                         C* g) {                                                                   \
+    if (!has_box) std::fill(g, g + group.bins * kSides, C(0));                                                     \
+    if (group.bins == 1) {                                                                                         \
+      if (has_box) std::copy(f.box, f.box + kSides, g);                                                            \
+      return;                                                                                                      \
+    }                                                                                                              \
+    for (int64_t j = 0; has_box && j < group.bins; ++j) {                                                          \
+      const C bin = static_cast<C>(j), *p = &group.p[j * kSides];                                                  \
+      for (int i = 0; i < kSides; ++i) {                                                                           \
+        const C near = C(1) - std::abs(group.exact[i] - bin);                                                      \
+        const C beyond = p[i] - (near > 0 ? near : 0);                                                             \
+        g[j * kSides + i] = f.box[i] * p[i] * (bin - group.distance[i]) + f.dfl[i] * beyond;                       \
+      }                                                                                                            \
+    }                                                                                                              \
+    if (!has_teacher) return;                                                                                      \
+    for (int64_t j = 0; j < group.bins * kSides; j += kSides) {                                                    \
+      for (int i = 0; i < kSides; ++i) g[j + i] += f.ld[i] * (group.student[j + i] - group.teacher[j + i]);        \
+    }                                                                                                              \
   }
 DETOPS_GRADIENT(float)
 DETOPS_GRADIENT(double)
@@ -136,14 +136,16 @@ std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_pred
                                              const std::vector<Tensor> soft_targets, const Tensor points,
                                              const Tensor boxes, const Tensor index, const Tensor weight,
                                              const std::optional<Tensor> region, const Tensor factors,
-                                             const std::vector<double> weights, int64_t box_kind, double temperature, double margin, int64_t) {
+                                             const std::vector<double> weights, int64_t box_kind, double temperature,
+                                             double margin, int64_t) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   in.check_points(weight, ScalarType::Float, "weight: expected a contiguous float32 tensor (B, A)");
   const int64_t levels = static_cast<int64_t>(in.starts.size());
   const int64_t groups = factors.dim() == 2 ? factors.size(1) : 0;
   const int64_t rows = region ? 4 : !soft_targets.empty() ? 3 : in.bins > 1 ? 2 : 1;
-  STD_TORCH_CHECK(has_numbers(factors, {-1, groups}) && groups > 0 && levels % groups == 0 && factors.size(0) >= rows,
-                  "factors: expected numbers of shape (R, G), a row for each loss, G a divisor of the number of levels");
+  STD_TORCH_CHECK(
+      has_numbers(factors, {-1, groups}) && groups > 0 && levels % groups == 0 && factors.size(0) >= rows,
+      "factors: expected numbers of shape (R, G), a row for each loss, G a divisor of the number of levels");
   STD_TORCH_CHECK(weights.size() == 4, "weights: expected four numbers");
   Factors read{static_cast<const float*>(weight.const_data_ptr()), {}};
   for (int64_t k = 0; k < 4 * levels; ++k) {
@@ -152,8 +154,7 @@ std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_pred
   }
   std::vector<Tensor> gradients;
   for (const Tensor& preds : bbox_preds) {
-    gradients.push_back(
-        torch::stable::new_empty(preds, {preds.size(0), preds.size(1), preds.size(2), preds.size(3)}));
+    gradients.push_back(torch::stable::new_empty(preds, {preds.size(0), preds.size(1), preds.size(2), preds.size(3)}));
   }
   switch (bbox_preds[0].scalar_type()) {
     case ScalarType::Float: run_all<float, float>(in, read, gradients); break;

@@ -124,10 +124,10 @@ DETOPS_INLINE std::tuple<double, double> rows_of_band(const C* row, int64_t dept
   return {loss, ones};
 }
 
-#define DETOPS_BAND(C)                                                                                           \
-  DETOPS_CLONES DETOPS_FLATTEN std::tuple<double, double> add_band(                                              \
-      const C* row, int64_t depth, const C* values, C* gradient, int64_t apart, const uint8_t* labels,           \
-      int64_t label_row, int64_t rows, int64_t inside, C weight, C* part, Room<C>& room) {                       \
+#define DETOPS_BAND(C)                                                                                             \
+  DETOPS_CLONES DETOPS_FLATTEN std::tuple<double, double> add_band(                                                \
+      const C* row, int64_t depth, const C* values, C* gradient, int64_t apart, const uint8_t* labels,             \
+      int64_t label_row, int64_t rows, int64_t inside, C weight, C* part, Room<C>& room) {                         \
     return rows_of_band(row, depth, values, gradient, apart, labels, label_row, rows, inside, weight, part, room); \
   }
 DETOPS_BAND(float)
@@ -195,10 +195,10 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& coefficients, const Ten
         for (int64_t k = 0; k < depth; ++k) row[k] = static_cast<C>(coefficient.at(b, positive.point, k));
         const int64_t offset = (first - top) * depth * apart + w.x1;
         C* part = with_gradient ? partial.data() + (positive.parts + band - w.first_band()) * depth : nullptr;
-        const auto [loss, ones] = add_band(
-            row.data(), depth, values.data() + offset, with_gradient ? gradient.data() + offset : nullptr, apart,
-            label + ((b * boxes + positive.box) * height + first) * width + w.x1, width, last - first, w.x2 - w.x1,
-            static_cast<C>(w.weight * scale), part, room);
+        const auto [loss, ones] =
+            add_band(row.data(), depth, values.data() + offset, with_gradient ? gradient.data() + offset : nullptr,
+                     apart, label + ((b * boxes + positive.box) * height + first) * width + w.x1, width, last - first,
+                     w.x2 - w.x1, static_cast<C>(w.weight * scale), part, room);
         sums[task] += w.weight * (loss - (kind == kYolact ? kFar * ones : 0));
       }
       for (int64_t k = 0; with_gradient && k < depth; ++k) {
@@ -247,20 +247,18 @@ std::tuple<Tensor, Tensor, Tensor> prototype_losses(const Tensor coefficients, c
   STD_TORCH_CHECK(has_numbers(prototypes, {batch, coefficients.size(2), -1, -1}),
                   "prototypes: expected numbers of shape (B, K, h, w)");
   STD_TORCH_CHECK(has_numbers(cells, {batch, -1, 4}), "cells: expected numbers of shape (B, N, 4)");
-  STD_TORCH_CHECK(has_booleans(labels, {batch, cells.size(1), prototypes.size(2), prototypes.size(3)}) &&
-                      labels.is_contiguous(),
-                  "labels: expected contiguous bool of shape (B, N, h, w)");
+  STD_TORCH_CHECK(
+      has_booleans(labels, {batch, cells.size(1), prototypes.size(2), prototypes.size(3)}) && labels.is_contiguous(),
+      "labels: expected contiguous bool of shape (B, N, h, w)");
   STD_TORCH_CHECK(has_numbers(index, {batch, coefficients.size(1)}), "index: expected numbers of shape (B, A)");
-  STD_TORCH_CHECK(!scale || (scale->numel() == 1 && Reader::reads(scale->scalar_type())),
-                  "scale: expected one number");
+  STD_TORCH_CHECK(!scale || (scale->numel() == 1 && Reader::reads(scale->scalar_type())), "scale: expected one number");
   STD_TORCH_CHECK(kind == 0 || kind == kYolact, "kind: expected 0 or 1");
   const double factor = scale ? Reader(*scale).at(0) : 1;
   if (coefficients.scalar_type() == ScalarType::Double) {
     return compute<double>(coefficients, prototypes, labels, index, cells, factor, kind, with_gradient,
                            ScalarType::Double);
   }
-  return compute<float>(coefficients, prototypes, labels, index, cells, factor, kind, with_gradient,
-                        ScalarType::Float);
+  return compute<float>(coefficients, prototypes, labels, index, cells, factor, kind, with_gradient, ScalarType::Float);
 }
 
 }  // namespace

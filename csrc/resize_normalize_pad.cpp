@@ -55,9 +55,9 @@ struct Image {
   int64_t step, plane;  // floats from a pixel to the next, and from a channel to the next, in the blended row
 
   Image(const Tensor& image, int64_t height, int64_t width, bool antialias)
-      : data(static_cast<const uint8_t*>(image.const_data_ptr())),
-        channels(image.size(0)), stride_c(image.stride(0)), stride_h(image.stride(1)), stride_w(image.stride(2)),
-        rows(image.size(1), height, antialias), columns(image.size(2), width, antialias) {
+      : data(static_cast<const uint8_t*>(image.const_data_ptr())), channels(image.size(0)), stride_c(image.stride(0)),
+        stride_h(image.stride(1)), stride_w(image.stride(2)), rows(image.size(1), height, antialias),
+        columns(image.size(2), width, antialias) {
     one_run = (stride_c == 1 || channels == 1) && stride_w >= 1 && stride_w <= kMaxStep;
     step = one_run ? stride_w : 1;
     plane = one_run ? 1 : columns.size;
@@ -73,8 +73,7 @@ DETOPS_CLONES void blend(const uint8_t* a, const uint8_t* b, float weight_a, flo
   for (int64_t i = 0; i < count; ++i) out[i] = weight_a * a[i] + weight_b * b[i];
 }
 
-DETOPS_CLONES void add(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out,
-                       int64_t count) {
+DETOPS_CLONES void add(const uint8_t* a, const uint8_t* b, float weight_a, float weight_b, float* out, int64_t count) {
   for (int64_t i = 0; i < count; ++i) out[i] += weight_a * a[i] + weight_b * b[i];
 }
 

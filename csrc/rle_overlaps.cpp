@@ -9,9 +9,9 @@
 namespace detops {
 namespace {
 
-constexpr int64_t kStrip = 1 << 15;       // positions; 4 KiB of bits per mask
+constexpr int64_t kStrip = 1 << 15;  // positions; 4 KiB of bits per mask
 constexpr int64_t kWords = kStrip / 64;
-constexpr int64_t kWordsPerRun = 8;       // words that take as long to compare as one run to merge
+constexpr int64_t kWordsPerRun = 8;  // words that take as long to compare as one run to merge
 
 constexpr int64_t kMostLayers = 6;
 
@@ -39,7 +39,8 @@ struct Layers {
         if (k == layers.size()) layers.push_back({column, column, {}, {}});
         Layer& layer = layers[k];
         for (; layer.last < column; ++layer.last) layer.begin.push_back(0), layer.end.push_back(0);
-        layer.begin.push_back(static_cast<int32_t>(first - top)), layer.end.push_back(static_cast<int32_t>(until - top));
+        layer.begin.push_back(static_cast<int32_t>(first - top)),
+            layer.end.push_back(static_cast<int32_t>(until - top));
         ++layer.last;
         first = until;
       }

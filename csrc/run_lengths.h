@@ -75,8 +75,7 @@ class RunLengths {
  public:
   RunLengths(const Tensor& counts, const Tensor& offsets)
       : counts_(static_cast<const int32_t*>(counts.const_data_ptr())),
-        offsets_(static_cast<const int64_t*>(offsets.const_data_ptr())),
-        count(offsets.size(0) - 1) {}
+        offsets_(static_cast<const int64_t*>(offsets.const_data_ptr())), count(offsets.size(0) - 1) {}
 
   static void check(const char* name, const Tensor& counts, const Tensor& offsets) {
     STD_TORCH_CHECK(counts.dim() == 1 && counts.scalar_type() == ScalarType::Int && counts.is_contiguous(), name,

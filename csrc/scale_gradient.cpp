@@ -10,8 +10,8 @@
 namespace detops {
 namespace {
 
-#define DETOPS_SCALE(T, Compute)                                                              \
-  DETOPS_CLONES void scale(T* data, int64_t count, Compute factor) {                          \
+#define DETOPS_SCALE(T, Compute)                                                                          \
+  DETOPS_CLONES void scale(T* data, int64_t count, Compute factor) {                                      \
     for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<Compute>(data[i]) * factor); \
   }
 DETOPS_SCALE(float, float)
@@ -107,9 +107,10 @@ void scale_gradient_(std::vector<Tensor> gradients, const Tensor factor,
   const bool by_tensor = !columns && tensors > 1 && count > 1 && tensors % count == 0;
   const bool by_entry = !columns && tensors == 1 && first.dim() > 0 && count == first.size(0);
   const int64_t groups = columns ? static_cast<int64_t>(columns->size()) : 1;
-  STD_TORCH_CHECK((by_tensor || by_entry || (groups > 0 && count == groups)) && Reader::reads(factor.scalar_type()),
-                  "factor: expected one number, or one per G-th of the gradients, per group of columns, or per entry of the "
-                  "first dimension of a single gradient");
+  STD_TORCH_CHECK(
+      (by_tensor || by_entry || (groups > 0 && count == groups)) && Reader::reads(factor.scalar_type()),
+      "factor: expected one number, or one per G-th of the gradients, per group of columns, or per entry of the "
+      "first dimension of a single gradient");
   const Reader reader(factor);
   Factors all{{}, columns.value_or(std::vector<int64_t>{}), width};
   for (int64_t k = 0; k < count; ++k) all.numbers.push_back(factor.dim() > 0 ? reader.at(k) : reader.at(0));

@@ -76,27 +76,27 @@ Term at_label(const SetLosses& f, double x, const Sigmoid& s, double u) {
   }
 }
 
-#define DETOPS_DENSE(T, Compute)                                                                                   \
-  DETOPS_CLONES DETOPS_FLATTEN double dense_square(const T* x, T* g, int64_t count, const FocalFactors& f) {       \
-    return focal_run<Exponents::kTwoFour, false, false, T, Compute, Compute>(x, nullptr, nullptr, g, count, f);    \
-  }                                                                                                                \
-  DETOPS_CLONES DETOPS_FLATTEN double dense_any(const T* x, T* g, int64_t count, const FocalFactors& f) {          \
-    return focal_run<Exponents::kAny, false, false, T, Compute, Compute>(x, nullptr, nullptr, g, count, f);        \
-  }                                                                                                                \
-  /* -log softmax(x)[label], and its gradient times `scale`; a NaN reaches both. */                                \
-  DETOPS_CLONES double softmax_row(const T* x, T* g, int64_t count, int64_t label, double scale) {                 \
-    Compute most = static_cast<Compute>(x[0]), sum = 0;                                                            \
+#define DETOPS_DENSE(T, Compute)                                                                                      \
+  DETOPS_CLONES DETOPS_FLATTEN double dense_square(const T* x, T* g, int64_t count, const FocalFactors& f) {          \
+    return focal_run<Exponents::kTwoFour, false, false, T, Compute, Compute>(x, nullptr, nullptr, g, count, f);       \
+  }                                                                                                                   \
+  DETOPS_CLONES DETOPS_FLATTEN double dense_any(const T* x, T* g, int64_t count, const FocalFactors& f) {             \
+    return focal_run<Exponents::kAny, false, false, T, Compute, Compute>(x, nullptr, nullptr, g, count, f);           \
+  }                                                                                                                   \
+  /* -log softmax(x)[label], and its gradient times `scale`; a NaN reaches both. */                                   \
+  DETOPS_CLONES double softmax_row(const T* x, T* g, int64_t count, int64_t label, double scale) {                    \
+    Compute most = static_cast<Compute>(x[0]), sum = 0;                                                               \
     for (int64_t c = 1; c < count; ++c) most = static_cast<Compute>(x[c]) > most ? static_cast<Compute>(x[c]) : most; \
-    for (int64_t c = 0; c < count; ++c) {                                                                          \
-      const Compute y = static_cast<Compute>(x[c]);                                                                \
-      sum += exp_negative(y - most) + (y == y ? Compute(0) : std::numeric_limits<Compute>::quiet_NaN());           \
-    }                                                                                                              \
-    const Compute share = 1 / sum, factor = static_cast<Compute>(scale);                                           \
-    for (int64_t c = 0; g != nullptr && c < count; ++c) {                                                          \
-      const Compute p = exp_negative(static_cast<Compute>(x[c]) - most) * share;                                   \
-      g[c] = static_cast<T>(factor * (p - (c == label ? Compute(1) : Compute(0))));                                \
-    }                                                                                                              \
-    return std::log(static_cast<double>(sum)) + static_cast<double>(most) - static_cast<double>(x[label]);         \
+    for (int64_t c = 0; c < count; ++c) {                                                                             \
+      const Compute y = static_cast<Compute>(x[c]);                                                                   \
+      sum += exp_negative(y - most) + (y == y ? Compute(0) : std::numeric_limits<Compute>::quiet_NaN());              \
+    }                                                                                                                 \
+    const Compute share = 1 / sum, factor = static_cast<Compute>(scale);                                              \
+    for (int64_t c = 0; g != nullptr && c < count; ++c) {                                                             \
+      const Compute p = exp_negative(static_cast<Compute>(x[c]) - most) * share;                                      \
+      g[c] = static_cast<T>(factor * (p - (c == label ? Compute(1) : Compute(0))));                                   \
+    }                                                                                                                 \
+    return std::log(static_cast<double>(sum)) + static_cast<double>(most) - static_cast<double>(x[label]);            \
   }
 DETOPS_DENSE(float, float)
 DETOPS_DENSE(Half, float)
@@ -189,7 +189,7 @@ double class_block(const Input& in, const Rows<const T>& logits, const Rows<T>* 
       if (label < 0) continue;
       const double logit = static_cast<double>(logits.at(s, b, before + q)[label]);
       const Sigmoid sigmoid(logit);
-      const double u = in.quality ? std::clamp(in.quality->at(row + q), 0.0, 1.0)
+      const double u = in.quality         ? std::clamp(in.quality->at(row + q), 0.0, 1.0)
                        : f.kind == kFocal ? 0
                                           : in.iou(block.part->tensor, s, b, before + q, index[q]);
       const Term term = at_label(f, logit, sigmoid, u);
@@ -226,11 +226,10 @@ void box_block(const Input& in, T* l1_gradient, T* giou_gradient, const Block& b
 }
 
 std::tuple<Tensor, std::vector<Tensor>, Tensor> set_loss(
-                 const std::vector<Tensor> class_logits, const std::vector<Tensor> pred_boxes,
-                 const std::vector<int64_t> parts, const Tensor gt_boxes, const Tensor gt_labels, const Tensor index,
-                 const std::optional<Tensor> box_index, const std::optional<Tensor> quality, const Tensor scale,
-                 const std::vector<double> weights, int64_t kind, double alpha, double gamma, double factor,
-                 bool clamp, bool with_gradient) {
+    const std::vector<Tensor> class_logits, const std::vector<Tensor> pred_boxes, const std::vector<int64_t> parts,
+    const Tensor gt_boxes, const Tensor gt_labels, const Tensor index, const std::optional<Tensor> box_index,
+    const std::optional<Tensor> quality, const Tensor scale, const std::vector<double> weights, int64_t kind,
+    double alpha, double gamma, double factor, bool clamp, bool with_gradient) {
   STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t batch = gt_boxes.size(0);
   check_labels(gt_labels, std::nullopt, batch, gt_boxes.size(1), "gt_labels");
@@ -261,10 +260,19 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> set_loss(
   const auto pointer = [](const Tensor& t) { return static_cast<const int64_t*>(t.const_data_ptr()); };
   std::vector<Reader> readers;
   for (const Tensor& t : pred_boxes) readers.emplace_back(t);
-  const Input in{batch, classes, gt_boxes.size(1), readers, Reader(gt_boxes), Reader(scale),
-                 Labels(gt_labels, std::nullopt, gt_boxes.size(1)), pointer(index),
-                 box_index ? pointer(*box_index) : pointer(index), reader_of(quality), weights,
-                 {kind, alpha, gamma, factor}, clamp};
+  const Input in{batch,
+                 classes,
+                 gt_boxes.size(1),
+                 readers,
+                 Reader(gt_boxes),
+                 Reader(scale),
+                 Labels(gt_labels, std::nullopt, gt_boxes.size(1)),
+                 pointer(index),
+                 box_index ? pointer(*box_index) : pointer(index),
+                 reader_of(quality),
+                 weights,
+                 {kind, alpha, gamma, factor},
+                 clamp};
   using torch::stable::new_empty;
   std::vector<Tensor> gradients;
   for (size_t i = 0; with_gradient && i < class_logits.size(); ++i) {

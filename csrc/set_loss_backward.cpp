@@ -5,10 +5,10 @@
 namespace detops {
 namespace {
 
-#define DETOPS_SCALE_RUN(T, Compute)                                                                      \
-  DETOPS_CLONES void scale_run(T* data, int64_t count, double factor) {                                   \
-    const Compute f = static_cast<Compute>(factor);                                                       \
-    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<Compute>(data[i]) * f);      \
+#define DETOPS_SCALE_RUN(T, Compute)                                                                 \
+  DETOPS_CLONES void scale_run(T* data, int64_t count, double factor) {                              \
+    const Compute f = static_cast<Compute>(factor);                                                  \
+    for (int64_t i = 0; i < count; ++i) data[i] = static_cast<T>(static_cast<Compute>(data[i]) * f); \
   }
 DETOPS_SCALE_RUN(float, float)
 DETOPS_SCALE_RUN(Half, float)
@@ -75,9 +75,8 @@ Tensor set_loss_backward_(std::vector<Tensor> gradients, const Tensor box_gradie
       const int64_t set = row - part.sets_before, at = part.rows_before + (set * batch + image) * part.queries;
       if (up.at(row, 0) != 1) {
         Tensor& t = gradients[part.tensor];
-        with_type(t.scalar_type(), "gradients", [&](auto zero) {
-          scale_image<decltype(zero)>(t, part, set, image, up.at(row, 0));
-        });
+        with_type(t.scalar_type(), "gradients",
+                  [&](auto zero) { scale_image<decltype(zero)>(t, part, set, image, up.at(row, 0)); });
       }
       with_type(box_gradients.scalar_type(), "box_gradients", [&](auto zero) {
         using T = decltype(zero);

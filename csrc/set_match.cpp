@@ -71,8 +71,8 @@ DETOPS_CLONES void cost_row(const float* cx, const float* cy, const float* w, co
     const float width = w[q] > 0 ? w[q] : 0.0f, height = h[q] > 0 ? h[q] : 0.0f;
     const Box<float> p = box_around(cx[q], cy[q], width, height);
     const float inter = intersection(target, p), union_ = width * height + target_area - inter;
-    const float hull = (greater(target.x2, p.x2) - lesser(target.x1, p.x1)) *
-                       (greater(target.y2, p.y2) - lesser(target.y1, p.y1));
+    const float hull =
+        (greater(target.x2, p.x2) - lesser(target.x1, p.x1)) * (greater(target.y2, p.y2) - lesser(target.y1, p.y1));
     const float iou = union_ > 0 ? inter / union_ : 0.0f, empty = hull > 0 ? (hull - union_) / hull : 0.0f;
     cost[q] = (f.by_box * l1 + f.by_class * class_cost[q]) - f.by_giou * (iou - empty);
   }
@@ -210,11 +210,12 @@ void match_all(const std::vector<Tensor>& class_logits, const std::vector<Tensor
   });
 }
 
-std::tuple<Tensor, Tensor, Tensor> set_match(
-                 const std::vector<Tensor> class_logits, const std::vector<Tensor> pred_boxes, const Tensor gt_boxes,
-                 const Tensor gt_labels, const std::optional<Tensor> sample_sizes, int64_t num_classes, int64_t groups,
-                 int64_t kind, double alpha, double gamma, double eps, double class_cost, double box_cost,
-                 double giou_cost, const std::optional<Tensor> extra_cost) {
+std::tuple<Tensor, Tensor, Tensor> set_match(const std::vector<Tensor> class_logits,
+                                             const std::vector<Tensor> pred_boxes, const Tensor gt_boxes,
+                                             const Tensor gt_labels, const std::optional<Tensor> sample_sizes,
+                                             int64_t num_classes, int64_t groups, int64_t kind, double alpha,
+                                             double gamma, double eps, double class_cost, double box_cost,
+                                             double giou_cost, const std::optional<Tensor> extra_cost) {
   STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t batch = gt_boxes.size(0), most = gt_boxes.size(1);
   check_labels(gt_labels, sample_sizes, batch, most, "gt_labels");
@@ -235,9 +236,9 @@ std::tuple<Tensor, Tensor, Tensor> set_match(
                   "num_classes: expected at most as many as class_logits has");
   STD_TORCH_CHECK(groups > 0, "groups: expected at least 1");
   STD_TORCH_CHECK(kind == kSoftmaxCost || kind == kFocalCost, "kind: expected 0 or 1");
-  STD_TORCH_CHECK(!extra_cost ||
-                      has_numbers(*extra_cost, {class_logits[0].size(0), batch, class_logits[0].size(2), most}),
-                  "extra_cost: expected numbers of shape (S, B, Q, N)");
+  STD_TORCH_CHECK(
+      !extra_cost || has_numbers(*extra_cost, {class_logits[0].size(0), batch, class_logits[0].size(2), most}),
+      "extra_cost: expected numbers of shape (S, B, Q, N)");
   Tensor query_of = torch::stable::new_empty(gt_boxes, {sets, groups, batch, most}, ScalarType::Long);
   Tensor index = torch::stable::new_empty(gt_boxes, {rows}, ScalarType::Long);
   Tensor valid = torch::stable::new_empty(gt_boxes, {batch, most}, ScalarType::Bool);

@@ -237,9 +237,9 @@ class Match {
 
 std::tuple<Tensor, Tensor> simota_match(const std::vector<Tensor> class_logits, const Tensor objectness,
                                         const Tensor pred_boxes, const Tensor cells, const Tensor gt_boxes,
-                                        const Tensor gt_labels, const std::optional<Tensor> sample_sizes,
-                                        double radius, bool center_only, bool own_candidates, int64_t topk,
-                                        double k_scale, double iou_weight, double class_weight) {
+                                        const Tensor gt_labels, const std::optional<Tensor> sample_sizes, double radius,
+                                        bool center_only, bool own_candidates, int64_t topk, double k_scale,
+                                        double iou_weight, double class_weight) {
   STD_TORCH_CHECK(objectness.dim() == 2, "objectness: expected shape (B, A)");
   const int64_t batch = objectness.size(0), count = objectness.size(1);
   int64_t rows = 0;
@@ -260,8 +260,14 @@ std::tuple<Tensor, Tensor> simota_match(const std::vector<Tensor> class_logits, 
   Tensor index = torch::stable::new_empty(objectness, {batch, count}, ScalarType::Long);
   Tensor iou = torch::stable::new_empty(objectness, {batch, count}, ScalarType::Float);
   if (batch == 0 || count == 0) return {index, iou};
-  Settings settings{static_cast<float>(radius), center_only, own_candidates, topk, k_scale,
-                    static_cast<float>(iou_weight), static_cast<float>(class_weight), 0};
+  Settings settings{static_cast<float>(radius),
+                    center_only,
+                    own_candidates,
+                    topk,
+                    k_scale,
+                    static_cast<float>(iou_weight),
+                    static_cast<float>(class_weight),
+                    0};
   settings.most = std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(topk) * k_scale), 1, count);
   Match match(class_logits, objectness, pred_boxes, cells, gt_boxes, gt_labels, sample_sizes, settings);
   const int64_t boxes = gt_boxes.size(1);

@@ -52,9 +52,9 @@ struct Target {
 
 class Match {
  public:
-  Match(const std::vector<Tensor>& class_logits, const Tensor& pred_boxes, const Tensor& points,
-        const Tensor& gt_boxes, const Tensor& gt_labels, const std::optional<Tensor>& sizes,
-        const std::optional<Tensor>& valid, const Settings& settings)
+  Match(const std::vector<Tensor>& class_logits, const Tensor& pred_boxes, const Tensor& points, const Tensor& gt_boxes,
+        const Tensor& gt_labels, const std::optional<Tensor>& sizes, const std::optional<Tensor>& valid,
+        const Settings& settings)
       : batch_(pred_boxes.size(0)), count_(pred_boxes.size(1)), boxes_(gt_boxes.size(1)), settings_(settings),
         logits_(class_logits), pred_(pred_boxes), points_(points), gt_(gt_boxes), valid_(reader_of(valid)),
         labels_(gt_labels, sizes, boxes_),
@@ -150,8 +150,10 @@ class Match {
       int64_t from = 0, to = count;
       while (from < to) {
         const int64_t middle = (from + to) / 2;
-        if (beyond(line[middle * step])) to = middle;
-        else from = middle + 1;
+        if (beyond(line[middle * step]))
+          to = middle;
+        else
+          from = middle + 1;
       }
       return from;
     };
@@ -268,8 +270,15 @@ std::tuple<Tensor, Tensor> tal_match(const std::vector<Tensor> class_logits, con
   Tensor quality = torch::stable::new_empty(pred_boxes, {batch, count}, ScalarType::Float);
   if (batch == 0 || count == 0) return {index, quality};
   const Metric metric{static_cast<float>(alpha), static_cast<float>(beta), ciou};
-  const Settings settings{metric, topk, all_points, all_boxes, fallback, static_cast<float>(margin),
-                          static_cast<float>(reach), static_cast<float>(min_side), static_cast<float>(eps),
+  const Settings settings{metric,
+                          topk,
+                          all_points,
+                          all_boxes,
+                          fallback,
+                          static_cast<float>(margin),
+                          static_cast<float>(reach),
+                          static_cast<float>(min_side),
+                          static_cast<float>(eps),
                           std::min(topk, count)};
   Match match(class_logits, pred_boxes, points, gt_boxes, gt_labels, sample_sizes, valid, settings);
   const int64_t boxes = gt_boxes.size(1);

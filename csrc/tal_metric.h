@@ -79,9 +79,7 @@ struct Metric {
   }
 
   // An overlap below which no metric reaches `value`, since no p is above 1; a little lower, as it is rounded.
-  float least_overlap(float value) const {
-    return beta > 0 ? (1 - 1e-4f) * std::pow(value, 1 / beta) : 0.0f;
-  }
+  float least_overlap(float value) const { return beta > 0 ? (1 - 1e-4f) * std::pow(value, 1 / beta) : 0.0f; }
 };
 
 }  // namespace detops

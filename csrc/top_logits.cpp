@@ -73,7 +73,8 @@ inline void search_run(const T* data, const Task& task, const Level& level, cons
     if (!any_from(data + begin, end - begin, least)) continue;
     // In memory order either the index goes up by one, or points follow one another and then comes the next class.
     int64_t point = level.by_point ? 0 : begin % level.points;
-    int64_t index = level.start * level.classes + (level.by_point ? begin : begin / level.points + point * level.classes);
+    int64_t index =
+        level.start * level.classes + (level.by_point ? begin : begin / level.points + point * level.classes);
     for (int64_t i = begin; i < end; ++i) {
       const float x = static_cast<float>(data[i]);
       if (x >= least) keys.push_back(key_of(x, index));
@@ -86,10 +87,10 @@ inline void search_run(const T* data, const Task& task, const Level& level, cons
   }
 }
 
-#define DETOPS_SEARCH(T)                                                                              \
-  DETOPS_CLONES DETOPS_FLATTEN void search_task(const T* data, const Task& task, const Level& level,  \
-                                                const Search& search, std::vector<uint64_t>& keys) {  \
-    search_run(data, task, level, search, keys);                                                      \
+#define DETOPS_SEARCH(T)                                                                             \
+  DETOPS_CLONES DETOPS_FLATTEN void search_task(const T* data, const Task& task, const Level& level, \
+                                                const Search& search, std::vector<uint64_t>& keys) { \
+    search_run(data, task, level, search, keys);                                                     \
   }
 DETOPS_SEARCH(float)
 DETOPS_SEARCH(Half)
@@ -113,8 +114,7 @@ std::tuple<Tensor, Tensor> top_logits(const std::vector<Tensor> logits, double l
   std::vector<size_t> first_of_image;
   int64_t start = 0, width = 0;
   for (const Tensor& level : logits) {
-    STD_TORCH_CHECK(has_shape(level, {batch, classes, -1, -1}) && level.scalar_type() == type &&
-                        is_floating(type),
+    STD_TORCH_CHECK(has_shape(level, {batch, classes, -1, -1}) && level.scalar_type() == type && is_floating(type),
                     "logits: expected levels (B, C, H, W) of one floating-point dtype");
     STD_TORCH_CHECK(is_dense(level), "logits: expected levels that are contiguous or channels last");
     const int64_t points = level.size(2) * level.size(3);
@@ -126,7 +126,8 @@ std::tuple<Tensor, Tensor> top_logits(const std::vector<Tensor> logits, double l
     first_of_image.push_back(tasks.size());
     for (size_t i = 0; i < levels.size(); ++i) {
       const int64_t size = classes * levels[i].points;
-      for (int64_t begin = 0; begin < size; begin += kTask) tasks.push_back({i, b, begin, std::min(size, begin + kTask)});
+      for (int64_t begin = 0; begin < size; begin += kTask)
+        tasks.push_back({i, b, begin, std::min(size, begin + kTask)});
     }
   }
   first_of_image.push_back(tasks.size());

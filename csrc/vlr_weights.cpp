@@ -41,7 +41,7 @@ DETOPS_CLONES DETOPS_FLATTEN void visit(const Anchors& anchors, int64_t first, i
 }
 
 Tensor vlr_weights(const Tensor anchors, const Tensor gt_boxes, const Tensor threshold,
-                           const std::optional<Tensor> valid) {
+                   const std::optional<Tensor> valid) {
   STD_TORCH_CHECK(has_numbers(anchors, {-1, 4}), "anchors: expected numbers of shape (A, 4)");
   STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);

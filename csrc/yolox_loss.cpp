@@ -10,9 +10,9 @@
 namespace detops {
 namespace {
 
-constexpr int64_t kBlock = 512;  // cells
+constexpr int64_t kBlock = 512;    // cells
 constexpr double kLongest = 1e18;  // side of a predicted box, in pixels
-constexpr double kIgnored = -2;  // index of an ignored cell
+constexpr double kIgnored = -2;    // index of an ignored cell
 
 struct Options {
   int64_t kind;
@@ -36,7 +36,7 @@ inline C softplus(C x, C& sigmoid) {
 // class_row: the binary cross-entropy of a row of logits, with `target` for one class and 0 for the others, and its
 // gradient. objectness_row: the sum of softplus of a row of logits, and their sigmoids.
 #define DETOPS_ROW(C)                                                                                              \
-  DETOPS_CLONES C class_row(const C* logits, const C* pos_weight, int64_t count, int64_t label, C target, C scale,  \
+  DETOPS_CLONES C class_row(const C* logits, const C* pos_weight, int64_t count, int64_t label, C target, C scale, \
                             C* gradient) {                                                                         \
     C lanes[16] = {};                                                                                              \
     int64_t c = 0;                                                                                                 \
@@ -60,7 +60,7 @@ inline C softplus(C x, C& sigmoid) {
     gradient[label] = scale * ((1 - target) * p - weight * target * (1 - p));                                      \
     return sum - down + weight * target * up + (1 - target) * down;                                                \
   }                                                                                                                \
-  DETOPS_CLONES C objectness_row(const C* logits, int64_t count, C* sigmoid) {                                      \
+  DETOPS_CLONES C objectness_row(const C* logits, int64_t count, C* sigmoid) {                                     \
     C lanes[16] = {};                                                                                              \
     int64_t c = 0;                                                                                                 \
     for (; c + 16 <= count; c += 16) {                                                                             \
@@ -106,7 +106,7 @@ void positive_cell(const Level<T, C>& level, const Targets& targets, const Optio
   for (int i = 0; i < 2; ++i) {
     pred[i] = (t[i] - C(0.5)) * side;
     const C long_ = std::exp(t[2 + i]) * side;
-    const bool capped = long_ > C(kLongest);  // products of sides stay finite
+    const bool capped = long_ > C(kLongest);                         // products of sides stay finite
     pred[2 + i] = (capped ? C(kLongest) : long_) + C(0) * t[2 + i];  // an infinite logit shows as NaN
     slope[i] = side, slope[2 + i] = capped ? C(0) : pred[2 + i];
     exact[i] = target[i] / side + C(0.5);
@@ -168,9 +168,13 @@ Sums block(const Level<T, C>& level, const Targets& targets, const Options& o, c
 template <class T, class C>
 Sums one_level(const Tensor& output, Tensor* gradient, const Targets& targets, const Options& o, int64_t start) {
   const std::vector<C> pos_weight(targets.pos_weight.begin(), targets.pos_weight.end());
-  Level<T, C> level{static_cast<const T*>(output.const_data_ptr()), output.stride(0), output.stride(1),
-                    output.stride(2), gradient ? static_cast<T*>(gradient->mutable_data_ptr()) : nullptr,
-                    output.size(1), start};
+  Level<T, C> level{static_cast<const T*>(output.const_data_ptr()),
+                    output.stride(0),
+                    output.stride(1),
+                    output.stride(2),
+                    gradient ? static_cast<T*>(gradient->mutable_data_ptr()) : nullptr,
+                    output.size(1),
+                    start};
   const int64_t batch = output.size(0), per_image = (level.rows + kBlock - 1) / kBlock;
   std::vector<Sums> parts(batch * per_image);
   torch::stable::parallel_for(0, batch * per_image, 1, [&](int64_t first, int64_t last) {
@@ -187,10 +191,12 @@ Sums one_level(const Tensor& output, Tensor* gradient, const Targets& targets, c
   return sums;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> yolox_loss(
-    const std::vector<Tensor> outputs, const Tensor cells, const Tensor gt_boxes, const Tensor gt_labels,
-    const Tensor index, const Tensor iou, const Tensor scale, const std::optional<Tensor> class_pos_weight,
-    int64_t kind, bool use_l1, double iou_weight, double obj_weight, double cls_weight, bool with_gradient) {
+std::tuple<Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> outputs, const Tensor cells,
+                                                   const Tensor gt_boxes, const Tensor gt_labels, const Tensor index,
+                                                   const Tensor iou, const Tensor scale,
+                                                   const std::optional<Tensor> class_pos_weight, int64_t kind,
+                                                   bool use_l1, double iou_weight, double obj_weight, double cls_weight,
+                                                   bool with_gradient) {
   STD_TORCH_CHECK(!outputs.empty() && outputs[0].dim() == 3 && outputs[0].size(2) >= 5,
                   "outputs: expected levels of shape (B, A_l, 5 + C)");
   const int64_t batch = outputs[0].size(0), width = outputs[0].size(2);

@@ -90,7 +90,10 @@ class RTDetrInputs:
             places = [torch.cat([torch.arange(size) + 2 * most * k for k in range(groups)]) for size in sizes]
             split = [first, queries - first]
             meta = {"dn_positive_idx": places, "dn_num_group": groups, "dn_num_split": split}
-        self.leaves = [scene.logits.requires_grad_(), scene.pred.requires_grad_()]
+        outputs = scene.logits.detach(), scene.pred.detach()
+        self.stacks = [part[:-1].transpose(0, 1).contiguous().requires_grad_() for part in outputs]
+        self.encoder = [part[-1][:, first:].contiguous().requires_grad_() for part in outputs]
+        self.leaves = [*self.stacks, *self.encoder]
         extra: dict[str, Any] = {}
         if local:
             g = torch.Generator().manual_seed(1)
@@ -99,16 +102,14 @@ class RTDetrInputs:
             references = scene.pred[0].detach()[:, None].expand(-1, sets - 1, -1, -1)
             extra = {"predicted_corners": corners, "initial_reference_points": references}
             self.leaves.append(corners)
-        self.scene, self.first, self.config = scene, first, config(classes)
+        self.scene, self.config = scene, config(classes)
         self.extra = {"denoising_meta_values": meta, **extra}
 
     def loss(self, function: Callable[..., Any]) -> Tensor:
         """Compute the loss by Transformers' function or one of its signature."""
-        stacks = [part[:-1].transpose(0, 1) for part in (self.scene.logits, self.scene.pred)]
-        logits, pred = (stack[:, -1] for stack in stacks)
-        encoder = [part[-1][:, self.first :] for part in (self.scene.logits, self.scene.pred)]
+        logits, pred = (stack[:, -1] for stack in self.stacks)
         total: Tensor = function(
-            logits, self.scene.targets, logits.device, pred, self.config, *stacks, *encoder, **self.extra
+            logits, self.scene.targets, logits.device, pred, self.config, *self.stacks, *self.encoder, **self.extra
         )[0]
         return total
 

@@ -28,8 +28,9 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
             baselines = {"loop with SciPy": partial(_gradient, partial(loop_loss, scene), leaves)}
         theirs = module("transformers.loss.loss_rt_detr")
         if theirs is not None:
-            loss = partial(RTDetrInputs(scene, 0, local=False).loss, theirs.RTDetrForObjectDetectionLoss)
-            baselines["Transformers"] = partial(_gradient, loss, leaves)
+            inputs = RTDetrInputs(scene, 0, local=False)
+            loss = partial(inputs.loss, theirs.RTDetrForObjectDetectionLoss)
+            baselines["Transformers"] = partial(_gradient, loss, inputs.leaves)
         name = f"{layers} x {batch} x {queries} x {_sets.CLASSES}, {boxes} boxes"
         yield Case(name, ours, partial(_copy, scene), baselines, "copy of logits")
 

@@ -21,7 +21,7 @@ from typer.testing import CliRunner
 from detops import cli
 from detops.apps.data import shapes
 from detops.apps.data.dataset import Batch, CocoImages, Steps, load_image, open_annotations
-from detops.apps.train import families, models
+from detops.apps.train import families, models, optimizer
 from detops.apps.train.augment import Augmentation, augment
 from detops.apps.train.settings import Data, Distillation, Hardware, Network, Settings
 from detops.ground_truth import GroundTruth
@@ -451,9 +451,31 @@ def test_yolox_leaves_out_boxes_that_are_cut_away_and_ignores_crowds() -> None:
     assert parts(boxes, [1, 0], none) != alone
 
 
+def test_a_part_of_a_network_may_begin_its_learning_rate_again() -> None:
+    network = models.build("compact", 3, 8, "tal")
+    settings, total = Settings(epochs=1, lr=2.0, warmup=0.1), 100
+    made, schedule = optimizer.make(network, settings, total, fused=False)
+    of = {id(p): i for i, group in enumerate(made.param_groups) for p in group["params"]}
+    assert len(of) == len(list(network.parameters()))
+    late, early = (of[id(next(part.parameters()))] for part in (network.once, network.many))
+    rates = []
+    for _ in range(total):
+        rates.append([group["lr"] for group in made.param_groups])
+        made.step()
+        schedule.step()
+    first, second = ([row[i] for row in rates] for i in (early, late))
+    begin = network.begins_again(total)[1]
+    assert first[:begin] == second[:begin]
+    assert first == [2.0 * optimizer.lr_factor(step, total, 0.1) for step in range(total)]
+    assert second[begin:] == [2.0 * optimizer.lr_factor(step, total - begin, 0.1) for step in range(total - begin)]
+    assert max(second[begin:]) > 1.9 > 2 * max(first[begin:])
+    plain, _ = optimizer.make(models.build("compact", 3, 8, "gfl"), settings, total, fused=False)
+    assert len(plain.param_groups) == 2
+
+
 @pytest.mark.slow
 def test_the_second_head_goes_on_from_the_first_once(tmp_path: Path, folder: Path, monkeypatch: Any) -> None:
-    """After six tenths of the steps, in the network and in the average of its weights."""
+    """After seven tenths of the steps, in the network and in the average of its weights."""
     equal: list[tuple[int, int]] = []
     begin_step = models.CompactTaskAligned.begin_step
 
@@ -465,7 +487,7 @@ def test_the_second_head_goes_on_from_the_first_once(tmp_path: Path, folder: Pat
 
     monkeypatch.setattr(models.CompactTaskAligned, "begin_step", spied)
     run(tmp_path / "run", folder, detector="tal", epochs=2)
-    assert equal == [(6, 10), (6, 10)]
+    assert equal == [(7, 10), (7, 10)]
     state = weights(tmp_path / "run")
     assert any(
         not torch.equal(state[name], state[name.replace("once", "many.heads")]) for name in state if "once" in name

@@ -7,7 +7,6 @@ TORCHVISION ?= torchvision==0.28.0
 RUN := .venv/bin/python
 READY := .venv/.ready
 TESTED := .venv/.tested
-DOCUMENTED := .venv/.documented
 RESULTS := benchmarks/results
 # The ops that have a C++ kernel.
 CPU_OPS := $(basename $(notdir $(filter-out csrc/build_info.cpp,$(wildcard csrc/*.cpp))))
@@ -38,7 +37,7 @@ lint: $(READY) ## format, lint, workflows, and the floors of the layout
 types: $(READY) ## check the types
 	.venv/bin/mypy
 
-docs: $(DOCUMENTED) ## build the documentation site into build/docs
+docs: $(READY) ## build the documentation site into build/docs
 	$(RUN) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "build/docs/index.html"
 
@@ -72,11 +71,7 @@ $(READY): pyproject.toml setup.py $(wildcard csrc/* tools/*)
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(RUN) -m pip install --quiet --upgrade "setuptools>=77" wheel
 	$(RUN) -m pip install --quiet "$(TORCH)"
-	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev]"
-	touch $@
-
-$(DOCUMENTED): $(READY)
-	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[docs]"
+	$(RUN) -m pip install --quiet --no-build-isolation --editable ".[dev,docs]"
 	touch $@
 
 # Packages that some tests need beside the extra dev; these tests are skipped if one cannot be installed.

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 # Read when PyTorch is imported, and by the processes that tests start. Workers of pytest-xdist share the cores: with
 # all cores each, they wait for one another, and the tests take three times as long.
@@ -44,3 +45,17 @@ def unwritten_memory_is_nan() -> Iterator[None]:
     torch.set_deterministic_debug_mode("warn")
     yield
     torch.set_deterministic_debug_mode("default")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that `detops train --data` takes, with four images to train on and two to evaluate on."""
+    from predict_runs import write_shapes  # needs the extra train
+
+    return write_shapes(tmp_path_factory.mktemp("data"))
+
+
+@pytest.fixture
+def without_reports(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no report, which takes longer than a short training; its tests are elsewhere."""
+    monkeypatch.setattr("detops.apps.report.report.write", lambda *_, **__: None)

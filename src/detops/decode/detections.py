@@ -10,6 +10,7 @@ from torch import Tensor
 
 from detops import ops
 from detops.geometry.levels import ImageSizes, dense_map, image_sizes_tensor
+from detops.geometry.ordering import ordered_keys
 
 LOWEST = torch.finfo(torch.float32).min  # of the finite numbers
 
@@ -83,7 +84,7 @@ def top(values: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
     if torch.compiler.is_exporting():
         found = values.topk(k, 1)
         return found.values, found.indices
-    best = _index_of(_keys(values, signed).topk(k, 1).values)
+    best = _index_of(ordered_keys(values, signed).topk(k, 1).values)
     return values.gather(1, best), best
 
 
@@ -120,20 +121,6 @@ def _exported_top_classes(levels: Sequence[Tensor], count: int) -> tuple[Tensor,
         start += flat.shape[1]
     order = torch.cat(best, 1).topk(sum(part.shape[1] for part in best), 1)
     return order.values.sigmoid(), torch.cat(index, 1).gather(1, order.indices)
-
-
-def _keys(values: Tensor, signed: bool) -> Tensor:
-    """Return int64 (B, M) that sort as float32 values do, and equal ones by their index, the lowest last.
-
-    `torch.topk` does not define which of equal values it takes; these are all different: the bits of the value, changed
-    so that they sort as integers, less the index.
-    """
-    bits = values.view(torch.int32)
-    if signed:
-        bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
-        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
-    index = torch.arange(0, -values.shape[1], -1, device=values.device)
-    return torch.add(index, bits, alpha=2**32)
 
 
 def _index_of(keys: Tensor) -> Tensor:

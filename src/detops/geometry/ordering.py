@@ -1,4 +1,4 @@
-"""Bringing what takes part to the front."""
+"""Orders without a stable sort: what takes part first, and keys that are all different."""
 
 import torch
 from torch import Tensor
@@ -13,3 +13,17 @@ def true_first(mask: Tensor) -> Tensor:
     index = torch.arange(mask.shape[1], device=mask.device).expand_as(ahead)
     place = torch.where(mask, ahead - 1, ahead[:, -1:] + index - ahead)
     return torch.zeros_like(place).scatter(1, place, index)
+
+
+def ordered_keys(values: Tensor, signed: bool = True) -> Tensor:
+    """Return int64 (B, M) that sort as float32 values do, and equal ones by their index, the lowest last.
+
+    `torch.topk` does not define which of equal values it takes; these are all different: the bits of the value, changed
+    so that they sort as integers, less the index.
+    """
+    bits = values.view(torch.int32)
+    if signed:
+        bits = (values + 0.0).view(torch.int32)  # + 0.0 turns -0 into 0
+        bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
+    index = torch.arange(0, -values.shape[1], -1, device=values.device)
+    return torch.add(index, bits, alpha=2**32)

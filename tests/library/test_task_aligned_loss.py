@@ -292,3 +292,12 @@ def test_errors_of_the_maps() -> None:
     one = ([level[:1] for level in scores], [level[:1] for level in preds])
     with pytest.raises(ValueError, match="one_to_one: expected"):
         TaskAlignedLoss(CLASSES, 16, STRIDES)(scores, preds, targets, one_to_one=one)
+
+
+def test_a_second_head_takes_one_point_per_box() -> None:
+    scores, preds, targets = random_scene(12)
+    both = TaskAlignedLoss(CLASSES, 16, STRIDES)(scores, preds, targets, one_to_one=(scores, preds))
+    alone = TaskAlignedLoss(CLASSES, 16, STRIDES, rule=detops.TalRule(topk=1))(scores, preds, targets)
+    for name, loss in alone.items():
+        torch.testing.assert_close(both[f"{name}_one_to_one"], loss)
+        assert both[name] != loss

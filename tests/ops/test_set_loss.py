@@ -257,7 +257,7 @@ KERNELS = [
                     scale="*fp32", sums="*fp32", **TWO, **STRIDES, B="i32", C="i32", class_weight="fp32", alpha="fp32",
                     gamma="fp32", exponent="fp32", factor="fp32"),
                dict(PARTS=2, KIND=kind, FIXED=kind in (VARIFOCAL, MAL), SQUARE=kind == IA_BCE, SQUARE_GAMMA=kind != MAL,
-                    WITH_GRADIENT=True, DOUBLE=False, BLOCK=2048), 4)
+                    WITH_GRADIENT=True, DOUBLE=False, BLOCK=2048), 8)
         for kind in KINDS[1:]
     ],
     Kernel("softmax_kernel",

@@ -145,7 +145,7 @@ def _sign(x):
     return tl.where(x > 0, 1.0, tl.where(x < 0, -1.0, 0.0))
 
 
-@kernel(tensors=6)
+@kernel(tensors=6, num_warps=8)
 def logit_kernel(
     logits,  # a tuple: each part's (S, B, Q, C), rows contiguous
     gradients,  # a tuple: the same of the gradients; not written without WITH_GRADIENT

@@ -3,6 +3,7 @@
 // Each image's logits of a level are cut into blocks, in the order in which they lie in memory. The sums of the blocks
 // are added in order, so the result does not depend on the number of threads.
 #include "focal.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <tuple>
@@ -109,7 +110,7 @@ std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tens
     const int64_t points = level.size(2) * level.size(3), per_image = classes * points;
     void* gradient = nullptr;
     if (with_gradient) {
-      gradients.push_back(torch::stable::empty_like(level));
+      gradients.push_back(in_huge_pages(torch::stable::empty_like(level)));
       gradient = gradients.back().mutable_data_ptr();
     }
     for (int64_t b = 0; b < batch; ++b) {

@@ -3,6 +3,7 @@
 //
 // Sums are taken per block of fixed size and added in order, so the result does not depend on the number of threads.
 #include "focal.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <vector>
@@ -52,7 +53,8 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss(const Tensor logits, const Tensor
   STD_TORCH_CHECK(other == type || (other == ScalarType::Float && type != ScalarType::Double),
                   "target: expected the dtype of the logits, or float32");
   const FocalFactors f(alpha, gamma, pos_weight, neg_weight, scale);
-  Tensor gradient = with_gradient ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, {0});
+  Tensor gradient =
+      with_gradient ? in_huge_pages(torch::stable::empty_like(logits)) : torch::stable::new_empty(logits, {0});
   Tensor* g = with_gradient ? &gradient : nullptr;
   const bool same = other == type;
   std::vector<double> sums;

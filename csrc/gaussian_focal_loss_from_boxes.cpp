@@ -5,6 +5,7 @@
 // there. Sums are taken per strip and added in order, so the result does not depend on the number of threads.
 #include "focal.h"
 #include "gaussians.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <vector>
@@ -179,7 +180,8 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(const Tensor logits, c
   grid.strips = (grid.height + grid.strip_rows - 1) / grid.strip_rows;
   const Boxes boxes(centers, radii, labels, sample_sizes);
   const FocalFactors f(alpha, gamma, pos_weight, neg_weight, scale);
-  Tensor gradient = with_gradient ? torch::stable::empty_like(logits) : torch::stable::new_empty(logits, {0});
+  Tensor gradient =
+      with_gradient ? in_huge_pages(torch::stable::empty_like(logits)) : torch::stable::new_empty(logits, {0});
   Tensor* g = with_gradient ? &gradient : nullptr;
   const auto& w = negative_weight;
   const bool any = centers.size(1) > 0;

@@ -3,6 +3,7 @@
 // Queries are cut into blocks whose sums are added in order. The last layer's softmax is made once for a query and used
 // for all layers that learn from it, so that no distribution is ever stored.
 #include "local_loss.h"
+#include "outputs.h"
 
 namespace detops {
 namespace {
@@ -129,7 +130,7 @@ std::tuple<Tensor, Tensor> local_loss(const Tensor corners, const Tensor referen
   STD_TORCH_CHECK(has_numbers(teacher_logits, {in.batch, in.queries, -1}) && teacher_logits.size(2) > 0,
                   "teacher_logits: expected numbers of shape (B, Q, C)");
   using torch::stable::new_empty;
-  Tensor gradient = with_gradient ? torch::stable::empty_like(corners) : new_empty(corners, {0});
+  Tensor gradient = with_gradient ? in_huge_pages(torch::stable::empty_like(corners)) : new_empty(corners, {0});
   if (with_gradient) clear_gaps(gradient, 0, in.parts);
   const int64_t sets = sets_of(in.parts), blocks = (in.queries + kQueries - 1) / kQueries;
   const std::vector<Share> shares = shares_of(in);

@@ -86,6 +86,25 @@ struct PointTable {
   std::vector<float> single;
   std::vector<double> line;
 
+  // Hands the coordinates along an axis of points [from, from + count) of row m of image b to `take`, with their step.
+  template <class Take>
+  void along(const Tensor& points, const Reader& reader, int64_t b, int64_t m, int64_t from, int64_t count,
+             int64_t axis, const Take& take) {
+    if (points.scalar_type() == ScalarType::Float) {
+      const int64_t step = points.stride(2);
+      const float* data = static_cast<const float*>(points.const_data_ptr()) + b * points.stride(0) +
+                          m * points.stride(1) + from * step + axis * points.stride(3);
+      if (step != 2) return take(data, step);
+      // Pairs that lie together are taken apart first: a known step is vectorised better.
+      single.resize(count);
+      take_second(data, count, single.data());
+      return take(static_cast<const float*>(single.data()), int64_t(1));
+    }
+    line.resize(count);
+    for (int64_t i = 0; i < count; ++i) line[i] = reader.at(b, m, from + i, axis);
+    take(static_cast<const double*>(line.data()), int64_t(1));
+  }
+
   // Takes points [from, from + count) of row m of image b.
   void fill(const Tensor& points, const Reader& reader, int64_t b, int64_t m, int64_t from, int64_t count,
             int64_t height, int64_t width, int64_t by_row, int64_t by_column, bool nearest, bool border) {
@@ -93,23 +112,10 @@ struct PointTable {
     for (int64_t axis = 0; axis < 2; ++axis) {
       PointAxis<C>& to = axis == 0 ? x : y;
       const int64_t cells = axis == 0 ? width : height, stride = axis == 0 ? by_column : by_row;
-      if (points.scalar_type() == ScalarType::Float) {
-        const float* data = static_cast<const float*>(points.const_data_ptr()) + b * points.stride(0) +
-                            m * points.stride(1) + from * points.stride(2) + axis * points.stride(3);
-        // Pairs that lie together are taken apart first: a known step is vectorised better.
-        const bool pairs = points.stride(2) == 2;
-        if (pairs) {
-          single.resize(count);
-          take_second(data, count, single.data());
-        }
-        fill_axis(pairs ? single.data() : data, pairs ? 1 : points.stride(2), count, cells, stride, nearest, border,
-                  to.first.data(), to.second.data(), to.before.data(), to.after.data());
-      } else {
-        line.resize(count);
-        for (int64_t i = 0; i < count; ++i) line[i] = reader.at(b, m, from + i, axis);
-        fill_axis(line.data(), 1, count, cells, stride, nearest, border, to.first.data(), to.second.data(),
+      along(points, reader, b, m, from, count, axis, [&](const auto* given, int64_t step) {
+        fill_axis(given, step, count, cells, stride, nearest, border, to.first.data(), to.second.data(),
                   to.before.data(), to.after.data());
-      }
+      });
     }
     paired = by_column == 1 && width > 1;
     if (!paired) return;

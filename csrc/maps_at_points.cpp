@@ -1,5 +1,6 @@
 // Maps read at points, where they are and whatever their dtype: the CPU kernel of maps_at_points.
 #include "map_points.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <limits>
@@ -17,7 +18,7 @@ Tensor compute(const Tensor& maps, const std::optional<Tensor>& index, const Ten
                ScalarType wide) {
   const int64_t batch = points.size(0), rows = points.size(1), number = points.size(2);
   const int64_t count = maps.size(1), height = maps.size(2), width = maps.size(3);
-  Tensor result = torch::stable::new_empty(maps, {batch, rows, number}, wide);
+  Tensor result = in_huge_pages(torch::stable::new_empty(maps, {batch, rows, number}, wide));
   C* out = static_cast<C*>(result.mutable_data_ptr());
   const T* data = static_cast<const T*>(maps.const_data_ptr());
   const std::optional<Reader> chosen = reader_of(index);

@@ -2,6 +2,7 @@
 //
 // A map is written by one thread, which adds its rows of points in order: the number of threads changes nothing.
 #include "map_sums.h"
+#include "outputs.h"
 
 #include <limits>
 
@@ -16,7 +17,7 @@ Tensor compute(const Tensor& gradient, const std::optional<Tensor>& index, const
                int64_t height, int64_t width, bool border) {
   const int64_t batch = gradient.size(0), rows = gradient.size(1), number = gradient.size(2), size = height * width;
   const std::vector<int64_t> shape = {batch, count, height, width};
-  Tensor out = torch::stable::new_empty(gradient, shape);
+  Tensor out = in_huge_pages(torch::stable::new_empty(gradient, shape));
   T* data = static_cast<T*>(out.mutable_data_ptr());
   const T* given = static_cast<const T*>(gradient.const_data_ptr());
   const int64_t by_image = gradient.stride(0), by_row = gradient.stride(1), by_point = gradient.stride(2);

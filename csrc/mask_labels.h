@@ -9,28 +9,40 @@ namespace detops {
 
 constexpr int64_t kPoints = 1024;  // whose places and values are held at once
 
-// Of the cells around points, those that have a weight, which is 1, and it: reading the others as well would take
-// another line of the cache.
-#define DETOPS_NEAREST(C)                                                                                       \
-  DETOPS_CLONES inline void nearest_cells(const int32_t* __restrict__ left, const int32_t* __restrict__ right,  \
-                                          const C* __restrict__ by_left, const C* __restrict__ by_right,        \
-                                          const int32_t* __restrict__ top, const int32_t* __restrict__ bottom,  \
-                                          const C* __restrict__ by_top, const C* __restrict__ by_bottom,        \
-                                          int64_t count, int32_t* __restrict__ place, C* __restrict__ weight) { \
-    for (int64_t p = 0; p < count; ++p) {                                                                       \
-      const int32_t a = left[p], b = right[p], c = top[p], d = bottom[p];                                       \
-      place[p] = (by_right[p] != 0 ? b : a) + (by_bottom[p] != 0 ? d : c);                                      \
-      weight[p] = (by_left[p] + by_right[p]) * (by_top[p] + by_bottom[p]);                                      \
-    }                                                                                                           \
+// Adds to `place` the offset of the nearest of `cells` cells along an axis, `stride` apart, and multiplies `weight`
+// with 1 if it is there, else 0; points are `step` apart. The same arithmetic as that of `fill_axis`.
+#define DETOPS_NEAREST(P, C)                                                                                        \
+  DETOPS_CLONES inline void nearest_cells(const P* __restrict__ points, int64_t step, int64_t count, int64_t cells, \
+                                          int64_t stride, bool border, int32_t* __restrict__ place,                 \
+                                          C* __restrict__ weight) {                                                 \
+    const C size = static_cast<C>(cells), last = static_cast<C>(cells - 1), all = border ? C(1) : C(0);             \
+    const C half = C(0.5), above_half = half + half * std::numeric_limits<C>::epsilon();                            \
+    const int32_t apart = static_cast<int32_t>(stride), end = static_cast<int32_t>(cells);                          \
+    for (int64_t i = 0; i < count; ++i) {                                                                           \
+      const C scaled = static_cast<C>(points[i * step]) * size, given = scaled - half;                              \
+      const C low = given > 0 ? given : C(0), held = low < last ? low : last; /* 0 for NaN */                       \
+      const C from = given > -1 ? C(1) : C(0), to = given < size ? C(1) : C(0), within = from * to;                 \
+      const C there = all > within ? all : within, inner = within > 0 ? given : C(0);                               \
+      const C position = all > 0 ? held : inner;                                                                    \
+      const int32_t whole = static_cast<int32_t>(position);                                                         \
+      const int32_t cell = whole - (position < static_cast<C>(whole) ? 1 : 0);                                      \
+      const C far = position - static_cast<C>(cell), up = (cell & 1) != 0 ? half : above_half;                      \
+      const int32_t nearest = cell + (far >= up ? 1 : 0);                                                           \
+      const int32_t inside = nearest < end ? nearest : end - 1, held_cell = inside > 0 ? inside : 0;                \
+      place[i] += held_cell * apart;                                                                                \
+      weight[i] *= held_cell == nearest ? there : C(0);                                                             \
+    }                                                                                                               \
   }
-DETOPS_NEAREST(float)
-DETOPS_NEAREST(double)
+DETOPS_NEAREST(float, float)
+DETOPS_NEAREST(double, float)
+DETOPS_NEAREST(float, double)
+DETOPS_NEAREST(double, double)
 #undef DETOPS_NEAREST
 
-// A table of points, and the nearest cell of each.
+// A table of points for labels: cells around each to blend, or the nearest one and whether it is there.
 template <class C>
 struct LabelTable : PointTable<C> {
-  std::vector<int32_t> place = std::vector<int32_t>(kPoints);
+  std::vector<int32_t> nearest = std::vector<int32_t>(kPoints);
   std::vector<C> weight = std::vector<C>(kPoints);
 };
 
@@ -111,18 +123,27 @@ class MaskLabels {
 
   template <class C>
   void fill(LabelTable<C>& table, int64_t b, int64_t m, int64_t from, int64_t count) const {
-    table.fill(points_, point_reader_, b, m, from, count, height_, width_, labels_.stride(2), labels_.stride(3),
-               nearest_, border_);
+    if (!nearest_) {
+      table.fill(points_, point_reader_, b, m, from, count, height_, width_, labels_.stride(2), labels_.stride(3),
+                 false, border_);
+      return;
+    }
+    std::fill_n(table.nearest.data(), count, 0);
+    std::fill_n(table.weight.data(), count, C(1));
+    for (int64_t axis = 0; axis < 2; ++axis) {
+      const int64_t cells = axis == 0 ? width_ : height_, stride = labels_.stride(axis == 0 ? 3 : 2);
+      table.along(points_, point_reader_, b, m, from, count, axis, [&](const auto* line, int64_t step) {
+        nearest_cells(line, step, count, cells, stride, border_, table.nearest.data(), table.weight.data());
+      });
+    }
   }
 
   template <class T, class C>
   void read_map(const T* map, LabelTable<C>& at, int64_t from, int64_t count, C* out) const {
     if (from == 0) prefetch_for(map, points_.size(2), height_, width_, labels_.stride(2), labels_.stride(3));
     if (!nearest_) return read_points(map, at, count, out);
-    nearest_cells(at.x.first.data(), at.x.second.data(), at.x.before.data(), at.x.after.data(), at.y.first.data(),
-                  at.y.second.data(), at.y.before.data(), at.y.after.data(), count, at.place.data(), at.weight.data());
     for (int64_t p = 0; p < count; ++p) {
-      const C value = static_cast<C>(map[at.place[p]]);
+      const C value = static_cast<C>(map[at.nearest[p]]);
       out[p] = at.weight[p] != 0 ? value : C(0);
     }
   }

@@ -69,4 +69,39 @@ DETOPS_MASK_TERMS(float)
 DETOPS_MASK_TERMS(double)
 #undef DETOPS_MASK_TERMS
 
+// The slope of a pair's losses by a logit is a (p - y) + b p (1 - p) - c y p (1 - p), of which a, b and c are known
+// only once all points were read. So the three terms are spread over the cells of the map on their own, kTerms numbers
+// to a cell, the last of them without a meaning, and weighed at the end.
+constexpr int64_t kTerms = 4;
+
+#define DETOPS_SPREAD_TERMS(C)                                                                                     \
+  DETOPS_CLONES inline void spread_terms(const int32_t* __restrict__ place, const int32_t* __restrict__ top,       \
+                                         const int32_t* __restrict__ bottom, const C* __restrict__ left,           \
+                                         const C* __restrict__ right, const C* __restrict__ by_top,                \
+                                         const C* __restrict__ by_bottom, const C* __restrict__ p,                 \
+                                         const C* __restrict__ y, int64_t count, C* __restrict__ cells) {          \
+    for (int64_t i = 0; i < count; ++i) {                                                                          \
+      const C both = p[i] * (C(1) - p[i]), terms[kTerms] = {p[i] - y[i], both, y[i] * both, C(1)};                 \
+      C* const above = cells + kTerms * (top[i] + place[i]);                                                       \
+      C* const below = cells + kTerms * (bottom[i] + place[i]);                                                    \
+      const C a = by_top[i] * left[i], b = by_top[i] * right[i], c = by_bottom[i] * left[i],                       \
+              d = by_bottom[i] * right[i];                                                                         \
+      for (int k = 0; k < kTerms; ++k) above[k] += a * terms[k];                                                   \
+      for (int k = 0; k < kTerms; ++k) above[kTerms + k] += b * terms[k];                                          \
+      for (int k = 0; k < kTerms; ++k) below[k] += c * terms[k];                                                   \
+      for (int k = 0; k < kTerms; ++k) below[kTerms + k] += d * terms[k];                                          \
+    }                                                                                                              \
+  }                                                                                                                \
+  /* Adds the terms of all cells, each times its factor, and clears them. */                                       \
+  DETOPS_CLONES inline void weigh_terms(C* __restrict__ cells, int64_t size, C a, C b, C c, C* __restrict__ out) { \
+    for (int64_t i = 0; i < size; ++i) {                                                                           \
+      C* const cell = cells + kTerms * i;                                                                          \
+      out[i] += cell[3] != 0 ? a * cell[0] + b * cell[1] - c * cell[2] : C(0);                                     \
+      cell[0] = cell[1] = cell[2] = cell[3] = C(0);                                                                \
+    }                                                                                                              \
+  }
+DETOPS_SPREAD_TERMS(float)
+DETOPS_SPREAD_TERMS(double)
+#undef DETOPS_SPREAD_TERMS
+
 }  // namespace detops

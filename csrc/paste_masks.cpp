@@ -3,6 +3,7 @@
 // The rows of all images form one range, which is divided among torch's threads. A mask is first interpolated along x,
 // which gives one row of the box's width for each of its own few rows; each row of the image lies between two of those.
 #include "mask_sampling.h"
+#include "outputs.h"
 
 #include <cstring>
 
@@ -56,7 +57,7 @@ class Paster {
 
 Tensor paste_masks(const Tensor masks, const Tensor boxes, int64_t height, int64_t width, double threshold) {
   check_masks(masks, boxes, height, width, threshold);
-  Tensor out = torch::stable::new_empty(masks, {masks.size(0), height, width}, ScalarType::Bool);
+  Tensor out = in_huge_pages(torch::stable::new_empty(masks, {masks.size(0), height, width}, ScalarType::Bool));
   const Masks input(masks, boxes);
   const Paster paster(input, height, width, static_cast<float>(threshold),
                       static_cast<uint8_t*>(out.mutable_data_ptr()));

@@ -1,7 +1,8 @@
-// The gradient of mask losses at points, by the maps: the CPU kernel of point_mask_losses_backward.
+// The gradient of mask losses at points, by the maps: the CPU kernel of point_mask_losses_backward_.
 //
-// Logits and labels are read again, which takes less time than keeping them takes memory. A map is written by one
-// thread, which adds its rows of points in order: the number of threads changes nothing.
+// A gradient that is known for factors of 1 is scaled, if all losses have one factor. Else logits and labels are read
+// again, which takes less time than keeping them takes memory. A map is written by one thread, which adds its rows of
+// points in order: the number of threads changes nothing.
 #include "mask_terms.h"
 #include "map_sums.h"
 #include "mask_labels.h"
@@ -9,18 +10,46 @@
 namespace detops {
 namespace {
 
+// The one factor of all losses of pairs that have a map, 1 without such pairs; none if they differ.
+std::optional<double> common_factor(const Tensor& index, const Tensor& factors, int64_t count) {
+  const Reader chosen(index), factor(factors);
+  std::optional<double> found;
+  for (int64_t b = 0; b < index.size(0); ++b) {
+    for (int64_t m = 0; m < index.size(1); ++m) {
+      const double q = chosen.at(b, m);
+      if (q < 0 || q >= static_cast<double>(count)) continue;
+      for (int64_t i = 0; i < 2; ++i) {
+        if (!found) found = factor.at(b, m, i);
+        if (factor.at(b, m, i) != *found) return std::nullopt;
+      }
+    }
+  }
+  return found.value_or(1);
+}
+
 template <class T, class C>
-Tensor compute(const Tensor& maps, const Tensor& index, const Tensor& points, const Tensor& labels, const Tensor& sums,
-               const Tensor& factors, bool nearest, bool border) {
+void compute(Tensor& gradient, const Tensor& maps, const Tensor& index, const Tensor& points, const Tensor& labels,
+             const Tensor& sums, const Tensor& factors, bool nearest, bool border, bool known) {
   const int64_t batch = points.size(0), rows = points.size(1), number = points.size(2);
   const int64_t count = maps.size(1), height = maps.size(2), width = maps.size(3), size = height * width;
-  const std::vector<int64_t> shape = {batch, count, height, width};
-  Tensor out = torch::stable::new_empty(maps, shape);
-  T* sink = static_cast<T*>(out.mutable_data_ptr());
+  T* sink = static_cast<T*>(gradient.mutable_data_ptr());
+  const RowsOfMaps of(index, batch, rows, count);
+  const std::optional<double> common = known ? common_factor(index, factors, count) : std::nullopt;
+  if (common) {
+    if (*common == 1) return;
+    torch::stable::parallel_for(0, batch * count, 1, [&](int64_t begin, int64_t end) {
+      for (int64_t map = begin; map < end; ++map) {
+        if (of.first[map] < 0) continue;
+        for (int64_t i = map * size; i < (map + 1) * size; ++i) {
+          sink[i] = static_cast<T>(static_cast<C>(sink[i]) * static_cast<C>(*common));
+        }
+      }
+    });
+    return;
+  }
   const T* data = static_cast<const T*>(maps.const_data_ptr());
   const Reader reader(points), sum(sums), factor(factors);
   const MaskLabels labels_at(labels, points, nearest, border);
-  const RowsOfMaps of(index, batch, rows, count);
   const bool plain = maps.stride(3) == 1 && maps.stride(2) == width;
   torch::stable::parallel_for(0, batch * count, 1, [&](int64_t begin, int64_t end) {
     std::vector<C> added;
@@ -55,22 +84,28 @@ Tensor compute(const Tensor& maps, const Tensor& index, const Tensor& points, co
       store_cells(into, size, to);
     }
   });
-  return out;
 }
 
-Tensor point_mask_losses_backward(const Tensor maps, const Tensor index, const Tensor points, const Tensor labels,
-                                  const Tensor sums, const Tensor factors, bool nearest, bool border) {
+void point_mask_losses_backward_(Tensor gradient, const Tensor maps, const Tensor index, const Tensor points,
+                                 const Tensor labels, const Tensor sums, const Tensor factors, bool nearest,
+                                 bool border, bool known) {
   check_map_points(maps, index, points);
+  STD_TORCH_CHECK(is_floating(maps.scalar_type()), "maps: expected floating point");
+  STD_TORCH_CHECK(has_shape(gradient, {maps.size(0), maps.size(1), maps.size(2), maps.size(3)}) &&
+                      gradient.scalar_type() == maps.scalar_type() && gradient.is_contiguous(),
+                  "gradient: expected a contiguous tensor of the maps' shape and dtype");
   STD_TORCH_CHECK(has_numbers(sums, {points.size(0), points.size(1), 2}), "sums: expected numbers of shape (B, M, 2)");
   STD_TORCH_CHECK(has_numbers(factors, {points.size(0), points.size(1), 2}),
                   "factors: expected numbers of shape (B, M, 2)");
+  const auto run = [&](auto map, auto computed) {
+    compute<decltype(map), decltype(computed)>(gradient, maps, index, points, labels, sums, factors, nearest, border,
+                                               known);
+  };
   switch (maps.scalar_type()) {
-    case ScalarType::Float: return compute<float, float>(maps, index, points, labels, sums, factors, nearest, border);
-    case ScalarType::Double:
-      return compute<double, double>(maps, index, points, labels, sums, factors, nearest, border);
-    case ScalarType::Half: return compute<Half, float>(maps, index, points, labels, sums, factors, nearest, border);
-    case ScalarType::BFloat16:
-      return compute<BFloat16, float>(maps, index, points, labels, sums, factors, nearest, border);
+    case ScalarType::Float: return run(float(), float());
+    case ScalarType::Double: return run(double(), double());
+    case ScalarType::Half: return run(Half(), float());
+    case ScalarType::BFloat16: return run(BFloat16(), float());
     default: STD_TORCH_CHECK(false, "maps: expected float32, float16, bfloat16 or float64");
   }
 }
@@ -79,5 +114,5 @@ Tensor point_mask_losses_backward(const Tensor maps, const Tensor index, const T
 }  // namespace detops
 
 STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) {
-  m.impl("point_mask_losses_backward", TORCH_BOX(&detops::point_mask_losses_backward));
+  m.impl("point_mask_losses_backward_", TORCH_BOX(&detops::point_mask_losses_backward_));
 }

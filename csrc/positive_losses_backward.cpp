@@ -1,6 +1,7 @@
 // The gradient of the box losses: the CPU kernel of positive_losses_backward. Runs of points are divided among
 // torch's threads; each recomputes its points, which is cheaper than keeping the intermediate values of the losses.
 #include "box_distributions.h"
+#include "outputs.h"
 
 #include <cstring>
 #if defined(__SSE2__)
@@ -154,7 +155,8 @@ std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_pred
   }
   std::vector<Tensor> gradients;
   for (const Tensor& preds : bbox_preds) {
-    gradients.push_back(torch::stable::new_empty(preds, {preds.size(0), preds.size(1), preds.size(2), preds.size(3)}));
+    gradients.push_back(
+        in_huge_pages(torch::stable::new_empty(preds, {preds.size(0), preds.size(1), preds.size(2), preds.size(3)})));
   }
   switch (bbox_preds[0].scalar_type()) {
     case ScalarType::Float: run_all<float, float>(in, read, gradients); break;

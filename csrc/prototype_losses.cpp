@@ -4,6 +4,7 @@
 // box meets the band adds to the loss, to the band's gradient, and to a part of its own gradient. Parts are added in
 // order, so the number of threads changes nothing.
 #include "mask_terms.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <tuple>
@@ -170,7 +171,7 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& coefficients, const Ten
   }
   const std::vector<int64_t> none = {0}, of_row = {batch, points, depth}, of_map = {batch, depth, height, width};
   Tensor of_rows = torch::stable::new_empty(coefficients, with_gradient ? of_row : none, wide);
-  Tensor of_maps = torch::stable::new_empty(prototypes, with_gradient ? of_map : none, wide);
+  Tensor of_maps = in_huge_pages(torch::stable::new_empty(prototypes, with_gradient ? of_map : none, wide));
   C* to_rows = static_cast<C*>(of_rows.mutable_data_ptr());
   C* to_maps = static_cast<C*>(of_maps.mutable_data_ptr());
   std::vector<C> partial(with_gradient ? parts * depth : 0);

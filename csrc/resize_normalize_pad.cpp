@@ -5,6 +5,7 @@
 // then columns are picked from that one row of floats, blended and normalised. Vertical first, because images mostly
 // shrink: the picking, which vectorises badly, is then done once per pixel of the result.
 #include "common.h"
+#include "outputs.h"
 
 #include <algorithm>
 #include <type_traits>
@@ -213,7 +214,7 @@ Tensor resize_normalize_pad(const std::vector<Tensor> images, const std::vector<
     job.shift[c] = static_cast<float>(-mean[c] / deviation[c]);
   }
   const int64_t shape[] = {static_cast<int64_t>(images.size()), kChannels, height, width};
-  Tensor batch = torch::stable::new_empty(images[0], {shape, 4}, dtype);
+  Tensor batch = in_huge_pages(torch::stable::new_empty(images[0], {shape, 4}, dtype));
   switch (dtype) {
     case ScalarType::Float: write<float>(job, batch); break;
     case ScalarType::Half: write<Half>(job, batch); break;

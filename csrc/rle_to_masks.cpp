@@ -1,4 +1,5 @@
 // Pixels of a window of the image from run lengths: the CPU kernel of rle_to_masks.
+#include "outputs.h"
 #include "run_lengths.h"
 
 namespace detops {
@@ -30,8 +31,8 @@ Tensor rle_to_masks(const Tensor counts, const Tensor offsets, int64_t height, i
   const RunLengths masks(counts, offsets);
   const Window window{x, y, rows, columns};
   const int64_t stride = packed ? (columns + 7) / 8 : columns, size = rows * stride;
-  Tensor out =
-      torch::stable::new_empty(counts, {masks.count, rows, stride}, packed ? ScalarType::Byte : ScalarType::Bool);
+  Tensor out = in_huge_pages(
+      torch::stable::new_empty(counts, {masks.count, rows, stride}, packed ? ScalarType::Byte : ScalarType::Bool));
   uint8_t* data = static_cast<uint8_t*>(out.mutable_data_ptr());
   torch::stable::parallel_for(0, masks.count, 1, [&](int64_t begin, int64_t end) {
     if (size > 0) std::memset(data + begin * size, 0, (end - begin) * size);

@@ -8,6 +8,7 @@
 #include "iou_loss.h"
 #include "labels.h"
 #include "set_parts.h"
+#include "outputs.h"
 
 namespace detops {
 namespace {
@@ -276,7 +277,7 @@ std::tuple<Tensor, std::vector<Tensor>, Tensor> set_loss(
   using torch::stable::new_empty;
   std::vector<Tensor> gradients;
   for (size_t i = 0; with_gradient && i < class_logits.size(); ++i) {
-    gradients.push_back(torch::stable::empty_like(class_logits[i]));
+    gradients.push_back(in_huge_pages(torch::stable::empty_like(class_logits[i])));
     clear_gaps(gradients[i], static_cast<int64_t>(i), all);
   }
   Tensor box_gradient = with_gradient ? new_empty(pred_boxes[0], {2, rows, 4}) : new_empty(pred_boxes[0], {0});

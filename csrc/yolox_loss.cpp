@@ -4,6 +4,7 @@
 // sum per loss; these are added in order, so the result does not depend on the number of threads.
 #include "focal.h"
 #include "iou_loss.h"
+#include "outputs.h"
 
 #include <tuple>
 
@@ -227,7 +228,7 @@ std::tuple<Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> out
   int64_t start = 0;
   for (const Tensor& output : outputs) {
     const std::initializer_list<int64_t> shape = {batch, output.size(1), width};
-    gradients.push_back(with_gradient ? torch::stable::new_empty(output, shape)
+    gradients.push_back(with_gradient ? in_huge_pages(torch::stable::new_empty(output, shape))
                                       : torch::stable::new_empty(output, {0}));
     Tensor* gradient = with_gradient ? &gradients.back() : nullptr;
     Sums sums;

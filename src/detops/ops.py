@@ -325,15 +325,17 @@ def point_mask_costs(logits: Tensor, points: Tensor | None, labels: Tensor, bord
 
 @op()
 def point_mask_losses(
-    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool
-) -> tuple[Tensor, Tensor]:
-    """Compute the cross entropy and the dice loss of matched maps at points, and the sums that their gradient takes."""
+    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Compute the cross entropy and the dice loss of matched maps at points, and the gradient of their sum."""
     shape, dtype = (*points.shape[:2], 2), accumulate_dtype(maps)
-    return maps.new_empty(shape, dtype=dtype), maps.new_empty(shape, dtype=dtype)
+    gradient = maps.new_empty(maps.shape if with_gradient else 0)
+    return maps.new_empty(shape, dtype=dtype), maps.new_empty(shape, dtype=dtype), gradient
 
 
-@op()
-def point_mask_losses_backward(
+@op(mutates=("gradient",))
+def point_mask_losses_backward_(
+    gradient: Tensor,
     maps: Tensor,
     index: Tensor,
     points: Tensor,
@@ -342,9 +344,9 @@ def point_mask_losses_backward(
     factors: Tensor,
     nearest: bool,
     border: bool,
-) -> Tensor:
-    """Compute the gradient of `point_mask_losses` with respect to all maps."""
-    return maps.new_empty(maps.shape)
+    known: bool,
+) -> None:
+    """Write the gradient of `point_mask_losses` with respect to all maps, or scale what is known of it."""
 
 
 @op(mutates=("class_gradients",))

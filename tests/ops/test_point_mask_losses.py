@@ -27,12 +27,12 @@ LABELS = (torch.bool, torch.uint8, *DTYPES)
 
 def arguments(
     seed: int, groups: int = 1, label_dtype: torch.dtype = torch.uint8, label_size: tuple[int, int] = (8, 6),
-    as_given: bool = False, nearest: bool = True, border: bool = True, **scene: Any,
+    as_given: bool = False, nearest: bool = True, border: bool = True, with_gradient: bool = True, **scene: Any,
 ) -> tuple[Any, ...]:  # fmt: skip
-    """Maps, index, points, labels, nearest, border."""
+    """Maps, index, points, labels, nearest, border, with_gradient."""
     maps, index, points = point_scene(seed, **{"rows": 2 * groups, **scene})
     labels = label_scene(seed, points, groups, label_size, label_dtype, as_given)
-    return 3 * maps, index, points, labels, nearest, border
+    return 3 * maps, index, points, labels, nearest, border, with_gradient
 
 
 @op.for_each_form
@@ -53,13 +53,15 @@ def test_matches_reference(form: Form) -> None:
         as_given=st.booleans(),
         label_dtype=st.sampled_from(LABELS),
         label_size=st.tuples(st.integers(0, 5), st.integers(0, 9)),
+        with_gradient=st.booleans(),
     )
     def check(**options: Any) -> None:
         args = arguments(**options)
-        tolerance = TOLERANCES[torch.float32 if options["dtype"] != torch.float64 else form.computes(torch.float64)]
-        for found, expected in zip(form(*args), op.reference(*args), strict=True):
+        losses = torch.float32 if options["dtype"] != torch.float64 else form.computes(torch.float64)
+        dtypes = (losses, losses, form.computes(options["dtype"]))
+        for found, expected, dtype in zip(form(*args), op.reference(*args), dtypes, strict=True):
             assert found.dtype == expected.dtype
-            torch.testing.assert_close(found, expected, **tolerance._asdict())
+            torch.testing.assert_close(found, expected, **TOLERANCES[dtype]._asdict())
 
     check()
 
@@ -67,7 +69,7 @@ def test_matches_reference(form: Form) -> None:
 @op.for_each_form
 def test_is_what_pytorch_computes(form: Form) -> None:
     maps, index, points, labels, *rest = arguments(1, points=1500, size=(11, 8), as_given=True)
-    losses, sums = form(maps, index, points, labels, *rest)
+    losses, sums, _ = form(maps, index, points, labels, *rest)
     grid = 2 * points - 1
     for b, m in ((index >= 0) & (index < maps.shape[1])).nonzero().tolist():
         own = maps[b, index[b, m]][None, None]
@@ -91,10 +93,10 @@ def test_each_group_has_all_masks(form: Form) -> None:
 def test_masks_without_pixels_are_empty(form: Form) -> None:
     maps, index, points, _, *_ = arguments(6)
     whole = torch.ones(2, 2, 4, 6)
-    expected = form(maps, index, points, torch.zeros(2, 2, 9), True, True)
+    expected = form(maps, index, points, torch.zeros(2, 2, 9), True, True, True)
     for nearest in (False, True):
         for labels in (whole[:, :, :0], whole[..., :0]):
-            for found, other in zip(form(maps, index, points, labels, nearest, True), expected, strict=True):
+            for found, other in zip(form(maps, index, points, labels, nearest, True, True), expected, strict=True):
                 assert torch.equal(found, other)
 
 
@@ -103,20 +105,45 @@ def test_large_logits_and_those_that_are_not_finite(form: Form) -> None:
     maps = torch.tensor([1e4, -1e4, 100, -100, 0, torch.nan, torch.inf, -torch.inf]).view(1, 8, 1, 1)
     points = torch.full((1, 8, 1, 2), 0.5)
     labels = torch.tensor([0.0, 1, 1, 0, 1, 1, 1, 0]).view(1, 8, 1)
-    losses, sums = form(maps, torch.arange(8)[None], points, labels, True, True)
+    losses, sums, gradient = form(maps, torch.arange(8)[None], points, labels, True, True, True)
     assert losses[0, :5, 0].tolist() == pytest.approx([1e4, 1e4, 0, 0, 0.693147], rel=1e-5, abs=1e-30)
     assert losses[0, :5, 1].tolist() == pytest.approx([0.5, 0.5, 0, 0, 1 - 2 / 2.5], abs=1e-6)
     assert losses[0, 5:].isnan().all()
     assert sums[0, 5:].isnan().all()
+    assert gradient[0, :5].isfinite().all()
+    assert gradient[0, 5:].isnan().all()
 
 
 @op.for_each_form
 def test_what_has_no_map_is_not_read(form: Form) -> None:
     maps, _, points, labels, *rest = arguments(3, label_dtype=torch.float32)
     maps[:], points[:], labels[:] = torch.nan, torch.nan, torch.nan
-    losses, sums = form(maps, torch.tensor([[-1, 4], [9, -2]]), points, labels, *rest)
+    losses, sums, gradient = form(maps, torch.tensor([[-1, 4], [9, -2]]), points, labels, *rest)
     assert not losses.any()
     assert (sums == 1).all()
+    assert not gradient.any()
+
+
+def test_a_cell_that_is_not_finite_spoils_none_beside_it() -> None:
+    """Points at centres of cells read one cell each: the gradient of a broken one stays there."""
+    maps = torch.zeros(1, 1, 3, 4)
+    maps[0, 0, 1, 2] = torch.inf
+    x, y = (torch.arange(4) + 0.5) / 4, (torch.arange(3) + 0.5) / 3
+    points = torch.stack([x.expand(3, 4), y[:, None].expand(3, 4)], -1).view(1, 1, 12, 2)
+    labels = torch.zeros(1, 1, 12)
+    broken = op(maps, torch.zeros(1, 1).long(), points, labels, True, True, True)[2].isnan()
+    assert broken.all()  # by the sums of dice
+    points, labels = points[:, :, 6:7], labels[:, :, :1]
+    broken = op(maps, torch.zeros(1, 1).long(), points, labels, True, True, True)[2].isnan()
+    assert broken.nonzero().tolist() == [[0, 0, 1, 2]]
+
+
+def test_the_gradient_is_the_same_where_maps_are_views() -> None:
+    maps, index, points, labels, *rest = arguments(6, groups=3, points=300)
+    turned = maps.transpose(2, 3).contiguous().transpose(2, 3)
+    gradient = op(turned, index, points, labels, *rest)[2]
+    assert gradient.is_contiguous()
+    torch.testing.assert_close(gradient, op(maps, index, points, labels, *rest)[2])
 
 
 def test_views_are_read_where_they_are() -> None:

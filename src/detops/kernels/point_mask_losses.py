@@ -8,6 +8,7 @@ from detops.arguments import accumulate_dtype
 from detops.kernels._launch import kernel
 from detops.kernels._mask_terms import label_arguments, logits_and_labels
 from detops.kernels._softplus import softplus
+from detops.kernels.point_mask_losses_backward import point_mask_losses_backward_
 
 BLOCK = 512  # points at once
 
@@ -82,13 +83,15 @@ def pair_kernel(
 
 
 def point_mask_losses(
-    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool
-) -> tuple[Tensor, Tensor]:
+    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the programs; arguments and meaning as in `detops.reference.point_mask_losses`."""
     batch, rows, number = points.shape[:3]
     shape, dtype = (batch, rows, 2), accumulate_dtype(maps)
+    gradient = torch.empty(maps.shape if with_gradient else (0,), dtype=maps.dtype, device=maps.device)
     if 0 in maps.shape:
-        return torch.zeros(shape, dtype=dtype, device=maps.device), torch.ones(shape, dtype=dtype, device=maps.device)
+        nothing = torch.zeros(shape, dtype=dtype, device=maps.device)
+        return nothing, nothing + 1, gradient
     losses, sums = (torch.empty(shape, dtype=dtype, device=maps.device) for _ in range(2))
     if batch * rows:
         values, sizes, strides, kinds = label_arguments(labels)
@@ -98,4 +101,7 @@ def point_mask_losses(
             (*maps.shape[1:], rows, number, *sizes, *maps.stride(), *points.stride(), *strides),
             (*kinds, nearest, border, BLOCK),
         )
-    return losses, sums
+    if with_gradient:
+        factors = torch.ones_like(sums)
+        point_mask_losses_backward_(gradient, maps, index, points, labels, sums, factors, nearest, border, False)
+    return losses, sums, gradient

@@ -1,4 +1,7 @@
-"""`point_mask_losses_backward` in Triton: slopes at all points, then a program per tile of a map adds them."""
+"""`point_mask_losses_backward_` in Triton: slopes at all points, then a program per tile of a map adds them.
+
+A gradient that is known for factors of 1 is made again: whether it may be scaled only the device knows.
+"""
 
 import torch
 import triton.language as tl
@@ -73,7 +76,8 @@ def slope_kernel(
         tl.store(slopes + row * P + p, slope, mask=there)
 
 
-def point_mask_losses_backward(
+def point_mask_losses_backward_(
+    gradient: Tensor,
     maps: Tensor,
     index: Tensor,
     points: Tensor,
@@ -82,12 +86,12 @@ def point_mask_losses_backward(
     factors: Tensor,
     nearest: bool,
     border: bool,
-) -> Tensor:
+    known: bool,
+) -> None:
     """Launch both; arguments and meaning as in `detops.reference.point_mask_losses_backward`."""
     batch, rows, number = points.shape[:3]
-    out = torch.empty(maps.shape, dtype=maps.dtype, device=maps.device)
     slopes = torch.empty((batch, rows, number), dtype=accumulate_dtype(maps), device=maps.device)
-    if slopes.numel() and out.numel():
+    if slopes.numel() and gradient.numel():
         values, sizes, strides, kinds = label_arguments(labels)
         slope_kernel(
             (batch * rows * cdiv(number, BLOCK),),
@@ -95,5 +99,4 @@ def point_mask_losses_backward(
             (*maps.shape[1:], rows, number, *sizes, *maps.stride(), *points.stride(), *strides),
             (*kinds, nearest, border, BLOCK),
         )
-    add_at_points(out, slopes, index, points, border)
-    return out
+    add_at_points(gradient, slopes, index, points, border)

@@ -21,39 +21,50 @@ Masks = Tensor | Sequence[Tensor] | Sequence[Sequence[Rle]]
 
 def pair_losses(maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool) -> Tensor:
     """Return the losses (B, M, 2) of `ops.point_mask_losses`, once differentiable by the maps."""
-    losses: Tensor = _Losses.apply(nearest, border, maps, index, points, labels)[0]
+    keeps = maps.device.type == "cpu" and maps.dtype != torch.float16 and maps.requires_grad and torch.is_grad_enabled()
+    losses: Tensor = _Losses.apply(nearest, border, keeps, maps, index, points, labels)[0]
     return losses
 
 
 class _Losses(torch.autograd.Function):
-    """Forward keeps two sums per pair; backward reads logits and labels again, and writes the gradient of all maps."""
+    """On the CPU the gradient is written in the forward pass, and scaled in the backward pass.
+
+    On a GPU, and for float16, where it needs the scale of the loss, backward writes it from all that is read again.
+    """
 
     @staticmethod
     def forward(
-        nearest: bool, border: bool, maps: Tensor, index: Tensor, points: Tensor, labels: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        nearest: bool, border: bool, keeps: bool, maps: Tensor, index: Tensor, points: Tensor, labels: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         return ops.point_mask_losses(
-            maps=maps, index=index, points=points, labels=labels, nearest=nearest, border=border
+            maps=maps, index=index, points=points, labels=labels, nearest=nearest, border=border, with_gradient=keeps
         )
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-        ctx.nearest, ctx.border, *tensors = inputs
-        ctx.mark_non_differentiable(output[1])
+        ctx.nearest, ctx.border, ctx.keeps, *tensors = inputs
+        ctx.gradient = output[2] if ctx.keeps else None
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(*tensors, output[1])
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor | None, _: Tensor | None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, upstream: Tensor | None, *_: Tensor | None) -> tuple[Tensor | None, ...]:
         if upstream is None:
-            return (None,) * 6
+            return (None,) * 7
+        # The first pass hands out the gradient; a second pass over a retained graph makes it again.
+        gradient, ctx.gradient = ctx.gradient, None
         maps, index, points, labels, sums = ctx.saved_tensors
         with torch.no_grad():
-            gradient = ops.point_mask_losses_backward(
-                maps=maps, index=index, points=points, labels=labels, sums=sums, factors=upstream, nearest=ctx.nearest,
-                border=ctx.border,
+            if gradient is None and ctx.keeps:
+                gradient = _Losses.forward(ctx.nearest, ctx.border, True, maps, index, points, labels)[2]
+            if gradient is None:
+                gradient = maps.new_empty(maps.shape)
+            ops.point_mask_losses_backward_(
+                gradient=gradient, maps=maps, index=index, points=points, labels=labels, sums=sums, factors=upstream,
+                nearest=ctx.nearest, border=ctx.border, known=ctx.keeps,
             )  # fmt: skip
-        return (None, None, *first_order_only((gradient,), (upstream, maps), INSTEAD), None, None, None)
+        return (None, None, None, *first_order_only((gradient,), (upstream, maps), INSTEAD), None, None, None)
 
 
 def labels_for(masks: Masks, points: Tensor, nearest: bool, border: bool, groups: int = 1) -> Tensor:

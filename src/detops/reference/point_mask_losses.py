@@ -7,12 +7,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detops.reference.maps_at_points import maps_at_points
+from detops.reference.maps_at_points_backward import maps_at_points_backward
 
 
 def point_mask_losses(
-    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool
-) -> tuple[Tensor, Tensor]:
-    """Return two losses of each pair, and the two sums that their gradient is made of.
+    maps: Tensor, index: Tensor, points: Tensor, labels: Tensor, nearest: bool, border: bool, with_gradient: bool
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return two losses of each pair, the two sums that their gradient is made of, and the gradient of their sum.
 
     With x the logit of a pair's map at a point, p its sigmoid and y the label there:
 
@@ -27,10 +28,12 @@ def point_mask_losses(
             the labels there.
         nearest: Whether masks are not interpolated.
         border: Whether borders go on, of maps and of masks.
+        with_gradient: Whether to compute the gradient; if not, it is empty.
 
     Returns:
         losses: (B, M, 2) cross entropy and dice, float32; float64 for maps of that. NaN where a logit is not finite.
         sums: (B, M, 2) of the same dtype: s and t.
+        gradient: (B, Q, h, w) of the maps' dtype, of the sum of all losses.
 
     Reference:
         Cheng et al., "Masked-attention Mask Transformer for Universal Image Segmentation", 2022.
@@ -43,7 +46,33 @@ def point_mask_losses(
         losses[b, m, 0] = (F.softplus(x) + x * 0 - x * y).sum() / max(len(x), 1)
         losses[b, m, 1] = 1 - s / t
         sums[b, m] = torch.stack([s, t])
-    return losses, sums
+    gradient = maps.new_empty(0)
+    if with_gradient:
+        factors = torch.ones_like(losses)
+        gradient = gradient_of(maps, index, points, labels, sums, factors, nearest, border)
+    return losses, sums, gradient
+
+
+def gradient_of(
+    maps: Tensor,
+    index: Tensor,
+    points: Tensor,
+    labels: Tensor,
+    sums: Tensor,
+    factors: Tensor,
+    nearest: bool,
+    border: bool,
+) -> Tensor:
+    """Return the gradient of all losses, times their factors (B, M, 2), as `point_mask_losses_backward_` has it."""
+    dtype = torch.float64 if maps.dtype == torch.float64 else torch.float32
+    slopes = torch.zeros(points.shape[:3], dtype=dtype)
+    for b, m, x, y in pairs(maps, index, points, labels, nearest, border):
+        p = x.sigmoid() + x * 0
+        f, g = factors[b, m].to(dtype)
+        s, t = sums[b, m].to(dtype)
+        slopes[b, m] = f * (p - y) / max(len(x), 1) + g * (s / t**2 - 2 * y / t) * p * (1 - p)
+    count, height, width = maps.shape[1:]
+    return maps_at_points_backward(slopes, index, points, count, height, width, border).to(maps.dtype)
 
 
 def pairs(

@@ -16,7 +16,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
     for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
-        arguments = (scene.maps, scene.query, scene.points, scene.masks, True, True)
+        arguments = (scene.maps, scene.query, scene.points, scene.masks, True, True, False)
         baselines: dict[str, Callable[[], object]] = {
             "copies and grid_sample": partial(loss_of_copies, scene, scene.maps),
             "batched PyTorch": partial(portable, *arguments),

@@ -9,7 +9,7 @@ from detops import ops
 from detops.apps.bench import _mask_points
 from detops.apps.bench._mask_points import Scene
 from detops.apps.bench.runner import Case
-from detops.portable.point_mask_losses_backward import point_mask_losses_backward as portable
+from detops.portable.point_mask_losses_backward import point_mask_losses_backward_ as portable
 
 TESTS = ("tests/ops/test_point_mask_losses_backward.py",)
 
@@ -19,9 +19,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
         scene = Scene(points, device)
         given = (scene.maps, scene.query, scene.points, scene.masks)
-        sums = ops.point_mask_losses(*given, True, True)[1]
-        arguments = (*given, sums, torch.ones_like(sums), True, True)
+        sums = ops.point_mask_losses(*given, True, True, False)[1]
+        gradient = torch.empty_like(scene.maps)
+        arguments = (gradient, *given, sums, torch.ones_like(sums), True, True, False)
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
-        ours = partial(ops.point_mask_losses_backward, *arguments)
+        ours = partial(ops.point_mask_losses_backward_, *arguments)
         zeros = partial(torch.zeros_like, scene.maps)
         yield Case(f"{name}, {points} points", ours, zeros, baselines, "zeros of the maps")

@@ -31,11 +31,12 @@ from detops.apps.bench import (
 )
 
 IMAGES = {"IMAGES": ((80, 60),)}
+PEERS = {"tiny": _mask_points.Peer(5, "nearest", "border")}
 # By module, which suites that share its sizes read them from.
 TINY: dict[Any, dict[str, Any]] = {
     _centernet: {"BATCHES": (1,), "CELLS": 16, "GRID": (16, 16), "IMAGE": (64, 64), "BOXES": 3, "CLASSES": 3},
     _gfl: {"BATCH": 1, "CLASSES": 3, "IMAGE": (130, 200), "COUNTS": (3,)},
-    _mask_points: {"BATCH": 1, "QUERIES": 3, "BOXES": 2, "CELLS": 8, "IMAGE": 20, "POINTS": {"tiny": 5}},
+    _mask_points: {"BATCH": 1, "QUERIES": 3, "BOXES": 2, "CELLS": 8, "IMAGE": 20, "PEERS": PEERS},
     _sets: {"CLASSES": 3},
     _task_aligned: {"IMAGE": 64, "CONFIGS": ((1, 3, 3),)},
     _yolox: {"BATCH": 1, "CLASSES": 3, "SIDE": 64, "COUNTS": (("at most 3", 1, 3),)},

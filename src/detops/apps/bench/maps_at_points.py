@@ -14,16 +14,16 @@ TESTS = ("tests/ops/test_maps_at_points.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
-        scene = Scene(points, device)
-        arguments = (scene.maps, scene.query, scene.points, False, True)
+    for name, peer in list(_mask_points.PEERS.items())[: 1 if quick else None]:
+        scene = Scene(peer, device)
+        arguments = (scene.maps, scene.query, scene.points, False, peer.border)
         baselines: dict[str, Callable[[], object]] = {
             "grid_sample": partial(_copied, scene),
             "batched PyTorch": partial(portable, *arguments),
         }
         ours = partial(ops.maps_at_points, *arguments)
-        yield Case(f"{name}, {points} points", ours, scene.gradient.clone, baselines, "copy of the values")
+        yield Case(f"{name}, {peer.points} points", ours, scene.gradient.clone, baselines, "copy of the values")
 
 
 def _copied(scene: Scene) -> object:
-    return sampled(matched_maps(scene, scene.maps), scene.points.flatten(0, 1))
+    return sampled(matched_maps(scene, scene.maps), scene.points.flatten(0, 1), scene.peer)

@@ -15,22 +15,29 @@ TESTS = ("tests/library/test_point_mask.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield the costs, and the losses with their gradient, per number of points."""
-    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
-        scene = Scene(points, device)
-        costs = partial(point_mask_cost, scene.maps, scene.masks, scene.image_points)
+    for name, peer in list(_mask_points.PEERS.items())[: 1 if quick else None]:
+        scene = Scene(peer, device)
+        costs = partial(
+            point_mask_cost, scene.maps, scene.masks, scene.image_points, labels=peer.labels, padding=peer.padding
+        )
         slow: dict[str, Callable[[], object]] = {
             "image by image": partial(costs_by_image, scene),
             "whole batch": partial(costs_of_batch, scene),
         }
-        yield Case(f"{name}: costs, {points} points", costs, scene.gradient.clone, slow, "copy of the values")
+        yield Case(f"{name}: costs, {peer.points} points", costs, scene.gradient.clone, slow, "copy of the values")
         scene.maps.requires_grad_()
         baselines: dict[str, Callable[[], object]] = {"copies and grid_sample": partial(_trained_on_copies, scene)}
         zeros = partial(torch.zeros_like, scene.maps.detach())
-        yield Case(f"{name}: losses, {points} points", partial(_trained, scene), zeros, baselines, "zeros of the maps")
+        yield Case(
+            f"{name}: losses, {peer.points} points", partial(_trained, scene), zeros, baselines, "zeros of the maps"
+        )
 
 
 def _trained(scene: Scene) -> object:
-    found = point_mask_loss(scene.maps, scene.masks, scene.query, scene.points)
+    peer = scene.peer
+    found = point_mask_loss(
+        scene.maps, scene.masks, scene.query, scene.points, labels=peer.labels, padding=peer.padding
+    )
     return torch.autograd.grad(found["loss_mask_bce"] + found["loss_mask_dice"], scene.maps)
 
 

@@ -20,19 +20,19 @@ TESTS = ("tests/ops/test_point_mask_costs.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
-        scene = Scene(points, device)
+    for name, peer in list(_mask_points.PEERS.items())[: 1 if quick else None]:
+        scene = Scene(peer, device)
         shared = scene.image_points[:, None]
-        labels = labels_at(scene.masks, shared.expand(-1, scene.masks.shape[1], -1, -1), True, True)
-        x = torch.randn(2, len(scene.maps), scene.maps.shape[1], points, device=device)
+        labels = labels_at(scene.masks, shared.expand(-1, scene.masks.shape[1], -1, -1), peer.nearest, peer.border)
+        x = torch.randn(2, len(scene.maps), scene.maps.shape[1], peer.points, device=device)
         baselines: dict[str, Callable[[], object]] = {"image by image": partial(_by_image, scene, labels)}
-        ours = partial(ops.point_mask_costs, scene.maps, shared, labels, True)
-        yield Case(f"{name}, {points} points", ours, partial(_products, x, labels), baselines, "the two products")
+        ours = partial(ops.point_mask_costs, scene.maps, shared, labels, peer.border)
+        yield Case(f"{name}, {peer.points} points", ours, partial(_products, x, labels), baselines, "the two products")
 
 
 def _by_image(scene: Scene, labels: Tensor) -> list[tuple[Tensor, Tensor]]:
     where = scene.image_points
-    maps = [sampled(own[:, None], where[b].expand(len(own), -1, -1)) for b, own in enumerate(scene.maps)]
+    maps = [sampled(own[:, None], where[b].expand(len(own), -1, -1), scene.peer) for b, own in enumerate(scene.maps)]
     return [costs(x, y) for x, y in zip(maps, labels, strict=True)]
 
 

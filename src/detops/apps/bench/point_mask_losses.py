@@ -14,12 +14,12 @@ TESTS = ("tests/ops/test_point_mask_losses.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
-        scene = Scene(points, device)
-        arguments = (scene.maps, scene.query, scene.points, scene.masks, True, True, False)
+    for name, peer in list(_mask_points.PEERS.items())[: 1 if quick else None]:
+        scene = Scene(peer, device)
+        arguments = (scene.maps, scene.query, scene.points, scene.masks, peer.nearest, peer.border, False)
         baselines: dict[str, Callable[[], object]] = {
             "copies and grid_sample": partial(loss_of_copies, scene, scene.maps),
             "batched PyTorch": partial(portable, *arguments),
         }
         ours = partial(ops.point_mask_losses, *arguments)
-        yield Case(f"{name}, {points} points", ours, scene.gradient.clone, baselines, "copy of the values")
+        yield Case(f"{name}, {peer.points} points", ours, scene.gradient.clone, baselines, "copy of the values")

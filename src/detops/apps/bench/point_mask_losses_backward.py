@@ -16,13 +16,13 @@ TESTS = ("tests/ops/test_point_mask_losses_backward.py",)
 
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield one case per number of points."""
-    for name, points in list(_mask_points.POINTS.items())[: 1 if quick else None]:
-        scene = Scene(points, device)
+    for name, peer in list(_mask_points.PEERS.items())[: 1 if quick else None]:
+        scene = Scene(peer, device)
         given = (scene.maps, scene.query, scene.points, scene.masks)
-        sums = ops.point_mask_losses(*given, True, True, False)[1]
+        sums = ops.point_mask_losses(*given, peer.nearest, peer.border, False)[1]
         gradient = torch.empty_like(scene.maps)
-        arguments = (gradient, *given, sums, torch.ones_like(sums), True, True, False)
+        arguments = (gradient, *given, sums, torch.ones_like(sums), peer.nearest, peer.border, False)
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, *arguments)}
         ours = partial(ops.point_mask_losses_backward_, *arguments)
         zeros = partial(torch.zeros_like, scene.maps)
-        yield Case(f"{name}, {points} points", ours, zeros, baselines, "zeros of the maps")
+        yield Case(f"{name}, {peer.points} points", ours, zeros, baselines, "zeros of the maps")

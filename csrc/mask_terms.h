@@ -70,26 +70,44 @@ DETOPS_MASK_TERMS(double)
 #undef DETOPS_MASK_TERMS
 
 // The slope of a pair's losses by a logit is a (p - y) + b p (1 - p) - c y p (1 - p), of which a, b and c are known
-// only once all points were read. So the three terms are spread over the cells of the map on their own, kTerms numbers
-// to a cell, the last of them without a meaning, and weighed at the end.
+// only once all points were read. So the three terms are spread over the cells of the map on their own, and weighed at
+// the end. Of a cell's kTerms numbers the last is the sum of its weights: where it is 0, no point has touched the cell.
 constexpr int64_t kTerms = 4;
 
 #define DETOPS_SPREAD_TERMS(C)                                                                                     \
-  DETOPS_CLONES inline void spread_terms(const int32_t* __restrict__ place, const int32_t* __restrict__ top,       \
-                                         const int32_t* __restrict__ bottom, const C* __restrict__ left,           \
-                                         const C* __restrict__ right, const C* __restrict__ by_top,                \
-                                         const C* __restrict__ by_bottom, const C* __restrict__ p,                 \
-                                         const C* __restrict__ y, int64_t count, C* __restrict__ cells) {          \
+  /* Writes the terms of points; returns whether all are finite. */                                                \
+  DETOPS_CLONES inline bool fill_terms(const C* __restrict__ p, const C* __restrict__ y, int64_t count,            \
+                                       C* __restrict__ terms) {                                                    \
+    int32_t broken = 0;                                                                                            \
     for (int64_t i = 0; i < count; ++i) {                                                                          \
-      const C both = p[i] * (C(1) - p[i]), terms[kTerms] = {p[i] - y[i], both, y[i] * both, C(1)};                 \
+      const C both = p[i] * (C(1) - p[i]), labelled = y[i] * both;                                                 \
+      broken |= labelled - labelled != 0 ? 1 : 0;                                                                  \
+      terms[kTerms * i] = p[i] - y[i];                                                                             \
+      terms[kTerms * i + 1] = both;                                                                                \
+      terms[kTerms * i + 2] = labelled;                                                                            \
+      terms[kTerms * i + 3] = C(1);                                                                                \
+    }                                                                                                              \
+    return broken == 0;                                                                                            \
+  }                                                                                                                \
+  DETOPS_CLONES inline void spread_terms(                                                                          \
+      const int32_t* __restrict__ place, const int32_t* __restrict__ top, const int32_t* __restrict__ bottom,      \
+      const C* __restrict__ left, const C* __restrict__ right, const C* __restrict__ by_top,                       \
+      const C* __restrict__ by_bottom, const C* __restrict__ terms, int64_t count, C* __restrict__ cells) {        \
+    typedef C Terms __attribute__((vector_size(kTerms * sizeof(C))));                                              \
+    const auto add = [](C* cell, Terms more) {                                                                     \
+      Terms sum;                                                                                                   \
+      __builtin_memcpy(&sum, cell, sizeof(sum));                                                                   \
+      sum += more;                                                                                                 \
+      __builtin_memcpy(cell, &sum, sizeof(sum));                                                                   \
+    };                                                                                                             \
+    for (int64_t i = 0; i < count; ++i) {                                                                          \
+      Terms own;                                                                                                   \
+      __builtin_memcpy(&own, terms + kTerms * i, sizeof(own));                                                     \
+      const Terms first = own * left[i], second = own * right[i];                                                  \
       C* const above = cells + kTerms * (top[i] + place[i]);                                                       \
       C* const below = cells + kTerms * (bottom[i] + place[i]);                                                    \
-      const C a = by_top[i] * left[i], b = by_top[i] * right[i], c = by_bottom[i] * left[i],                       \
-              d = by_bottom[i] * right[i];                                                                         \
-      for (int k = 0; k < kTerms; ++k) above[k] += a * terms[k];                                                   \
-      for (int k = 0; k < kTerms; ++k) above[kTerms + k] += b * terms[k];                                          \
-      for (int k = 0; k < kTerms; ++k) below[k] += c * terms[k];                                                   \
-      for (int k = 0; k < kTerms; ++k) below[kTerms + k] += d * terms[k];                                          \
+      add(above, first * by_top[i]), add(above + kTerms, second * by_top[i]);                                      \
+      add(below, first * by_bottom[i]), add(below + kTerms, second * by_bottom[i]);                                \
     }                                                                                                              \
   }                                                                                                                \
   /* Adds the terms of all cells, each times its factor, and clears them. */                                       \

@@ -15,24 +15,22 @@ template <class C>
 struct Row {
   PointTable<C> table;
   MaskLabels::Room room;
-  C x[kPoints], y[kPoints], p[kPoints], spare[kPoints];
+  C x[kPoints], y[kPoints], p[kPoints], spare[kPoints], terms[kTerms * kPoints];
 };
 
 template <class C>
-void spread(const PointTable<C>& at, const C* p, const C* y, int64_t count, C* cells) {
-  C broken = 0;
-  for (int64_t i = 0; i < count; ++i) broken += p[i] * C(0) + y[i] * C(0);
-  if (at.paired && broken == 0) {
+void spread(const PointTable<C>& at, const C* terms, bool finite, int64_t count, C* cells) {
+  if (at.paired && finite) {
     spread_terms(at.place.data(), at.y.first.data(), at.y.second.data(), at.left.data(), at.right.data(),
-                 at.y.before.data(), at.y.after.data(), p, y, count, cells);
+                 at.y.before.data(), at.y.after.data(), terms, count, cells);
     return;
   }
   // A cell of no weight may be another's: it is not touched, lest a NaN spreads.
   for (int64_t i = 0; i < count; ++i) {
-    const C both = p[i] * (C(1) - p[i]), terms[kTerms] = {p[i] - y[i], both, y[i] * both, C(1)};
     const auto add = [&](int32_t line, C by_line, int32_t column, C by_column) {
       if (by_line == 0 || by_column == 0) return;
-      for (int k = 0; k < kTerms; ++k) cells[kTerms * (line + column) + k] += by_line * by_column * terms[k];
+      for (int k = 0; k < kTerms; ++k)
+        cells[kTerms * (line + column) + k] += by_line * by_column * terms[kTerms * i + k];
     };
     add(at.y.first[i], at.y.before[i], at.x.first[i], at.x.before[i]);
     add(at.y.first[i], at.y.before[i], at.x.second[i], at.x.after[i]);
@@ -87,7 +85,8 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& maps, const Tensor& ind
           add_terms(at.x, at.y, some, at.p, at.spare, s);
           if (!with_gradient) continue;
           if (!plain) at.table.fill(points, reader, b, m, from, some, height, width, width, 1, false, border);
-          spread(at.table, at.p, at.y, some, cells.data());
+          const bool finite = fill_terms(at.p, at.y, some, at.terms);
+          spread(at.table, at.terms, finite, some, cells.data());
         }
         const double shared = 2 * s.py + 1, total = s.p + s.y + 1;
         C* const losses_of = loss + 2 * (b * rows + m);

@@ -1,7 +1,7 @@
 // SimOTA's boxes and candidates: which cells lie in a box's regions, and the IoUs, over columns of numbers.
 #pragma once
 
-#include "boxes.h"
+#include "given_boxes.h"
 #include "labels.h"
 
 #include <vector>
@@ -19,16 +19,14 @@ struct Target {
   bool present;  // valid; once candidates are known, also has own candidates
 };
 
-// The boxes (B, N, 4), cxcywh, of a batch.
-inline std::vector<Target> read_targets(const Tensor& boxes, const Labels& labels, int64_t classes) {
-  const int64_t batch = boxes.size(0), count = boxes.size(1);
+// The boxes of a batch, `count` per image.
+inline std::vector<Target> read_targets(const GivenBoxes& boxes, const Labels& labels, int64_t batch, int64_t count,
+                                        int64_t classes) {
   std::vector<Target> targets(static_cast<size_t>(batch * count));
-  const Reader reader(boxes);
   for (int64_t b = 0; b < batch; ++b) {
     for (int64_t n = 0; n < labels.rows(b); ++n) {
       Target& target = targets[b * count + n];
-      const auto number = [&](int64_t i) { return static_cast<float>(reader.at(b, n, i)); };
-      const float cx = number(0), cy = number(1), w = number(2), h = number(3);
+      const auto [cx, cy, w, h] = boxes.at<float>(b, n);
       const int64_t label = labels.at(b, n, classes);
       const bool finite = std::isfinite(cx) && std::isfinite(cy) && std::isfinite(w) && std::isfinite(h);
       const bool present = finite && w >= 0 && h >= 0 && label >= 0;

@@ -27,17 +27,54 @@ struct Settings {
   int64_t most;  // picks of one box, at most
 };
 
+constexpr int64_t kBoxColumns = 5;  // of a raw output, before its classes: x, y, w, h, objectness
+
+// What the network predicts at each cell: its raw outputs (B, A_l, 5 + C), level by level, or class logits (B, A_l, C),
+// and objectness and boxes beside them.
+class Predictions {
+ public:
+  const ClassLogits logits;
+
+  Predictions(const std::vector<Tensor>& outputs, const std::optional<Tensor>& objectness,
+              const std::optional<Tensor>& boxes)
+      : logits(boxes ? outputs : classes_of(outputs)), raw_(outputs), objectness_(reader_of(objectness)),
+        boxes_(reader_of(boxes)) {}
+
+  float objectness(int64_t b, int64_t a) const {
+    return objectness_ ? static_cast<float>(objectness_->at(b, a)) : raw_.at(b, a, kBoxColumns - 1);
+  }
+
+  // Centre and size of the box that is predicted at a cell of this centre and side.
+  Box<float> box(int64_t b, int64_t a, float x, float y, float side) const {
+    if (boxes_) return read_box<float>(*boxes_, b, a);
+    return {raw_.at(b, a, 0) * side + (x - side / 2), raw_.at(b, a, 1) * side + (y - side / 2),
+            std::exp(raw_.at(b, a, 2)) * side, std::exp(raw_.at(b, a, 3)) * side};
+  }
+
+ private:
+  static std::vector<Tensor> classes_of(const std::vector<Tensor>& outputs) {
+    std::vector<Tensor> classes;
+    for (Tensor output : outputs) {
+      classes.push_back(torch::stable::narrow(output, 2, kBoxColumns, output.size(2) - kBoxColumns));
+    }
+    return classes;
+  }
+
+  ClassLogits raw_;
+  std::optional<Reader> objectness_, boxes_;
+};
+
 class Match {
  public:
-  Match(const std::vector<Tensor>& class_logits, const Tensor& objectness, const Tensor& pred_boxes,
-        const Tensor& cells, const Tensor& gt_boxes, const Tensor& gt_labels, const std::optional<Tensor>& sizes,
-        const Settings& settings)
-      : batch_(objectness.size(0)), cells_(objectness.size(1)), boxes_(gt_boxes.size(1)), settings_(settings),
-        logits_(class_logits), objectness_(objectness), pred_(pred_boxes), cell_(cells),
-        targets_(read_targets(gt_boxes, Labels(gt_labels, sizes, boxes_), logits_.classes)), counts_(batch_),
-        memory_{torch::stable::new_empty(objectness, {batch_, Columns::kCount, cells_}, ScalarType::Float),
-                torch::stable::new_empty(objectness, {batch_, cells_}, ScalarType::Int),
-                torch::stable::new_empty(objectness, {batch_, boxes_, settings.most}, ScalarType::Int)},
+  Match(const Predictions& predictions, const Tensor& cells, const Tensor& gt_boxes, bool cxcywh,
+        const Tensor& gt_labels, const std::optional<Tensor>& sizes, const Settings& settings)
+      : batch_(gt_boxes.size(0)), cells_(cells.size(0)), boxes_(gt_boxes.size(1)), settings_(settings),
+        logits_(predictions.logits), predictions_(predictions), cell_(cells),
+        targets_(read_targets(GivenBoxes(gt_boxes, cxcywh), Labels(gt_labels, sizes, boxes_), batch_, boxes_,
+                              logits_.classes)),
+        counts_(batch_), memory_{torch::stable::new_empty(cells, {batch_, Columns::kCount, cells_}, ScalarType::Float),
+                                 torch::stable::new_empty(cells, {batch_, cells_}, ScalarType::Int),
+                                 torch::stable::new_empty(cells, {batch_, boxes_, settings.most}, ScalarType::Int)},
         columns_(static_cast<float*>(memory_[0].mutable_data_ptr())),
         ids_(static_cast<int32_t*>(memory_[1].mutable_data_ptr())),
         picks_(static_cast<int32_t*>(memory_[2].mutable_data_ptr())) {
@@ -69,13 +106,12 @@ class Match {
     int64_t count = 0;
     for (int64_t a = 0; a < cells_; ++a) {
       if (any[a] == 0) continue;
-      const auto number = [&](int64_t i) { return static_cast<float>(pred_.at(b, a, i)); };
-      const float cx = number(0), cy = number(1), w = number(2), h = number(3);
+      const auto [cx, cy, w, h] = predictions_.box(b, a, x[a], y[a], side[a]);
       const Box<float> box = box_around(cx, cy, w, h);
       c.x[count] = x[a], c.y[count] = y[a], c.side[count] = side[a];
       c.x1[count] = box.x1, c.y1[count] = box.y1, c.x2[count] = box.x2, c.y2[count] = box.y2;
       c.area[count] = w * h;
-      c.objectness[count] = static_cast<float>(objectness_.at(b, a));
+      c.objectness[count] = predictions_.objectness(b, a);
       ids_[b * cells_ + count++] = static_cast<int32_t>(a);
     }
     counts_[b] = count;
@@ -122,8 +158,8 @@ class Match {
     }
   }
 
-  // Decides which box keeps each cell of an image.
-  void resolve(int64_t b, int64_t* index, float* iou) {
+  // Decides which box keeps each cell of an image; returns how many cells have a box.
+  int64_t resolve(int64_t b, int64_t* index, float* iou) {
     std::fill(index, index + cells_, -1);
     std::fill(iou, iou + cells_, 0.0f);
     const Columns c = columns(b);
@@ -155,12 +191,15 @@ class Match {
       const std::vector<int64_t>& rivals = settings_.own_candidates ? contenders[i] : all;
       first[place_of[i]] = static_cast<int32_t>(winner(b, c, place_of[i], rivals));
     }
+    int64_t positives = 0;
     for (int64_t place = 0; place < counts_[b]; ++place) {
       if (first[place] < 0) continue;
+      ++positives;
       const int64_t a = ids_[b * cells_ + place];
       index[a] = first[place];
       iou[a] = pair_iou(targets_[b * boxes_ + first[place]], c, place);
     }
+    return positives;
   }
 
  private:
@@ -225,8 +264,9 @@ class Match {
 
   int64_t batch_, cells_, boxes_;
   Settings settings_;
-  ClassLogits logits_;
-  Reader objectness_, pred_, cell_;
+  const ClassLogits& logits_;
+  const Predictions& predictions_;
+  Reader cell_;
   std::vector<Target> targets_;
   std::vector<int64_t> counts_;  // how many candidates each image has
   Tensor memory_[3];             // allocated by PyTorch, so that its profiler sees it
@@ -235,31 +275,39 @@ class Match {
   int32_t* picks_;  // for each box: places among the candidates, then -1
 };
 
-std::tuple<Tensor, Tensor> simota_match(const std::vector<Tensor> class_logits, const Tensor objectness,
-                                        const Tensor pred_boxes, const Tensor cells, const Tensor gt_boxes,
-                                        const Tensor gt_labels, const std::optional<Tensor> sample_sizes, double radius,
-                                        bool center_only, bool own_candidates, int64_t topk, double k_scale,
-                                        double iou_weight, double class_weight) {
-  STD_TORCH_CHECK(objectness.dim() == 2, "objectness: expected shape (B, A)");
-  const int64_t batch = objectness.size(0), count = objectness.size(1);
-  int64_t rows = 0;
-  STD_TORCH_CHECK(!class_logits.empty(), "class_logits: expected at least one level");
-  for (const Tensor& level : class_logits) {
-    STD_TORCH_CHECK(has_numbers(level, {batch, -1, class_logits[0].dim() == 3 ? class_logits[0].size(2) : 0}),
-                    "class_logits: expected levels, numbers of shape (B, A_l, C)");
-    rows += level.size(1);
+std::tuple<Tensor, Tensor, Tensor> simota_match(const std::vector<Tensor> outputs,
+                                                const std::optional<Tensor> objectness,
+                                                const std::optional<Tensor> pred_boxes, const Tensor cells,
+                                                const Tensor gt_boxes, const Tensor gt_labels,
+                                                const std::optional<Tensor> sample_sizes, double radius,
+                                                bool center_only, bool own_candidates, int64_t topk, double k_scale,
+                                                double iou_weight, double class_weight, bool cxcywh) {
+  STD_TORCH_CHECK(!outputs.empty() && outputs[0].dim() == 3, "outputs: expected levels of shape (B, A_l, columns)");
+  const int64_t batch = outputs[0].size(0), columns = outputs[0].size(2);
+  STD_TORCH_CHECK(pred_boxes || columns >= kBoxColumns, "outputs: expected at least 5 columns");
+  int64_t count = 0;
+  for (const Tensor& level : outputs) {
+    STD_TORCH_CHECK(has_numbers(level, {batch, -1, columns}),
+                    "outputs: expected levels, numbers of shape (B, A_l, columns)");
+    count += level.size(1);
   }
-  STD_TORCH_CHECK(rows == count, "class_logits: expected as many cells as objectness has");
-  STD_TORCH_CHECK(has_numbers(pred_boxes, {batch, count, 4}), "pred_boxes: expected numbers of shape (B, A, 4)");
   STD_TORCH_CHECK(has_numbers(cells, {count, 3}), "cells: expected numbers of shape (A, 3)");
+  STD_TORCH_CHECK(objectness.has_value() == pred_boxes.has_value(), "objectness: expected just if pred_boxes is given");
+  STD_TORCH_CHECK(!objectness || has_numbers(*objectness, {batch, count}),
+                  "objectness: expected numbers of shape (B, A)");
+  STD_TORCH_CHECK(!pred_boxes || has_numbers(*pred_boxes, {batch, count, 4}),
+                  "pred_boxes: expected numbers of shape (B, A, 4)");
   STD_TORCH_CHECK(has_numbers(gt_boxes, {batch, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   check_labels(gt_labels, sample_sizes, batch, gt_boxes.size(1), "gt_labels");
   STD_TORCH_CHECK(topk >= 1 && topk <= kMostTop, "topk: expected 1 .. 1000");
   STD_TORCH_CHECK(k_scale >= 0 && k_scale <= kMostTop, "k_scale: expected 0 .. 1000");
 
-  Tensor index = torch::stable::new_empty(objectness, {batch, count}, ScalarType::Long);
-  Tensor iou = torch::stable::new_empty(objectness, {batch, count}, ScalarType::Float);
-  if (batch == 0 || count == 0) return {index, iou};
+  Tensor index = torch::stable::new_empty(outputs[0], {batch, count}, ScalarType::Long);
+  Tensor iou = torch::stable::new_empty(outputs[0], {batch, count}, ScalarType::Float);
+  Tensor positives = torch::stable::new_empty(outputs[0], {}, ScalarType::Long);
+  int64_t& total = *static_cast<int64_t*>(positives.mutable_data_ptr());
+  total = 0;
+  if (batch == 0 || count == 0) return {index, iou, positives};
   Settings settings{static_cast<float>(radius),
                     center_only,
                     own_candidates,
@@ -269,7 +317,8 @@ std::tuple<Tensor, Tensor> simota_match(const std::vector<Tensor> class_logits, 
                     static_cast<float>(class_weight),
                     0};
   settings.most = std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(topk) * k_scale), 1, count);
-  Match match(class_logits, objectness, pred_boxes, cells, gt_boxes, gt_labels, sample_sizes, settings);
+  const Predictions predictions(outputs, objectness, pred_boxes);
+  Match match(predictions, cells, gt_boxes, cxcywh, gt_labels, sample_sizes, settings);
   const int64_t boxes = gt_boxes.size(1);
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) match.candidates(b);
@@ -283,10 +332,12 @@ std::tuple<Tensor, Tensor> simota_match(const std::vector<Tensor> class_logits, 
   });
   int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
   float* iou_data = static_cast<float*>(iou.mutable_data_ptr());
+  std::vector<int64_t> found(batch);
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t b = begin; b < end; ++b) match.resolve(b, index_data + b * count, iou_data + b * count);
+    for (int64_t b = begin; b < end; ++b) found[b] = match.resolve(b, index_data + b * count, iou_data + b * count);
   });
-  return {index, iou};
+  for (int64_t n : found) total += n;
+  return {index, iou, positives};
 }
 
 }  // namespace

@@ -3,6 +3,7 @@
 // Cells are divided among torch's threads in blocks of fixed size. Each block writes its part of the gradient and one
 // sum per loss; these are added in order, so the result does not depend on the number of threads.
 #include "focal.h"
+#include "given_boxes.h"
 #include "iou_loss.h"
 #include "outputs.h"
 
@@ -76,7 +77,9 @@ DETOPS_ROW(float)
 DETOPS_ROW(double)
 
 struct Targets {
-  Reader cells, boxes, labels, index, iou;
+  Reader cells;
+  GivenBoxes boxes;
+  Reader labels, index, iou;
   std::vector<double> pos_weight;
   int64_t num_boxes, classes;
 };
@@ -99,11 +102,11 @@ void positive_cell(const Level<T, C>& level, const Targets& targets, const Optio
   const int64_t a = level.start + r, classes = targets.classes;
   const C side = static_cast<C>(targets.cells.at(a, 2));
   // Relative to the centre of the cell, so that a small box far from the origin keeps its digits.
-  C t[4], target[4], pred[4], exact[4], by[4], slope[4];
-  for (int i = 0; i < 4; ++i) {
-    const double from = i < 2 ? targets.cells.at(a, i) : 0;
-    t[i] = level.at(b, r, i), target[i] = static_cast<C>(targets.boxes.at(b, n, i) - from);
-  }
+  const auto [cx, cy, width, height] = targets.boxes.at<C>(b, n);
+  const C target[4] = {static_cast<C>(cx - targets.cells.at(a, 0)), static_cast<C>(cy - targets.cells.at(a, 1)), width,
+                       height};
+  C t[4], pred[4], exact[4], by[4], slope[4];
+  for (int i = 0; i < 4; ++i) t[i] = level.at(b, r, i);
   for (int i = 0; i < 2; ++i) {
     pred[i] = (t[i] - C(0.5)) * side;
     const C long_ = std::exp(t[2 + i]) * side;
@@ -192,12 +195,24 @@ Sums one_level(const Tensor& output, Tensor* gradient, const Targets& targets, c
   return sums;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> outputs, const Tensor cells,
-                                                   const Tensor gt_boxes, const Tensor gt_labels, const Tensor index,
-                                                   const Tensor iou, const Tensor scale,
-                                                   const std::optional<Tensor> class_pos_weight, int64_t kind,
-                                                   bool use_l1, double iou_weight, double obj_weight, double cls_weight,
-                                                   bool with_gradient) {
+// Writes the losses, and with their weights those of the boxes, of objectness and of the classes.
+template <class C>
+void write_losses(const Sums& sums, const Options& o, Tensor& weighted, Tensor& parts) {
+  C* part = static_cast<C*>(parts.mutable_data_ptr());
+  part[0] = static_cast<C>(sums.iou * o.scale), part[1] = static_cast<C>(sums.obj * o.obj_scale);
+  part[2] = static_cast<C>(sums.cls * o.scale), part[3] = static_cast<C>(sums.l1 * o.scale);
+  C* loss = static_cast<C*>(weighted.mutable_data_ptr());
+  loss[0] = static_cast<C>(o.iou_weight) * part[0] + part[3];
+  loss[1] = static_cast<C>(o.obj_weight) * part[1];
+  loss[2] = static_cast<C>(o.cls_weight) * part[2];
+}
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> outputs, const Tensor cells,
+                                                           const Tensor gt_boxes, const Tensor gt_labels,
+                                                           const Tensor index, const Tensor iou, const Tensor scale,
+                                                           const std::optional<Tensor> class_pos_weight, int64_t kind,
+                                                           bool use_l1, double iou_weight, double obj_weight,
+                                                           double cls_weight, bool with_gradient, bool cxcywh) {
   STD_TORCH_CHECK(!outputs.empty() && outputs[0].dim() == 3 && outputs[0].size(2) >= 5,
                   "outputs: expected levels of shape (B, A_l, 5 + C)");
   const int64_t batch = outputs[0].size(0), width = outputs[0].size(2);
@@ -216,7 +231,8 @@ std::tuple<Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> out
   STD_TORCH_CHECK(has_numbers(iou, {batch, count}), "iou: expected numbers of shape (B, A)");
   STD_TORCH_CHECK(has_numbers(scale, {2}), "scale: expected numbers of shape (2,)");
   STD_TORCH_CHECK(kind >= kSquared && kind <= kCiou, "kind: expected 0 .. 4");
-  Targets targets{Reader(cells), Reader(gt_boxes), Reader(gt_labels), Reader(index), Reader(iou), {}, boxes, width - 5};
+  Targets targets{Reader(cells), GivenBoxes(gt_boxes, cxcywh), Reader(gt_labels), Reader(index), Reader(iou), {}, boxes,
+                  width - 5};
   if (class_pos_weight) {
     STD_TORCH_CHECK(has_numbers(*class_pos_weight, {width - 5}), "class_pos_weight: expected numbers of shape (C,)");
     for (int64_t c = 0; c < width - 5; ++c) targets.pos_weight.push_back(Reader(*class_pos_weight).at(c));
@@ -243,17 +259,11 @@ std::tuple<Tensor, std::vector<Tensor>> yolox_loss(const std::vector<Tensor> out
     start += output.size(1);
   }
   const bool wide = outputs[0].scalar_type() == ScalarType::Double;
-  Tensor result = torch::stable::new_empty(outputs[0], {4}, wide ? ScalarType::Double : ScalarType::Float);
-  const double values[4] = {total.iou * options.scale, total.obj * options.obj_scale, total.cls * options.scale,
-                            total.l1 * options.scale};
-  for (int i = 0; i < 4; ++i) {
-    if (wide) {
-      static_cast<double*>(result.mutable_data_ptr())[i] = values[i];
-    } else {
-      static_cast<float*>(result.mutable_data_ptr())[i] = static_cast<float>(values[i]);
-    }
-  }
-  return {result, gradients};
+  const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
+  Tensor weighted = torch::stable::new_empty(outputs[0], {3}, type);
+  Tensor parts = torch::stable::new_empty(outputs[0], {4}, type);
+  wide ? write_losses<double>(total, options, weighted, parts) : write_losses<float>(total, options, weighted, parts);
+  return {weighted, parts, gradients};
 }
 
 }  // namespace

@@ -549,9 +549,9 @@ def set_match(
 
 @op()
 def simota_match(
-    class_logits: list[Tensor],
-    objectness: Tensor,
-    pred_boxes: Tensor,
+    outputs: list[Tensor],
+    objectness: Tensor | None,
+    pred_boxes: Tensor | None,
     cells: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -563,10 +563,12 @@ def simota_match(
     k_scale: float,
     iou_weight: float,
     class_weight: float,
-) -> tuple[Tensor, Tensor]:
-    """Find the box that SimOTA assigns to each cell of a YOLOX network, and their IoU."""
-    shape = objectness.shape
-    return objectness.new_empty(shape, dtype=torch.int64), objectness.new_empty(shape, dtype=torch.float32)
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the box that SimOTA assigns to each cell of a YOLOX network, their IoU, and how many cells have a box."""
+    first, shape = outputs[0], (outputs[0].shape[0], cells.shape[0])
+    count = first.new_empty((), dtype=torch.int64)
+    return first.new_empty(shape, dtype=torch.int64), first.new_empty(shape, dtype=torch.float32), count
 
 
 @op()
@@ -626,10 +628,12 @@ def yolox_loss(
     obj_weight: float,
     cls_weight: float,
     with_gradient: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Sum YOLOX's four losses over a network's outputs, and compute their gradient in the same pass."""
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Sum YOLOX's losses over a network's outputs, weighted and not, and compute their gradient in the same pass."""
     gradients = [output.new_empty(output.shape if with_gradient else 0) for output in outputs]
-    return outputs[0].new_empty(4, dtype=accumulate_dtype(outputs[0])), gradients
+    dtype = accumulate_dtype(outputs[0])
+    return outputs[0].new_empty(3, dtype=dtype), outputs[0].new_empty(4, dtype=dtype), gradients
 
 
 def _sum_and_gradient(logits: Tensor, with_gradient: bool) -> tuple[Tensor, Tensor]:

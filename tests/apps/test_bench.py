@@ -104,9 +104,9 @@ def test_both_sides_of_yolox_lose_the_same(monkeypatch):
     for name, value in dict(BATCH=2, CLASSES=3, SIDE=64).items():
         monkeypatch.setattr(_yolox, name, value)
     (case,) = yolox_loss.cases("cpu", quick=True)
-    losses, gradients = case.ours()
-    assert (losses > 0).sum() >= 3
-    torch.testing.assert_close((losses, gradients), case.baselines["batched PyTorch"](), rtol=1e-4, atol=1e-6)
+    found = case.ours()
+    assert (found[1] > 0).sum() >= 3
+    torch.testing.assert_close(found, case.baselines["batched PyTorch"](), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kernel", [False, True])

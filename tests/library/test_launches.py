@@ -123,7 +123,7 @@ SIZES = torch.full((2, 2), 128)
 # of a criterion forward and backward. A call that launches fewer lowers its number here.
 CRITERIA = {
     "CenterNetLoss": (heatmaps, lambda maps, truth: CENTERNET(*maps, truth, (128, 128)), 26),
-    "YOLOXLoss": (raw_maps, lambda maps, truth: YOLOX(maps, truth), 37),
+    "YOLOXLoss": (raw_maps, lambda maps, truth: YOLOX(maps, truth), 15),
     "GFLLoss": (dense_maps, lambda maps, truth: GFL(*maps, truth), 28),
     "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 32),
     "TaskAlignedLoss": (dense_maps, lambda maps, truth: TAL(*maps, truth), 24),

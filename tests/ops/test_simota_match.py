@@ -21,10 +21,10 @@ from op import (
     moved,
 )
 from torch import Tensor
-from yolox_scenes import EXACT, FAST, Rule, YoloxScene, decided, yolox_scene
+from yolox_scenes import EXACT, FAST, Rule, YoloxScene, decided, raw_outputs, yolox_scene
 
 import detops
-from detops.geometry.boxes import to_xyxy
+from detops.geometry.boxes import boxes_at_points, to_cxcywh, to_xyxy
 from detops.portable import _search
 from detops.reference import simota_match as definition
 
@@ -40,12 +40,13 @@ RULES: dict[str, Rule] = {
 
 
 def check(form: Form, args: YoloxScene, rule: Rule, device: str = "cpu") -> None:
-    index, iou = moved(form(*moved(args, device), *rule), "cpu")
-    expected, overlap = op.reference(*args, *rule)
+    index, iou, positives = moved(form(*moved(args, device), *rule), "cpu")
+    expected, overlap, count = op.reference(*args, *rule)
     assert index.dtype == torch.int64
     assert iou.dtype == torch.float32
     assert torch.equal(index, expected)
     torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=2e-6)
+    assert torch.equal(positives, count)
 
 
 @op.for_each_form
@@ -71,13 +72,50 @@ def test_matches_reference(form: Form) -> None:
     compare()
 
 
+@op.for_each_form
+def test_raw_outputs_and_corners_match_reference(form: Form) -> None:
+    """Predictions that are read from a network's raw outputs, and boxes given as corners."""
+
+    @form.examples(60)
+    @given(
+        seed=st.integers(0, 10**6),
+        boxes=st.sampled_from([0, 1, 5]),
+        classes=st.sampled_from([1, 3, 20]),
+        dtype=st.sampled_from(DTYPES),
+        odd=st.booleans(),
+        ragged=st.booleans(),
+        channels_first=st.booleans(),
+        rule=st.sampled_from(sorted(RULES)),
+    )
+    def compare(rule: str, dtype: torch.dtype, channels_first: bool, **options: Any) -> None:
+        levels, objectness, pred, cells, gt, labels, sizes = yolox_scene(size=32 if form.interpreted else 64, **options)
+        outputs = raw_outputs(levels, objectness, pred, cells, dtype)
+        if channels_first:
+            outputs = [output.transpose(1, 2).contiguous().transpose(1, 2) for output in outputs]
+        raw = torch.cat(outputs, 1).float()
+        plain = [output[..., 5:] for output in outputs], raw[..., 4], boxes_at_points(raw, cells)
+        corners = to_xyxy(gt)
+        assume(decided(*plain, cells, to_cxcywh(corners), labels, sizes, RULES[rule], margin=1e-4))
+        index, iou, positives = form(outputs, None, None, cells, corners, labels, sizes, *RULES[rule], False)
+        for args in (
+            (*plain, cells, to_cxcywh(corners), labels, sizes),
+            (outputs, None, None, cells, corners, labels, sizes),
+        ):
+            expected, overlap, count = op.reference(*args, *RULES[rule], args[1] is not None)
+            assert torch.equal(index, expected)
+            torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=2e-6)
+            assert positives == count
+
+    compare()
+
+
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("form", [op.portable, op], ids=str)
 def test_many_boxes(form: Form, rule: str) -> None:
     """Hundreds of boxes; if float32 decides otherwise, the two costs are equal up to its rounding."""
     args = yolox_scene(3, boxes=300, classes=5, size=128)
-    index, _ = form(*args, *RULES[rule])
-    expected, _ = op.reference(*args, *RULES[rule])
+    index, *_ = form(*args, *RULES[rule])
+    expected, *_ = op.reference(*args, *RULES[rule])
     assert (index >= 0).sum() > 100
     assert (index != expected).sum() <= 0.005 * (expected >= 0).sum()
 
@@ -158,8 +196,8 @@ def test_a_contested_cell_goes_to_the_cheapest_of_all_boxes_or_of_its_pickers() 
 def test_the_rules_differ_where_super_gradients_differ() -> None:
     """A box with few own candidates also picks others' under the exact rule, but not under the fast one."""
     args = yolox_scene(5, batch=1, boxes=12, classes=3)
-    exact, _ = op(*args, *EXACT)
-    fast, _ = op(*args, *FAST)
+    exact, *_ = op(*args, *EXACT)
+    fast, *_ = op(*args, *FAST)
     assert not torch.equal(exact, fast)
     own, _ = definition.regions(args[3], args[4][0], args[5][0], 3, 2.5, False)
     cells = (fast[0] >= 0).nonzero()[:, 0]
@@ -217,7 +255,9 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 @for_each_device
 @pytest.mark.parametrize(("rule", "options"), [("exact", {}), ("fast", {"ragged": True, "boxes": 0})])
 def test_opcheck(device: str, rule: str, options: dict[str, Any]) -> None:
-    op.check(*moved(yolox_scene(12, size=32, **options), device), *RULES[rule])
+    args = yolox_scene(12, size=32, **options)
+    op.check(*moved(args, device), *RULES[rule])
+    op.check(*moved((raw_outputs(*args[:4]), None, None, *args[3:]), device), *RULES[rule], False)
 
 
 @for_each_device
@@ -242,18 +282,19 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 def test_what_takes_nothing(form: Form, rule: str) -> None:
     """Boxes off the image, invalid ones and ignored ones do not change the result."""
     levels, objectness, pred, cells, gt, labels, _ = yolox_scene(7, batch=1, boxes=3, size=32)
-    alone, _ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
+    alone, *_ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
     assert (alone >= 0).any()
     nan, inf = float("nan"), float("inf")
     broken = torch.tensor([[500.0, 500, 10, 10], [16, 16, -1, 5], [nan, 16, 5, 5], [16, 16, inf, 5], [16, 16, 9, 9],
                            [16, 16, 9, 9]])  # fmt: skip
     gt = torch.cat([gt, broken[None]], 1)
     labels = torch.cat([labels, torch.tensor([[0, 0, 0, 0, 4, -1]])], 1)
-    index, _ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
+    index, *_ = form(levels, objectness, pred, cells, gt, labels, None, *RULES[rule])
     assert torch.equal(index, alone)
-    none, iou = form(levels, objectness, pred, cells, gt[:, 3:], labels[:, 3:], None, *RULES[rule])
+    none, iou, positives = form(levels, objectness, pred, cells, gt[:, 3:], labels[:, 3:], None, *RULES[rule])
     assert (none == -1).all()
     assert (iou == 0).all()
+    assert positives == 0
 
 
 def test_zero_size_boxes_match_without_nan() -> None:
@@ -266,10 +307,12 @@ def test_zero_size_boxes_match_without_nan() -> None:
 @pytest.mark.parametrize("options", [{"batch": 0}, {"boxes": 0}], ids=str)
 def test_empty(form: Form, options: dict[str, Any]) -> None:
     args = yolox_scene(9, size=32, **options)
-    index, iou = form(*args, *EXACT)
+    index, iou, positives = form(*args, *EXACT)
     assert index.shape == iou.shape == args[1].shape
     assert (index == -1).all()
     assert not iou.any()
+    assert positives.dtype == torch.int64
+    assert positives.tolist() == 0
 
 
 @pytest.mark.parametrize(
@@ -317,9 +360,10 @@ def test_checked_mode_names_the_box(label: int, box: Sequence[float], message: s
 @pytest.mark.parametrize(
     "change",
     [
-        dict(class_logits=[]),
-        dict(class_logits=[torch.zeros(2, 20, 4)]),
+        dict(outputs=[]),
+        dict(outputs=[torch.zeros(2, 21, 4), torch.zeros(2, 0, 5)]),
         dict(objectness=torch.zeros(21)),
+        dict(objectness=None),
         dict(pred_boxes=torch.zeros(2, 21, 3)),
         dict(cells=torch.zeros(21, 2)),
         dict(gt_boxes=torch.zeros(1, 5, 4)),
@@ -340,16 +384,20 @@ def _kernels() -> list[Kernel]:
         levels=("*fp16",) * 3, strides_b=three, strides_r=three, strides_c=three, starts=three, rows=three,
         objectness="*fp32", cells="*fp32", boxes="*fp32", times="*i32", taken="*i64", A="i32", N="i32", radius="fp32",
     )  # fmt: skip
-    boxes = dict(given="*fp32", labels="*i64", sample_sizes="*i64", boxes="*fp32", C="i32", N="i32")
-    cells = levels | dict(candidate="*u8", total="*fp32", C="i32")
+    boxes = dict(given="*fp32", labels="*i64", sample_sizes="*i64", boxes="*fp32", positives="*i64", C="i32", N="i32")
+    cells = levels | dict(candidate="*u8", total="*fp32", pred="*fp32", C="i32")
     costs = dict(pred="*fp32", present="*u8", iou_weight="fp32", class_weight="fp32")
     pick = levels | costs | dict(candidate="*u8", total="*fp32", k_scale="fp32")
-    resolve = levels | costs | dict(index="*i64", matched="*fp32")
+    resolve = levels | costs | dict(index="*i64", matched="*fp32", positives="*i64")
     return [
-        Kernel("boxes_kernel", boxes, dict(HAS_SIZES=True, BLOCK=128), 1),
-        Kernel("cells_kernel", cells, dict(LEVELS=3, CENTER_ONLY=False, TOGETHER=True, BLOCK=32, BLOCK_C=16), 4),
-        Kernel("pick_kernel", pick, dict(LEVELS=3, CENTER_ONLY=False, OWN=True, TOPK=10, MOST=11, BLOCK=256), 4),
-        Kernel("resolve_kernel", resolve, dict(LEVELS=3, CENTER_ONLY=False, OWN=False, BLOCK=32), 1),
+        Kernel("boxes_kernel", boxes, dict(HAS_SIZES=True, CXCYWH=False, BLOCK=128), 1),
+        Kernel(
+            "cells_kernel", cells, dict(LEVELS=3, CENTER_ONLY=False, TOGETHER=True, RAW=True, BLOCK=32, BLOCK_C=16), 4
+        ),
+        Kernel(
+            "pick_kernel", pick, dict(LEVELS=3, CENTER_ONLY=False, OWN=True, RAW=True, TOPK=10, MOST=11, BLOCK=256), 4
+        ),
+        Kernel("resolve_kernel", resolve, dict(LEVELS=3, CENTER_ONLY=False, OWN=False, RAW=True, BLOCK=32), 1),
     ]
 
 

@@ -23,6 +23,7 @@ from op import (
 from yolox_scenes import raw_outputs, yolox_scene
 
 from detops import grid_points
+from detops.geometry.boxes import to_xyxy
 from detops.reference import yolox_loss as definition
 from detops.reference.yolox_loss import KINDS
 
@@ -37,6 +38,8 @@ def arguments(
     dtype: torch.dtype = torch.float32,
     classes: int = 4,
     gradient: bool = True,
+    cxcywh: bool = True,
+    one_scale: bool = False,
     **options: Any,
 ) -> list[Any]:
     """Make outputs with a random box at some of the cells."""
@@ -48,13 +51,15 @@ def arguments(
         index = torch.randint(-3, gt.shape[1], objectness.shape, generator=g).clamp(min=-2)
     iou = torch.rand(objectness.shape, generator=g)
     weight = torch.rand(classes, generator=g) + 0.5 if pos_weight else None
-    scale = torch.tensor([0.1, 0.05])
-    return [outputs, cells, gt, labels, index, iou, scale, weight, kind, use_l1, 5.0, 0.7, 1.3, gradient]
+    scale = torch.tensor(0.1).expand(2) if one_scale else torch.tensor([0.1, 0.05])
+    boxes = gt if cxcywh else to_xyxy(gt)
+    return [outputs, cells, boxes, labels, index, iou, scale, weight, kind, use_l1, 5.0, 0.7, 1.3, gradient, cxcywh]
 
 
 def compare(form: Form, args: list[Any], rtol: float, atol: float) -> None:
-    losses, gradients = form(*args)
-    expected, slopes = op.reference(*args)
+    weighted, losses, gradients = form(*args)
+    sums, expected, slopes = op.reference(*args)
+    torch.testing.assert_close(weighted.double(), sums, rtol=max(rtol, 1e-5), atol=1e-5)
     torch.testing.assert_close(losses.double(), expected, rtol=max(rtol, 1e-5), atol=1e-5)
     for gradient, slope, output in zip(gradients, slopes, args[0], strict=True):
         assert gradient.dtype == output.dtype
@@ -75,6 +80,8 @@ def test_matches_reference(form: Form) -> None:
         batch=st.sampled_from([0, 1, 2]),
         boxes=st.sampled_from([0, 1, 5]),
         index_dtype=st.sampled_from([torch.int32, torch.int64]),
+        cxcywh=st.booleans(),
+        one_scale=st.booleans(),
     )
     def check(dtype: torch.dtype, **options: Any) -> None:
         compare(form, arguments(dtype=dtype, **options), *TOLERANCES[form.computes(dtype)])
@@ -87,8 +94,8 @@ def test_matches_reference(form: Form) -> None:
 def test_gpu_matches_reference(kind: int) -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
         args = arguments(1, kind, dtype=dtype, boxes=9, pos_weight=True)
-        losses, gradients = moved(op(*moved(args, "cuda")), "cpu")
-        expected, slopes = op.reference(*args)
+        _, losses, gradients = moved(op(*moved(args, "cuda")), "cpu")
+        _, expected, slopes = op.reference(*args)
         rtol, atol = TOLERANCES[dtype]
         torch.testing.assert_close(losses.double(), expected, rtol=max(rtol, 1e-4), atol=1e-5)
         for gradient, slope in zip(gradients, slopes, strict=True):
@@ -105,7 +112,7 @@ def test_by_hand(form: Form) -> None:
     index, iou = torch.tensor([[0, -1]]), torch.tensor([[1.0, 0]])
     args = [[output], cells, boxes, labels, index, iou, torch.ones(2), None, 0, True, 5.0, 1.0, 1.0, True]
     half = math.log(2)
-    losses, (gradient,) = form(*args)
+    _, losses, (gradient,) = form(*args)
     torch.testing.assert_close(losses.float(), torch.tensor([0, 2 * half, 2 * half, 0]), rtol=0, atol=1e-6)
     expected = torch.tensor([[0.0, 0, 0, 0, -0.5, 0.5, -0.5], [0, 0, 0, 0, 0.5, 0, 0]])
     # At a tie of both corners autograd gives each side half: what grows outwards and inwards is the same.
@@ -121,7 +128,7 @@ def test_ties_zero_sizes_and_distance_are_finite(form: Form, kind: int) -> None:
     boxes = torch.tensor([[[4.0, 4, 8, 8], [12, 4, 0, 0], [900, 900, 3, 3], [12, 12, 8, 4]]])
     args = [[output], cells, boxes, torch.zeros(1, 4).long(), torch.arange(4)[None], torch.ones(1, 4), torch.ones(2),
             None, kind, False, 5.0, 1.0, 1.0, True]  # fmt: skip
-    losses, (gradient,) = form(*args)
+    _, losses, (gradient,) = form(*args)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
     compare(form, args, 1e-4, 1e-4)
@@ -138,12 +145,12 @@ def test_logits_of_any_size_have_finite_gradients(form: Form, kind: int) -> None
     args = [[output], cells, torch.tensor([[[9.0, 5, 16, 30]]]), torch.zeros(1, 1).long(),
             torch.zeros(1, len(pairs)).long(), torch.ones(1, len(pairs)), torch.ones(2), None, kind, False, 5.0, 1.0,
             1.0, True]  # fmt: skip
-    losses, (gradient,) = form(*args)
+    _, losses, (gradient,) = form(*args)
     assert losses.isfinite().all()
     assert gradient.isfinite().all()
     compare(form, args, 1e-4, 1e-4)
     output[0, 0, 2] = math.inf  # a broken number, unlike a large one, shows
-    assert form(*args)[0][0].isnan()
+    assert form(*args)[1][0].isnan()
 
 
 @op.for_each_form
@@ -170,18 +177,18 @@ def test_gradcheck_of_the_reference(kind: str) -> None:
 @op.for_each_form
 def test_without_gradient_the_losses_are_the_same(form: Form) -> None:
     args = arguments(4, boxes=5)
-    losses, gradients = form(*args[:-1], False)
-    torch.testing.assert_close(losses, form(*args)[0], rtol=0, atol=0)
+    _, losses, gradients = form(*args[:-2], False, True)
+    torch.testing.assert_close(losses, form(*args)[1], rtol=0, atol=0)
     assert all(gradient.numel() == 0 for gradient in gradients)
 
 
 @op.for_each_form
 def test_any_layout(form: Form) -> None:
     args = arguments(4, boxes=5)
-    expected, gradients = op(*args)
+    _, expected, gradients = op(*args)
     first = [output.transpose(1, 2).contiguous().transpose(1, 2) for output in args[0]]
     assert not first[0].is_contiguous()
-    losses, slopes = form(first, *args[1:])
+    _, losses, slopes = form(first, *args[1:])
     torch.testing.assert_close(losses, expected)
     for mine, other in zip(slopes, gradients, strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-6)
@@ -204,8 +211,8 @@ def test_opcheck(device: str, options: dict[str, Any]) -> None:
 def test_no_host_sync_and_compiles_whole(device: str) -> None:
     args, more = (moved(arguments(8, boxes=boxes, pos_weight=True), device) for boxes in (3, 6))
     for form in (op, op.portable):
-        losses, gradients = assert_no_syncs(form, *args)
-        assert losses.shape == (4,)
+        losses, parts, gradients = assert_no_syncs(form, *args)
+        assert (losses.shape, parts.shape) == ((3,), (4,))
         assert [gradient.shape for gradient in gradients] == [output.shape for output in args[0]]
     assert_compiles_whole(op.overload, tuple(args), tuple(more))
 
@@ -219,14 +226,14 @@ def test_what_is_not_finite_shows(form: Form) -> None:
         rows = torch.cat(args[0], 1)
         rows[0, positive, channel] = float("nan")
         args[0] = list(rows.split([16, 4, 1], 1))
-        assert form(*args)[0].isnan().tolist()[loss]
+        assert form(*args)[1].isnan().tolist()[loss]
     args = arguments(2, boxes=3)
     rows = torch.cat(args[0], 1)
     free = int((args[4][0] < 0).nonzero()[0])
     rows[0, free, 6] = float("inf")
     rows[0, free, 2] = float("nan")
     args[0] = list(rows.split([16, 4, 1], 1))
-    losses, gradients = form(*args)
+    _, losses, gradients = form(*args)
     assert losses.isfinite().all()
     assert torch.cat(gradients, 1).isfinite().all()
 
@@ -237,7 +244,7 @@ def test_indices_out_of_range_are_not_read(form: Form) -> None:
     args[4] = args[4].clone()
     args[4][0, :3] = torch.tensor([3, 10**9, -(10**9)])
     args[3] = torch.tensor([[4, -1, 10**6], [0, 1, 2]])
-    losses, gradients = form(*args)
+    _, losses, gradients = form(*args)
     assert losses.isfinite().all()
     assert all(gradient.isfinite().all() for gradient in gradients)
 
@@ -268,9 +275,12 @@ KERNELS = [
     Kernel("loss_kernel",
            dict(outputs=("*fp16",) * 3, gradients=("*fp16",) * 3, strides=("i32",) * 9, firsts=("i32",) * 3,
                 starts=("i32",) * 3, rows=("i32",) * 3, cells="*fp32", boxes="*fp32", labels="*i64", index="*i64",
-                matched="*fp32", scale="*fp32", pos_weight="*fp32", parts="*fp32", C="i32", A="i32", N="i32",
+                matched="*fp32", scale="*fp32", pos_weight="*fp32", parts="*fp32", C="i32", A="i32", N="i32", scale_step="i32",
                 iou_weight="fp32", obj_weight="fp32", cls_weight="fp32"),
-           dict(LEVELS=3, TOGETHER=True, KIND=kind, USE_L1=True, HAS_POS_WEIGHT=kind == 4, WITH_GRADIENT=True, BLOCK=32,
+           dict(LEVELS=3, TOGETHER=True, KIND=kind, CXCYWH=kind == 2, USE_L1=True, HAS_POS_WEIGHT=kind == 4, WITH_GRADIENT=True, BLOCK=32,
                 BLOCK_C=16), 4)
     for kind in (0, 2, 4)
+] + [
+    Kernel("sum_kernel", dict(parts="*fp32", losses="*fp32", total="*fp32", programs="i32", iou_weight="fp32",
+                              obj_weight="fp32", cls_weight="fp32"), dict(BLOCK=256), 4)
 ]  # fmt: skip

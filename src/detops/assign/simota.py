@@ -95,8 +95,7 @@ def simota_assign(
         targets, levels[0].shape[2], batch=len(objectness), like=objectness, like_name="objectness"
     )
     boxes = to_cxcywh(pred_boxes.detach().to(torch.float32))
-    gt_boxes, scores = truth.cxcywh().detach().to(torch.float32), [level.detach() for level in levels]
-    index, iou = match_points(scores, objectness.detach(), boxes, points, truth, rule, gt_boxes)
+    index, iou, _ = match_points([level.detach() for level in levels], objectness.detach(), boxes, points, truth, rule)
     return Assignment.of(index, iou, truth.labels)
 
 
@@ -129,34 +128,34 @@ class SimOTARule(NamedTuple):
 
 
 def match_points(
-    class_logits: list[Tensor],
-    objectness: Tensor,
-    pred_cxcywh: Tensor,
+    outputs: list[Tensor],
+    objectness: Tensor | None,
+    pred_cxcywh: Tensor | None,
     points: Tensor,
     targets: GroundTruth,
     rule: SimOTARule,
-    gt_cxcywh: Tensor,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Call the op; arguments as in `simota_assign`, already checked, predicted boxes as centre and size.
 
     Args:
-        class_logits: Each level's (B, A_l, C).
-        objectness: (B, A).
-        pred_cxcywh: (B, A, 4).
+        outputs: Each level's class logits (B, A_l, C); or, given no boxes, its raw outputs (B, A_l, 5 + C).
+        objectness: (B, A); None without boxes.
+        pred_cxcywh: (B, A, 4), or None.
         points: (A, 3).
         targets: The ground truth.
         rule: The options.
-        gt_cxcywh: (B, N, 4) float32, the targets' boxes as centre and size.
 
     Returns:
-        (B, A) int64 box of each point, -1 background, -2 ignored; (B, A) IoU with it, 0 without a box.
+        (B, A) int64 box of each point, -1 background, -2 ignored; (B, A) IoU with it, 0 without a box; 0-d int64 number
+        of points with a box.
     """
-    index, iou = ops.simota_match(
-        class_logits=class_logits,
+    gt_boxes, cxcywh = targets._given_boxes()
+    index, iou, positives = ops.simota_match(
+        outputs=outputs,
         objectness=objectness,
         pred_boxes=pred_cxcywh,
         cells=points,
-        gt_boxes=gt_cxcywh,
+        gt_boxes=gt_boxes,
         gt_labels=targets.labels,
         sample_sizes=targets.sample_sizes,
         radius=float(rule.center_radius),
@@ -166,11 +165,12 @@ def match_points(
         k_scale=1.0 if rule.dynamic_ks_bias is None else float(rule.dynamic_ks_bias),
         iou_weight=float(rule.iou_weight),
         class_weight=float(rule.class_weight),
+        cxcywh=cxcywh,
     )
     if targets.ignored is not None:
         ignored = points_in_boxes(points, targets.ignored, targets.ignored_exists())
         index = index.where((index >= 0) | ~ignored, IGNORED)
-    return index, iou
+    return index, iou, positives
 
 
 def _check(levels: list[Tensor], objectness: Tensor, pred_boxes: Tensor, points: Tensor) -> None:

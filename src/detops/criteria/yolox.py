@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from detops import ops
 from detops.assign.assignment import Assignment
 from detops.assign.simota import Candidates, SimOTARule, match_points
-from detops.geometry.boxes import boxes_at_points
 from detops.geometry.levels import require_strides, require_yolox_maps
 from detops.geometry.points import GridCache, grid_points
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
@@ -133,27 +132,23 @@ class YOLOXLoss(nn.Module):
         return self._grids.get(maps, lambda sizes, device: (grid_points(sizes, self.strides, device),))[0]
 
     def _assign(self, outputs: list[Tensor], targets: GroundTruth) -> Assignment:
-        index, iou = self._match(outputs, targets, targets.cxcywh().detach().to(torch.float32))
+        index, iou, _ = self._match(outputs, targets)
         return Assignment.of(index, iou, targets.labels)
 
-    def _match(self, outputs: list[Tensor], targets: GroundTruth, boxes: Tensor) -> tuple[Tensor, Tensor]:
-        """Return box and IoU of each point; `boxes` are those of the targets as centre and size."""
+    def _match(self, outputs: list[Tensor], targets: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
+        """Return box and IoU of each point, and the number of positives."""
         levels = [output.detach().flatten(1, 3) for output in outputs]
-        raw = torch.cat([level[..., :5].to(torch.float32) for level in levels], 1)  # (B, A, 5)
-        points = self._points(outputs)
-        classes = [level[..., 5:] for level in levels]
-        return match_points(classes, raw[..., 4], boxes_at_points(raw, points), points, targets, self.rule, boxes)
+        return match_points(levels, None, None, self._points(outputs), targets, self.rule)
 
     def _compute(self, outputs: list[Tensor], targets: GroundTruth) -> "YOLOXParts":
-        boxes = targets.cxcywh().detach().to(torch.float32)
-        index, iou = self._match(outputs, targets, boxes)
-        positives = (index >= 0).sum()
+        boxes, cxcywh = targets._given_boxes()
+        index, iou, positives = self._match(outputs, targets)
         divisor = average_over_ranks(positives) if self.average_positives else positives.to(torch.float32).clamp(min=1)
         with torch.no_grad():
-            objectness = divisor
+            scale = divisor.reciprocal().expand(2)
             if self.obj_divisor == "points":
-                objectness = torch.full_like(divisor, max(index.numel(), 1))
-            scale = torch.stack([divisor, objectness]).reciprocal()
+                points = torch.full_like(divisor, max(index.numel(), 1))
+                scale = torch.stack([divisor, points]).reciprocal()
         levels = [output.flatten(1, 3) for output in outputs]
         op = partial(
             ops.yolox_loss,
@@ -162,11 +157,11 @@ class YOLOXLoss(nn.Module):
             iou_weight=self.box_weight,
             obj_weight=self.obj_weight,
             cls_weight=self.cls_weight,
+            cxcywh=cxcywh,
         )
         losses, parts = fused_level_losses(
             op,
             levels,
-            combine=self._combine,
             columns=[4, 1, self.num_classes],
             cells=self._points(outputs),
             gt_boxes=boxes,
@@ -179,11 +174,6 @@ class YOLOXLoss(nn.Module):
             instead="box_iou_loss, and PyTorch's binary_cross_entropy_with_logits",
         )
         return YOLOXParts(losses, parts, positives)
-
-    def _combine(self, parts: Tensor) -> Tensor:
-        """Weight the op's IoU, objectness, class and L1 losses (4,) into box, objectness and class loss (3,)."""
-        iou, objectness, classes, l1 = parts.unbind()
-        return torch.stack([self.box_weight * iou + l1, self.obj_weight * objectness, self.cls_weight * classes])
 
 
 class YOLOXParts(NamedTuple):

@@ -118,6 +118,11 @@ class GroundTruth(GroundTruthSources):
             return self._cxcywh
         return to_cxcywh(self.boxes if self.boxes.is_floating_point() else self.boxes.to(torch.float32))
 
+    def _given_boxes(self) -> tuple[Tensor, bool]:
+        """Return the boxes as they came, (B, N, 4) float32, without gradient; and whether as centre and size."""
+        boxes = self.boxes if self._cxcywh is None else self._cxcywh
+        return boxes.detach().to(torch.float32), self._cxcywh is not None
+
     def pad_to(self, count: int | None, ignored: int | None = None) -> Self:
         """Pad every image to a fixed number of boxes, so that all batches have one shape and compile once.
 

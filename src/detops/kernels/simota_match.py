@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels._boxes import overlap
+from detops.kernels._boxes import box_of, overlap
 from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
 
 BLOCK_BOXES = 128  # boxes per program that prepares them
@@ -78,25 +78,26 @@ def _rank(best, cost, index):
     return (worse << 62) | (ordered << INDEX_BITS) | index.to(tl.int64)
 
 
-@kernel(tensors=4, num_warps=1)
+@kernel(tensors=5, num_warps=1)
 def boxes_kernel(
-    given,  # (B, N, 4) cxcywh
+    given,  # (B, N, 4)
     labels,  # (B, N)
     sample_sizes,  # (B,), not read without HAS_SIZES
     boxes,  # (B, N, 8): cx, cy, x1, y1, x2, y2, area, label; that is -1 for boxes that are not assigned
+    positives,  # () int64, becomes 0
     C,
     N,
     HAS_SIZES: tl.constexpr,
+    CXCYWH: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Prepare the boxes of an image."""
+    """Prepare the boxes of an image, given as centre and size with CXCYWH, else as corners."""
     b = tl.program_id(1).to(tl.int64)
     n = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = n < N
-    cx = tl.load(given + (b * N + n) * 4, mask=inside, other=0.0)
-    cy = tl.load(given + (b * N + n) * 4 + 1, mask=inside, other=0.0)
-    w = tl.load(given + (b * N + n) * 4 + 2, mask=inside, other=0.0)
-    h = tl.load(given + (b * N + n) * 4 + 3, mask=inside, other=0.0)
+    if (b == 0) & (tl.program_id(0) == 0):
+        tl.store(positives, 0)
+    cx, cy, w, h = box_of(given + (b * N + n) * 4, inside, 0.0, CXCYWH)
     label = tl.load(labels + b * N + n, mask=inside, other=-1).to(tl.int64)
     # Comparisons are false for NaN.
     known = (tl.abs(cx) <= LARGEST) & (tl.abs(cy) <= LARGEST) & (w >= 0) & (w <= LARGEST) & (h >= 0) & (h <= LARGEST)
@@ -114,10 +115,11 @@ def boxes_kernel(
     tl.store(box + 7, tl.where(known, label, -1).to(tl.float32), mask=inside)
 
 
-@kernel(tensors=8)
+@kernel(tensors=9)
 def cells_kernel(
-    levels,  # a tuple: each level's (B, R, C)
-    objectness,  # (B, A)
+    levels,  # a tuple: each level's (B, R, C), or with RAW (B, R, 5 + C)
+    objectness,  # (B, A), written with RAW
+    pred,  # (B, A, 4), written with RAW
     cells,  # (A, 3)
     boxes,  # (B, N, 8)
     candidate,  # (B, A) uint8
@@ -136,10 +138,11 @@ def cells_kernel(
     LEVELS: tl.constexpr,
     CENTER_ONLY: tl.constexpr,
     TOGETHER: tl.constexpr,
+    RAW: tl.constexpr,
     BLOCK: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Find the cells that are candidates of any box, and the class cost there if no class is the label.
+    """Find the cells that are candidates of any box, what they predict, and the class cost if no class is the label.
 
     With TOGETHER the classes of a cell lie side by side in memory.
     """
@@ -167,19 +170,32 @@ def cells_kernel(
             tl.store(times + b * A + a, 0, mask=inside)
             tl.store(taken + b * A + a, NEVER, mask=inside)
             if tl.max(found, 0) > 0:
-                o = tl.load(objectness + b * A + a, mask=inside, other=0.0)[:, None]
+                stride_c = tl.full((), 1, tl.int32)
+                if not TOGETHER:
+                    stride_c = tl.full((), 0, tl.int32) + plain(strides_c[level])
+                source = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
+                if RAW:
+                    known = found > 0
+                    cx = tl.load(source, mask=known, other=0.0).to(tl.float32) * side + (x - side / 2)
+                    cy = tl.load(source + stride_c, mask=known, other=0.0).to(tl.float32) * side + (y - side / 2)
+                    w = tl.exp(tl.load(source + 2 * stride_c, mask=known, other=0.0).to(tl.float32)) * side
+                    h = tl.exp(tl.load(source + 3 * stride_c, mask=known, other=0.0).to(tl.float32)) * side
+                    o = tl.load(source + 4 * stride_c, mask=known, other=0.0).to(tl.float32)
+                    tl.store(pred + (b * A + a) * 4, cx, mask=known)
+                    tl.store(pred + (b * A + a) * 4 + 1, cy, mask=known)
+                    tl.store(pred + (b * A + a) * 4 + 2, w, mask=known)
+                    tl.store(pred + (b * A + a) * 4 + 3, h, mask=known)
+                    tl.store(objectness + b * A + a, o, mask=known)
+                    source += 5 * stride_c
+                else:
+                    o = tl.load(objectness + b * A + a, mask=inside, other=0.0)
                 cost = tl.zeros((BLOCK,), tl.float32)
                 for c in range(0, C, BLOCK_C):
                     column = c + tl.arange(0, BLOCK_C)
                     wanted = (found > 0)[:, None] & (column < C)[None, :]
-                    place = levels[level] + b * plain(strides_b[level])
-                    place += row.to(tl.int64)[:, None] * plain(strides_r[level])
-                    if TOGETHER:
-                        place += column[None, :]
-                    else:
-                        place += column[None, :] * plain(strides_c[level])
+                    place = source[:, None] + column[None, :] * stride_c
                     value = tl.load(place, mask=wanted, other=0.0).to(tl.float32)
-                    _, log_q = _log_terms(value, o)
+                    _, log_q = _log_terms(value, o[:, None])
                     log_q = tl.where(value == value, log_q, value)
                     cost -= tl.sum(tl.where(wanted, log_q, 0.0), 1)
                 tl.store(total + b * A + a, cost, mask=inside)
@@ -187,7 +203,7 @@ def cells_kernel(
 
 @kernel(tensors=10)
 def pick_kernel(
-    levels,  # a tuple: each level's (B, R, C)
+    levels,  # a tuple: each level's (B, R, C), or with RAW (B, R, 5 + C)
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
@@ -211,6 +227,7 @@ def pick_kernel(
     LEVELS: tl.constexpr,
     CENTER_ONLY: tl.constexpr,
     OWN: tl.constexpr,
+    RAW: tl.constexpr,
     TOPK: tl.constexpr,
     MOST: tl.constexpr,
     BLOCK: tl.constexpr,
@@ -280,7 +297,7 @@ def pick_kernel(
                     if tl.max(allowed.to(tl.int32), 0) > 0:
                         logit = levels[level] + b * plain(strides_b[level])
                         logit += row.to(tl.int64) * plain(strides_r[level])
-                        logit += label.to(tl.int64) * plain(strides_c[level])
+                        logit += (label.to(tl.int64) + (5 if RAW else 0)) * plain(strides_c[level])
                         value = tl.load(logit, mask=allowed, other=0.0).to(tl.float32)
                         o = tl.load(objectness + b * A + a, mask=allowed, other=0.0)
                         log_p, log_q = _log_terms(value, o)
@@ -302,9 +319,9 @@ def pick_kernel(
                 tl.atomic_min(taken + at, place, sem="relaxed")
 
 
-@kernel(tensors=10, num_warps=1)
+@kernel(tensors=11, num_warps=1)
 def resolve_kernel(
-    levels,  # a tuple: each level's (B, R, C)
+    levels,  # a tuple: each level's (B, R, C), or with RAW (B, R, 5 + C)
     objectness,  # (B, A)
     pred,  # (B, A, 4)
     cells,  # (A, 3)
@@ -314,6 +331,7 @@ def resolve_kernel(
     taken,  # (B, A)
     index,  # (B, A) int64
     matched,  # (B, A)
+    positives,  # () int64, to which is added
     strides_b,  # a tuple, as the next four
     strides_r,
     strides_c,
@@ -327,6 +345,7 @@ def resolve_kernel(
     LEVELS: tl.constexpr,
     CENTER_ONLY: tl.constexpr,
     OWN: tl.constexpr,
+    RAW: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
     """Resolve the cells: the cheapest of all boxes, or with OWN of those that picked it, keeps a cell."""
@@ -356,7 +375,8 @@ def resolve_kernel(
                             )
                             logit = levels[level] + b * plain(strides_b[level])
                             logit += row.to(tl.int64) * plain(strides_r[level])
-                            logit += tl.load(box + 7).to(tl.int64) * plain(strides_c[level])
+                            label = tl.load(box + 7).to(tl.int64) + (5 if RAW else 0)
+                            logit += label * plain(strides_c[level])
                             value = tl.load(logit, mask=contested, other=0.0).to(tl.float32)
                             log_p, log_q = _log_terms(value, o)
                             iou = _iou(pred + (b * A + a) * 4, contested, x1, y1, x2, y2, tl.load(box + 6))
@@ -374,12 +394,15 @@ def resolve_kernel(
             iou = _iou(pred + (b * A + a) * 4, found, x1, y1, x2, y2, tl.load(box + 6, mask=found, other=0.0))
             tl.store(index + b * A + a, tl.where(found, winner, -1), mask=inside)
             tl.store(matched + b * A + a, tl.where(found, iou, 0.0), mask=inside)
+            number = tl.sum(found.to(tl.int32), 0)
+            if number > 0:
+                tl.atomic_add(positives, number.to(tl.int64), sem="relaxed")
 
 
 def simota_match(
-    class_logits: list[Tensor],
-    objectness: Tensor,
-    pred_boxes: Tensor,
+    outputs: list[Tensor],
+    objectness: Tensor | None,
+    pred_boxes: Tensor | None,
     cells: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -391,41 +414,50 @@ def simota_match(
     k_scale: float,
     iou_weight: float,
     class_weight: float,
-) -> tuple[Tensor, Tensor]:
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launch the kernels; arguments and meaning as in `detops.reference.simota_match`."""
-    (batch, num_cells), num_boxes, num_classes = objectness.shape, gt_boxes.shape[1], class_logits[0].shape[2]
+    (batch, num_boxes), num_cells = gt_boxes.shape[:2], len(cells)
+    cell, given = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes))
+    shape = (batch, num_cells)
     if batch == 0 or num_cells == 0 or num_boxes == 0:
-        nothing = torch.full_like(objectness, -1, dtype=torch.int64)
-        return nothing, torch.zeros_like(objectness, dtype=torch.float32)
-    scores, pred, cell, given = (t.to(torch.float32).contiguous() for t in (objectness, pred_boxes, cells, gt_boxes))
-    index, taken = (torch.empty_like(scores, dtype=torch.int64) for _ in range(2))
-    matched, total = (torch.empty_like(scores) for _ in range(2))
-    candidate, times = (torch.empty_like(scores, dtype=dtype) for dtype in (torch.uint8, torch.int32))
-    present = torch.empty(batch, num_boxes, dtype=torch.uint8, device=scores.device)
-    boxes = scores.new_empty(batch, num_boxes, 8)
+        nothing = cell.new_full(shape, -1, dtype=torch.int64)
+        return nothing, cell.new_zeros(shape), torch.zeros((), dtype=torch.int64, device=cell.device)
+    raw = objectness is None or pred_boxes is None
+    if objectness is None or pred_boxes is None:
+        scores, pred = cell.new_empty(shape), cell.new_empty(*shape, 4)
+    else:
+        scores, pred = (t.to(torch.float32).contiguous() for t in (objectness, pred_boxes))
+    num_classes = outputs[0].shape[2] - (5 if raw else 0)
+    index, taken = (cell.new_empty(shape, dtype=torch.int64) for _ in range(2))
+    matched, total = (cell.new_empty(shape) for _ in range(2))
+    candidate, times = (cell.new_empty(shape, dtype=dtype) for dtype in (torch.uint8, torch.int32))
+    present = cell.new_empty(batch, num_boxes, dtype=torch.uint8)
+    boxes, positives = cell.new_empty(batch, num_boxes, 8), cell.new_empty((), dtype=torch.int64)
     labels = gt_labels.contiguous()
     boxes_kernel(
         (cdiv(num_boxes, BLOCK_BOXES), batch),
-        (given, labels, labels if sample_sizes is None else sample_sizes.contiguous(), boxes),
+        (given, labels, labels if sample_sizes is None else sample_sizes.contiguous(), boxes, positives),
         (num_classes, num_boxes),
-        (sample_sizes is not None, BLOCK_BOXES),
+        (sample_sizes is not None, cxcywh, BLOCK_BOXES),
     )
-    counts = [level.shape[1] for level in class_logits]
-    levels, count = tuple(class_logits), len(class_logits)
+    counts = [level.shape[1] for level in outputs]
+    levels, count = tuple(outputs), len(outputs)
     places = (
-        *(tuple(level.stride(d) for level in class_logits) for d in range(3)),
+        *(tuple(level.stride(d) for level in outputs) for d in range(3)),
         tuple(sum(counts[:i]) for i in range(count)),
         tuple(counts),
     )
     tiles = (cdiv(max(counts), BLOCK_TILE), batch * count)
     cells_kernel(
         tiles,
-        (levels, scores, cell, boxes, candidate, total, times, taken),
+        (levels, scores, pred, cell, boxes, candidate, total, times, taken),
         (*places, num_classes, num_cells, num_boxes, radius),
         (
             count,
             center_only,
-            all(level.stride(2) == 1 for level in class_logits),
+            all(level.stride(2) == 1 for level in outputs),
+            raw,
             BLOCK_TILE,
             min(BLOCK_CLASSES, next_power_of_2(num_classes)),
         ),
@@ -435,12 +467,12 @@ def simota_match(
         (num_boxes, batch),
         (levels, scores, pred, cell, boxes, candidate, total, present, times, taken),
         (*places, num_cells, num_boxes, radius, k_scale, iou_weight, class_weight),
-        (count, center_only, own_candidates, topk, most, BLOCK_CELLS),
+        (count, center_only, own_candidates, raw, topk, most, BLOCK_CELLS),
     )
     resolve_kernel(
         tiles,
-        (levels, scores, pred, cell, boxes, present, times, taken, index, matched),
+        (levels, scores, pred, cell, boxes, present, times, taken, index, matched, positives),
         (*places, num_cells, num_boxes, radius, iou_weight, class_weight),
-        (count, center_only, own_candidates, BLOCK_TILE),
+        (count, center_only, own_candidates, raw, BLOCK_TILE),
     )
-    return index, matched
+    return index, matched, positives

@@ -1,7 +1,7 @@
 """`yolox_loss` in Triton: one pass over each level's outputs, which writes the gradient too.
 
 A program owns a run of cells of one image. The terms of positives are computed for all its cells at once, but only if
-one of them is a positive. Each program writes four sums, which PyTorch adds in order.
+one of them is a positive. Each program writes four sums, which a last one adds in order.
 """
 
 import torch
@@ -9,11 +9,13 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.kernels._boxes import box_of
 from detops.kernels._iou_loss import iou_loss, share
 from detops.kernels._launch import cdiv, kernel, level_of, map_of, next_power_of_2, number_of
 from detops.kernels._softplus import softplus
 
 BLOCK = 32  # cells per program
+BLOCK_SUM = 256  # programs whose sums are added at a time
 BLOCK_CLASSES = 16  # classes of a step; with 128 registers are spilled
 LOG_EPS = tl.constexpr(1e-8)
 LONGEST = tl.constexpr(1e18)
@@ -39,12 +41,14 @@ def loss_kernel(
     C,
     A,
     N,
+    scale_step,  # from the first number of the scale to the second
     iou_weight,
     obj_weight,
     cls_weight,
     LEVELS: tl.constexpr,
     TOGETHER: tl.constexpr,
     KIND: tl.constexpr,
+    CXCYWH: tl.constexpr,
     USE_L1: tl.constexpr,
     HAS_POS_WEIGHT: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
@@ -62,7 +66,7 @@ def loss_kernel(
     stride_c = tl.full((), 1, tl.int32)
     if not TOGETHER:
         stride_c = number_of(strides, level, LEVELS, 3, 2)
-    one, other = tl.load(scale), tl.load(scale + 1)
+    one, other = tl.load(scale), tl.load(scale + scale_step)
     chosen = tl.load(index + b * A + a, mask=inside, other=-1)
     label = tl.load(labels + b * N + chosen, mask=(chosen >= 0) & (chosen < N), other=-1).to(tl.int64)
     is_object = (chosen >= 0) & (chosen < N)
@@ -94,12 +98,10 @@ def loss_kernel(
         y = tl.load(source + stride_c, mask=positive, other=0.0).to(tl.float32)
         w = tl.load(source + 2 * stride_c, mask=positive, other=0.0).to(tl.float32)
         h = tl.load(source + 3 * stride_c, mask=positive, other=0.0).to(tl.float32)
-        box = boxes + (b * N + chosen) * 4
+        tx, ty, tw, th = box_of(boxes + (b * N + chosen) * 4, positive, 1.0, CXCYWH)
         # Relative to the centre of the cell, so that a small box far from the origin keeps its digits.
-        tx = tl.load(box, mask=positive, other=0.0) - tl.load(cells + a * 3, mask=inside, other=0.0)
-        ty = tl.load(box + 1, mask=positive, other=0.0) - tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
-        tw = tl.load(box + 2, mask=positive, other=1.0)
-        th = tl.load(box + 3, mask=positive, other=1.0)
+        tx -= tl.load(cells + a * 3, mask=inside, other=0.0)
+        ty -= tl.load(cells + a * 3 + 1, mask=inside, other=0.0)
         pw, ph = tl.exp(w) * side, tl.exp(h) * side
         # Products of sides stay finite; infinite logits show as NaN.
         slope_w, slope_h = tl.where(pw > LONGEST, 0.0, pw), tl.where(ph > LONGEST, 0.0, ph)
@@ -147,6 +149,31 @@ def loss_kernel(
     tl.store(part + 3, l1_sum * one)
 
 
+@kernel(tensors=3)
+def sum_kernel(
+    parts,  # (programs, 4)
+    losses,  # (3,)
+    total,  # (4,)
+    programs,
+    iou_weight,
+    obj_weight,
+    cls_weight,
+    BLOCK: tl.constexpr,
+):
+    """Add up the sums of all programs, and weigh the losses."""
+    column = tl.arange(0, 4)
+    sums = tl.zeros((BLOCK, 4), tl.float64)
+    for start in range(0, programs, BLOCK):
+        i = (start + tl.arange(0, BLOCK))[:, None]
+        sums += tl.load(parts + i * 4 + column[None, :], mask=i < programs, other=0.0)
+    each = tl.sum(sums, 0).to(total.dtype.element_ty)
+    tl.store(total + column, each)
+    l1 = tl.sum(tl.where(column == 3, each, 0.0), 0)
+    factor = tl.where(column == 0, iou_weight, tl.where(column == 1, obj_weight, cls_weight))
+    loss = factor * each + tl.where(column == 0, l1, 0.0)
+    tl.store(losses + column, loss, mask=column < 3)
+
+
 def yolox_loss(
     outputs: list[Tensor],
     cells: Tensor,
@@ -162,14 +189,16 @@ def yolox_loss(
     obj_weight: float,
     cls_weight: float,
     with_gradient: bool,
-) -> tuple[Tensor, list[Tensor]]:
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Launch the kernel; arguments and meaning as in `detops.reference.yolox_loss`.
 
     Every dtype is computed in float32, even float64.
     """
     batch, (num_cells, num_boxes) = len(outputs[0]), (index.shape[1], gt_boxes.shape[1])
     num_classes = outputs[0].shape[2] - 5
-    cell, boxes, matched, factors = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, iou, scale))
+    cell, boxes, matched = (t.to(torch.float32).contiguous() for t in (cells, gt_boxes, iou))
+    factors = scale.to(torch.float32)
     pos_weight = None if class_pos_weight is None else class_pos_weight.to(torch.float32).contiguous()
     counts = tuple(output.shape[1] for output in outputs)
     programs = [cdiv(count, BLOCK) for count in counts]
@@ -202,6 +231,7 @@ def yolox_loss(
                 num_classes,
                 num_cells,
                 num_boxes,
+                factors.stride(0),
                 iou_weight,
                 obj_weight,
                 cls_weight,
@@ -210,6 +240,7 @@ def yolox_loss(
                 levels,
                 all(output.stride(2) == 1 for output in outputs),
                 kind,
+                cxcywh,
                 use_l1,
                 pos_weight is not None,
                 with_gradient,
@@ -217,5 +248,6 @@ def yolox_loss(
                 min(BLOCK_CLASSES, next_power_of_2(max(num_classes, 1))),
             ),
         )
-    total = parts.sum(0, dtype=torch.float64)
-    return total.to(accumulate_dtype(outputs[0])), gradients
+    losses, total = (factors.new_empty(n, dtype=accumulate_dtype(outputs[0])) for n in (3, 4))
+    sum_kernel((1,), (parts, losses, total), (len(parts), iou_weight, obj_weight, cls_weight), (BLOCK_SUM,))
+    return losses, total, gradients

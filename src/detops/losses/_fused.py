@@ -11,7 +11,7 @@ from detops import ops
 from detops.arguments import accumulate_dtype
 from detops.losses.reduction import EPS
 
-Op = Callable[..., tuple[Tensor, Any]]
+Op = Callable[..., tuple[Any, ...]]
 HALF_RANGE = 2.0**14  # factor that keeps gradients of about 1 in range of float16
 
 
@@ -47,7 +47,6 @@ def fused_level_losses(
     op: Op,
     outputs: Sequence[Tensor],
     *,
-    combine: Callable[[Tensor], Tensor],
     columns: list[int],
     scale: Tensor,
     steepest: float,
@@ -59,23 +58,23 @@ def fused_level_losses(
     Args:
         op: The op, with its numeric arguments already bound.
         outputs: Its first argument, one per level; the losses are differentiated by them. Their columns (last
-            dimension) fall into G groups.
-        combine: Turns the op's losses into one loss (G,) per group of columns, each of which depends only on its own
-            columns; the op's gradient is that of the sum of these.
+            dimension) fall into G groups, and the op returns one loss (G,) per group, each of which depends only on its
+            own columns; other numbers; and the gradient of the sum of the losses.
         columns: Number of columns of each group.
-        scale: Factors that the op multiplies the losses by. `split_scale` divides them between the op and what follows.
+        scale: Factors that the op multiplies the losses and the numbers by. `split_scale` divides them between the op
+            and what follows.
         steepest: As in `split_scale`.
         instead: A loss to recommend to those who want second derivatives.
         tensors: The op's other arguments.
 
     Returns:
-        (G,) losses, once differentiable; the op's losses, not differentiable.
+        (G,) losses, once differentiable; the other numbers, not differentiable.
     """
     kept, rest = split_scale(outputs[0], scale, steepest)
     tensors["scale"] = kept
-    call = _Call(op, tuple(tensors), instead, len(outputs), combine, columns)
-    combined, losses, *_ = _apply(call, outputs, tensors.values())
-    return (combined, losses) if rest is None else (combined * rest, losses * rest)
+    call = _Call(op, tuple(tensors), instead, len(outputs), columns)
+    losses, numbers, *_ = _apply(call, outputs, tensors.values())
+    return (losses, numbers) if rest is None else (losses * rest, numbers * rest)
 
 
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
@@ -146,22 +145,20 @@ class _Call(NamedTuple):
         names: Names of the arguments that are tensors.
         instead: A loss to recommend.
         num_maps: Number of maps.
-        combine: As in `fused_level_losses`; None if the op takes one map, and returns one loss and one gradient.
-        columns: As in `fused_level_losses`.
+        columns: As in `fused_level_losses`; None if the op takes one map, and returns one loss and one gradient.
     """
 
     op: Op
     names: tuple[str, ...]
     instead: str
     num_maps: int
-    combine: Callable[[Tensor], Tensor] | None = None
     columns: list[int] | None = None
 
-    def run(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Any]:
-        """Return losses and gradients, given the maps and then the arguments that are tensors."""
+    def run(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Any, ...]:
+        """Return what the op returns, gradients last, given the maps and then the other arguments that are tensors."""
         maps = tensors[: self.num_maps]
         arguments = dict(zip(self.names, tensors[self.num_maps :], strict=True))
-        if self.combine is not None:
+        if self.columns is not None:
             return self.op(list(maps), **arguments, with_gradient=with_gradient)
         loss, gradient = self.op(*maps, **arguments, with_gradient=with_gradient)
         return loss, [gradient]
@@ -172,10 +169,8 @@ class _Fused(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        losses, gradients = call.run(tensors, with_gradient)
-        if call.combine is None:
-            return losses, *gradients
-        return call.combine(losses), losses, *gradients
+        *numbers, gradients = call.run(tensors, with_gradient)
+        return *numbers, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
@@ -192,10 +187,11 @@ class _Fused(torch.autograd.Function):
         # The first pass hands out the gradients, so that only one copy of them ever exists; a second pass over a
         # retained graph computes them again.
         gradients, ctx.gradients = ctx.gradients, None
-        tensors = ctx.saved_tensors
+        # Where they are not needed, they may have changed: a caller may have loaded the next batch into them.
+        tensors = ctx.saved_tensors if gradients is None or torch.is_grad_enabled() else ()
         with torch.no_grad():
             if gradients is None:
-                gradients = ctx.call.run(tensors, True)[1]
+                gradients = ctx.call.run(tensors, True)[-1]
             ops.scale_gradient_(gradients=list(gradients), factor=upstream, columns=ctx.call.columns)
         gradients = first_order_only(gradients, (upstream, *tensors), ctx.call.instead)
         return (None, None, *gradients, *[None] * len(ctx.call.names))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from detops.geometry.boxes import boxes_at_points, to_cxcywh
 from detops.portable._boxes import from_cxcywh, iou
 from detops.portable._search import labelled, logits_of, parts
 
@@ -19,9 +20,9 @@ LOG_FLOOR, LOG_EPS = -100.0, 1e-8
 
 
 def simota_match(
-    class_logits: list[Tensor],
-    objectness: Tensor,
-    pred_boxes: Tensor,
+    outputs: list[Tensor],
+    objectness: Tensor | None,
+    pred_boxes: Tensor | None,
     cells: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -33,12 +34,21 @@ def simota_match(
     k_scale: float,
     iou_weight: float,
     class_weight: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the box of each cell and their IoU; arguments and meaning as in `detops.reference.simota_match`."""
-    (batch, num_cells), device = objectness.shape, objectness.device
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return box and IoU of each cell, and a count; arguments and meaning as in `detops.reference.simota_match`."""
+    batch, num_cells, device = len(outputs[0]), len(cells), cells.device
     if batch == 0 or num_cells == 0 or gt_boxes.shape[1] == 0:
-        return torch.full_like(objectness, -1, dtype=torch.int64), torch.zeros_like(objectness, dtype=torch.float32)
-    boxes, pred, cells, objectness = (t.to(torch.float32) for t in (gt_boxes, pred_boxes, cells, objectness))
+        nothing = torch.full((batch, num_cells), -1, dtype=torch.int64, device=device)
+        return nothing, torch.zeros_like(nothing, dtype=torch.float32), torch.zeros_like(nothing[:0]).sum()
+    cells, boxes = cells.to(torch.float32), gt_boxes.to(torch.float32)
+    if not cxcywh:
+        boxes = to_cxcywh(boxes)
+    if objectness is None or pred_boxes is None:
+        raw = torch.cat([output[..., :5].to(torch.float32) for output in outputs], 1)
+        objectness, pred_boxes = raw[..., 4], boxes_at_points(raw, cells)
+        outputs = [output[..., 5:] for output in outputs]
+    pred, objectness, class_logits = pred_boxes.to(torch.float32), objectness.to(torch.float32), outputs
     of_cell = class_weight * _cost_of_all_classes(class_logits, objectness)  # (B, A)
     valid = boxes.isfinite().all(2) & (boxes[..., 2:] >= 0).all(2)
     valid = valid & labelled(gt_labels, sample_sizes, class_logits[0].shape[2])
@@ -79,7 +89,7 @@ def simota_match(
     found = times > 0
     index = (taken & (2**INDEX_BITS - 1)).where(found, 0)
     iou = _iou(boxes.gather(1, index[..., None].expand(-1, -1, 4)), pred)
-    return index.where(found, -1), iou.where(found, 0)
+    return index.where(found, -1), iou.where(found, 0), found.sum()
 
 
 def _regions(cells: Tensor, boxes: Tensor, valid: Tensor, radius: float, center_only: bool) -> tuple[Tensor, Tensor]:

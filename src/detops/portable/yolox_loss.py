@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from detops.arguments import accumulate_dtype
+from detops.geometry.boxes import to_cxcywh
 from detops.portable._iou_loss import iou_loss
 
 LOG_EPS, IGNORED, LONGEST = 1e-8, -2, 1e18
@@ -28,10 +29,13 @@ def yolox_loss(
     obj_weight: float,
     cls_weight: float,
     with_gradient: bool,
-) -> tuple[Tensor, list[Tensor]]:
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Return losses and gradients; arguments and meaning as in `detops.reference.yolox_loss`."""
     wide = accumulate_dtype(outputs[0])
     boxes, labels, cells, scale = gt_boxes.to(wide), gt_labels.to(torch.int64), cells.to(wide), scale.to(wide)
+    if not cxcywh:
+        boxes = to_cxcywh(boxes)
     total = torch.zeros(4, dtype=wide, device=index.device)
     gradients, start = [], 0
     for output in outputs:
@@ -90,4 +94,6 @@ def yolox_loss(
         else:
             gradients.append(output.new_empty(0))
         start = end
-    return total, gradients
+    iou_loss_sum, objectness, classes, l1 = total.unbind()
+    losses = torch.stack([iou_weight * iou_loss_sum + l1, obj_weight * objectness, cls_weight * classes])
+    return losses, total, gradients

@@ -8,9 +8,9 @@ LOG_EPS = 1e-8  # added to an IoU before its logarithm
 
 
 def simota_match(
-    class_logits: list[Tensor],
-    objectness: Tensor,
-    pred_boxes: Tensor,
+    outputs: list[Tensor],
+    objectness: Tensor | None,
+    pred_boxes: Tensor | None,
     cells: Tensor,
     gt_boxes: Tensor,
     gt_labels: Tensor,
@@ -22,8 +22,12 @@ def simota_match(
     k_scale: float,
     iou_weight: float,
     class_weight: float,
-) -> tuple[Tensor, Tensor]:
-    """Return the box of each cell, and its IoU with the prediction there.
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the box of each cell, its IoU with the prediction there, and how many cells have a box.
+
+    Without `pred_boxes` the outputs are raw: a row is t = (x, y, w, h, objectness, classes). With the cell's column and
+    row g in its level and its side s, it predicts the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s), cxcywh.
 
     A box's own candidates are the cells whose centre lies in it, or within `radius` cells of its centre; the best of
     these are those for which both holds. Boxes without own candidates, with a negative side, with a coordinate that is
@@ -37,11 +41,11 @@ def simota_match(
     go to the lower index. A cost that is NaN counts as infinite, an IoU that is NaN as 0.
 
     Args:
-        class_logits: Each level's (B, A_l, C) logits; A is the sum of the A_l.
-        objectness: (B, A) logits.
-        pred_boxes: (B, A, 4) cxcywh in pixels.
+        outputs: Each level's class logits (B, A_l, C), or raw (B, A_l, 5 + C); A is the sum of the A_l.
+        objectness: (B, A) logits; None for raw outputs.
+        pred_boxes: (B, A, 4) cxcywh in pixels; None for raw outputs.
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
-        gt_boxes: (B, N, 4) cxcywh in pixels.
+        gt_boxes: (B, N, 4) in pixels, cxcywh or xyxy.
         gt_labels: (B, N) integers.
         sample_sizes: (B,) number of boxes per image; None for N.
         radius: Greatest distance from the box's centre along each axis, in cells.
@@ -52,19 +56,28 @@ def simota_match(
         iou_weight: Factor of the cost -log(IoU + 1e-8).
         class_weight: Factor of the binary cross entropy of sqrt(sigmoid(class) * sigmoid(objectness)) and the box's
             label, summed over classes.
+        cxcywh: Whether the boxes are given as centre and size, not as corners.
 
     Returns:
-        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none.
+        (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; 0-d int64 number of cells that have a box.
 
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021", and its code, which instead adds 1e5 to the
         cost of cells that are not among the best.
     """
+    if not cxcywh:
+        gt_boxes = torch.cat([(gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2, gt_boxes[..., 2:] - gt_boxes[..., :2]], -1)
+    if objectness is None or pred_boxes is None:
+        rows = torch.cat(outputs, 1).double()
+        side = cells[:, 2:]
+        center = (rows[..., :2] - 0.5) * side + cells[:, :2]  # the corner of a cell is half its side from the centre
+        pred_boxes = torch.cat([center, rows[..., 2:4].exp() * side], -1)
+        objectness, outputs = rows[..., 4], [output[..., 5:] for output in outputs]
     index = torch.full(objectness.shape, -1, dtype=torch.int64)
     matched = torch.zeros(objectness.shape, dtype=torch.float64)
     for b in range(len(objectness)):
         count = gt_boxes.shape[1] if sample_sizes is None else int(sample_sizes[b])
-        scores = torch.cat([level[b] for level in class_logits])
+        scores = torch.cat([level[b] for level in outputs])
         own, best = regions(cells, gt_boxes[b, :count], gt_labels[b, :count], scores.shape[1], radius, center_only)
         iou = pair_iou(gt_boxes[b, :count], pred_boxes[b])  # (n, A)
         cost = costs(scores, objectness[b], gt_labels[b, :count], iou, iou_weight, class_weight)
@@ -83,7 +96,7 @@ def simota_match(
                 boxes = own.any(1).nonzero()[:, 0].tolist()
             winner = min(boxes, key=lambda n: (not best[n, a], cost[n, a].item(), n))
             index[b, a], matched[b, a] = winner, iou[winner, a]
-    return index, matched
+    return index, matched, (index >= 0).sum()
 
 
 def regions(

@@ -28,8 +28,9 @@ def yolox_loss(
     obj_weight: float,
     cls_weight: float,
     with_gradient: bool,
-) -> tuple[Tensor, list[Tensor]]:
-    """Return the losses of matched outputs, and the gradient of their weighted sum.
+    cxcywh: bool = True,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Return the losses of matched outputs, weighted and not, and the gradient of their weighted sum.
 
     A row of an output is t = (x, y, w, h, objectness, classes). With the cell's column and row g in its level and its
     side s, it predicts the box ((t_x + g_x) s, (t_y + g_y) s, e^t_w s, e^t_h s), cxcywh, where no side is longer than
@@ -45,7 +46,7 @@ def yolox_loss(
     Args:
         outputs: Each level's (B, A_l, 5 + C); A is the sum of the A_l.
         cells: (A, 3): x and y of the cell's centre, and its side, in pixels.
-        gt_boxes: (B, N, 4) cxcywh in pixels.
+        gt_boxes: (B, N, 4) in pixels, cxcywh or xyxy.
         gt_labels: (B, N) integers.
         index: (B, A) int64, the box of each cell, -1 for background, or -2 for an ignored cell.
         iou: (B, A), IoU of the match.
@@ -57,15 +58,19 @@ def yolox_loss(
         obj_weight: Factor of the objectness loss in the sum.
         cls_weight: Factor of the class loss in the sum.
         with_gradient: Whether to compute the gradients; if not, empty tensors are returned for them.
+        cxcywh: Whether the boxes are given as centre and size, not as corners.
 
     Returns:
-        (4,) iou, obj, cls, l1, without these factors; gradients in the shapes of the outputs.
+        (3,) iou_weight * iou + l1, obj_weight * obj, cls_weight * cls; (4,) iou, obj, cls, l1, without these factors;
+        gradients of the sum of the former, in the shapes of the outputs.
 
     Reference:
         Ge et al., "YOLOX: Exceeding YOLO Series in 2021".
     """
     leaves = [output.detach().double().requires_grad_() for output in outputs]
-    scale, cell = scale.double(), cells.double()
+    scale, cell, gt_boxes = scale.double(), cells.double(), gt_boxes.double()
+    if not cxcywh:
+        gt_boxes = torch.cat([(gt_boxes[..., :2] + gt_boxes[..., 2:]) / 2, gt_boxes[..., 2:] - gt_boxes[..., :2]], -1)
     with torch.enable_grad():
         rows = torch.cat(leaves, 1)  # (B, A, 5 + C)
         total = torch.zeros(4, dtype=torch.float64) + 0 * rows[:0].sum()  # differentiable even with an empty batch
@@ -73,7 +78,7 @@ def yolox_loss(
             positive, counted = index[b] >= 0, index[b] != IGNORED
             t, side = rows[b][positive], cell[positive, 2:]
             grid = cell[positive, :2] / side - 0.5
-            target, label = gt_boxes[b].double()[index[b][positive]], gt_labels[b].long()[index[b][positive]]
+            target, label = gt_boxes[b, index[b][positive]], gt_labels[b].long()[index[b][positive]]
             sides = (t[:, 2:4].clamp(max=600).exp() * side).clamp(max=LONGEST) + 0 * t[:, 2:4]  # inf becomes NaN
             pred = torch.cat([(t[:, :2] + grid) * side, sides], 1)
             wanted = F.one_hot(label, rows.shape[2] - 5) * iou[b][positive].double()[:, None]
@@ -86,10 +91,10 @@ def yolox_loss(
                 F.binary_cross_entropy_with_logits(t[:, 5:], wanted, pos_weight=pos_weight, reduction="sum") * scale[0],
                 (t[:, :4] - exact).abs().sum() * scale[0] * use_l1,
             ])  # fmt: skip
-        weighted = (total * torch.tensor([iou_weight, obj_weight, cls_weight, 1.0], dtype=torch.float64)).sum()
+        losses = torch.stack([iou_weight * total[0] + total[3], obj_weight * total[1], cls_weight * total[2]])
         if not with_gradient:
-            return total.detach(), [output.new_empty(0) for output in outputs]
-        return total.detach(), list(torch.autograd.grad(weighted, leaves))
+            return losses.detach(), total.detach(), [output.new_empty(0) for output in outputs]
+        return losses.detach(), total.detach(), list(torch.autograd.grad(losses.sum(), leaves))
 
 
 def iou_loss(pred: Tensor, target: Tensor, kind: str) -> Tensor:

@@ -159,12 +159,10 @@ def loop_loss(outputs: list[Tensor], targets: Tensor, cells: Tensor, use_l1: boo
 
 def match_arguments(data: Scene, own: bool = False) -> dict[str, Any]:
     """Return the arguments of the op `simota_match`; `own` selects the rule of super-gradients' fast loss."""
-    levels = [output.detach().flatten(1, 3) for output in data.outputs]
-    raw = torch.cat([level[..., :5] for level in levels], 1)
     return {
-        "class_logits": [level[..., 5:] for level in levels],
-        "objectness": raw[..., 4],
-        "pred_boxes": boxes_at_points(raw, data.cells),
+        "outputs": [output.detach().flatten(1, 3) for output in data.outputs],
+        "objectness": None,
+        "pred_boxes": None,
         "cells": data.cells,
         "gt_boxes": data.boxes,
         "gt_labels": data.labels,
@@ -177,6 +175,13 @@ def match_arguments(data: Scene, own: bool = False) -> dict[str, Any]:
         "iou_weight": 3.0,
         "class_weight": 1.0,
     }
+
+
+def predictions(data: Scene) -> tuple[list[Tensor], Tensor, Tensor]:
+    """Return each level's class logits, and objectness and boxes (cxcywh) of all cells."""
+    levels = [output.detach().flatten(1, 3) for output in data.outputs]
+    raw = torch.cat([level[..., :5] for level in levels], 1)
+    return [level[..., 5:] for level in levels], raw[..., 4], boxes_at_points(raw, data.cells)
 
 
 def loss_arguments(data: Scene, index: Tensor, iou: Tensor) -> dict[str, Any]:

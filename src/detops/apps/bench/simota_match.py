@@ -7,7 +7,7 @@ import torch
 
 from detops import ops
 from detops.apps.bench import _yolox
-from detops.apps.bench._yolox import LOOP_LIMIT, Scene, loop_match, match_arguments, scene
+from detops.apps.bench._yolox import LOOP_LIMIT, Scene, loop_match, match_arguments, predictions, scene
 from detops.apps.bench.runner import Case
 from detops.assign.simota import simota_assign
 from detops.geometry.boxes import to_xyxy
@@ -21,10 +21,11 @@ def cases(device: str, kernel: bool, quick: bool) -> Iterator[Case]:
     """Yield the exact rule with few and many boxes per image; with `kernel`, ours is the op alone."""
     for name, least, most in _yolox.COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
-        arguments = match_arguments(data)
+        levels, objectness, pred = predictions(data)
+        given = {"outputs": levels, "objectness": objectness, "pred_boxes": pred}
+        arguments = match_arguments(data) | given
         ours: Callable[[], object] = partial(ops.simota_match, **arguments)
         if not kernel:
-            levels, objectness, pred = (arguments[key] for key in ("class_logits", "objectness", "pred_boxes"))
             ours = partial(simota_assign, levels, objectness, to_xyxy(pred), data.cells, data.truth)
         baselines: dict[str, Callable[[], object]] = {"batched PyTorch": partial(portable, **arguments)}
         if most <= LOOP_LIMIT:
@@ -37,10 +38,10 @@ def _copy(data: Scene) -> object:
 
 
 def _loop(data: Scene) -> object:
-    arguments, found = match_arguments(data), []
-    scores = torch.cat(arguments["class_logits"], 1)
+    (levels, objectness, pred), found = predictions(data), []
+    scores = torch.cat(levels, 1)
     for b in range(len(scores)):
         own = data.targets[data.targets[:, 0] == b]
-        predicted = (scores[b], arguments["objectness"][b], arguments["pred_boxes"][b])
+        predicted = (scores[b], objectness[b], pred[b])
         found.append(loop_match(*predicted, data.cells, own[:, 2:], own[:, 1].long()))
     return found

@@ -19,7 +19,7 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield few and many boxes per image."""
     for name, least, most in _yolox.COUNTS[: 1 if quick else None]:
         data = scene(least, most, device)
-        index, iou = ops.simota_match(**match_arguments(data))
+        index, iou, _ = ops.simota_match(**match_arguments(data))
         arguments = loss_arguments(data, index, iou)
         ours, batched = partial(ops.yolox_loss, **arguments), partial(portable, **arguments)
         floor = partial(_copy, arguments["outputs"])

@@ -1,11 +1,10 @@
 // Each level's highest class logits: the CPU kernel of top_logits.
 //
 // Nearly all logits are below the lowest that counts, and one comparison of a run of them says so. The others become
-// keys, unique integers in the order of the result, so that it does not depend on the number of threads.
+// keys.
 #include "common.h"
+#include "top_keys.h"
 
-#include <algorithm>
-#include <functional>
 #include <limits>
 #include <tuple>
 #include <vector>
@@ -33,37 +32,6 @@ struct Search {
   size_t count;
 };
 
-// Higher for a higher logit, and for a lower index of equal ones.
-inline uint64_t key_of(float x, int64_t index) {
-  x += 0.0f;  // -0 becomes 0
-  uint32_t bits;
-  __builtin_memcpy(&bits, &x, sizeof(bits));
-  bits = bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-  return static_cast<uint64_t>(bits) << 32 | (0xffffffffu - static_cast<uint32_t>(index));
-}
-
-inline float logit_of(uint64_t key) {
-  uint32_t bits = static_cast<uint32_t>(key >> 32);
-  bits = bits & 0x80000000u ? bits & 0x7fffffffu : ~bits;
-  float x;
-  __builtin_memcpy(&x, &bits, sizeof(x));
-  return x;
-}
-
-// Keeps the `count` highest.
-void prune(std::vector<uint64_t>& keys, size_t count) {
-  if (keys.size() <= count) return;
-  std::nth_element(keys.begin(), keys.begin() + count, keys.end(), std::greater<uint64_t>());
-  keys.resize(count);
-}
-
-template <class T>
-inline bool any_from(const T* x, int64_t count, float least) {
-  int found = 0;
-  for (int64_t i = 0; i < count; ++i) found |= static_cast<float>(x[i]) >= least;
-  return found != 0;
-}
-
 template <class T>
 inline void search_run(const T* data, const Task& task, const Level& level, const Search& search,
                        std::vector<uint64_t>& keys) {
@@ -83,7 +51,7 @@ inline void search_run(const T* data, const Task& task, const Level& level, cons
     }
     if (keys.size() < search.count + kSpare) continue;
     prune(keys, search.count);
-    least = std::max(least, logit_of(*std::min_element(keys.begin(), keys.end())));
+    least = std::max(least, lowest(keys));
   }
 }
 
@@ -164,8 +132,8 @@ std::tuple<Tensor, Tensor> top_logits(const std::vector<Tensor> logits, double l
       std::sort(all.begin(), all.end(), std::greater<uint64_t>());
       for (int64_t k = 0; k < width; ++k) {
         const bool exists = k < static_cast<int64_t>(all.size());
-        value[b * width + k] = exists ? logit_of(all[k]) : std::numeric_limits<float>::quiet_NaN();
-        place[b * width + k] = exists ? static_cast<int64_t>(0xffffffffu - static_cast<uint32_t>(all[k])) : 0;
+        value[b * width + k] = exists ? number_of(all[k]) : std::numeric_limits<float>::quiet_NaN();
+        place[b * width + k] = exists ? index_of(all[k]) : 0;
       }
     }
   });

@@ -166,6 +166,19 @@ def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
     return points.new_empty((bbox_preds[0].shape[0], points.shape[0], 4), dtype=torch.float32)
 
 
+@op()
+def decode_peaks(
+    logits: Tensor, wh: Tensor, offset: Tensor, kernel: int, scale_x: float, scale_y: float, count: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Find the highest local maxima of CenterNet's heatmap, and decode the box at each."""
+    shape = logits.shape[0], min(count, logits.shape[1] * logits.shape[2] * logits.shape[3])
+    return (
+        logits.new_empty((*shape, 4), dtype=torch.float32),
+        logits.new_empty(shape, dtype=torch.int64),
+        logits.new_empty(shape, dtype=torch.float32),
+    )
+
+
 @op(mutates=("heatmap",))
 def draw_gaussians_(
     heatmap: Tensor,

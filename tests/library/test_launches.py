@@ -132,7 +132,7 @@ CRITERIA = {
 }
 CALLS_OF_MAPS = {
     "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 11),
-    "decode_centernet": (heatmaps, lambda maps, truth: detops.decode_centernet(*maps, (128, 128)), 39),
+    "decode_centernet": (heatmaps, lambda maps, truth: detops.decode_centernet(*maps, (128, 128)), 6),
     "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 30),
     "decode_gfl": (dense_maps, lambda maps, truth: detops.decode_gfl(*maps, (8, 16, 32)), 16),
     "decode_detr": (query_outputs, lambda maps, truth: detops.decode_detr(*maps, SIZES), 17),

@@ -1,12 +1,13 @@
 """CenterNet's maps to boxes: fixed shapes, whole batches, no host synchronisation."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from detops import ops
 from detops.arguments import FLOATS, renamed, require_device, require_shape, require_tensor
-from detops.decode.detections import LOWEST, Detections, require_options, select, top
-from detops.geometry.levels import ImageSizes, Size, require_fitting_sizes, require_size
+from detops.decode.detections import Detections, require_options, select
+from detops.geometry.levels import ImageSizes, Size, dense_map, require_fitting_sizes, require_size
+from detops.portable.decode_peaks import decode_peaks as portable
 
 
 @renamed(image_shape="image_size", k="max_detections")
@@ -57,22 +58,17 @@ def decode_centernet(
     _check(heatmap_logits, wh, offset, image_size, kernel)
     require_options(max_detections, iou_threshold=iou_threshold)
     height, width = heatmap_logits.shape[2:]
-    logits = heatmap_logits.detach().to(torch.float32)
-    highest = F.max_pool2d(logits, kernel, stride=1, padding=kernel // 2)
-    peaks = logits.where(logits == highest, -torch.inf).flatten(1)
-    found, index = top(peaks, min(max_detections, peaks.shape[1]))
-    cell = index % (height * width)
-    column, row = cell % width, torch.div(cell, width, rounding_mode="floor")
-    size, shift = (
-        t.detach().to(torch.float32).flatten(2).gather(2, cell[:, None].expand(-1, 2, -1)) for t in (wh, offset)
-    )  # (B, 2, K)
-    x, y = column + shift[:, 0], row + shift[:, 1]
-    half_w, half_h = size[:, 0] / 2, size[:, 1] / 2
-    scale_x, scale_y = image_size[1] / width, image_size[0] / height
-    corners = [(x - half_w) * scale_x, (y - half_h) * scale_y, (x + half_w) * scale_x, (y + half_h) * scale_y]
-    labels = torch.div(index, height * width, rounding_mode="floor")
-    detections = select(torch.stack(corners, -1), labels, found, LOWEST, max_detections, iou_threshold, image_sizes)
-    return detections._replace(scores=detections.scores.sigmoid().where(detections.labels >= 0, 0))
+    op = portable if torch.compiler.is_exporting() else ops.decode_peaks
+    boxes, labels, found = op(
+        logits=dense_map(heatmap_logits.detach()),
+        wh=wh.detach(),
+        offset=offset.detach(),
+        kernel=kernel,
+        scale_x=image_size[1] / width,
+        scale_y=image_size[0] / height,
+        count=max_detections,
+    )
+    return select(boxes, labels, found.sigmoid(), 0.0, max_detections, iou_threshold, image_sizes)
 
 
 def _check(heatmap: Tensor, wh: Tensor, offset: Tensor, image_size: Size, kernel: int) -> None:

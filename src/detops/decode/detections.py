@@ -10,9 +10,6 @@ from torch import Tensor
 
 from detops import ops
 from detops.geometry.levels import ImageSizes, dense_map, image_sizes_tensor
-from detops.geometry.ordering import ordered_keys
-
-LOWEST = torch.finfo(torch.float32).min  # of the finite numbers
 
 
 class Detections(NamedTuple):
@@ -74,20 +71,6 @@ def select(
     return Detections(*found)
 
 
-def top(values: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
-    """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
-
-    Without `signed` they are at least 0, or -1, which takes fewer kernels.
-
-    An exported program has `topk` alone, because not every runtime can read bits; ONNX's gives ties to the lower index.
-    """
-    if torch.compiler.is_exporting():
-        found = values.topk(k, 1)
-        return found.values, found.indices
-    best = _index_of(ordered_keys(values, signed).topk(k, 1).values)
-    return values.gather(1, best), best
-
-
 def top_classes(levels: Sequence[Tensor], score_threshold: float, count: int) -> tuple[Tensor, Tensor]:
     """Return the highest scores of each level by their logits, all levels' together in descending order.
 
@@ -121,10 +104,6 @@ def _exported_top_classes(levels: Sequence[Tensor], count: int) -> tuple[Tensor,
         start += flat.shape[1]
     order = torch.cat(best, 1).topk(sum(part.shape[1] for part in best), 1)
     return order.values.sigmoid(), torch.cat(index, 1).gather(1, order.indices)
-
-
-def _index_of(keys: Tensor) -> Tensor:
-    return -keys & (2**32 - 1)
 
 
 def padded(exists: Tensor, boxes: Tensor, labels: Tensor, scores: Tensor, max_detections: int) -> Detections:

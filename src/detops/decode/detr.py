@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from detops.arguments import FLOATS, require_device, require_shape, require_tensor
-from detops.decode.detections import Detections, require_options, select, top, top_classes
+from detops.decode.detections import Detections, require_options, select, top_classes
 from detops.geometry.boxes import to_xyxy
 from detops.geometry.levels import ImageSizes, image_sizes_tensor
+from detops.geometry.ordering import top
 
 Kind = Literal["sigmoid", "softmax"]
 

@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from detops.decode.detections import Detections, require_options, select, top
+from detops.decode.detections import Detections, require_options, select
 from detops.geometry.boxes import corners_at_points
 from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
+from detops.geometry.ordering import top
 from detops.geometry.points import kept_points
 
 

@@ -27,3 +27,17 @@ def ordered_keys(values: Tensor, signed: bool = True) -> Tensor:
         bits = bits ^ ((bits >> 31) & 0x7FFFFFFF)
     index = torch.arange(0, -values.shape[1], -1, device=values.device)
     return torch.add(index, bits, alpha=2**32)
+
+
+def top(values: Tensor, k: int, signed: bool = True) -> tuple[Tensor, Tensor]:
+    """Return the k highest of each row (B, M) of float32 without NaN, and their indices; ties to the lower index.
+
+    Without `signed` they are at least 0, or -1, which takes fewer kernels.
+
+    An exported program has `topk` alone, because not every runtime can read bits; ONNX's gives ties to the lower index.
+    """
+    if torch.compiler.is_exporting():
+        found = values.topk(k, 1)
+        return found.values, found.indices
+    best = -ordered_keys(values, signed).topk(k, 1).values & (2**32 - 1)
+    return values.gather(1, best), best

@@ -136,7 +136,7 @@ CALLS_OF_MAPS = {
     "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 30),
     "decode_gfl": (dense_maps, lambda maps, truth: detops.decode_gfl(*maps, (8, 16, 32)), 16),
     "decode_detr": (query_outputs, lambda maps, truth: detops.decode_detr(*maps, SIZES), 17),
-    "nms_mask": (list, lambda maps, truth: detops.nms_mask(truth.boxes, truth.boxes[..., 0], 0.5), 7),
+    "nms_mask": (list, lambda maps, truth: detops.nms_mask(truth.boxes, truth.boxes[..., 0], 0.5), 4),
 }
 
 

@@ -164,8 +164,15 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 
 KERNELS = [
-    Kernel("pairs_kernel", dict(boxes="*" + wide, labels="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64"),
-           dict(HAS_LABELS=wide == "fp32", DOUBLE=wide == "fp64", TILE=32, BITS=32), 4)
-    for wide in ("fp32", "fp64")
+    Kernel("keys_kernel", dict(scores="*fp16", keys="*i64", count="i32", N="i32", stride_b="i32", stride_n="i32"),
+           dict(BLOCK=256), 4)
+] + [
+    Kernel("pairs_kernel",
+           dict(boxes="*" + kind, labels="*i64", order="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64"),
+           dict(ORDER=order, HAS_LABELS=kind == "fp32", DOUBLE=kind == "fp64", TILE=32, BITS=32), 4)
+    for order, kind in ((0, "fp32"), (1, "fp64"), (2, "fp32"))
+] + [
+    Kernel("walk_kernel", dict(words="*i64", order="*i64", valid="*u8", kept="*u8", N="i32", W="i32"),
+           dict(ORDER=order, HAS_VALID=order != 1, BLOCK_W=32, BITS=32), 1)
+    for order in (0, 1, 2)
 ]  # fmt: skip
-KERNELS.append(Kernel("walk_kernel", dict(words="*i64", alive="*u8", N="i32", W="i32"), dict(BLOCK_W=32, BITS=32), 1))

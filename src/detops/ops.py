@@ -161,6 +161,14 @@ def centernet_cells(
 
 
 @op()
+def centernet_maps(
+    wh: Tensor, offset: Tensor, index: Tensor, used: Tensor, height: int, width: int, dtype: torch.dtype
+) -> Tensor:
+    """Write the sizes and offsets of boxes into dense maps, at their cells."""
+    return index.new_empty((index.shape[0], 5, height, width), dtype=dtype)
+
+
+@op()
 def decode_distances(bbox_preds: list[Tensor], points: Tensor) -> Tensor:
     """Decode the box that each point predicts, by the distances of its sides or their distributions."""
     return points.new_empty((bbox_preds[0].shape[0], points.shape[0], 4), dtype=torch.float32)

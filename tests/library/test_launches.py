@@ -131,7 +131,7 @@ CRITERIA = {
     "SetLoss": (query_outputs, lambda maps, truth: SET(*maps, (truth.boxes, truth.labels)), 21),
 }
 CALLS_OF_MAPS = {
-    "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 11),
+    "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 6),
     "decode_centernet": (heatmaps, lambda maps, truth: detops.decode_centernet(*maps, (128, 128)), 6),
     "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 30),
     "decode_gfl": (dense_maps, lambda maps, truth: detops.decode_gfl(*maps, (8, 16, 32)), 16),

@@ -100,12 +100,15 @@ def centernet_targets(
     heatmap = torch.zeros(batch, num_classes, height, width, dtype=dtype, device=device)
     with unchecked():  # boxes to be skipped have label -1 by now
         draw_heatmap_batched(heatmap, cells.center, cells.radius, k_scale=k_scale, labels=cells.labels)
-    # All maps at once, with one more cell for boxes that are skipped or overwritten: no cell is written twice.
-    index = cells.flat_index.where(cells.last, height * width)
-    values = torch.cat([cells.wh, cells.offset, torch.ones_like(cells.wh[..., :1])], -1).to(dtype)  # (B, N, 5)
-    maps = torch.zeros(batch, 5, height * width + 1, dtype=dtype, device=device)
-    maps.scatter_(2, index[:, None].expand(-1, 5, -1), values.transpose(1, 2))
-    maps = maps[..., :-1].unflatten(2, (height, width))
+    maps = ops.centernet_maps(
+        wh=cells.wh,
+        offset=cells.offset,
+        index=cells.flat_index,
+        used=cells.last,
+        height=height,
+        width=width,
+        dtype=dtype,
+    )
     return CenterNetTargets(
         heatmap,
         maps[:, :2],

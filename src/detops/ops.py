@@ -628,6 +628,12 @@ def top_logits(logits: list[Tensor], least: float, count: int) -> tuple[Tensor, 
 
 
 @op()
+def uncertain_places(maps: Tensor, index: Tensor, points: Tensor, count: int, border: bool) -> Tensor:
+    """Choose the points of each map at which its logits are nearest to 0: their places, ascending."""
+    return maps.new_empty((*points.shape[:2], count), dtype=torch.int64)
+
+
+@op()
 def vlr_weights(anchors: Tensor, gt_boxes: Tensor, threshold: Tensor, valid: Tensor | None) -> Tensor:
     """Weigh each anchor of LD's localization region by its IoU with the box that it is near."""
     return gt_boxes.new_empty((gt_boxes.shape[0], anchors.shape[0]), dtype=torch.float32)

@@ -160,8 +160,8 @@ def uncertain_points(
 ) -> Tensor:
     """Choose the points at which a mask is least certain, and some anywhere, as PointRend trains.
 
-    Of each pair's candidates, the int(importance * num_points) whose logits are nearest to 0 are kept, ties by the
-    lower index; the rest are the points of `extra`.
+    Of each pair's candidates, the int(importance * num_points) whose logits are nearest to 0 are kept, in the order of
+    candidates; ties by the lower index. The rest are the points of `extra`.
 
     Args:
         mask_logits: (B, Q, h, w) floating point.
@@ -205,20 +205,8 @@ def uncertain_points(
     _require_points(extra, (*query_index.shape, rest, 2), mask_logits, "extra")
     if candidates.shape[2] < kept:
         raise ValueError(f"candidates: expected at least {kept} per pair, got {candidates.shape[2]}")
-    x = ops.maps_at_points(maps=mask_logits, index=query_index, points=candidates, nearest=False, border=border)
-    order = _least(x.abs_(), kept)[..., None].expand(-1, -1, -1, 2)
-    return torch.cat([candidates.gather(2, order), extra], 2)
-
-
-def _least(values: Tensor, count: int) -> Tensor:
-    """Return the places of the least values (B, N, K), none of them negative, in order; ties by the lower index."""
-    if values.dtype != torch.float32:
-        return values.argsort(dim=2, stable=True)[..., :count]
-    # Bits of such floats have the order of their values. With the index below them no two are equal, so that a
-    # selection, which takes less than half of a sort's time, has one result.
-    index = torch.arange(values.shape[2], device=values.device)
-    keys = (values.view(torch.int32).to(torch.int64) << 32) | index
-    return keys.topk(count, dim=2, largest=False).indices
+    place = ops.uncertain_places(maps=mask_logits, index=query_index, points=candidates, count=kept, border=border)
+    return torch.cat([candidates.gather(2, place[..., None].expand(-1, -1, -1, 2)), extra], 2)
 
 
 def _border(mask_logits: Tensor, padding: str) -> bool:

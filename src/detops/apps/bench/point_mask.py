@@ -2,13 +2,14 @@
 
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import torch
 
 from detops.apps.bench import _mask_points
 from detops.apps.bench._mask_points import Scene, costs_by_image, costs_of_batch, loss_of_copies
 from detops.apps.bench.runner import Case
-from detops.losses.point_mask import point_mask_cost, point_mask_loss
+from detops.losses.point_mask import point_mask_cost, point_mask_loss, uncertain_points
 
 TESTS = ("tests/library/test_point_mask.py",)
 
@@ -43,3 +44,20 @@ def _trained(scene: Scene) -> object:
 
 def _trained_on_copies(scene: Scene) -> object:
     return torch.autograd.grad(loss_of_copies(scene, scene.maps), scene.maps)
+
+
+def _drawn(scene: Scene) -> object:
+    """Three times as many candidates as points, and three quarters of the points where masks are least certain."""
+    peer = scene.peer
+    points = uncertain_points(scene.maps, scene.query, num_points=peer.points, padding=peer.padding)
+    found = point_mask_loss(scene.maps, scene.masks, scene.query, points, labels=peer.labels, padding=peer.padding)
+    return torch.autograd.grad(found["loss_mask_bce"] + found["loss_mask_dice"], scene.maps)
+
+
+def _trained_by(transformers: Any, scene: Scene) -> object:
+    """The losses of `Mask2FormerLoss`, which draws its points as `_drawn` does."""
+    criterion = transformers.Mask2FormerLoss(transformers.Mask2FormerConfig(train_num_points=scene.peer.points), {})
+    pairs = [(query, torch.arange(len(query))) for query in scene.query]
+    masks = [one.float() for one in scene.masks]
+    found = criterion.loss_masks(scene.maps, masks, pairs, scene.query.numel())
+    return torch.autograd.grad(found["loss_mask"] + found["loss_dice"], scene.maps)

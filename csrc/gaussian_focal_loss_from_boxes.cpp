@@ -4,6 +4,7 @@
 // reach a strip are drawn into a small buffer, and only the part of each row that they cover reads its targets from
 // there. Sums are taken per strip and added in order, so the result does not depend on the number of threads.
 #include "focal.h"
+#include "focal_from_boxes.h"
 #include "gaussians.h"
 #include "outputs.h"
 
@@ -161,6 +162,8 @@ std::vector<double> strip_sums(const Tensor& logits, const std::optional<Tensor>
   return sums;
 }
 
+}  // namespace
+
 std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(const Tensor logits, const Tensor centers, const Tensor radii,
                                                           const Tensor labels, const std::optional<Tensor> sample_sizes,
                                                           const std::optional<Tensor> negative_weight,
@@ -196,7 +199,6 @@ std::tuple<Tensor, Tensor> gaussian_focal_loss_from_boxes(const Tensor logits, c
   return {focal_total(logits, sums, f), gradient};
 }
 
-}  // namespace
 }  // namespace detops
 
 STABLE_TORCH_LIBRARY_IMPL(detops, CPU, m) {

@@ -161,6 +161,38 @@ def centernet_cells(
 
 
 @op()
+def centernet_losses(
+    logits: Tensor,
+    wh: Tensor,
+    offset: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor,
+    negative_weight: Tensor | None,
+    gt_wh: Tensor,
+    gt_offset: Tensor,
+    index: Tensor,
+    used: Tensor,
+    count: Tensor,
+    least: float,
+    diameter_to_sigma_factor: float,
+    alpha: float,
+    gamma: float,
+    pos_weight: float,
+    neg_weight: float,
+    wh_weight: float,
+    offset_weight: float,
+    kept: list[float],
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Compute CenterNet's losses of heatmap, size and offset, with the targets of boxes, and the maps' gradients."""
+    maps = (logits, wh, offset)
+    dtype = torch.float64 if torch.float64 in (one.dtype for one in maps) else torch.float32
+    gradients = [one.new_empty(one.shape if with_gradient else 0) for one in maps]
+    return logits.new_empty(3, dtype=dtype), logits.new_empty(3, dtype=dtype), gradients
+
+
+@op()
 def centernet_maps(
     wh: Tensor, offset: Tensor, index: Tensor, used: Tensor, height: int, width: int, dtype: torch.dtype
 ) -> Tensor:
@@ -233,15 +265,6 @@ def gaussian_focal_loss_from_boxes(
 ) -> tuple[Tensor, Tensor]:
     """Sum CenterNet's focal loss and compute its gradient, with targets that are drawn from boxes and never stored."""
     return _sum_and_gradient(logits, with_gradient)
-
-
-@op()
-def l1_at_cells(
-    preds: Tensor, target: Tensor, index: Tensor, used: Tensor, scale: Tensor | None, with_gradient: bool
-) -> tuple[Tensor, Tensor]:
-    """Sum the absolute differences of a map and its targets at cells, and compute the gradient in the same pass."""
-    gradient = preds.new_empty(preds.shape if with_gradient else 0)
-    return preds.new_empty((), dtype=accumulate_dtype(preds)), gradient
 
 
 @op()

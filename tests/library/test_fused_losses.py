@@ -118,7 +118,14 @@ def test_no_gradient_is_made_where_none_is_wanted(loss, monkeypatch):
     def refuse(*args, **kwargs):
         raise AssertionError("a gradient was asked for")
 
-    for name in ("gaussian_focal_loss", "gaussian_focal_loss_from_boxes", "background_losses", "yolox_loss"):
+    names = (
+        "gaussian_focal_loss",
+        "gaussian_focal_loss_from_boxes",
+        "background_losses",
+        "centernet_losses",
+        "yolox_loss",
+    )
+    for name in names:
         op = getattr(detops.ops, name)
         monkeypatch.setattr(
             detops.ops,

@@ -122,7 +122,7 @@ SIZES = torch.full((2, 2), 128)
 # What makes the network's outputs, what is called with them and the ground truth, and how many kernels it launches:
 # of a criterion forward and backward. A call that launches fewer lowers its number here.
 CRITERIA = {
-    "CenterNetLoss": (heatmaps, lambda maps, truth: CENTERNET(*maps, truth, (128, 128)), 26),
+    "CenterNetLoss": (heatmaps, lambda maps, truth: CENTERNET(*maps, truth, (128, 128)), 11),
     "YOLOXLoss": (raw_maps, lambda maps, truth: YOLOX(maps, truth), 15),
     "GFLLoss": (dense_maps, lambda maps, truth: GFL(*maps, truth), 28),
     "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 32),

@@ -379,8 +379,8 @@ KERNELS = [
            dict(logits="*" + name, centers="*" + index, radii="*" + index, labels="*i32", sample_sizes="*i64",
                 negative_weight="*" + wide, scale="*" + wide, sums="*" + wide, gradient="*" + name, C="i32", H="i32",
                 W="i32", N="i32", diameter_to_sigma_factor="fp32", alpha="fp32", gamma="fp32", pos_weight="fp32",
-                neg_weight="fp32"),
-           dict(HAS_SIZES=flag, HAS_WEIGHT=flag, HAS_SCALE=flag, STANDARD=flag, ELLIPTICAL=not flag, WITH_GRADIENT=True,
+                neg_weight="fp32", least="fp32", kept="fp32"),
+           dict(HAS_SIZES=flag, HAS_WEIGHT=flag, HAS_SCALE=flag, DIVIDED=not flag, STANDARD=flag, ELLIPTICAL=not flag, WITH_GRADIENT=True,
                 BLOCK_H=8, BLOCK_W=64, BLOCK_N=64, DOUBLE=wide == "fp64"), 4)
     for name, wide, index, flag in (("fp32", "fp32", "i64", True), ("fp16", "fp32", "i32", False),
                                     ("bf16", "fp32", "fp32", True), ("fp64", "fp64", "fp64", False))

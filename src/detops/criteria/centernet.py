@@ -1,18 +1,19 @@
 """CenterNet's three losses as one module: boxes and the network's maps in, numbers out."""
 
-import torch
+from functools import partial
+from typing import Any
+
 from torch import Tensor, nn
 
 from detops import ops
-from detops.arguments import FLOATS, renamed, require_device, require_shape, require_tensor
-from detops.diagnostics.checked import is_checked, unchecked
+from detops.arguments import FLOATS, accumulate_dtype, renamed, require_device, require_shape, require_tensor
+from detops.diagnostics.checked import is_checked
 from detops.geometry.levels import Size
 from detops.ground_truth import Targets, require_ground_truth
-from detops.losses._fused import fused_loss
+from detops.losses._fused import fused_map_losses
 from detops.losses.focal import check_finite
-from detops.losses.focal_from_boxes import gaussian_focal_loss_from_boxes
-from detops.losses.reduction import EPS, average_over_ranks
-from detops.targets.centernet import CenterNetCells, centernet_cells, ignored_cells
+from detops.losses.reduction import average_over_ranks, is_averaged
+from detops.targets.centernet import centernet_cells, ignored_cells
 from detops.targets.radius import Formula
 
 
@@ -114,28 +115,40 @@ class CenterNetLoss(nn.Module):
             min_radius=self.min_radius, formula=self.formula, elliptical=self.elliptical,
         )  # fmt: skip
         negative_weight = ignored_cells(truth, (height, width), image_size)
-        count = average_over_ranks(cells.num_centers)
         if is_checked():
-            check_finite("heatmap_logits", heatmap_logits)
-        with unchecked():  # boxes to be skipped have label -1 by now
-            heatmap_loss = gaussian_focal_loss_from_boxes(
-                heatmap_logits,
-                cells.center,
-                cells.radius,
-                cells.labels,
-                self.alpha,
-                self.gamma,
-                pos_weight=self.pos_weight * self.heatmap_weight,
-                neg_weight=self.neg_weight * self.heatmap_weight,
-                negative_weight=negative_weight,
-                avg_factor=count,
-            )
-        divisor = 2 * count + EPS
-        return {
-            "loss_center_heatmap": heatmap_loss,
-            "loss_wh": _l1_at_centers(wh, cells.wh, cells, self.wh_weight, divisor),
-            "loss_offset": _l1_at_centers(offset, cells.offset, cells, self.offset_weight, divisor),
-        }
+            seen = heatmap_logits if negative_weight is None else heatmap_logits.where(negative_weight != 0, 0)
+            check_finite("heatmap_logits", seen)
+        if negative_weight is not None:
+            negative_weight = negative_weight[:, 0].to(accumulate_dtype(heatmap_logits))
+        averaged = is_averaged()
+        op = partial(
+            _by_list,
+            least=0.0 if averaged else 1.0,
+            diameter_to_sigma_factor=6.0,
+            alpha=float(self.alpha),
+            gamma=float(self.gamma),
+            pos_weight=float(self.pos_weight * self.heatmap_weight),
+            neg_weight=float(self.neg_weight * self.heatmap_weight),
+            wh_weight=float(self.wh_weight),
+            offset_weight=float(self.offset_weight),
+        )
+        steepest = self.heatmap_weight * max(self.pos_weight, self.neg_weight) * (1 + self.alpha)
+        losses = fused_map_losses(
+            op,
+            [heatmap_logits.contiguous(), wh, offset],
+            steepest=(steepest, self.wh_weight, self.offset_weight),
+            instead="gaussian_focal_loss with from_logits and PyTorch's l1_loss, with the maps of centernet_targets",
+            centers=cells.center,
+            radii=cells.radius,
+            labels=cells.labels,
+            negative_weight=negative_weight,
+            gt_wh=cells.wh,
+            gt_offset=cells.offset,
+            index=cells.flat_index,
+            used=cells.last,
+            count=average_over_ranks(cells.num_centers) if averaged else cells.num_centers,
+        )
+        return dict(zip(("loss_center_heatmap", "loss_wh", "loss_offset"), losses.unbind(), strict=True))
 
     def _check(self, heatmap_logits: Tensor, wh: Tensor, offset: Tensor) -> None:
         require_tensor("heatmap_logits", heatmap_logits, FLOATS, "a floating-point tensor")
@@ -150,15 +163,6 @@ class CenterNetLoss(nn.Module):
             require_device(name, value, heatmap_logits, "heatmap_logits")
 
 
-def _l1_at_centers(pred: Tensor, target: Tensor, cells: CenterNetCells, weight: float, divisor: Tensor) -> Tensor:
-    """Return the weighted sum of absolute differences at the centres, divided."""
-    return fused_loss(
-        ops.l1_at_cells,
-        pred,
-        scale=torch.full_like(divisor, weight) / divisor,
-        steepest=weight,
-        instead="PyTorch's l1_loss, with the maps of centernet_targets",
-        target=target,
-        index=cells.flat_index,
-        used=cells.last,
-    )
+def _by_list(maps: list[Tensor], **arguments: Any) -> tuple[Tensor, Tensor, list[Tensor]]:
+    heatmap_logits, wh, offset = maps
+    return ops.centernet_losses(heatmap_logits, wh, offset, **arguments)

@@ -9,6 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.arguments import accumulate_dtype
+from detops.kernels._centernet import factor_of, scale_of
 from detops.kernels._gaussians import EPS, gaussian, next_lane, reaches
 from detops.kernels._launch import cdiv, kernel
 from detops.kernels.gaussian_focal_loss import cells
@@ -25,7 +26,7 @@ def loss_kernel(
     labels,  # (B, N)
     sample_sizes,  # (B,), not read without HAS_SIZES
     negative_weight,  # (B, H, W), not read without HAS_WEIGHT
-    scale,  # one number, not read without HAS_SCALE
+    scale,  # one number, not read without HAS_SCALE or DIVIDED
     gradient,  # like the logits, not written without WITH_GRADIENT
     sums,  # (programs,)
     C,
@@ -37,9 +38,12 @@ def loss_kernel(
     gamma,
     pos_weight,
     neg_weight,
+    least,
+    kept,
     HAS_SIZES: tl.constexpr,
     HAS_WEIGHT: tl.constexpr,
     HAS_SCALE: tl.constexpr,
+    DIVIDED: tl.constexpr,
     ELLIPTICAL: tl.constexpr,
     STANDARD: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
@@ -48,7 +52,10 @@ def loss_kernel(
     BLOCK_W: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):
-    """Compute loss and gradient of one tile of one map."""
+    """Compute loss and gradient of one tile of one map.
+
+    With DIVIDED the number at `scale` is what losses are divided by, `least` at least; `kept`, if not 0, is the factor.
+    """
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     pid = tl.program_id(0)
     tiles_w = tl.cdiv(W, BLOCK_W)
@@ -90,6 +97,8 @@ def loss_kernel(
     factor = tl.full((), 1.0, COMPUTE)
     if HAS_SCALE:
         factor = tl.load(scale).to(COMPUTE)
+    if DIVIDED:
+        factor = factor_of(scale_of(scale, least, 1.0, 1.0, COMPUTE), kept)
     loss, g = cells(x, target, weight, factor, alpha, gamma, pos_weight, neg_weight, STANDARD)
     tl.store(sums + pid, factor * tl.sum(tl.sum(tl.where(visible, loss, 0.0), 1), 0))
     if WITH_GRADIENT:
@@ -112,13 +121,37 @@ def gaussian_focal_loss_from_boxes(
     with_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
     """Launch one program per tile; arguments and meaning as in `detops.reference.gaussian_focal_loss_from_boxes`."""
+    sums, gradient = tile_sums(
+        logits, centers, radii, labels, sample_sizes, negative_weight, scale, None, diameter_to_sigma_factor, alpha,
+        gamma, pos_weight, neg_weight, with_gradient,
+    )  # fmt: skip
+    return sums.sum(), gradient
+
+
+def tile_sums(
+    logits: Tensor,
+    centers: Tensor,
+    radii: Tensor,
+    labels: Tensor,
+    sample_sizes: Tensor | None,
+    negative_weight: Tensor | None,
+    scale: Tensor | None,
+    divided: tuple[float, float] | None,
+    diameter_to_sigma_factor: float,
+    alpha: float,
+    gamma: float,
+    pos_weight: float,
+    neg_weight: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor]:
+    """Return the loss of each tile, and the gradient. `divided`: `least` and `kept`, where `scale` is a divisor."""
     batch, classes, height, width = logits.shape
     compute = accumulate_dtype(logits)
     logits = logits.contiguous()
     gradient = torch.empty_like(logits) if with_gradient else logits.new_empty(0)
     programs = batch * classes * cdiv(height, TILE[0]) * cdiv(width, TILE[1])
     if programs == 0:
-        return logits.new_zeros((), dtype=compute), gradient
+        return logits.new_zeros(1, dtype=compute), gradient
     sums = logits.new_empty(programs, dtype=compute)
     loss_kernel(
         (programs,),
@@ -143,11 +176,13 @@ def gaussian_focal_loss_from_boxes(
             gamma,
             pos_weight,
             neg_weight,
+            *(divided or (0.0, 0.0)),
         ),
         (
             sample_sizes is not None,
             negative_weight is not None,
-            scale is not None,
+            scale is not None and divided is None,
+            divided is not None,
             radii.dim() == 3,
             alpha == 2 and gamma == 4,
             with_gradient,
@@ -156,4 +191,4 @@ def gaussian_focal_loss_from_boxes(
             BLOCK_N,
         ),
     )
-    return sums.sum(), gradient
+    return sums, gradient

@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -72,9 +73,38 @@ def fused_level_losses(
     """
     kept, rest = split_scale(outputs[0], scale, steepest)
     tensors["scale"] = kept
-    call = _Call(op, tuple(tensors), instead, len(outputs), columns)
+    call = _Call(op, tuple(tensors), instead, len(outputs), columns, by_list=True)
     losses, numbers, *_ = _apply(call, outputs, tensors.values())
     return (losses, numbers) if rest is None else (losses * rest, numbers * rest)
+
+
+def fused_map_losses(
+    op: Op,
+    maps: Sequence[Tensor],
+    *,
+    steepest: Sequence[float],
+    instead: str,
+    **tensors: Tensor | None,
+) -> Tensor:
+    """Call an op that returns a loss for each of several maps and, `with_gradient`, the maps' gradients.
+
+    Args:
+        op: The op, with its numeric arguments already bound but for `kept`, which are factors that gradients in float16
+            take in place of those of the losses, or 0. It returns the losses, what is left of the latter factors, and
+            the gradients.
+        maps: Its first argument; each loss is differentiated by its own map.
+        steepest: As in `split_scale`, for each map.
+        instead: A loss to recommend to those who want second derivatives.
+        tensors: The op's other arguments.
+
+    Returns:
+        (G,) losses, once differentiable.
+    """
+    halves = [one.dtype == torch.float16 for one in maps]
+    kept = [HALF_RANGE / max(1.0, most) if half else 0.0 for half, most in zip(halves, steepest, strict=True)]
+    call = _Call(partial(op, kept=kept), tuple(tensors), instead, len(maps), by_list=True, has_rest=any(halves))
+    losses: Tensor = _apply(call, maps, tensors.values())[0]
+    return losses
 
 
 def inverse(reduction: str, avg_factor: Tensor | float | None, like: Tensor) -> Tensor | None:
@@ -145,7 +175,9 @@ class _Call(NamedTuple):
         names: Names of the arguments that are tensors.
         instead: A loss to recommend.
         num_maps: Number of maps.
-        columns: As in `fused_level_losses`; None if the op takes one map, and returns one loss and one gradient.
+        columns: As in `fused_level_losses`; None without groups of columns.
+        by_list: Whether the op takes a list of maps, and returns a list of gradients; else it has one of each.
+        has_rest: Whether the op's second result is to be multiplied with the gradients.
     """
 
     op: Op
@@ -153,12 +185,14 @@ class _Call(NamedTuple):
     instead: str
     num_maps: int
     columns: list[int] | None = None
+    by_list: bool = False
+    has_rest: bool = False
 
     def run(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Any, ...]:
         """Return what the op returns, gradients last, given the maps and then the other arguments that are tensors."""
         maps = tensors[: self.num_maps]
         arguments = dict(zip(self.names, tensors[self.num_maps :], strict=True))
-        if self.columns is not None:
+        if self.by_list:
             return self.op(list(maps), **arguments, with_gradient=with_gradient)
         loss, gradient = self.op(*maps, **arguments, with_gradient=with_gradient)
         return loss, [gradient]
@@ -176,6 +210,7 @@ class _Fused(torch.autograd.Function):
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call, _, *tensors = inputs
         ctx.gradients = output[-ctx.call.num_maps :]
+        ctx.rest = output[1] if ctx.call.has_rest else None
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*tensors)
@@ -192,7 +227,8 @@ class _Fused(torch.autograd.Function):
         with torch.no_grad():
             if gradients is None:
                 gradients = ctx.call.run(tensors, True)[-1]
-            ops.scale_gradient_(gradients=list(gradients), factor=upstream, columns=ctx.call.columns)
+            factor = upstream if ctx.rest is None else upstream * ctx.rest
+            ops.scale_gradient_(gradients=list(gradients), factor=factor, columns=ctx.call.columns)
         gradients = first_order_only(gradients, (upstream, *tensors), ctx.call.instead)
         return (None, None, *gradients, *[None] * len(ctx.call.names))
 

@@ -53,6 +53,12 @@ def reduce_loss(loss: Tensor, weight: Tensor | None, reduction: Reduction, avg_f
     return loss if reduction == "none" else divide(loss.sum(), loss.numel(), reduction, avg_factor)
 
 
+def is_averaged(training: bool | None = None) -> bool:
+    """Whether `average_over_ranks` adds up the counts of several processes; arguments as there."""
+    training = torch.is_grad_enabled() if training is None else training
+    return training and dist.is_available() and dist.is_initialized()
+
+
 def average_over_ranks(count: Tensor, least: float = 1.0, training: bool | None = None) -> Tensor:
     """Return the normaliser of a loss that N ranks share: the sum of their counts, at least `least`, over N.
 
@@ -69,8 +75,7 @@ def average_over_ranks(count: Tensor, least: float = 1.0, training: bool | None 
         Float of the same shape; `max(count, least)` without a process group, or while no gradients are computed.
     """
     total, ranks = count.detach().to(torch.float32), 1
-    training = torch.is_grad_enabled() if training is None else training
-    if training and dist.is_available() and dist.is_initialized():
+    if is_averaged(training):
         total, ranks = total.clone(), dist.get_world_size()
         dist.all_reduce(total)
     total = total.clamp(min=least)

@@ -14,4 +14,4 @@ def centernet_maps(
     values = torch.cat([wh, offset, torch.ones_like(wh[..., :1])], -1).to(dtype)  # (B, N, 5)
     maps = torch.zeros(len(index), 5, size + 1, dtype=dtype, device=index.device)
     maps = maps.scatter(2, cell[:, None].expand(-1, 5, -1), values.transpose(1, 2))
-    return maps[..., :-1].unflatten(2, (height, width)).contiguous()
+    return maps[..., :size].reshape(-1, 5, height, width).contiguous()

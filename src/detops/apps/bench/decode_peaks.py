@@ -15,6 +15,8 @@ COUNT = 100
 def cases(device: str, quick: bool) -> Iterator[Case]:
     """Yield batches of maps of an untrained network, which has about a peak in nine cells."""
     for batch in (1, 8)[: 1 if quick else None]:
-        maps = [level.detach() for level in _centernet.maps_of(batch, device)]
-        ours, batched = (partial(form, *maps, 3, 4.0, 4.0, COUNT) for form in (ops.decode_peaks, portable))
-        yield Case(f"{batch} images", ours, maps[0].clone, {"batched PyTorch": batched}, "copy of heatmap")
+        heatmap, wh, offset = (level.detach() for level in _centernet.maps_of(batch, device))
+        ours, batched = (
+            partial(form, heatmap, wh, offset, 3, 4.0, 4.0, COUNT) for form in (ops.decode_peaks, portable)
+        )
+        yield Case(f"{batch} images", ours, heatmap.clone, {"batched PyTorch": batched}, "copy of heatmap")

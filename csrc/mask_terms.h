@@ -59,11 +59,10 @@ struct MaskSums {
       out[i] = of_bce * (p - y[i]) + (constant - of_label * y[i]) * (p * (C(1) - p));                                  \
     }                                                                                                                  \
   }                                                                                                                    \
-  /* Sigmoids, and the sums of them and of softplus. */                                                                \
-  DETOPS_CLONES DETOPS_FLATTEN inline void add_sigmoids(const C* __restrict__ x, int64_t count, C* __restrict__ p,     \
-                                                        C* __restrict__ room, double& up, double& total) {             \
-    for (int64_t i = 0; i < count; ++i) softplus_and_sigmoid(x[i], room[i], p[i]);                                     \
-    up += sum_of(room, count), total += sum_of(p, count);                                                              \
+  /* Sigmoids and softplus. */                                                                                         \
+  DETOPS_CLONES DETOPS_FLATTEN inline void fill_sigmoids(const C* __restrict__ x, int64_t count, C* __restrict__ p,    \
+                                                         C* __restrict__ up) {                                         \
+    for (int64_t i = 0; i < count; ++i) softplus_and_sigmoid(x[i], up[i], p[i]);                                       \
   }
 DETOPS_MASK_TERMS(float)
 DETOPS_MASK_TERMS(double)

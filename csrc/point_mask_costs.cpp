@@ -1,15 +1,19 @@
 // What matching queries with masks costs, at points: the CPU kernel of point_mask_costs.
 //
-// Logits are read, their sigmoids made and both multiplied with the labels while they are in the cache: some queries
-// and points at a time. Every sum is taken by one thread in one order, so the number of threads changes nothing.
+// Maps of a few queries are laid side by side, as all are read at the same points: four loads then serve all of them.
+// Logits, their sigmoids and the products of both with the labels are made while they are in the cache, some points at
+// a time. Every sum is taken by one thread in one order, so the number of threads changes nothing.
 #include "mask_products.h"
 #include "mask_terms.h"
 #include "mask_labels.h"
 
 #include <tuple>
+#include <vector>
 
 namespace detops {
 namespace {
+
+constexpr int64_t kSome = 256;  // points at a time
 
 // Labels (B, N, P) of an image, in blocks of kColumns masks: (blocks, P, kColumns), zeros where there is no mask.
 template <class C>
@@ -55,12 +59,60 @@ struct PackedLabels {
   }
 };
 
+// The cells around the points of an image, in maps whose rows lie together, and their weights. None where maps have
+// less than two columns.
+template <class C>
+struct Corners {
+  std::vector<int32_t> top, bottom;  // the left of two cells
+  std::vector<C> a, b, c, d;
+
+  Corners(const Tensor& points, const Reader& reader, int64_t image, int64_t height, int64_t width, bool border) {
+    if (height == 0 || width < 2) return;
+    const int64_t number = points.size(2);
+    top.resize(number), bottom.resize(number);
+    for (std::vector<C>* weights : {&a, &b, &c, &d}) weights->resize(number);
+    PointTable<C> table;
+    for (int64_t from = 0; from < number; from += kPoints) {
+      const int64_t some = std::min(kPoints, number - from);
+      table.fill(points, reader, image, 0, from, some, height, width, width, 1, false, border);
+      for (int64_t p = 0; p < some; ++p) {
+        const C above = table.y.before[p], below = table.y.after[p], left = table.left[p], right = table.right[p];
+        top[from + p] = table.y.first[p] + table.place[p], bottom[from + p] = table.y.second[p] + table.place[p];
+        a[from + p] = above * left, b[from + p] = above * right;
+        c[from + p] = below * left, d[from + p] = below * right;
+      }
+    }
+  }
+
+  void read(const C* cells, int64_t from, int64_t count, C* out) const {
+    read_side_by_side(cells, top.data() + from, bottom.data() + from, a.data() + from, b.data() + from, c.data() + from,
+                      d.data() + from, count, out);
+  }
+};
+
+// Lays `some` maps side by side, and tells in `finite` which have no other numbers: only in these may cells be read
+// that have no weight.
+template <class T, class C>
+void lay_side_by_side(const T* maps, int64_t by_map, int64_t some, int64_t height, int64_t width, int64_t by_row,
+                      int64_t by_column, C* cells, bool* finite) {
+  C unknown[kQueries] = {};
+  for (int64_t y = 0; y < height; ++y) {
+    for (int64_t x = 0; x < width; ++x) {
+      C* const cell = cells + kQueries * (y * width + x);
+      const T* const from = maps + y * by_row + x * by_column;
+      for (int64_t k = 0; k < some; ++k) cell[k] = static_cast<C>(from[k * by_map]), unknown[k] += cell[k] * C(0);
+    }
+  }
+  for (int64_t k = 0; k < some; ++k) finite[k] = unknown[k] == 0;
+}
+
 // Logits of the dtype T, computed as C; `points` is none where they were read at the points already.
 template <class T, class C>
 std::tuple<Tensor, Tensor> compute(const Tensor& logits, const std::optional<Tensor>& points, const Tensor& labels,
                                    bool border, ScalarType wide) {
   const int64_t batch = logits.size(0), queries = logits.size(1), masks = labels.size(1), number = labels.size(2);
-  const int64_t height = points ? logits.size(2) : 1, width = points ? logits.size(3) : 1;
+  const int64_t height = points ? logits.size(2) : 0, width = points ? logits.size(3) : 0;
+  const int64_t by_row = points ? logits.stride(2) : 0, by_column = points ? logits.stride(3) : 0;
   Tensor bce = torch::stable::new_empty(logits, {batch, queries, masks}, wide);
   Tensor dice = torch::stable::new_empty(logits, {batch, queries, masks}, wide);
   C* of_bce = static_cast<C*>(bce.mutable_data_ptr());
@@ -68,43 +120,53 @@ std::tuple<Tensor, Tensor> compute(const Tensor& logits, const std::optional<Ten
   const T* data = static_cast<const T*>(logits.const_data_ptr());
   const PackedLabels<C> packed(labels);
   const std::optional<Reader> reader = reader_of(points);
-  const int64_t tasks = (queries + kQueries - 1) / kQueries;
+  std::vector<Corners<C>> corners;
+  for (int64_t b = 0; points && b < batch; ++b) corners.emplace_back(*points, *reader, b, height, width, border);
+  const int64_t tasks = (queries + kQueries - 1) / kQueries, block_sums = kQueries * kColumns;
   torch::stable::parallel_for(0, batch * tasks, 1, [&](int64_t begin, int64_t end) {
     PointTable<C> table;
-    std::vector<C> rows(kRows * kPoints), spare(kPoints), sums(packed.blocks * kRows * kColumns);
+    std::vector<C> cells(kQueries * height * width), sums(2 * packed.blocks * block_sums);
+    std::vector<C> x(kQueries * kSome), p(kQueries * kSome), room(kQueries * kSome), line(kSome);
     for (int64_t task = begin; task < end; ++task) {
       const int64_t b = task / tasks, first = task % tasks * kQueries, some = std::min(kQueries, queries - first);
+      const T* own = data + b * logits.stride(0) + first * logits.stride(1);
+      const bool readable = points && height > 0 && width > 0, together = readable && !corners[b].top.empty();
+      bool finite[kQueries] = {};
+      if (together) {
+        lay_side_by_side(own, logits.stride(1), some, height, width, by_row, by_column, cells.data(), finite);
+      }
+      const bool all = together && std::all_of(finite, finite + some, [](bool one) { return one; });
       double up[kQueries] = {}, total[kQueries] = {};
       std::fill(sums.begin(), sums.end(), C(0));
-      std::fill(rows.begin(), rows.end(), C(0));
-      for (int64_t from = 0; from < number; from += kPoints) {
-        const int64_t count = std::min(kPoints, number - from);
-        if (points && height > 0 && width > 0) {
-          table.fill(*points, *reader, b, 0, from, count, height, width, logits.stride(2), logits.stride(3), false,
-                     border);
+      std::fill(x.begin(), x.end(), C(0));
+      for (int64_t from = 0; from < number; from += kSome) {
+        const int64_t count = std::min(kSome, number - from);
+        if (together) corners[b].read(cells.data(), from, count, x.data());
+        if (readable && !all) {
+          table.fill(*points, *reader, b, 0, from, count, height, width, by_row, by_column, false, border);
         }
-        for (int64_t k = 0; k < some; ++k) {
-          const T* own = data + b * logits.stride(0) + (first + k) * logits.stride(1);
-          C* x = rows.data() + 2 * k * kPoints;
-          if (!points) {
-            for (int64_t p = 0; p < count; ++p) x[p] = static_cast<C>(own[(from + p) * logits.stride(2)]);
-          } else if (height > 0 && width > 0) {
-            read_points(own, table, count, x);
-          } else {
-            std::fill(x, x + count, C(0));
+        for (int64_t k = 0; k < some && !all && (readable || !points); ++k) {
+          if (finite[k]) continue;
+          const T* map = own + k * logits.stride(1);
+          if (readable) read_points(map, table, count, line.data());
+          for (int64_t i = 0; i < count; ++i) {
+            x[kQueries * i + k] = readable ? line[i] : static_cast<C>(map[(from + i) * logits.stride(2)]);
           }
-          add_sigmoids(x, count, x + kPoints, spare.data(), up[k], total[k]);
         }
+        fill_sigmoids(x.data(), kQueries * count, p.data(), room.data());
+        add_side_by_side(room.data(), count, up), add_side_by_side(p.data(), count, total);
         for (int64_t block = 0; block < packed.blocks; ++block) {
-          add_products(rows.data(), packed.at(b, block, from), count, kPoints, sums.data() + block * kRows * kColumns);
+          C* const to = sums.data() + 2 * block * block_sums;
+          add_products(x.data(), packed.at(b, block, from), count, to);
+          add_products(p.data(), packed.at(b, block, from), count, to + block_sums);
         }
       }
       for (int64_t k = 0; k < some; ++k) {
         for (int64_t n = 0; n < masks; ++n) {
-          const C* sum = sums.data() + (n / kColumns * kRows + 2 * k) * kColumns + n % kColumns;
+          const C* sum = sums.data() + 2 * (n / kColumns) * block_sums + k * kColumns + n % kColumns;
           const int64_t place = (b * queries + first + k) * masks + n;
           of_bce[place] = static_cast<C>((up[k] - sum[0]) / static_cast<double>(std::max<int64_t>(number, 1)));
-          of_dice[place] = static_cast<C>(1 - (2 * static_cast<double>(sum[kColumns]) + 1) /
+          of_dice[place] = static_cast<C>(1 - (2 * static_cast<double>(sum[block_sums]) + 1) /
                                                   (total[k] + packed.sums[b * masks + n] + 1));
         }
       }

@@ -8,6 +8,7 @@ import torch
 
 from detops.apps.bench import _mask_points
 from detops.apps.bench._mask_points import Scene, costs_by_image, costs_of_batch, loss_of_copies
+from detops.apps.bench._set_peers import module
 from detops.apps.bench.runner import Case
 from detops.losses.point_mask import point_mask_cost, point_mask_loss, uncertain_points
 
@@ -32,6 +33,10 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
         yield Case(
             f"{name}: losses, {peer.points} points", partial(_trained, scene), zeros, baselines, "zeros of the maps"
         )
+        theirs = module("transformers.models.mask2former.modeling_mask2former") if name == "Mask2Former" else None
+        if theirs is not None:
+            whole: dict[str, Callable[[], object]] = {"Transformers": partial(_trained_by, theirs, scene)}
+            yield Case(f"{name}: losses, points drawn", partial(_drawn, scene), zeros, whole, "zeros of the maps")
 
 
 def _trained(scene: Scene) -> object:

@@ -219,6 +219,18 @@ def decode_peaks(
     )
 
 
+@op()
+def decode_rows(outputs: list[Tensor], points: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Decode the box, the best class and the logits that each raw row of a YOLOX network predicts."""
+    shape = outputs[0].shape[0], points.shape[0]
+    return (
+        points.new_empty((*shape, 4), dtype=torch.float32),
+        points.new_empty(shape, dtype=torch.int64),
+        points.new_empty(shape, dtype=torch.float32),
+        points.new_empty(shape, dtype=torch.float32),
+    )
+
+
 @op(mutates=("heatmap",))
 def draw_gaussians_(
     heatmap: Tensor,

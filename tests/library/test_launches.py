@@ -133,7 +133,7 @@ CRITERIA = {
 CALLS_OF_MAPS = {
     "centernet_targets": (list, lambda maps, truth: detops.centernet_targets(truth, (32, 32), (128, 128), 3), 6),
     "decode_centernet": (heatmaps, lambda maps, truth: detops.decode_centernet(*maps, (128, 128)), 6),
-    "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 30),
+    "decode_yolox": (raw_maps, lambda maps, truth: detops.decode_yolox(maps), 17),
     "decode_gfl": (dense_maps, lambda maps, truth: detops.decode_gfl(*maps, (8, 16, 32)), 16),
     "decode_detr": (query_outputs, lambda maps, truth: detops.decode_detr(*maps, SIZES), 17),
     "nms_mask": (list, lambda maps, truth: detops.nms_mask(truth.boxes, truth.boxes[..., 0], 0.5), 4),

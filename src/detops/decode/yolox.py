@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from detops import ops
 from detops.decode.detections import Detections, require_options, select
-from detops.geometry.boxes import corners_at_points
 from detops.geometry.levels import ImageSizes, require_strides, require_yolox_maps
 from detops.geometry.ordering import top
 from detops.geometry.points import kept_points
+from detops.portable.decode_rows import decode_rows as portable
 
 
 def decode_yolox(
@@ -56,12 +57,11 @@ def decode_yolox(
     strides = require_strides(strides)
     outputs = require_yolox_maps(model_output, strides)
     require_options(max_detections, score_threshold, iou_threshold, candidates)
-    rows = torch.cat([output.detach().flatten(1, 3).to(torch.float32) for output in outputs], 1)  # (B, A, 5 + C)
     points = kept_points([output[:, 0].permute(0, 3, 1, 2) for output in outputs], strides)
-    scores, labels = (rows[..., 5:].sigmoid() * rows[..., 4:5].sigmoid()).max(2)
-    boxes = corners_at_points(rows, points)
-    # NaN where a coordinate is not finite, and so below every score.
-    scores = (scores + (boxes - boxes).sum(2)).nan_to_num(-1)
-    scores, chosen = top(scores, min(candidates, rows.shape[1]), signed=False)
+    op = portable if torch.compiler.is_exporting() else ops.decode_rows
+    boxes, labels, logits, objectness = op(outputs=[output.detach().flatten(1, 3) for output in outputs], points=points)
+    # NaN, where a number is not finite, becomes lower than every score.
+    scores = (logits.sigmoid() * objectness.sigmoid()).nan_to_num(-1)
+    scores, chosen = top(scores, min(candidates, scores.shape[1]), signed=False)
     boxes, labels = boxes.gather(1, chosen[..., None].expand(-1, -1, 4)), labels.gather(1, chosen)
     return select(boxes, labels, scores, score_threshold, max_detections, iou_threshold, image_sizes)

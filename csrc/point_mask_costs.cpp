@@ -1,6 +1,7 @@
 // What matching queries with masks costs, at points: the CPU kernel of point_mask_costs.
 //
-// Maps of a few queries are laid side by side, as all are read at the same points: four loads then serve all of them.
+// Maps of a few queries are laid side by side, as all are read at the same points: four loads then serve all of them,
+// unless points are few beside cells.
 // Logits, their sigmoids and the products of both with the labels are made while they are in the cache, some points at
 // a time. Every sum is taken by one thread in one order, so the number of threads changes nothing.
 #include "mask_products.h"
@@ -14,6 +15,7 @@ namespace detops {
 namespace {
 
 constexpr int64_t kSome = 256;  // points at a time
+constexpr int64_t kFew = 4;     // from so many cells to a point on, maps are read where they are
 
 // Labels (B, N, P) of an image, in blocks of kColumns masks: (blocks, P, kColumns), zeros where there is no mask.
 template <class C>
@@ -67,8 +69,8 @@ struct Corners {
   std::vector<C> a, b, c, d;
 
   Corners(const Tensor& points, const Reader& reader, int64_t image, int64_t height, int64_t width, bool border) {
-    if (height == 0 || width < 2) return;
     const int64_t number = points.size(2);
+    if (height == 0 || width < 2 || height * width >= kFew * number) return;
     top.resize(number), bottom.resize(number);
     for (std::vector<C>* weights : {&a, &b, &c, &d}) weights->resize(number);
     PointTable<C> table;

@@ -61,10 +61,11 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& maps, const Tensor& ind
   const MaskLabels labels_at(labels, points, nearest, border);
   const RowsOfMaps of(index, batch, rows, count);
   const bool plain = maps.stride(3) == 1 && maps.stride(2) == width;
+  const bool at_once = number <= kPoints;  // their places and labels are still at hand when the sums are known
   const C share = C(1) / static_cast<C>(std::max<int64_t>(number, 1));
   torch::stable::parallel_for(0, batch * count, 1, [&](int64_t begin, int64_t end) {
     Row<C> at;
-    std::vector<C> added, cells(with_gradient ? kTerms * size : 0);
+    std::vector<C> added, cells(with_gradient && !at_once ? kTerms * size : 0);
     for (int64_t map = begin; map < end; ++map) {
       const int64_t b = map / count, q = map % count;
       T* const to = with_gradient ? sink + map * size : nullptr;
@@ -85,6 +86,7 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& maps, const Tensor& ind
           add_terms(at.x, at.y, some, at.p, at.spare, s);
           if (!with_gradient) continue;
           if (!plain) at.table.fill(points, reader, b, m, from, some, height, width, width, 1, false, border);
+          if (at_once) continue;
           const bool finite = fill_terms(at.p, at.y, some, at.terms);
           spread(at.table, at.terms, finite, some, cells.data());
         }
@@ -94,9 +96,13 @@ std::tuple<Tensor, Tensor, Tensor> compute(const Tensor& maps, const Tensor& ind
         losses_of[0] = static_cast<C>(s.bce / static_cast<double>(std::max<int64_t>(number, 1)));
         losses_of[1] = static_cast<C>(1 - shared / total);
         sums_of[0] = static_cast<C>(shared), sums_of[1] = static_cast<C>(total);
-        if (with_gradient) {
-          weigh_terms(cells.data(), size, share, static_cast<C>(shared / (total * total)), static_cast<C>(2 / total),
-                      into);
+        if (!with_gradient) continue;
+        const C by_p = static_cast<C>(shared / (total * total)), by_label = static_cast<C>(2 / total);
+        if (at_once) {
+          slopes(at.x, at.y, number, share, by_p, by_label, at.spare);
+          add_at_points(at.table, number, at.spare, 1, into);
+        } else {
+          weigh_terms(cells.data(), size, share, by_p, by_label, into);
         }
       }
       if (with_gradient) store_cells(into, size, to);

@@ -138,12 +138,20 @@ def test_a_cell_that_is_not_finite_spoils_none_beside_it() -> None:
     assert broken.nonzero().tolist() == [[0, 0, 1, 2]]
 
 
-def test_the_gradient_is_the_same_where_maps_are_views() -> None:
-    maps, index, points, labels, *rest = arguments(6, groups=3, points=300)
+@pytest.mark.parametrize("points", [300, 1024, 1025, 3000])
+def test_many_points_give_the_gradient_of_the_reference(points: int) -> None:
+    """Up to 1,024 of a pair are handled at once, more in several runs."""
+    args = arguments(6, groups=2, points=points, size=(7, 9), nearest=False, dtype=torch.float64)
+    torch.testing.assert_close(op(*args), op.reference(*args))
+
+
+@pytest.mark.parametrize("points", [300, 1500])
+def test_the_gradient_is_the_same_where_maps_are_views(points: int) -> None:
+    maps, index, where, labels, *rest = arguments(6, groups=3, points=points)
     turned = maps.transpose(2, 3).contiguous().transpose(2, 3)
-    gradient = op(turned, index, points, labels, *rest)[2]
+    gradient = op(turned, index, where, labels, *rest)[2]
     assert gradient.is_contiguous()
-    torch.testing.assert_close(gradient, op(maps, index, points, labels, *rest)[2])
+    torch.testing.assert_close(gradient, op(maps, index, where, labels, *rest)[2])
 
 
 def test_views_are_read_where_they_are() -> None:

@@ -128,28 +128,27 @@ class YOLOXLoss(nn.Module):
         return require_ground_truth(targets, self.num_classes, batch=len(first), like=first, like_name="model_output")
 
     def _points(self, outputs: list[Tensor]) -> Tensor:
-        maps = [output[:, 0].permute(0, 3, 1, 2) for output in outputs]
+        maps = [output[..., 0] for output in outputs]  # (B, 1, H, W)
         return self._grids.get(maps, lambda sizes, device: (grid_points(sizes, self.strides, device),))[0]
 
     def _assign(self, outputs: list[Tensor], targets: GroundTruth) -> Assignment:
-        index, iou, _ = self._match(outputs, targets)
+        levels = [output.flatten(1, 3) for output in outputs]
+        index, iou, _ = self._match(levels, self._points(outputs), targets)
         return Assignment.of(index, iou, targets.labels)
 
-    def _match(self, outputs: list[Tensor], targets: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
+    def _match(self, levels: list[Tensor], points: Tensor, targets: GroundTruth) -> tuple[Tensor, Tensor, Tensor]:
         """Return box and IoU of each point, and the number of positives."""
-        levels = [output.detach().flatten(1, 3) for output in outputs]
-        return match_points(levels, None, None, self._points(outputs), targets, self.rule)
+        return match_points([level.detach() for level in levels], None, None, points, targets, self.rule)
 
     def _compute(self, outputs: list[Tensor], targets: GroundTruth) -> "YOLOXParts":
         boxes, cxcywh = targets._given_boxes()
-        index, iou, positives = self._match(outputs, targets)
+        levels, points = [output.flatten(1, 3) for output in outputs], self._points(outputs)
+        index, iou, positives = self._match(levels, points, targets)
         divisor = average_over_ranks(positives) if self.average_positives else positives.to(torch.float32).clamp(min=1)
         with torch.no_grad():
             scale = divisor.reciprocal().expand(2)
             if self.obj_divisor == "points":
-                points = torch.full_like(divisor, max(index.numel(), 1))
-                scale = torch.stack([divisor, points]).reciprocal()
-        levels = [output.flatten(1, 3) for output in outputs]
+                scale = torch.stack([divisor, torch.full_like(divisor, max(index.numel(), 1))]).reciprocal()
         op = partial(
             ops.yolox_loss,
             kind=KINDS[self.box_kind],
@@ -163,7 +162,7 @@ class YOLOXLoss(nn.Module):
             op,
             levels,
             columns=[4, 1, self.num_classes],
-            cells=self._points(outputs),
+            cells=points,
             gt_boxes=boxes,
             gt_labels=targets.labels,
             index=index,

@@ -95,11 +95,11 @@ float take(const Target& target, const Anchors& anchors, const std::vector<int32
   return threshold;
 }
 
-std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
-                                              const Tensor gt_boxes, const Tensor gt_labels,
-                                              const std::optional<Tensor> sample_sizes,
-                                              const std::optional<Tensor> valid, int64_t num_classes, int64_t topk,
-                                              double margin, bool strict, bool all_boxes) {
+std::tuple<Tensor, Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::vector<int64_t> level_sizes,
+                                                      const Tensor gt_boxes, const Tensor gt_labels,
+                                                      const std::optional<Tensor> sample_sizes,
+                                                      const std::optional<Tensor> valid, int64_t num_classes,
+                                                      int64_t topk, double margin, bool strict, bool all_boxes) {
   STD_TORCH_CHECK(has_numbers(anchors, {-1, 4}), "anchors: expected numbers of shape (A, 4)");
   STD_TORCH_CHECK(has_numbers(gt_boxes, {-1, -1, 4}), "gt_boxes: expected numbers of shape (B, N, 4)");
   const int64_t count = anchors.size(0), batch = gt_boxes.size(0), boxes = gt_boxes.size(1);
@@ -158,6 +158,8 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
       if (!chosen.empty()) threshold_data[i] = take(target, columns, chosen, rule, taken + i * width);
     }
   });
+  Tensor positives = torch::stable::new_empty(gt_boxes, {batch}, ScalarType::Long);
+  int64_t* positive_data = static_cast<int64_t*>(positives.mutable_data_ptr());
   int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
   float* iou_data = static_cast<float*>(iou.mutable_data_ptr());
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
@@ -171,6 +173,7 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
       const auto offer = [&](int64_t a, int64_t n, float value) {
         if (owner[a] < 0 || value > overlap[a]) owner[a] = n, overlap[a] = value;
       };
+      int64_t number = 0;
       bool contested = false;
       for (int64_t n = 0; n < boxes; ++n) {
         const Taken* of_box = taken + (b * boxes + n) * width;
@@ -178,7 +181,8 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
           const int32_t a = of_box[i].anchor;
           if (a < 0) continue;
           offer(a, n, of_box[i].iou);
-          contested |= ++times[a] > 1;
+          number += ++times[a] == 1;
+          contested |= times[a] > 1;
         }
       }
       for (int64_t n = 0; contested && rule.all_boxes && n < boxes; ++n) {
@@ -191,9 +195,10 @@ std::tuple<Tensor, Tensor, Tensor> atss_match(const Tensor anchors, const std::v
           if (value > overlap[a] || (value == overlap[a] && n < owner[a])) owner[a] = n, overlap[a] = value;
         }
       }
+      positive_data[b] = number;
     }
   });
-  return {index, iou, thresholds};
+  return {index, iou, thresholds, positives};
 }
 
 }  // namespace

@@ -208,12 +208,15 @@ std::vector<Sums> run_all(const PositiveInputs& in, const Scores& scores, const 
   return parts;
 }
 
-std::tuple<Tensor, Tensor> positive_losses_(
-    std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores, const std::vector<Tensor> bbox_preds,
-    const std::vector<Tensor> soft_targets, const Tensor points, const Tensor boxes, const Tensor labels,
-    const Tensor index, const std::optional<Tensor> quality, const std::optional<Tensor> weight,
-    const std::optional<Tensor> region, const Tensor background, const Tensor scale, const std::vector<double> weights,
-    int64_t class_kind, int64_t box_kind, double alpha, double gamma, double temperature, double margin, int64_t) {
+std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores,
+                                            const std::vector<Tensor> bbox_preds,
+                                            const std::vector<Tensor> soft_targets, const Tensor points,
+                                            const Tensor boxes, const Tensor labels, const Tensor index,
+                                            const std::optional<Tensor> quality, const std::optional<Tensor> weight,
+                                            const std::optional<Tensor> region, const Tensor background,
+                                            const Tensor scale, const std::vector<double> weights, int64_t class_kind,
+                                            int64_t box_kind, double alpha, double gamma, double temperature,
+                                            double margin, int64_t, int64_t heads) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   STD_TORCH_CHECK(weights.size() == 5, "weights: expected five numbers");
   const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale, weights[0],
@@ -226,14 +229,17 @@ std::tuple<Tensor, Tensor> positive_losses_(
       wide ? run_all<double>(in, scores, tasks, data) : run_all<float>(in, scores, tasks, data);
   const int64_t levels = static_cast<int64_t>(in.starts.size());
   STD_TORCH_CHECK(has_numbers(background, {levels}), "background: expected numbers of shape (L,)");
-  std::vector<double> total(6 * levels);
-  for (int64_t i = 0; i < levels; ++i) total[i] = Reader(background).at(i);
+  STD_TORCH_CHECK(heads >= 0 && (heads == 0 || levels % heads == 0), "heads: expected a divisor of the levels, or 0");
+  const int64_t columns = heads == 0 ? levels : heads, together = levels / columns;
+  std::vector<double> total(6 * columns);
+  for (int64_t i = 0; i < levels; ++i) total[i / together] += Reader(background).at(i);
   for (size_t i = 0; i < tasks.size(); ++i) {
-    for (int64_t k = 0; k < 6; ++k) total[k * levels + tasks[i].level] += (k < 2 ? 1 : weights[k - 1]) * parts[i][k];
+    const int64_t column = tasks[i].level / together;
+    for (int64_t k = 0; k < 6; ++k) total[k * columns + column] += (k < 2 ? 1 : weights[k - 1]) * parts[i][k];
   }
   const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
-  Tensor losses = torch::stable::new_empty(cls_scores[0], {6, levels}, type);
-  for (int64_t i = 0; i < 6 * levels; ++i) store(losses.mutable_data_ptr(), type, i, total[i]);
+  Tensor losses = torch::stable::new_empty(cls_scores[0], {6, columns}, type);
+  for (int64_t i = 0; i < 6 * columns; ++i) store(losses.mutable_data_ptr(), type, i, total[i]);
   return {losses, found};
 }
 

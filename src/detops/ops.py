@@ -117,11 +117,12 @@ def atss_match(
     margin: float,
     strict: bool,
     all_boxes: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Find the box that ATSS assigns to each anchor, their IoU, and the IoU threshold of each box."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Find the box that ATSS assigns to each anchor, their IoU, the boxes' thresholds, and the number of positives."""
     shape = (gt_boxes.shape[0], anchors.shape[0])
     threshold = gt_boxes.new_empty(gt_boxes.shape[:2], dtype=torch.float32)
-    return gt_boxes.new_empty(shape, dtype=torch.int64), gt_boxes.new_empty(shape, dtype=torch.float32), threshold
+    index, iou = (gt_boxes.new_empty(shape, dtype=dtype) for dtype in (torch.int64, torch.float32))
+    return index, iou, threshold, gt_boxes.new_empty(shape[0], dtype=torch.int64)
 
 
 @op()
@@ -428,9 +429,10 @@ def positive_losses_(
     temperature: float,
     margin: float,
     most: int,
+    heads: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Sum class and box losses over the points that have a box, and set the class gradient at these, in place."""
-    losses = cls_scores[0].new_empty((6, len(cls_scores)), dtype=accumulate_dtype(cls_scores[0]))
+    losses = cls_scores[0].new_empty((6, heads or len(cls_scores)), dtype=accumulate_dtype(cls_scores[0]))
     return losses, cls_scores[0].new_empty(index.shape, dtype=torch.float32)
 
 

@@ -85,10 +85,12 @@ def loss_arguments(
     scale: float = 0.25,
     gradient: bool = True,
     varied: bool = False,
+    by_head: bool = False,
 ) -> tuple[Any, ...]:
     """Return arguments of `positive_losses_`; the gradients that it changes are new each time.
 
-    With `varied`, each level has a background loss, each half of the levels its own scale, and each loss a weight.
+    With `varied`, each level has a background loss, each half of the levels its own scale, and each loss a weight. With
+    `by_head` the levels of one scale are added up.
     """
     g = torch.Generator().manual_seed(0)
     gradients = []
@@ -104,7 +106,8 @@ def loss_arguments(
     else:
         given = background, torch.tensor([scale]), [1.0] * 5
     return (gradients, *(scene[name] for name in names), *given, CLASS_KINDS.index(class_kind),
-            BOX_KINDS.index(box_kind), alpha, gamma, temperature, margin, scene["most"])  # fmt: skip
+            BOX_KINDS.index(box_kind), alpha, gamma, temperature, margin, scene["most"],
+            len(given[1]) if by_head else 0)  # fmt: skip
 
 
 def backward_arguments(

@@ -253,7 +253,7 @@ def test_atss_takes_no_anchor_of_which_much_is_ignored(ignore_overlap: float) ->
             found = detops.atss_assign(anchors, sizes, truth, CLASSES, valid=valid, ignore_overlap=ignore_overlap)
             taking = ~ignored if valid is None else valid & ~ignored
             for b in range(2):
-                index, iou, _ = atss_match(
+                index, iou, *_ = atss_match(
                     anchors,
                     sizes,
                     boxes[b][None],

@@ -117,8 +117,9 @@ def test_matches_reference(form: Form) -> None:
     def check(**options: Any) -> None:
         args = arguments(**options)
         assume(decided(args))
-        index, iou, threshold = form(*args)
-        expected, overlap, limit = op.reference(*args)
+        index, iou, threshold, positives = form(*args)
+        expected, overlap, limit, count = op.reference(*args)
+        assert torch.equal(positives, count)
         assert torch.equal(index, expected)
         assert iou.dtype == torch.float32
         torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
@@ -291,7 +292,8 @@ def test_no_host_sync_and_compiles_whole(device: str) -> None:
 @pytest.mark.parametrize("options", [{"batch": 0}, {"boxes": 0}], ids=str)
 def test_empty(form: Form, options: dict[str, Any]) -> None:
     args = arguments(5, **options)
-    index, iou, threshold = form(*args)
+    index, iou, threshold, positives = form(*args)
+    assert not positives.any()
     assert index.shape == iou.shape == (len(args[2]), 85)
     assert threshold.shape == args[2].shape[:2]
     assert (index == -1).all()
@@ -393,10 +395,11 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 KERNELS = [
     Kernel("take_kernel",
            dict(anchors="*fp32", sizes=("i32",) * 3, boxes="*fp32", labels="*i64", sample_sizes="*i64", valid="*u8",
-                best="*i64", times="*i32", exists="*u8", thresholds="*fp32", A="i32", N="i32", C="i32", margin="fp32"),
+                best="*i64", times="*i32", exists="*u8", thresholds="*fp32", positives="*i64", A="i32",
+                N="i32", C="i32", margin="fp32"),
            dict(LEVELS=3, TOPK=9, STRICT=True, ALL_BOXES=True, HAS_SIZES=True, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4),
     Kernel("contest_kernel",
            dict(anchors="*fp32", boxes="*fp32", exists="*u8", times="*i32", best="*i64", A="i32", N="i32"),
            dict(BLOCK=64), 2),
-    Kernel("result_kernel", dict(best="*i64", index="*i64", overlaps="*fp32", count="i32"), dict(BLOCK=256), 4),
+    Kernel("result_kernel", dict(best="*i64", index="*i64", overlaps="*fp32", positives="*i64", A="i32"), dict(BLOCK=256), 4),
 ]  # fmt: skip

@@ -77,6 +77,7 @@ def test_matches_reference(form: Form) -> None:
                 margin=st.sampled_from([0.1, 0.01]),
                 gradient=st.booleans(),
                 varied=st.booleans(),
+                by_head=st.booleans(),
             )
         ),
     )
@@ -386,6 +387,7 @@ def test_no_host_sync(device: str) -> None:
         {"cls_scores": []},
         {"soft_targets": [torch.ones(2, 20, 4, 6)]},
         {"class_gradients": [torch.ones(2, 3, 4, 6)]},
+        {"heads": -1},
     ],
     ids=changed_argument,
 )

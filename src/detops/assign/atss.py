@@ -113,6 +113,7 @@ class AnchorMatch(NamedTuple):
         index: (B, A) int64, the box of each anchor, or -1.
         iou: (B, A) float32, IoU of anchor and box, 0 without a box.
         threshold: (B, N) float32, lowest IoU of a box with its anchors; infinite for a box without candidates.
+        positives: (B,) int64, number of anchors of each image that have a box.
         valid: (B, A) bool, anchors that take part; None for all.
         ignored: (B, A) bool, anchors in ignored regions, which are not valid; None for none.
     """
@@ -120,6 +121,7 @@ class AnchorMatch(NamedTuple):
     index: Tensor  # type: ignore[assignment]
     iou: Tensor
     threshold: Tensor
+    positives: Tensor
     valid: Tensor | None
     ignored: Tensor | None
 
@@ -143,7 +145,7 @@ def match_anchors(
         share = overlap_of_first(anchors.to(torch.float32), targets.ignored.to(torch.float32))  # (B, A, M)
         ignored = ((share > ignore_overlap) & targets.ignored_exists()[:, None]).any(-1)
         valid = ~ignored if valid is None else valid & ~ignored
-    index, iou, threshold = ops.atss_match(
+    index, iou, threshold, positives = ops.atss_match(
         anchors=anchors,
         level_sizes=list(level_sizes),
         gt_boxes=targets.boxes.detach(),
@@ -153,7 +155,7 @@ def match_anchors(
         num_classes=num_classes,
         **rule._asdict(),
     )
-    return AnchorMatch(index, iou, threshold, valid, ignored)
+    return AnchorMatch(index, iou, threshold, positives, valid, ignored)
 
 
 def require_topk(topk: int) -> None:

@@ -140,7 +140,7 @@ class GFLLoss(nn.Module):
         points, anchors = self._grids.get(cls_scores, self._grid)
         found = self._match(cls_scores, truth, points, anchors, image_sizes)
         region = self._region(anchors, truth, found)
-        count = average_over_ranks((found.index >= 0).sum(1).clamp(min=1).sum(dtype=torch.float32))
+        count = average_over_ranks(found.positives.clamp(min=1).sum(dtype=torch.float32))
         # No box has more anchors than candidates, so the memory of gathered positives follows from shapes.
         sizes = _level_sizes(cls_scores)
         most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)

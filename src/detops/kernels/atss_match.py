@@ -21,7 +21,7 @@ LOW = tl.constexpr(2**32 - 1)
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of the finite numbers
 
 
-@kernel(tensors=9)
+@kernel(tensors=10)
 def take_kernel(
     anchors,  # (A, 4)
     boxes,  # (B, N, 4)
@@ -32,6 +32,7 @@ def take_kernel(
     times,  # (B, A) int32 zeros, how many boxes took an anchor; not touched without ALL_BOXES
     exists,  # (B, N) uint8, becomes which boxes take part; not touched without ALL_BOXES
     thresholds,  # (B, N)
+    positives,  # (B,) int64, becomes 0
     sizes,  # a tuple: the number of anchors of each level
     A,
     N,
@@ -49,6 +50,8 @@ def take_kernel(
     """Find the anchors of one box."""
     n = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
+    if n == 0:
+        tl.store(positives + b, 0)
     box = boxes + (b * N + n) * 4
     x1, y1, x2, y2 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
     label = tl.load(labels + b * N + n).to(tl.int64)
@@ -146,20 +149,26 @@ def contest_kernel(anchors, boxes, exists, times, best, A, N, BLOCK: tl.constexp
         tl.store(best + b * A + a, rank, mask=contested)
 
 
-@kernel(tensors=3)
+@kernel(tensors=4)
 def result_kernel(
     best,  # (B, A) int64
     index,  # (B, A) int64
     overlaps,  # (B, A)
-    count,
+    positives,  # (B,) int64, to which is added
+    A,
     BLOCK: tl.constexpr,
 ):
-    """Take index and IoU apart."""
-    place = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-    rank = tl.load(best + place, mask=place < count, other=-1)
+    """Take index and IoU of a run of anchors of an image apart, and count those that have a box."""
+    b = tl.program_id(1).to(tl.int64)
+    a = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    place = b * A + a
+    rank = tl.load(best + place, mask=a < A, other=-1)
     iou = (rank >> 32).to(tl.int32).to(tl.float32, bitcast=True)
-    tl.store(index + place, tl.where(rank >= 0, LOW - (rank & LOW), -1), mask=place < count)
-    tl.store(overlaps + place, tl.where(rank >= 0, iou, 0.0), mask=place < count)
+    tl.store(index + place, tl.where(rank >= 0, LOW - (rank & LOW), -1), mask=a < A)
+    tl.store(overlaps + place, tl.where(rank >= 0, iou, 0.0), mask=a < A)
+    number = tl.sum((rank >= 0).to(tl.int32), 0)
+    if number > 0:
+        tl.atomic_add(positives + b, number.to(tl.int64), sem="relaxed")
 
 
 def atss_match(
@@ -174,16 +183,17 @@ def atss_match(
     margin: float,
     strict: bool,
     all_boxes: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch the kernel; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     best = torch.full((batch, count), -1, dtype=torch.int64, device=device)
     if batch == 0 or boxes == 0 or count == 0:
         overlaps = torch.zeros(batch, count, dtype=torch.float32, device=device)
-        return best, overlaps, torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+        thresholds = torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+        return best, overlaps, thresholds, torch.zeros(batch, dtype=torch.int64, device=device)
     overlaps, thresholds = (torch.empty(batch, n, dtype=torch.float32, device=device) for n in (count, boxes))
     box, anchor = gt_boxes.to(torch.float32).contiguous(), anchors.to(torch.float32).contiguous()
-    labels = gt_labels.contiguous()
+    labels, positives = gt_labels.contiguous(), torch.empty(batch, dtype=torch.int64, device=device)
     times, exists = best, best
     if all_boxes:
         times = torch.zeros(batch, count, dtype=torch.int32, device=device)
@@ -200,6 +210,7 @@ def atss_match(
             times,
             exists,
             thresholds,
+            positives,
         ),
         (tuple(level_sizes), count, boxes, num_classes, float(margin)),
         (
@@ -212,5 +223,5 @@ def atss_match(
             (cdiv(count, BLOCK_CONTEST), batch), (anchor, box, exists, times, best), (count, boxes), (BLOCK_CONTEST,)
         )
     index = torch.empty_like(best)
-    result_kernel((cdiv(batch * count, BLOCK_OUT),), (best, index, overlaps), (batch * count,), (BLOCK_OUT,))
-    return index, overlaps, thresholds
+    result_kernel((cdiv(count, BLOCK_OUT), batch), (best, index, overlaps, positives), (count,), (BLOCK_OUT,))
+    return index, overlaps, thresholds, positives

@@ -198,6 +198,7 @@ def positive_losses_(
     temperature: float,
     margin: float,
     most: int,
+    heads: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Launch the kernel; arguments and meaning as in `detops.reference.positive_losses`.
 
@@ -252,4 +253,5 @@ def positive_losses_(
                 max(next_power_of_2(bins), 2),
             ),
         )
+    parts = parts.view(6, heads or levels, -1)
     return parts.sum(2, dtype=accumulate_dtype(cls_scores[0])), found

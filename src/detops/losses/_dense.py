@@ -135,7 +135,7 @@ class _Call(NamedTuple):
     columns: int
 
     def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return losses (6, L), weights (B, A), and the gradients of the class logits; none without `with_gradient`."""
+        """Return losses (6, columns), weights (B, A), and the class logits' gradients; none without `with_gradient`."""
         scores, preds, soft = self.split(tensors)
         match, scale = self.match(tensors), tensors[-1]
         class_loss, box_kind, margin, temperature, weights = self.losses
@@ -170,14 +170,13 @@ class _Call(NamedTuple):
             temperature=temperature,
             margin=margin,
             most=self.most,
+            heads=0 if self.columns == self.num_levels else self.columns,
         )
         return losses, weight, gradients
 
     def scaled(self, losses: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
         """Return the parts of the losses, loss by loss, and the factor of the box losses, (1 or 4, 1 or G)."""
         given, rest, _ = tensors[-3:]
-        if self.columns != self.num_levels:
-            losses = losses.view(6, self.columns, -1).sum(2)
         factor = given
         if self.box_scale is not None:
             factor = self.box_scale(losses[1, 0] if self.columns == 1 else losses[1].sum())

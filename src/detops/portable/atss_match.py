@@ -23,13 +23,14 @@ def atss_match(
     margin: float,
     strict: bool,
     all_boxes: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Match boxes with anchors; arguments and meaning as in `detops.reference.atss_match`."""
     (batch, boxes), count, device = gt_labels.shape, len(anchors), gt_boxes.device
     if batch == 0 or boxes == 0 or count == 0:
         index = torch.full((batch, count), -1, dtype=torch.int64, device=device)
         iou = torch.zeros(batch, count, dtype=torch.float32, device=device)
-        return index, iou, torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+        threshold = torch.full((batch, boxes), torch.inf, dtype=torch.float32, device=device)
+        return index, iou, threshold, torch.zeros(batch, dtype=torch.int64, device=device)
     anchor, box = anchors.to(torch.float32), gt_boxes.to(torch.float32)
     sides = box[..., 2:] - box[..., :2]
     known = sides.prod(2).isfinite() & (sides >= 0).all(2) & labelled(gt_labels, sample_sizes, num_classes)
@@ -72,4 +73,4 @@ def atss_match(
     found = best >= 0
     index = (LOW - (best & LOW)).where(found, 0)
     iou = iou_of_pairs(anchor, box.gather(1, index[..., None].expand(-1, -1, 4)))
-    return index.where(found, -1), iou.where(found, 0), torch.cat(thresholds, 1)
+    return index.where(found, -1), iou.where(found, 0), torch.cat(thresholds, 1), found.sum(1)

@@ -65,6 +65,7 @@ def positive_losses_(
     temperature: float,
     margin: float,
     most: int,
+    heads: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return losses and weights; arguments and meaning as in `detops.reference.positive_losses`."""
     wide = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
@@ -119,4 +120,4 @@ def positive_losses_(
         start += preds.shape[2] * preds.shape[3]
     losses = torch.stack(columns, 1)
     losses[0] += background
-    return losses, found
+    return losses.view(6, heads, -1).sum(2) if heads else losses, found

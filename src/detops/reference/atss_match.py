@@ -16,7 +16,7 @@ def atss_match(
     margin: float,
     strict: bool,
     all_boxes: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the box of each anchor, their IoU, and the threshold of each box.
 
     A box's candidates are, on each level, the `topk` anchors whose centres are nearest to its own. Its threshold is the
@@ -40,7 +40,7 @@ def atss_match(
 
     Returns:
         (B, A) int64 index of the box, -1 for none; (B, A) IoU, 0 for none; (B, N) threshold, infinite for a box
-        without a candidate.
+        without a candidate; (B,) int64 number of anchors that have a box.
 
     Reference:
         Zhang et al., "Bridging the Gap Between Anchor-based and Anchor-free Detection via Adaptive Training Sample
@@ -76,7 +76,7 @@ def atss_match(
             rivals = list(overlaps) if all_boxes and len(claims) > 1 else claims
             winner = max(rivals, key=lambda n: (float(overlaps[n][a]), -n))
             index[b, a], matched[b, a] = winner, overlaps[winner][a]
-    return index, matched, thresholds
+    return index, matched, thresholds, (index >= 0).sum(1)
 
 
 def pairs(anchors: Tensor, box: Tensor, margin: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -34,6 +34,7 @@ def positive_losses_(
     temperature: float,
     margin: float,
     most: int,
+    heads: int = 0,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of each level's positives, and set the gradient of their class logits, in place.
 
@@ -74,9 +75,11 @@ def positive_losses_(
         temperature: Softmax temperature of the distillation.
         margin: How far the targets of the distributions stay below the last bin, in bins.
         most: Upper bound of the points of an image that are positive or in the region; bounds the memory.
+        heads: Sum over the levels of each of that many heads, whose levels follow one another; 0 for sums by level.
 
     Returns:
-        (6, L), the rows above, summed over each level's positives; (B, A), the weights w, 0 at all other points.
+        (6, L) or (6, heads), the rows above, summed over each level's or head's positives; (B, A), the weights w, 0 at
+        all other points.
 
     Reference:
         Li et al., "Generalized Focal Loss", 2020; Zheng et al., "Localization Distillation for Dense Object
@@ -113,6 +116,8 @@ def positive_losses_(
             if class_gradients:
                 class_gradients[level][b, label, y, x] = torch.autograd.grad(loss, logit)[0] * factor
         start += size
+    if heads:
+        losses = losses.view(6, heads, -1).sum(2)
     return losses, found
 
 

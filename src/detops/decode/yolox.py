@@ -25,8 +25,9 @@ def decode_yolox(
 ) -> Detections:
     """Decode YOLOX's maps: each cell's best class, non-maximum suppression within classes, each image's best.
 
-    The score is sigmoid(objectness) * sigmoid(class). Ties go to the lower index: level, row, column, and class. A cell
-    with a score or box that is not finite is not a detection.
+    The best class is that of the highest logit, also where scores round alike, and the score is
+    sigmoid(objectness) * sigmoid(class). Ties go to the lower index: level, row, column, and class. A cell with a score
+    or box that is not finite is not a detection.
 
     Args:
         model_output: Each level's raw map (B, 1, H, W, 5 + C), or a tuple whose second item is that list.

@@ -64,6 +64,29 @@ class Predictions {
   std::optional<Reader> objectness_, boxes_;
 };
 
+constexpr int64_t kSkip = 16;  // IoUs that are passed over together
+constexpr int64_t kFlags = 8;  // flags of one word
+
+// Writes the highest of each run of kSkip numbers.
+DETOPS_CLONES static void highest_of_runs(const float* values, int64_t count, float* out) {
+  int64_t first = 0;
+  for (; first + kSkip <= count; first += kSkip) {
+    float top = values[first];
+    for (int64_t i = 1; i < kSkip; ++i) top = values[first + i] > top ? values[first + i] : top;
+    out[first / kSkip] = top;
+  }
+  if (first < count) out[first / kSkip] = *std::max_element(values + first, values + count);
+}
+
+// Whether no flag of a word, masked, is `wanted`: a byte that is 0 after the exclusive or borrows from above.
+inline bool none_of(const uint8_t* flags, uint8_t mask, uint8_t wanted) {
+  constexpr uint64_t kOnes = 0x0101010101010101u;
+  uint64_t word;
+  __builtin_memcpy(&word, flags, sizeof(word));
+  word = (word & (kOnes * mask)) ^ (kOnes * wanted);
+  return ((word - kOnes) & ~word & (kOnes << 7)) == 0;
+}
+
 class Match {
  public:
   Match(const Predictions& predictions, const Tensor& cells, const Tensor& gt_boxes, bool cxcywh,
@@ -208,8 +231,15 @@ class Match {
   // How many cells a box picks: the truncated sum of the highest IoUs at cells that have all bits of `allowed`.
   int64_t how_many(const float* iou, const uint8_t* flags, uint8_t allowed, int64_t count) const {
     TopK<std::greater<float>> highest(settings_.topk);
-    for (int64_t i = 0; i < count; ++i) {
-      if (highest.takes(iou[i]) && iou[i] > 0 && (flags[i] & allowed) == allowed) highest.offer(iou[i], i);
+    thread_local std::vector<float> tops;
+    tops.resize((count + kSkip - 1) / kSkip);
+    highest_of_runs(iou, count, tops.data());
+    for (size_t run = 0; run < tops.size(); ++run) {
+      if (!(tops[run] > 0) || !highest.takes(tops[run])) continue;
+      const int64_t first = static_cast<int64_t>(run) * kSkip;
+      for (int64_t i = first; i < std::min(count, first + kSkip); ++i) {
+        if (highest.takes(iou[i]) && iou[i] > 0 && (flags[i] & allowed) == allowed) highest.offer(iou[i], i);
+      }
     }
     float sum = 0;
     for (int64_t i = 0; i < highest.size(); ++i) sum += highest.keys()[i];
@@ -225,6 +255,10 @@ class Match {
     thread_local std::vector<int32_t> place;
     place.clear();
     for (int64_t i = 0; i < count; ++i) {
+      if (i % kFlags == 0 && i + kFlags <= count && none_of(flags + i, mask, wanted)) {
+        i += kFlags - 1;
+        continue;
+      }
       if ((flags[i] & mask) != wanted) continue;
       const size_t j = place.size();
       logits[j] = logits_.at(b, ids_[b * cells_ + i], label);

@@ -93,6 +93,19 @@ def test_large_logits_and_those_that_are_not_finite(form: Form) -> None:
 
 
 @op.for_each_form
+@pytest.mark.parametrize("count", [1, 11])  # few points beside cells, and many
+def test_a_cell_of_no_weight_is_not_read(form: Form, count: int) -> None:
+    x, y = (torch.arange(4) + 0.5) / 4, (torch.arange(3) + 0.5) / 3
+    points = torch.stack([x.expand(3, 4), y[:, None].expand(3, 4)], -1).view(1, 1, 12, 2)
+    points = torch.cat([points[:, :, :6], points[:, :, 7:]], 2)[:, :, :count]  # at centres of all cells but one
+    plain, labels = torch.randn(1, 9, 3, 4, generator=torch.Generator().manual_seed(1)), torch.ones(1, 2, count)
+    broken = plain.clone()
+    broken[0, ::2, 1, 2] = torch.tensor([torch.nan, torch.inf, -torch.inf, torch.nan, torch.inf])
+    for found, expected in zip(form(broken, points, labels, True), form(plain, points, labels, True), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@op.for_each_form
 def test_maps_without_cells_are_zero(form: Form) -> None:
     _, points, labels, border = arguments(2)
     whole = torch.ones(2, 4, 5, 7)

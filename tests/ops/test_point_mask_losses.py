@@ -133,9 +133,10 @@ def test_a_cell_that_is_not_finite_spoils_none_beside_it() -> None:
     labels = torch.zeros(1, 1, 12)
     broken = op(maps, torch.zeros(1, 1).long(), points, labels, True, True, True)[2].isnan()
     assert broken.all()  # by the sums of dice
-    points, labels = points[:, :, 6:7], labels[:, :, :1]
-    broken = op(maps, torch.zeros(1, 1).long(), points, labels, True, True, True)[2].isnan()
-    assert broken.nonzero().tolist() == [[0, 0, 1, 2]]
+    for count in (1, 1500):  # at once, and in several runs
+        same = points[:, :, 6:7].expand(-1, -1, count, -1)
+        broken = op(maps, torch.zeros(1, 1).long(), same, torch.zeros(1, 1, count), True, True, True)[2].isnan()
+        assert broken.nonzero().tolist() == [[0, 0, 1, 2]]
 
 
 @pytest.mark.parametrize("points", [300, 1024, 1025, 3000])

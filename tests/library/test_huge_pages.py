@@ -25,10 +25,8 @@ def flags_at(address: int) -> list[str]:
 
 @pytest.mark.skipif(not SETTING.exists(), reason="this system has no huge pages on request")
 @pytest.mark.skipif(library_path() is None, reason="the C++ kernels were not built")
-def test_large_results_are_advised_and_small_ones_are_not():
-    for side, advised in ((1024, True), (8, False)):
-        maps, index = torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, dtype=torch.int64)
-        points = torch.rand(1, 4, side * side, 2)
-        values = ops.maps_at_points(maps=maps, index=index, points=points, nearest=False, border=True)
-        middle = values.data_ptr() + values.nbytes // 2
-        assert ("hg" in flags_at(middle)) is advised
+def test_large_results_are_advised():
+    maps, index = torch.zeros(1, 1, 4, 4), torch.zeros(1, 4, dtype=torch.int64)
+    points = torch.rand(1, 4, 1 << 20, 2)
+    values = ops.maps_at_points(maps=maps, index=index, points=points, nearest=False, border=True)
+    assert "hg" in flags_at(values.data_ptr() + values.nbytes // 2)

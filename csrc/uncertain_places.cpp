@@ -2,8 +2,6 @@
 #include "map_points.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstring>
 #include <type_traits>
 
 namespace detops {

@@ -131,7 +131,7 @@ inline bool is_dense(const Tensor& map) {
 
 // exp(x) for |x| <= 87, relative error below 2e-7, exp(0) = 1 exactly, as 2^n * p(r) with r = x - n ln 2. Written out
 // because it must give the same bits at every position of a loop, vectorised or not.
-inline float exp_within(float x) {
+DETOPS_INLINE float exp_within(float x) {
   constexpr float kWhole = 12582912.0f;  // 3 * 2^22: a float from here to its double has no fraction
   const float shifted = x * 1.44269504088896341f + kWhole, n = shifted - kWhole;
   float r = x - n * 0.693145751953125f;  // the upper bits of ln 2: n * upper is exact
@@ -151,11 +151,11 @@ inline float exp_within(float x) {
 }
 
 // exp(x) for x <= 0; below -87 it is exp(-87), about 1e-38.
-inline float exp_negative(float x) { return exp_within(x > -87.0f ? x : -87.0f); }
+DETOPS_INLINE float exp_negative(float x) { return exp_within(x > -87.0f ? x : -87.0f); }
 inline double exp_negative(double x) { return std::exp(x); }
 
 // x as mantissa * 2^exponent, 1 <= mantissa < 2; x is positive and normal.
-inline float mantissa(float x, int32_t& exponent) {
+DETOPS_INLINE float mantissa(float x, int32_t& exponent) {
   int32_t bits;
   __builtin_memcpy(&bits, &x, sizeof(bits));
   exponent = (bits >> 23) - 127;
@@ -166,7 +166,7 @@ inline float mantissa(float x, int32_t& exponent) {
 }
 
 // log(x) for positive, normal x, within 2 ulps: n ln 2 + 2 atanh((m - 1) / (m + 1)), m within a factor sqrt(2) of 1.
-inline float log_of(float x) {
+DETOPS_INLINE float log_of(float x) {
   int32_t n;
   float m = mantissa(x, n);
   const bool high = m > 1.41421356f;

@@ -1,13 +1,14 @@
 // SimOTA for a batch: the CPU kernel of simota_match.
 //
 // Four steps, each divided among torch's threads: which cells are candidates (by image), the class costs there (by
-// cell), which cells each box picks (by box), and which box keeps a cell that several picked (by image). Memory
-// grows with images x cells and with the picks, never with boxes x cells. Costs are computed only where they can
-// matter: at the few best cells of a box, and at its others only if it picks more than those.
-#include "class_logits.h"
+// run of cells), which cells each box picks (by box), and which box keeps a cell that several picked (by image).
+// Memory grows with images x cells and with the picks, never with boxes x cells. A box looks at the runs of cells whose
+// hulls it meets, and at others only as long as their cells may be among the cheapest.
 #include "simota_candidates.h"
 #include "simota_cost.h"
+#include "simota_predictions.h"
 #include "top_k.h"
+#include "top_keys.h"
 
 #include <algorithm>
 #include <tuple>
@@ -19,109 +20,77 @@ namespace {
 constexpr int64_t kMostTop = 1000;
 
 struct Settings {
-  float radius;
-  bool center_only, own_candidates;
+  Region region;
+  bool own_candidates;
   int64_t topk;
   double k_scale;
-  float iou_weight, class_weight;
+  Weights weights;
   int64_t most;  // picks of one box, at most
 };
 
-constexpr int64_t kBoxColumns = 5;  // of a raw output, before its classes: x, y, w, h, objectness
+// What the search of one box needs. By candidate; flags and IoUs are 0 but for the listed runs.
+struct Search {
+  std::vector<uint8_t> flags;
+  std::vector<float> iou;
+  Runs near, met, top;  // where own candidates may be, an IoU may be above 0, and one of the highest may be
 
-// What the network predicts at each cell: its raw outputs (B, A_l, 5 + C), level by level, or class logits (B, A_l, C),
-// and objectness and boxes beside them.
-class Predictions {
- public:
-  const ClassLogits logits;
+  // Candidates whose costs are looked at, and what these follow from.
+  int64_t size = 0;
+  std::vector<int32_t> place;
+  std::vector<float> logits, objectness, total, overlap, cost;
 
-  Predictions(const std::vector<Tensor>& outputs, const std::optional<Tensor>& objectness,
-              const std::optional<Tensor>& boxes)
-      : logits(boxes ? outputs : classes_of(outputs)), raw_(outputs), objectness_(reader_of(objectness)),
-        boxes_(reader_of(boxes)) {}
+  explicit Search(int64_t runs)
+      : flags(runs * kRun), iou(runs * kRun), near(runs), met(runs), top(runs), place(runs * kRun + 1),
+        logits(runs * kRun), objectness(runs * kRun), total(runs * kRun), overlap(runs * kRun), cost(runs * kRun) {}
 
-  float objectness(int64_t b, int64_t a) const {
-    return objectness_ ? static_cast<float>(objectness_->at(b, a)) : raw_.at(b, a, kBoxColumns - 1);
+  void clear() {
+    for (const int32_t r : near) std::fill_n(&flags[r * kRun], kRun, uint8_t{0});
+    for (const int32_t r : met) std::fill_n(&iou[r * kRun], kRun, 0.0f);
   }
-
-  // Centre and size of the box that is predicted at a cell of this centre and side.
-  Box<float> box(int64_t b, int64_t a, float x, float y, float side) const {
-    if (boxes_) return read_box<float>(*boxes_, b, a);
-    return {raw_.at(b, a, 0) * side + (x - side / 2), raw_.at(b, a, 1) * side + (y - side / 2),
-            std::exp(raw_.at(b, a, 2)) * side, std::exp(raw_.at(b, a, 3)) * side};
-  }
-
- private:
-  static std::vector<Tensor> classes_of(const std::vector<Tensor>& outputs) {
-    std::vector<Tensor> classes;
-    for (Tensor output : outputs) {
-      classes.push_back(torch::stable::narrow(output, 2, kBoxColumns, output.size(2) - kBoxColumns));
-    }
-    return classes;
-  }
-
-  ClassLogits raw_;
-  std::optional<Reader> objectness_, boxes_;
 };
-
-constexpr int64_t kSkip = 16;  // IoUs that are passed over together
-constexpr int64_t kFlags = 8;  // flags of one word
-
-// Writes the highest of each run of kSkip numbers.
-DETOPS_CLONES static void highest_of_runs(const float* values, int64_t count, float* out) {
-  int64_t first = 0;
-  for (; first + kSkip <= count; first += kSkip) {
-    float top = values[first];
-    for (int64_t i = 1; i < kSkip; ++i) top = values[first + i] > top ? values[first + i] : top;
-    out[first / kSkip] = top;
-  }
-  if (first < count) out[first / kSkip] = *std::max_element(values + first, values + count);
-}
-
-// Whether no flag of a word, masked, is `wanted`: a byte that is 0 after the exclusive or borrows from above.
-inline bool none_of(const uint8_t* flags, uint8_t mask, uint8_t wanted) {
-  constexpr uint64_t kOnes = 0x0101010101010101u;
-  uint64_t word;
-  __builtin_memcpy(&word, flags, sizeof(word));
-  word = (word & (kOnes * mask)) ^ (kOnes * wanted);
-  return ((word - kOnes) & ~word & (kOnes << 7)) == 0;
-}
 
 class Match {
  public:
   Match(const Predictions& predictions, const Tensor& cells, const Tensor& gt_boxes, bool cxcywh,
         const Tensor& gt_labels, const std::optional<Tensor>& sizes, const Settings& settings)
-      : batch_(gt_boxes.size(0)), cells_(cells.size(0)), boxes_(gt_boxes.size(1)), settings_(settings),
-        logits_(predictions.logits), predictions_(predictions), cell_(cells),
+      : batch_(gt_boxes.size(0)), cells_(cells.size(0)), runs_(runs_of(cells_)), boxes_(gt_boxes.size(1)),
+        settings_(settings), logits_(predictions.logits), predictions_(predictions),
         targets_(read_targets(GivenBoxes(gt_boxes, cxcywh), Labels(gt_labels, sizes, boxes_), batch_, boxes_,
                               logits_.classes)),
-        counts_(batch_), memory_{torch::stable::new_empty(cells, {batch_, Columns::kCount, cells_}, ScalarType::Float),
-                                 torch::stable::new_empty(cells, {batch_, cells_}, ScalarType::Int),
-                                 torch::stable::new_empty(cells, {batch_, boxes_, settings.most}, ScalarType::Int)},
+        counts_(batch_), numbers_(CellColumns::numbers(runs_), std::numeric_limits<float>::quiet_NaN()),
+        cell_(numbers_.data(), runs_),
+        memory_{torch::stable::new_empty(cells, {batch_, Columns::numbers(runs_)}, ScalarType::Float),
+                torch::stable::new_empty(cells, {batch_, cells_}, ScalarType::Int),
+                torch::stable::new_empty(cells, {batch_, boxes_, settings.most}, ScalarType::Int)},
         columns_(static_cast<float*>(memory_[0].mutable_data_ptr())),
         ids_(static_cast<int32_t*>(memory_[1].mutable_data_ptr())),
         picks_(static_cast<int32_t*>(memory_[2].mutable_data_ptr())) {
     std::fill(picks_, picks_ + batch_ * boxes_ * settings.most, -1);
+    const Reader cell(cells);
+    for (int64_t a = 0; a < cells_; ++a) {
+      cell_.x[a] = static_cast<float>(cell.at(a, 0));
+      cell_.y[a] = static_cast<float>(cell.at(a, 1));
+      cell_.side[a] = static_cast<float>(cell.at(a, 2));
+    }
+    cell_.set_hulls(settings.region.radius, runs_);
   }
+
+  int64_t runs() const { return runs_; }
 
   // Finds the candidates of an image, and which of its boxes have own candidates.
   void candidates(int64_t b) {
-    std::vector<float> x(cells_), y(cells_), side(cells_);
-    for (int64_t a = 0; a < cells_; ++a) {
-      x[a] = static_cast<float>(cell_.at(a, 0));
-      y[a] = static_cast<float>(cell_.at(a, 1));
-      side[a] = static_cast<float>(cell_.at(a, 2));
-    }
-    std::vector<uint8_t> any(cells_, 0), flags(cells_);
+    std::vector<uint8_t> any(runs_ * kRun, 0), flags(runs_ * kRun);
+    Runs near(runs_);
     for (int64_t n = 0; n < boxes_; ++n) {
       Target& target = targets_[b * boxes_ + n];
       if (!target.present) continue;
-      region_row(target, x.data(), y.data(), side.data(), settings_.radius, settings_.center_only, cells_,
-                 flags.data());
+      region(target, cell_, runs_, near, flags.data());
       uint8_t own = 0;
-      for (int64_t a = 0; a < cells_; ++a) {
-        own |= flags[a];
-        any[a] |= flags[a];
+      for (const int32_t r : near) {
+        for (int64_t a = r * kRun; a < (r + 1) * kRun; ++a) {
+          own |= flags[a];
+          any[a] |= flags[a];
+        }
       }
       target.present = (own & kOwn) != 0;
     }
@@ -129,56 +98,72 @@ class Match {
     int64_t count = 0;
     for (int64_t a = 0; a < cells_; ++a) {
       if (any[a] == 0) continue;
-      const auto [cx, cy, w, h] = predictions_.box(b, a, x[a], y[a], side[a]);
-      const Box<float> box = box_around(cx, cy, w, h);
-      c.x[count] = x[a], c.y[count] = y[a], c.side[count] = side[a];
-      c.x1[count] = box.x1, c.y1[count] = box.y1, c.x2[count] = box.x2, c.y2[count] = box.y2;
-      c.area[count] = w * h;
-      c.objectness[count] = predictions_.objectness(b, a);
+      const float x = cell_.x[a], y = cell_.y[a], side = cell_.side[a];
+      const auto [cx, cy, w, h] = predictions_.box(b, a, x, y, side);
+      c.set(count, x, y, side, cx, cy, w, h, predictions_.objectness(b, a));
       ids_[b * cells_ + count++] = static_cast<int32_t>(a);
     }
     counts_[b] = count;
+    const int64_t runs = runs_of(count);
+    constexpr float kNone = std::numeric_limits<float>::quiet_NaN();
+    for (int64_t i = count; i < runs * kRun; ++i) c.set(i, kNone, kNone, kNone, kNone, kNone, kNone, kNone, kNone);
+    c.cell.set_hulls(settings_.region.radius, runs);
+    c.hulls.set(c.x1, c.y1, c.x2, c.y2, runs);
   }
 
-  // Computes the class cost, if no class is the label, at the candidates in a range of images x cells.
+  // Computes the class cost, if no class is the label, at the candidates in a range of images x runs.
   void class_costs(int64_t begin, int64_t end) {
     const int64_t classes = logits_.classes, padded = (classes + kWide - 1) / kWide * kWide;
     std::vector<float> row(padded, -1e4f);
     for (int64_t i = begin; i < end; ++i) {
-      const int64_t b = i / cells_, place = i % cells_;
-      if (place >= counts_[b]) {
-        i = std::min(end, (b + 1) * cells_) - 1;
+      const int64_t b = i / runs_, first = i % runs_ * kRun, last = std::min(counts_[b], first + kRun);
+      if (first >= last) {
+        i = std::min(end, (b + 1) * runs_) - 1;
         continue;
       }
       const Columns c = columns(b);
-      logits_.read(b, ids_[i], row.data());
-      const float o = c.objectness[place];
-      c.total[place] = static_cast<float>(o <= 30.0f ? all_classes(row.data(), padded, o)
-                                                     : all_classes_confident(row.data(), classes, o));
+      for (int64_t place = first; place < last; ++place) {
+        logits_.read(b, ids_[b * cells_ + place], row.data());
+        const float o = c.objectness[place];
+        c.total[place] = static_cast<float>(o <= 30.0f ? all_classes(row.data(), padded, o)
+                                                       : all_classes_confident(row.data(), classes, o));
+      }
+      c.least[i % runs_] = least_cost(&c.objectness[first], &c.total[first], last - first, settings_.weights);
     }
   }
 
   // Finds the cells that one box picks.
-  void pick(int64_t b, int64_t n, std::vector<float>& scratch, std::vector<uint8_t>& flags) {
+  void pick(int64_t b, int64_t n, Search& search) {
     const Target& target = targets_[b * boxes_ + n];
     if (!target.present) return;
     const Columns c = columns(b);
-    const int64_t count = counts_[b];
-    scratch.resize(6 * cells_);
-    flags.resize(cells_);
-    float* iou = scratch.data();
-    iou_row(target, c, count, iou);
-    region_row(target, c.x, c.y, c.side, settings_.radius, settings_.center_only, count, flags.data());
-    const uint8_t allowed = settings_.own_candidates ? kOwn : 0;
-    const int64_t k = how_many(iou, flags.data(), allowed, count);
-    int32_t* picked = &picks_[(b * boxes_ + n) * settings_.most];
-    const int64_t found =
-        cheapest(b, target.label, c, flags.data(), kBest, kBest, iou, count, k, picked, &scratch[cells_]);
-    if (found < k) {
-      const uint8_t mask = static_cast<uint8_t>(kBest | allowed);
-      cheapest(b, target.label, c, flags.data(), mask, allowed, iou, count, k - found, picked + found,
-               &scratch[cells_]);
+    const int64_t runs = runs_of(counts_[b]);
+    region(target, c.cell, runs, search.near, search.flags.data());
+    mark_intersecting(target.box, c.hulls, runs, search.met.marks.data());
+    if (settings_.own_candidates) {
+      for (int64_t r = 0; r < runs; ++r) search.met.marks[r] &= search.near.marks[r];
     }
+    search.met.list(runs);
+    const int32_t* met = search.met.begin();
+    iou_runs(target, c, met, search.met.size, search.iou.data());
+    if (settings_.own_candidates) keep_own(search.flags.data(), met, search.met.size, search.iou.data());
+    const int64_t k = how_many(search);
+    int32_t* picked = &picks_[(b * boxes_ + n) * settings_.most];
+    TopKeys best(k);
+    gather(b, target.label, search.near.begin(), search.near.end(), kBest, kBest, search);
+    offer(search, best);
+    const int64_t found = best.write(picked);
+    if (found < k) {
+      TopKeys others(k - found);
+      if (settings_.own_candidates) {
+        gather(b, target.label, search.near.begin(), search.near.end(), kBest | kOwn, kOwn, search);
+        offer(search, others);
+      } else {
+        offer_all(b, target.label, runs, search, others);
+      }
+      others.write(picked + found);
+    }
+    search.clear();
   }
 
   // Decides which box keeps each cell of an image; returns how many cells have a box.
@@ -187,7 +172,7 @@ class Match {
     std::fill(iou, iou + cells_, 0.0f);
     const Columns c = columns(b);
     std::vector<int32_t> first(counts_[b], -1);
-    std::vector<std::vector<int64_t>> contenders;  // the boxes of each cell that several picked
+    std::vector<std::vector<int32_t>> contenders;  // the boxes of each cell that several picked
     std::vector<int64_t> place_of;                 // the place of that cell among the candidates
     std::vector<int32_t> contest(counts_[b], -1);  // for each candidate: its number in these lists, or -1
     for (int64_t n = 0; n < boxes_; ++n) {
@@ -203,17 +188,10 @@ class Match {
           contenders.push_back({first[place]});
           place_of.push_back(place);
         }
-        contenders[contest[place]].push_back(n);
+        contenders[contest[place]].push_back(static_cast<int32_t>(n));
       }
     }
-    std::vector<int64_t> all;
-    for (int64_t n = 0; n < boxes_; ++n) {
-      if (targets_[b * boxes_ + n].present) all.push_back(n);
-    }
-    for (size_t i = 0; i < contenders.size(); ++i) {
-      const std::vector<int64_t>& rivals = settings_.own_candidates ? contenders[i] : all;
-      first[place_of[i]] = static_cast<int32_t>(winner(b, c, place_of[i], rivals));
-    }
+    settle(b, place_of, contenders, first);
     int64_t positives = 0;
     for (int64_t place = 0; place < counts_[b]; ++place) {
       if (first[place] < 0) continue;
@@ -226,19 +204,28 @@ class Match {
   }
 
  private:
-  Columns columns(int64_t b) { return {columns_ + b * Columns::kCount * cells_, cells_}; }
+  Columns columns(int64_t b) { return {columns_ + b * Columns::numbers(runs_), runs_}; }
 
-  // How many cells a box picks: the truncated sum of the highest IoUs at cells that have all bits of `allowed`.
-  int64_t how_many(const float* iou, const uint8_t* flags, uint8_t allowed, int64_t count) const {
+  // Lists the runs that may hold own candidates of a box, and sets the flags of their cells.
+  void region(const Target& target, const CellColumns& c, int64_t runs, Runs& near, uint8_t* flags) const {
+    mark_region(target, c, settings_.region.center_only, runs, near.marks.data());
+    near.list(runs);
+    region_runs(target, c, settings_.region, near.begin(), near.size, flags);
+  }
+
+  // How many cells a box picks: the truncated sum of the highest IoUs.
+  int64_t how_many(Search& search) const {
+    const float* iou = search.iou.data();
+    const int32_t* met = search.met.begin();
+    const int64_t size = search.met.size;
+    const float least =
+        std::max(bound_of_top(iou, met, size, settings_.topk), std::numeric_limits<float>::denorm_min());
+    mark_from(iou, met, size, least, search.top.marks.data());
+    search.top.list(size);
     TopK<std::greater<float>> highest(settings_.topk);
-    thread_local std::vector<float> tops;
-    tops.resize((count + kSkip - 1) / kSkip);
-    highest_of_runs(iou, count, tops.data());
-    for (size_t run = 0; run < tops.size(); ++run) {
-      if (!(tops[run] > 0) || !highest.takes(tops[run])) continue;
-      const int64_t first = static_cast<int64_t>(run) * kSkip;
-      for (int64_t i = first; i < std::min(count, first + kSkip); ++i) {
-        if (highest.takes(iou[i]) && iou[i] > 0 && (flags[i] & allowed) == allowed) highest.offer(iou[i], i);
+    for (const int32_t j : search.top) {
+      for (int64_t i = met[j] * kRun; i < (met[j] + 1) * kRun; ++i) {
+        if (iou[i] >= least) highest.offer(iou[i], i);
       }
     }
     float sum = 0;
@@ -247,63 +234,100 @@ class Match {
     return std::clamp<int64_t>(static_cast<int64_t>(k), 1, settings_.most);
   }
 
-  // Writes the `k` cheapest places whose flags, masked, are `wanted`; returns how many there are.
-  int64_t cheapest(int64_t b, int64_t label, const Columns& c, const uint8_t* flags, uint8_t mask, uint8_t wanted,
-                   const float* iou, int64_t count, int64_t k, int32_t* picked, float* scratch) {
-    float *logits = scratch, *objectness = scratch + cells_, *total = objectness + cells_, *overlap = total + cells_;
-    float* cost = overlap + cells_;
-    thread_local std::vector<int32_t> place;
-    place.clear();
-    for (int64_t i = 0; i < count; ++i) {
-      if (i % kFlags == 0 && i + kFlags <= count && none_of(flags + i, mask, wanted)) {
-        i += kFlags - 1;
-        continue;
+  // Adds the candidates of some runs whose flags, masked, are `wanted` to those whose costs are looked at.
+  void gather(int64_t b, int64_t label, const int32_t* begin, const int32_t* end, int32_t mask, int32_t wanted,
+              Search& search) {
+    const Columns c = columns(b);
+    const int64_t before = search.size;
+    int32_t* place = search.place.data();
+    for (const int32_t* r = begin; r != end; ++r) {
+      if (wanted != 0 && none_of(&search.flags[*r * kRun], wanted)) continue;
+      for (int64_t i = *r * kRun; i < std::min(counts_[b], (*r + 1) * kRun); ++i) {
+        place[search.size] = static_cast<int32_t>(i);  // kept if the size grows
+        search.size += (search.flags[i] & mask) == wanted;
       }
-      if ((flags[i] & mask) != wanted) continue;
-      const size_t j = place.size();
-      logits[j] = logits_.at(b, ids_[b * cells_ + i], label);
-      objectness[j] = c.objectness[i], total[j] = c.total[i], overlap[j] = iou[i];
-      place.push_back(static_cast<int32_t>(i));
     }
-    const int64_t size = static_cast<int64_t>(place.size());
-    cost_row(logits, objectness, total, overlap, settings_.iou_weight, settings_.class_weight, size, cost);
-    TopK<> lowest(k);
-    for (int64_t i = 0; i < size; ++i) lowest.offer(cost[i], place[i]);
-    std::copy(lowest.indices(), lowest.indices() + lowest.size(), picked);
-    return lowest.size();
+    for (int64_t j = before; j < search.size; ++j) {
+      const int64_t i = place[j];
+      search.logits[j] = logits_.at(b, ids_[b * cells_ + i], label);
+      search.objectness[j] = c.objectness[i], search.total[j] = c.total[i], search.overlap[j] = search.iou[i];
+    }
   }
 
-  // The box among `boxes` that is cheapest at a place. The sum over all classes there is the same for each of them.
-  int64_t winner(int64_t b, const Columns& c, int64_t place, const std::vector<int64_t>& boxes) {
-    const float x = c.x[place], y = c.y[place], side = c.side[place];
+  // Offers what was gathered.
+  void offer(Search& search, TopKeys& cheapest) const {
+    cost_row(search.logits.data(), search.objectness.data(), search.total.data(), search.overlap.data(),
+             settings_.weights, search.size, search.cost.data());
+    for (int64_t i = 0; i < search.size; ++i) cheapest.offer(key_of(-search.cost[i], search.place[i]));
+    search.size = 0;
+  }
+
+  // Offers all candidates that are not the best, as far as they may be among the cheapest: first those near the box.
+  void offer_all(int64_t b, int64_t label, int64_t runs, Search& search, TopKeys& cheapest) {
+    const Columns c = columns(b);
+    const auto offer_run = [&](int32_t r, float iou_cost) {
+      if (cheapest.full() && c.least[r] + iou_cost > -number_of(cheapest.lowest())) return;
+      gather(b, label, &r, &r + 1, kBest, 0, search);
+      offer(search, cheapest);
+    };
+    for (const int32_t r : search.met) {
+      offer_run(r, iou_cost(highest_of_run(search.iou.data(), r), settings_.weights));
+    }
+    const float apart = iou_cost(0, settings_.weights);
+    for (int32_t r = 0; r < runs; ++r) {
+      if (search.met.marks[r] == 0) offer_run(r, apart);
+    }
+  }
+
+  // Gives each contested place of an image to a box: to the cheapest of those for which it is among the best, if there
+  // are such, or else of all that may have it.
+  void settle(int64_t b, const std::vector<int64_t>& places, const std::vector<std::vector<int32_t>>& contenders,
+              std::vector<int32_t>& first) {
+    if (places.empty()) return;
+    const Target* targets = &targets_[b * boxes_];
+    const TargetColumns as_columns(targets, boxes_);
+    std::vector<uint8_t> marks(boxes_);
+    std::vector<int32_t> all(boxes_), rivals(boxes_);
+    for (int64_t n = 0; n < boxes_; ++n) marks[n] = targets[n].present;
+    all.resize(list_marked(marks.data(), boxes_, all.data()));
+    const Columns c = columns(b);
+    for (size_t i = 0; i < places.size(); ++i) {
+      const int64_t place = places[i];
+      mark_best(as_columns, boxes_, c.cell.x[place], c.cell.y[place], c.cell.side[place], settings_.region,
+                marks.data());
+      rivals.clear();
+      for (const int32_t n : settings_.own_candidates ? contenders[i] : all) {
+        if (marks[n] != 0) rivals.push_back(n);
+      }
+      if (rivals.empty()) rivals = settings_.own_candidates ? contenders[i] : all;
+      first[place] = cheapest(b, targets, c, place, rivals);
+    }
+  }
+
+  // The box that is cheapest at a place. The sum over all classes there is the same for each of them.
+  int32_t cheapest(int64_t b, const Target* targets, const Columns& c, int64_t place,
+                   const std::vector<int32_t>& boxes) const {
     const size_t size = boxes.size();
     std::vector<float> logits(size), objectness(size, c.objectness[place]), total(size, 0.0f), iou(size), cost(size);
-    std::vector<uint8_t> best(size);
     for (size_t i = 0; i < size; ++i) {
-      const Target& target = targets_[b * boxes_ + boxes[i]];
-      region_row(target, &x, &y, &side, settings_.radius, settings_.center_only, 1, &best[i]);
+      const Target& target = targets[boxes[i]];
       logits[i] = logits_.at(b, ids_[b * cells_ + place], target.label);
       iou[i] = pair_iou(target, c, place);
     }
-    cost_row(logits.data(), objectness.data(), total.data(), iou.data(), settings_.iou_weight, settings_.class_weight,
-             static_cast<int64_t>(size), cost.data());
-    size_t first = 0;
-    for (size_t i = 1; i < size; ++i) {
-      const bool better = (best[i] & kBest) > (best[first] & kBest);
-      const bool same = (best[i] & kBest) == (best[first] & kBest);
-      if (better || (same && cost[i] < cost[first])) first = i;
-    }
-    return boxes[first];
+    cost_row(logits.data(), objectness.data(), total.data(), iou.data(), settings_.weights, static_cast<int64_t>(size),
+             cost.data());
+    return boxes[std::min_element(cost.begin(), cost.end()) - cost.begin()];
   }
 
-  int64_t batch_, cells_, boxes_;
+  int64_t batch_, cells_, runs_, boxes_;
   Settings settings_;
   const ClassLogits& logits_;
   const Predictions& predictions_;
-  Reader cell_;
   std::vector<Target> targets_;
   std::vector<int64_t> counts_;  // how many candidates each image has
-  Tensor memory_[3];             // allocated by PyTorch, so that its profiler sees it
+  std::vector<float> numbers_;
+  CellColumns cell_;
+  Tensor memory_[3];  // allocated by PyTorch, so that its profiler sees it
   float* columns_;
   int32_t* ids_;    // the candidates of each image
   int32_t* picks_;  // for each box: places among the candidates, then -1
@@ -342,13 +366,11 @@ std::tuple<Tensor, Tensor, Tensor> simota_match(const std::vector<Tensor> output
   int64_t& total = *static_cast<int64_t*>(positives.mutable_data_ptr());
   total = 0;
   if (batch == 0 || count == 0) return {index, iou, positives};
-  Settings settings{static_cast<float>(radius),
-                    center_only,
+  Settings settings{{static_cast<float>(radius), center_only},
                     own_candidates,
                     topk,
                     k_scale,
-                    static_cast<float>(iou_weight),
-                    static_cast<float>(class_weight),
+                    {static_cast<float>(iou_weight), static_cast<float>(class_weight)},
                     0};
   settings.most = std::clamp<int64_t>(static_cast<int64_t>(static_cast<double>(topk) * k_scale), 1, count);
   const Predictions predictions(outputs, objectness, pred_boxes);
@@ -357,12 +379,11 @@ std::tuple<Tensor, Tensor, Tensor> simota_match(const std::vector<Tensor> output
   torch::stable::parallel_for(0, batch, 1, [&](int64_t begin, int64_t end) {
     for (int64_t b = begin; b < end; ++b) match.candidates(b);
   });
-  torch::stable::parallel_for(0, batch * count, 256,
+  torch::stable::parallel_for(0, batch * match.runs(), 16,
                               [&](int64_t begin, int64_t end) { match.class_costs(begin, end); });
   torch::stable::parallel_for(0, batch * boxes, 4, [&](int64_t begin, int64_t end) {
-    std::vector<float> scratch;
-    std::vector<uint8_t> flags;
-    for (int64_t i = begin; i < end; ++i) match.pick(i / boxes, i % boxes, scratch, flags);
+    Search search(match.runs());
+    for (int64_t i = begin; i < end; ++i) match.pick(i / boxes, i % boxes, search);
   });
   int64_t* index_data = static_cast<int64_t*>(index.mutable_data_ptr());
   float* iou_data = static_cast<float*>(iou.mutable_data_ptr());

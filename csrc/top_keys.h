@@ -28,6 +28,33 @@ inline float number_of(uint64_t key) {
 
 inline int64_t index_of(uint64_t key) { return 0xffffffffu - static_cast<uint32_t>(key); }
 
+// The k highest keys so far, highest first.
+class TopKeys {
+ public:
+  explicit TopKeys(int64_t k) : k_(static_cast<size_t>(k)) {}
+
+  bool full() const { return keys_.size() == k_; }
+  uint64_t lowest() const { return keys_.back(); }  // if there is one
+
+  void offer(uint64_t key) {
+    if (full()) {
+      if (key <= keys_.back()) return;
+      keys_.pop_back();
+    }
+    keys_.insert(std::upper_bound(keys_.begin(), keys_.end(), key, std::greater<uint64_t>()), key);
+  }
+
+  // Writes the indices; returns how many there are.
+  int64_t write(int32_t* indices) const {
+    for (const uint64_t key : keys_) *indices++ = static_cast<int32_t>(index_of(key));
+    return static_cast<int64_t>(keys_.size());
+  }
+
+ private:
+  size_t k_;
+  std::vector<uint64_t> keys_;
+};
+
 // Keeps the `count` highest.
 inline void prune(std::vector<uint64_t>& keys, size_t count) {
   if (keys.size() <= count) return;

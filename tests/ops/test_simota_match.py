@@ -120,6 +120,24 @@ def test_many_boxes(form: Form, rule: str) -> None:
     assert (index != expected).sum() <= 0.005 * (expected >= 0).sum()
 
 
+@pytest.mark.parametrize("weights", [(3.0, 1.0), (0.0, 1.0), (0.1, 5.0), (3.0, 0.0), (-1.0, 1.0)])
+@pytest.mark.parametrize("form", [op.portable, op], ids=str)
+def test_boxes_that_pick_beyond_their_best(form: Form, weights: tuple[float, float]) -> None:
+    """Small boxes, whose best candidates are few, and large predictions: most picks are of cells far and wide."""
+    g = torch.Generator().manual_seed(0)
+    levels, objectness, pred, cells, gt, labels, sizes = yolox_scene(0, boxes=20, classes=3, size=160)
+    gt[..., 2:] = 2 + 6 * torch.rand(gt[..., 2:].shape, generator=g)
+    pred[..., 2:] = 100 + 60 * torch.rand(pred[..., 2:].shape, generator=g)
+    levels[0][0, ::7, 0] = math.nan
+    rule = (2.5, False, False, 10, 1e3, *weights)
+    args = levels, objectness, pred, cells, gt, labels, sizes
+    index, *_ = form(*args, *rule)
+    expected, *_ = op.reference(*args, *rule)
+    _, best = definition.regions(cells, gt[1], labels[1], 3, *rule[:2])
+    assert (expected[1] >= 0).sum() > 1.5 * best.any(0).sum()
+    assert (index != expected).sum() <= 0.005 * (expected >= 0).sum()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("rule", RULES)
 def test_gpu_matches_reference(rule: str) -> None:

@@ -90,14 +90,39 @@ std::vector<double> task_losses(const std::vector<Task>& tasks, const std::vecto
   return sums;
 }
 
-std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tensor> logits,
-                                                          const std::optional<Tensor> valid, const Tensor scale,
-                                                          double factor, double gamma, bool with_gradient) {
+// Each head's whole factor, scale, and the rest of the former; all in float32, as the kernels for GPUs compute them.
+struct Scales {
+  int64_t groups;
+  std::vector<float> numbers;  // (3, groups)
+
+  Scales(const Tensor& counts, float least, float eps, float kept) : groups(counts.size(0)), numbers(3 * groups) {
+    const Reader reader(counts);
+    float largest = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      double sum = 0;
+      for (int64_t m = 0; m < counts.size(1); ++m) {
+        const double count = reader.at(g, m);
+        sum += count < static_cast<double>(least) ? static_cast<double>(least) : count;
+      }
+      numbers[g] = 1.0f / (static_cast<float>(sum) + eps);
+      largest = numbers[g] <= largest ? largest : numbers[g];  // a NaN stays
+    }
+    const float rest = kept > 0 ? largest / kept : 1.0f;
+    for (int64_t g = 0; g < groups; ++g) numbers[groups + g] = numbers[g] / rest, numbers[2 * groups + g] = rest;
+  }
+};
+
+std::tuple<Tensor, Tensor, std::vector<Tensor>> background_losses(const std::vector<Tensor> logits,
+                                                                  const std::optional<Tensor> valid,
+                                                                  const Tensor counts, double least, double eps,
+                                                                  double kept, double factor, double gamma,
+                                                                  bool with_gradient) {
   STD_TORCH_CHECK(!logits.empty() && logits[0].dim() == 4, "logits: expected at least one level (B, C, H, W)");
   const int64_t batch = logits[0].size(0), classes = logits[0].size(1), count = static_cast<int64_t>(logits.size());
-  const int64_t groups = scale.dim() == 1 ? scale.size(0) : 0;
-  STD_TORCH_CHECK(groups > 0 && count % groups == 0 && Reader::reads(scale.scalar_type()),
-                  "scale: expected numbers of shape (G,), G a divisor of the number of levels");
+  const int64_t groups = counts.dim() == 2 ? counts.size(0) : 0;
+  STD_TORCH_CHECK(groups > 0 && count % groups == 0 && Reader::reads(counts.scalar_type()),
+                  "counts: expected numbers of shape (G, M), G a divisor of the number of levels");
+  const Scales scales(counts, static_cast<float>(least), static_cast<float>(eps), static_cast<float>(kept));
   std::vector<Tensor> gradients;
   std::vector<Level> levels;
   std::vector<Task> tasks;
@@ -118,7 +143,7 @@ std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tens
         tasks.push_back({levels.size(), b, i, std::min(per_image, i + kBlock)});
       }
     }
-    const double number = Reader(scale).at(static_cast<int64_t>(levels.size()) * groups / count);
+    const float number = scales.numbers[groups + static_cast<int64_t>(levels.size()) * groups / count];
     levels.push_back({level.const_data_ptr(), gradient, points, start, level.is_contiguous() ? 1 : classes, number});
     start += points;
   }
@@ -144,7 +169,9 @@ std::tuple<Tensor, std::vector<Tensor>> background_losses(const std::vector<Tens
       static_cast<float*>(losses.mutable_data_ptr())[i] = static_cast<float>(total[i]);
     }
   }
-  return {losses, gradients};
+  Tensor numbers = torch::stable::new_empty(logits[0], {3, groups}, ScalarType::Float);
+  std::copy(scales.numbers.begin(), scales.numbers.end(), static_cast<float*>(numbers.mutable_data_ptr()));
+  return {losses, numbers, gradients};
 }
 
 }  // namespace

@@ -152,14 +152,14 @@ Sums run(const Task& task, const PositiveInputs& in, const Scores& scores, Work<
 }
 
 Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tensor>& maps, const Tensor& labels,
-                    const std::optional<Tensor>& quality, const std::optional<Tensor>& weight, const Tensor& scale,
+                    const std::optional<Tensor>& quality, const std::optional<Tensor>& weight, const Tensor& scales,
                     double weight_of_class, const ClassLoss& loss, const PositiveInputs& in) {
   STD_TORCH_CHECK(maps.size() == in.starts.size(), "cls_scores: expected as many levels as bbox_preds has");
   STD_TORCH_CHECK(gradients.empty() || gradients.size() == maps.size(),
                   "class_gradients: expected as many levels as cls_scores has, or none");
-  const int64_t levels = static_cast<int64_t>(maps.size()), groups = scale.dim() == 1 ? scale.size(0) : 0;
-  STD_TORCH_CHECK(groups > 0 && levels % groups == 0 && Reader::reads(scale.scalar_type()),
-                  "scale: expected numbers of shape (G,), G a divisor of the number of levels");
+  const int64_t levels = static_cast<int64_t>(maps.size()), groups = scales.dim() == 2 ? scales.size(1) : 0;
+  STD_TORCH_CHECK(groups > 0 && levels % groups == 0 && has_numbers(scales, {3, groups}),
+                  "scales: expected numbers of shape (3, G), G a divisor of the number of levels");
   check_labels(labels, std::nullopt, in.batch, in.num_boxes, "labels");
   for (const auto& [name, value] : {std::pair("quality", quality), std::pair("weight", weight)}) {
     STD_TORCH_CHECK(!value || has_numbers(*value, {in.batch, in.num_points}), name,
@@ -175,7 +175,8 @@ Scores check_scores(const std::vector<Tensor>& gradients, const std::vector<Tens
                 classes,
                 {},
                 loss};
-  for (int64_t i = 0; i < levels; ++i) scores.scale.push_back(weight_of_class * Reader(scale).at(i * groups / levels));
+  for (int64_t i = 0; i < levels; ++i)
+    scores.scale.push_back(weight_of_class * Reader(scales).at(1, i * groups / levels));
   for (size_t i = 0; i < maps.size(); ++i) {
     const Tensor& level = maps[i];
     STD_TORCH_CHECK(has_shape(level, {in.batch, classes, in.heights[i], in.widths[i]}) &&
@@ -208,18 +209,53 @@ std::vector<Sums> run_all(const PositiveInputs& in, const Scores& scores, const 
   return parts;
 }
 
-std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores,
-                                            const std::vector<Tensor> bbox_preds,
-                                            const std::vector<Tensor> soft_targets, const Tensor points,
-                                            const Tensor boxes, const Tensor labels, const Tensor index,
-                                            const std::optional<Tensor> quality, const std::optional<Tensor> weight,
-                                            const std::optional<Tensor> region, const Tensor background,
-                                            const Tensor scale, const std::vector<double> weights, int64_t class_kind,
-                                            int64_t box_kind, double alpha, double gamma, double temperature,
-                                            double margin, int64_t, int64_t heads) {
+// The divisor of the box losses, unless their factor is given.
+struct BoxFactor {
+  std::optional<Reader> given;
+  float least, eps;
+  bool of_distillation;
+
+  // Of row 2 + k of the losses, given the sum of all weights.
+  float at(int64_t k, int64_t group, float sum) const {
+    if (k >= 2 && !of_distillation) return 1;
+    if (given) return static_cast<float>(given->at(group));
+    return 1.0f / ((sum < least ? least : sum) + eps);
+  }
+};
+
+// Multiplies the sums of all columns (6, columns) by their factors, and returns the factors of the box losses.
+Tensor finish(Tensor& losses, const std::vector<double>& total, int64_t columns, const Tensor& scales,
+              const BoxFactor& box_factor) {
+  const int64_t groups = scales.size(1);
+  const ScalarType type = losses.scalar_type();
+  Tensor factors = torch::stable::new_empty(scales, {4, groups}, ScalarType::Float);
+  float* factor = static_cast<float*>(factors.mutable_data_ptr());
+  double sum = 0;
+  for (int64_t column = 0; column < columns; ++column) sum += total[columns + column];
+  for (int64_t i = 0; i < 4 * groups; ++i) factor[i] = box_factor.at(i / groups, i % groups, static_cast<float>(sum));
+  for (int64_t i = 0; i < 6 * columns; ++i) {
+    const int64_t row = i / columns, group = i % columns * groups / columns;
+    double number = 1;
+    if (row == 0) number = Reader(scales).at(2, group);
+    if (row >= 2) number = static_cast<double>(factor[(row - 2) * groups + group]);
+    // Rounded before the product, too: the losses are what PyTorch's product of sums and factors would be.
+    const double value = type == ScalarType::Double ? total[i] : static_cast<double>(static_cast<float>(total[i]));
+    store(losses.mutable_data_ptr(), type, i, value * number);
+  }
+  return factors;
+}
+
+std::tuple<Tensor, Tensor, Tensor> positive_losses_(
+    std::vector<Tensor> class_gradients, const std::vector<Tensor> cls_scores, const std::vector<Tensor> bbox_preds,
+    const std::vector<Tensor> soft_targets, const Tensor points, const Tensor boxes, const Tensor labels,
+    const Tensor index, const std::optional<Tensor> quality, const std::optional<Tensor> weight,
+    const std::optional<Tensor> region, const Tensor background, const Tensor scales,
+    const std::optional<Tensor> box_scale, double least, double eps, bool divide_distillation,
+    const std::vector<double> weights, int64_t class_kind, int64_t box_kind, double alpha, double gamma,
+    double temperature, double margin, int64_t, int64_t heads) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   STD_TORCH_CHECK(weights.size() == 5, "weights: expected five numbers");
-  const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scale, weights[0],
+  const Scores scores = check_scores(class_gradients, cls_scores, labels, quality, weight, scales, weights[0],
                                      class_loss(class_kind, alpha, gamma), in);
   const std::vector<Task> tasks = tasks_of(in);
   const bool wide = scores.type == ScalarType::Double;
@@ -229,7 +265,10 @@ std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients,
       wide ? run_all<double>(in, scores, tasks, data) : run_all<float>(in, scores, tasks, data);
   const int64_t levels = static_cast<int64_t>(in.starts.size());
   STD_TORCH_CHECK(has_numbers(background, {levels}), "background: expected numbers of shape (L,)");
-  STD_TORCH_CHECK(heads >= 0 && (heads == 0 || levels % heads == 0), "heads: expected a divisor of the levels, or 0");
+  const int64_t groups = scales.size(1);
+  STD_TORCH_CHECK(heads >= 0 && (heads == 0 || (levels % heads == 0 && heads % groups == 0)),
+                  "heads: expected a divisor of the number of levels and a multiple of G, or 0");
+  STD_TORCH_CHECK(!box_scale || has_numbers(*box_scale, {groups}), "box_scale: expected numbers of shape (G,)");
   const int64_t columns = heads == 0 ? levels : heads, together = levels / columns;
   std::vector<double> total(6 * columns);
   for (int64_t i = 0; i < levels; ++i) total[i / together] += Reader(background).at(i);
@@ -239,8 +278,10 @@ std::tuple<Tensor, Tensor> positive_losses_(std::vector<Tensor> class_gradients,
   }
   const ScalarType type = wide ? ScalarType::Double : ScalarType::Float;
   Tensor losses = torch::stable::new_empty(cls_scores[0], {6, columns}, type);
-  for (int64_t i = 0; i < 6 * columns; ++i) store(losses.mutable_data_ptr(), type, i, total[i]);
-  return {losses, found};
+  const Tensor factors =
+      finish(losses, total, columns, scales,
+             {reader_of(box_scale), static_cast<float>(least), static_cast<float>(eps), divide_distillation});
+  return {losses, factors, found};
 }
 
 }  // namespace

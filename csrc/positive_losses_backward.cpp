@@ -136,22 +136,28 @@ void run_all(const PositiveInputs& in, const Factors& factors, std::vector<Tenso
 std::vector<Tensor> positive_losses_backward(const std::vector<Tensor> bbox_preds,
                                              const std::vector<Tensor> soft_targets, const Tensor points,
                                              const Tensor boxes, const Tensor index, const Tensor weight,
-                                             const std::optional<Tensor> region, const Tensor factors,
-                                             const std::vector<double> weights, int64_t box_kind, double temperature,
-                                             double margin, int64_t) {
+                                             const std::optional<Tensor> region, const Tensor slopes,
+                                             const Tensor factors, const std::vector<double> weights, int64_t box_kind,
+                                             double temperature, double margin, int64_t) {
   const PositiveInputs in(bbox_preds, soft_targets, points, boxes, index, region, box_kind, temperature, margin);
   in.check_points(weight, ScalarType::Float, "weight: expected a contiguous float32 tensor (B, A)");
   const int64_t levels = static_cast<int64_t>(in.starts.size());
-  const int64_t groups = factors.dim() == 2 ? factors.size(1) : 0;
+  const int64_t columns = slopes.dim() == 2 ? slopes.size(1) : 0, groups = factors.dim() == 2 ? factors.size(1) : 0;
   const int64_t rows = region ? 4 : !soft_targets.empty() ? 3 : in.bins > 1 ? 2 : 1;
-  STD_TORCH_CHECK(
-      has_numbers(factors, {-1, groups}) && groups > 0 && levels % groups == 0 && factors.size(0) >= rows,
-      "factors: expected numbers of shape (R, G), a row for each loss, G a divisor of the number of levels");
+  STD_TORCH_CHECK(has_numbers(slopes, {-1, columns}) && columns > 0 && levels % columns == 0 && slopes.size(0) >= rows,
+                  "slopes: expected numbers of shape (R, K), a row for each loss, K a divisor of the number of levels");
+  STD_TORCH_CHECK(has_numbers(factors, {4, groups}) && groups > 0 && levels % groups == 0,
+                  "factors: expected numbers of shape (4, G), G a divisor of the number of levels");
   STD_TORCH_CHECK(weights.size() == 4, "weights: expected four numbers");
   Factors read{static_cast<const float*>(weight.const_data_ptr()), {}};
+  const bool wide = bbox_preds[0].scalar_type() == ScalarType::Double;
   for (int64_t k = 0; k < 4 * levels; ++k) {
-    const int64_t row = k / levels;
-    read.of_loss.push_back(row < rows ? weights[row] * Reader(factors).at(row, k % levels * groups / levels) : 0);
+    const int64_t row = k / levels, level = k % levels;
+    double factor = 0;
+    if (row < rows) {
+      factor = Reader(slopes).at(row, level * columns / levels) * Reader(factors).at(row, level * groups / levels);
+    }
+    read.of_loss.push_back(weights[row] * (wide ? factor : static_cast<double>(static_cast<float>(factor))));
   }
   std::vector<Tensor> gradients;
   for (const Tensor& preds : bbox_preds) {

@@ -127,11 +127,20 @@ def atss_match(
 
 @op()
 def background_losses(
-    logits: list[Tensor], valid: Tensor | None, scale: Tensor, factor: float, gamma: float, with_gradient: bool
-) -> tuple[Tensor, list[Tensor]]:
-    """Sum each level's class loss as if no point had a box, and compute its gradient, in one pass over the logits."""
+    logits: list[Tensor],
+    valid: Tensor | None,
+    counts: Tensor,
+    least: float,
+    eps: float,
+    kept: float,
+    factor: float,
+    gamma: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Sum each level's class loss as if no point had a box, divided by counts, and its gradient, in one pass."""
     losses = logits[0].new_empty(len(logits), dtype=accumulate_dtype(logits[0]))
-    return losses, [torch.empty_like(level) for level in logits] if with_gradient else []
+    scales = logits[0].new_empty((3, counts.shape[0]), dtype=torch.float32)
+    return losses, scales, [torch.empty_like(level) for level in logits] if with_gradient else []
 
 
 @op()
@@ -420,7 +429,11 @@ def positive_losses_(
     weight: Tensor | None,
     region: Tensor | None,
     background: Tensor,
-    scale: Tensor,
+    scales: Tensor,
+    box_scale: Tensor | None,
+    least: float,
+    eps: float,
+    divide_distillation: bool,
     weights: list[float],
     class_kind: int,
     box_kind: int,
@@ -430,10 +443,11 @@ def positive_losses_(
     margin: float,
     most: int,
     heads: int = 0,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Sum class and box losses over the points that have a box, and set the class gradient at these, in place."""
     losses = cls_scores[0].new_empty((6, heads or len(cls_scores)), dtype=accumulate_dtype(cls_scores[0]))
-    return losses, cls_scores[0].new_empty(index.shape, dtype=torch.float32)
+    factors, weight = (scales.new_empty(shape, dtype=torch.float32) for shape in ((4, scales.shape[1]), index.shape))
+    return losses, factors, weight
 
 
 @op()
@@ -445,6 +459,7 @@ def positive_losses_backward(
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    slopes: Tensor,
     factors: Tensor,
     weights: list[float],
     box_kind: int,

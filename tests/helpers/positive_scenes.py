@@ -1,6 +1,6 @@
 """Random inputs of `positive_losses_` and its backward."""
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -86,11 +86,13 @@ def loss_arguments(
     gradient: bool = True,
     varied: bool = False,
     by_head: bool = False,
+    divisor: Literal["given", "weights", "few weights"] = "given",
 ) -> tuple[Any, ...]:
     """Return arguments of `positive_losses_`; the gradients that it changes are new each time.
 
-    With `varied`, each level has a background loss, each half of the levels its own scale, and each loss a weight. With
-    `by_head` the levels of one scale are added up.
+    With `varied`, each level has a background loss, each half of the levels its own factors, and each loss a weight;
+    the distillation losses are not divided. With `by_head` the levels of one scale are added up. The factor of the box
+    losses is given, 1 unless varied, or one over the sum of the weights, or one over a number above that.
     """
     g = torch.Generator().manual_seed(0)
     gradients = []
@@ -101,24 +103,33 @@ def loss_arguments(
              "region")  # fmt: skip
     background, levels = torch.zeros(len(SHAPES)), len(scene["cls_scores"])
     if varied:
-        background, factors = torch.rand(levels, generator=g), torch.rand(2, generator=g)
-        given = background, scale * factors, torch.rand(5, generator=g).tolist()
+        background, factors = torch.rand(levels, generator=g), torch.rand(4, 2, generator=g)
+        scales, box_scale, weights = scale * factors[:3], factors[3], torch.rand(5, generator=g).tolist()
     else:
-        given = background, torch.tensor([scale]), [1.0] * 5
+        scales, box_scale, weights = torch.tensor([[scale], [scale], [1.0]]), torch.ones(1), [1.0] * 5
+    scales[0] = torch.nan  # of no use to the op
+    least, eps = (100.0, 0.25) if divisor == "few weights" else (0.5, 1e-6)
+    given = background, scales, box_scale if divisor == "given" else None, least, eps, not varied, weights
     return (gradients, *(scene[name] for name in names), *given, CLASS_KINDS.index(class_kind),
             BOX_KINDS.index(box_kind), alpha, gamma, temperature, margin, scene["most"],
-            len(given[1]) if by_head else 0)  # fmt: skip
+            scales.shape[1] if by_head else 0)  # fmt: skip
 
 
 def backward_arguments(
-    scene: Scene, box_kind: str = "giou", temperature: float = 3.0, margin: float = 0.1, groups: int = len(SHAPES)
+    scene: Scene,
+    box_kind: str = "giou",
+    temperature: float = 3.0,
+    margin: float = 0.1,
+    columns: int = len(SHAPES),
+    groups: int = 1,
 ) -> tuple[Any, ...]:
-    """Return arguments of `positive_losses_backward`, with a factor for each loss that there is."""
+    """Return arguments of `positive_losses_backward`, with a slope for each loss that there is."""
     g = torch.Generator().manual_seed(1)
     weight = torch.rand(scene["index"].shape, generator=g).where(scene["index"] >= 0, 0)
     rows = 1 + (scene["bbox_preds"][0].shape[1] > 4) + bool(scene["soft_targets"])
     rows = 4 if scene["region"] is not None else rows
-    factors, weights = torch.rand(rows, groups, generator=g) + 0.5, (torch.rand(4, generator=g) + 0.5).tolist()
+    slopes, weights = torch.rand(rows, columns, generator=g) + 0.5, (torch.rand(4, generator=g) + 0.5).tolist()
+    factors = torch.rand(4, groups, generator=g) + 0.5
     names = ("bbox_preds", "soft_targets", "points", "boxes", "index")
-    return (*(scene[name] for name in names), weight, scene["region"], factors, weights, BOX_KINDS.index(box_kind), temperature,
-            margin, scene["most"])  # fmt: skip
+    return (*(scene[name] for name in names), weight, scene["region"], slopes, factors, weights,
+            BOX_KINDS.index(box_kind), temperature, margin, scene["most"])  # fmt: skip

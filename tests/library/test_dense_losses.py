@@ -11,7 +11,7 @@ from torch import Tensor
 import detops
 from detops.geometry.points import grid_points
 from detops.losses._class_loss import CLASS_KINDS, ClassLoss
-from detops.losses._dense import BOX_KINDS, DenseLosses, Match, dense_losses
+from detops.losses._dense import BOX_KINDS, ClassDivisor, DenseLosses, Match, WeightDivisor, dense_losses
 
 SHAPES, STRIDES, CLASSES, BINS = [(8, 6), (4, 3), (2, 2)], (8, 16, 32), 3, 9
 
@@ -86,11 +86,12 @@ def test_equals_autograd(kind: Any, given: bool, masked: bool, dtype: torch.dtyp
         weights = (0.5, 2.0, 0.25, 1.0, 1.0)
         losses = DenseLosses(ClassLoss(kind, 1.5 if seed else 2.0, 0.4), box_kind, 0.01 if seed else 0.1, 1.0, weights)
         by_level = seed % 2 == 0
-        given, inverse = torch.tensor([0.3]), lambda total: 1 / (total + 1)
-        expected = plain_losses(scores, preds, match, losses, 0.3)
-        factor = 0.7 if seed > 2 else 1 / (float(expected[1].detach().sum()) + 1)
-        box_scale = torch.tensor([0.7]) if seed > 2 else inverse
-        found = dense_losses(scores, preds, match, losses, given, box_scale, by_level=by_level)
+        divisor, of_boxes = ClassDivisor(torch.tensor([[2, 0]]), 1.0, 0.5), WeightDivisor(0.0 if seed else 1e3, 1.0)
+        expected = plain_losses(scores, preds, match, losses, 1 / 3.5)
+        factor = 1 / (max(float(expected[1].detach().sum()), of_boxes.least) + 1)
+        if seed > 2:
+            factor, of_boxes = 1 / 3.5, None
+        found = dense_losses(scores, preds, match, losses, divisor, of_boxes, by_level=by_level)
         expected = expected[[0, 2, 3]] * torch.tensor([[0.5], [2 * factor], [0.25 * factor]]).double()
         expected = expected if by_level else expected.sum(1, keepdim=True)
         found = torch.stack([torch.stack(parts) for parts in found])
@@ -152,10 +153,11 @@ def test_the_numbers_of_published_implementations(name: str) -> None:
               for part, shape in zip(logits.split([144, 36, 9]), shapes, strict=True)]  # fmt: skip
     bin_2 = F.one_hot(torch.tensor(2), bins).repeat(4)[None, :, None, None] * 6.0
     preds = [bin_2.repeat(1, 1, *shape).requires_grad_() for shape in shapes]
-    match, divisor = Match(points, boxes, labels, index, 189, None, target, target), target.sum().clamp(min=1)
+    match = Match(points, boxes, labels, index, 189, None, target, target)
     factors = (*weights[:2], weights[2] / 4, 0.0, 0.0)
-    scale = 1 / divisor.view(1)
-    found = dense_losses(scores, preds, match, DenseLosses(**kinds, weights=factors), scale, scale)
+    found = dense_losses(
+        scores, preds, match, DenseLosses(**kinds, weights=factors), ClassDivisor(target.sum().view(1, 1))
+    )
     found = torch.cat([torch.stack(parts) for parts in found])
     torch.testing.assert_close(found, torch.tensor(expected), rtol=1e-5, atol=0)
     found.sum().backward()
@@ -166,20 +168,20 @@ def test_the_numbers_of_published_implementations(name: str) -> None:
 
 
 def total(scores: Any, preds: Any, match: Match, losses: DenseLosses) -> Tensor:
-    parts = dense_losses(scores, preds, match, losses, torch.tensor([0.3]), torch.tensor([0.5]))
+    parts = dense_losses(scores, preds, match, losses, ClassDivisor(torch.full((1, 1), 3)))
     return torch.stack([torch.stack(part) for part in parts]).sum()
 
 
 def test_a_second_head_is_levels_that_follow() -> None:
     """Two heads in one call give each one's losses and gradients, with a scale of its own."""
     heads = [scene(seed, given=True) for seed in (2, 3)]
-    losses, scales = DenseLosses(ClassLoss("varifocal"), weights=(0.5, 2.0, 0.25, 0.0, 0.0)), torch.tensor([0.3, 0.7])
+    losses, counts = DenseLosses(ClassLoss("varifocal"), weights=(0.5, 2.0, 0.25, 0.0, 0.0)), torch.tensor([[3], [7]])
     merged = [torch.cat([head[2][i] for head in heads], int(i not in (0,))) for i in (0, 3, 7, 7)]
     match = heads[0][2]._replace(points=merged[0], index=merged[1], quality=merged[2], weight=merged[3])
     heads[1][2].boxes.copy_(match.boxes)
     scores, preds = ([level for head in heads for level in head[i]] for i in range(2))
-    together = dense_losses(scores, preds, match, losses, scales, scales)
-    alone = [dense_losses(*heads[i][:2], heads[i][2], losses, scales[i : i + 1], scales[i : i + 1]) for i in range(2)]
+    together = dense_losses(scores, preds, match, losses, ClassDivisor(counts))
+    alone = [dense_losses(*heads[i][:2], heads[i][2], losses, ClassDivisor(counts[i : i + 1])) for i in range(2)]
     torch.testing.assert_close(together, [(a, b) for (a,), (b,) in zip(*alone, strict=True)])
     one = [loss for parts in together[:1] + together[2:] for loss in parts]  # one loss is left out
     slopes = torch.autograd.grad(sum(one), [*scores, *preds])

@@ -124,10 +124,10 @@ SIZES = torch.full((2, 2), 128)
 CRITERIA = {
     "CenterNetLoss": (heatmaps, lambda maps, truth: CENTERNET(*maps, truth, (128, 128)), 11),
     "YOLOXLoss": (raw_maps, lambda maps, truth: YOLOX(maps, truth), 15),
-    "GFLLoss": (dense_maps, lambda maps, truth: GFL(*maps, truth), 25),
-    "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 29),
-    "TaskAlignedLoss": (dense_maps, lambda maps, truth: TAL(*maps, truth), 23),
-    "TaskAlignedLoss, two heads": (two_heads, lambda maps, truth: TAL(*maps[0], truth, one_to_one=maps[1]), 33),
+    "GFLLoss": (dense_maps, lambda maps, truth: GFL(*maps, truth), 16),
+    "LDLoss": (dense_maps, lambda maps, truth: LD(*maps, truth, soft_targets=[m.detach() for m in maps[1]]), 17),
+    "TaskAlignedLoss": (dense_maps, lambda maps, truth: TAL(*maps, truth), 19),
+    "TaskAlignedLoss, two heads": (two_heads, lambda maps, truth: TAL(*maps[0], truth, one_to_one=maps[1]), 29),
     "SetLoss": (query_outputs, lambda maps, truth: SET(*maps, (truth.boxes, truth.labels)), 21),
 }
 CALLS_OF_MAPS = {

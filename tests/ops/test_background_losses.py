@@ -35,12 +35,16 @@ def arguments(
     masked: bool = True,
     channels_last: bool = False,
     groups: int = 1,
+    divisor: tuple[torch.dtype, int, float, float, float] = (torch.float32, 1, 0.0, 0.0, 0.0),
     factor: float = 0.75,
     gamma: float = 2.0,
     gradient: bool = True,
     shapes: list[tuple[int, int]] = SHAPES,
 ) -> tuple[Any, ...]:
-    """Return the op's arguments; logits at points that take no part are NaN."""
+    """Return the op's arguments; logits at points that take no part are NaN.
+
+    The divisor is: dtype of the counts, their number per group, their least value, epsilon, and the scale that is kept.
+    """
     g = torch.Generator().manual_seed(seed)
     levels = [(torch.randn(batch, classes, *shape, generator=g) * 4 - 1).to(dtype) for shape in shapes]
     valid = None
@@ -51,19 +55,24 @@ def arguments(
             level.masked_fill_(~there.view(batch, 1, *level.shape[2:]), float("nan"))
     if channels_last:
         levels = [level.contiguous(memory_format=torch.channels_last) for level in levels]
-    return levels, valid, torch.rand(groups, generator=g) + 0.1, factor, gamma, gradient
+    dtype, number, *rest = divisor
+    counts = torch.randint(17, (groups, number), generator=g)  # of which the sums are exact
+    counts[:, 0] += 1
+    counts = counts / (8 if dtype.is_floating_point else 1)
+    return levels, valid, counts.to(dtype), *rest, factor, gamma, gradient
 
 
 def assert_matches(form: Form, args: tuple[Any, ...], device: str = "cpu") -> None:
-    losses, gradients = moved(form(*moved(args, device)), "cpu")
-    expected, slopes = op.reference(*args)
+    losses, scales, gradients = moved(form(*moved(args, device)), "cpu")
+    expected, numbers, slopes = op.reference(*args)
+    assert_same_bits(scales, numbers)
     dtype = args[0][0].dtype
     exact = dtype == torch.float64 and device == "cpu"
     rtol = 1e-12 if exact and not form.interpreted else 4e-6
     torch.testing.assert_close(losses.double(), expected, rtol=rtol, atol=1e-6)
     assert losses.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
     rtol = {torch.float16: 2**-10, torch.bfloat16: 2**-7}.get(dtype, 1e-5)
-    for gradient, slope, level in zip(gradients, slopes, args[0] if args[5] else [], strict=True):
+    for gradient, slope, level in zip(gradients, slopes, args[0] if args[-1] else [], strict=True):
         torch.testing.assert_close(gradient.double(), slope.double(), rtol=rtol, atol=1e-6)
         assert gradient.dtype == dtype
         assert gradient.stride() == level.stride()
@@ -80,6 +89,13 @@ def test_matches_reference(form: Form) -> None:
         masked=st.booleans(),
         channels_last=st.booleans(),
         groups=st.sampled_from([1, 2, 4]),
+        divisor=st.tuples(
+            st.sampled_from([torch.int64, torch.int32, torch.float32, torch.float64]),
+            st.sampled_from([1, 3, 150]),
+            st.sampled_from([0.0, 1.0, 9.0]),
+            st.sampled_from([0.0, 1e-6, 0.3]),
+            st.sampled_from([0.0, 16384.0]),
+        ),
         factor=st.sampled_from([1.0, 0.75]),
         gamma=st.sampled_from([0.0, 1.0, 1.5, 2.0]),
         gradient=st.booleans(),
@@ -124,7 +140,7 @@ def test_class_losses_by_hand(loss: ClassLoss, cost: float, slope: float) -> Non
     """
     levels, valid = [torch.full((2, 3, 1, 2), -2.0)], torch.tensor([[True, False], [True, True]])
     for form in (*op.forms, op.reference):
-        losses, (gradient,) = form(levels, valid, torch.tensor([2.0]), *loss.background, True)
+        losses, _, (gradient,) = form(levels, valid, torch.tensor([[0.5]]), 0.0, 0.0, 0.0, *loss.background, True)
         torch.testing.assert_close(losses.tolist(), [2 * 9 * cost], rtol=0, atol=2e-5)
         expected = 2 * slope * valid.view(2, 1, 1, 2).expand(2, 3, 1, 2)
         torch.testing.assert_close(gradient.float(), expected, rtol=0, atol=2e-6)
@@ -137,8 +153,34 @@ def test_background_is_a_target_of_zero(gamma: float) -> None:
     for kind in ("quality", "bce", "varifocal", "focal"):
         loss = ClassLoss(kind, gamma, 0.3)  # type: ignore[arg-type]
         expected = sum(class_loss(value, torch.zeros(()).double(), kind, 0.3, gamma)[1] for value in x)
-        found, _ = op.reference([x.view(1, 1, 1, -1)], None, torch.ones(1), *loss.background, False)
+        found, *_ = op.reference([x.view(1, 1, 1, -1)], None, torch.ones(1, 1), 0.0, 0.0, 0.0, *loss.background, False)
         torch.testing.assert_close(found[0], expected)
+
+
+def test_factors_by_hand() -> None:
+    """Counts of 2, 0 and 5, each at least 1, are 8; with eps 2 the factor is 1/10. The second head's is 1/(6 + 2)."""
+    args = list(arguments(11, groups=2, masked=False))
+    args[2:5] = torch.tensor([[2, 0, 5], [1, 1, 4]]), 1.0, 2.0
+    for form in (*op.forms, op.reference):
+        args[5] = 0.0
+        losses, scales, gradients = form(*args)
+        torch.testing.assert_close(scales.tolist(), [[0.1, 0.125]] * 2 + [[1.0] * 2], rtol=1e-7, atol=0)
+        args[5] = 1000.0
+        scaled, scales, slopes = form(*args)
+        torch.testing.assert_close(scales.tolist(), [[0.1, 0.125], [800.0, 1000.0], [0.000125] * 2], rtol=2e-7, atol=0)
+        torch.testing.assert_close(scaled, 8000 * losses, rtol=1e-5, atol=0)
+        for slope, gradient in zip(slopes, gradients, strict=True):
+            torch.testing.assert_close(slope, 8000 * gradient, rtol=1e-5, atol=1e-6)
+
+
+@op.for_each_form
+def test_a_divisor_that_is_not_finite_shows(form: Form) -> None:
+    for kept in (0.0, 16384.0):
+        args = list(arguments(12, masked=False))
+        args[2], args[5] = torch.full((1, 1), float("nan")), kept
+        losses, scales, _ = form(*args)
+        assert losses[[0, 1, 3]].isnan().all()
+        assert scales[0].isnan()
 
 
 @op.for_each_form
@@ -146,7 +188,7 @@ def test_what_is_not_finite_shows(form: Form) -> None:
     for value in (float("nan"), float("inf"), -float("inf")):
         levels, *rest = arguments(3, masked=False)
         levels[1][1, 2, 3, 4] = value
-        losses, gradients = form(levels, *rest)
+        losses, _, gradients = form(levels, *rest)
         assert losses.isnan().tolist() == [False, True, False, False]
         assert gradients[1].isnan().sum() == gradients[1][1, 2, 3, 4].isnan().sum() == 1
 
@@ -159,7 +201,7 @@ def test_any_number_of_threads_gives_the_same_bits() -> None:
 def test_both_layouts_give_the_same_gradients() -> None:
     for masked in (False, True):
         planes, points = (arguments(5, masked=masked, channels_last=last) for last in (False, True))
-        for ours, theirs in zip(op(*planes)[1], op(*points)[1], strict=True):
+        for ours, theirs in zip(op(*planes)[2], op(*points)[2], strict=True):
             assert_same_bits(ours, theirs.contiguous())
 
 
@@ -173,7 +215,8 @@ def test_opcheck(device: str) -> None:
 def test_no_host_sync(device: str) -> None:
     args: Any = moved(arguments(8, groups=2), device)
     for form in (op, op.portable):
-        losses, gradients = assert_no_syncs(form, *args)
+        losses, scales, gradients = assert_no_syncs(form, *args)
+        assert scales.shape == (3, 2)
         assert losses.shape == (len(SHAPES),)
         assert [gradient.shape for gradient in gradients] == [level.shape for level in args[0]]
 
@@ -189,8 +232,9 @@ def test_no_host_sync(device: str) -> None:
         {"logits": [torch.zeros(2, 3, 4, 4), torch.zeros(2, 3, 4, 4).half()]},
         {"valid": torch.ones(2, 3, dtype=torch.bool)},
         {"valid": torch.ones(2, 102)},
-        {"scale": torch.ones(())},
-        {"scale": torch.ones(3)},
+        {"counts": torch.ones(1)},
+        {"counts": torch.ones(3, 1)},
+        {"counts": torch.ones(1, 1, dtype=torch.bool)},
     ],
     ids=changed_argument,
 )
@@ -201,10 +245,11 @@ def test_refuses(change: dict[str, Any]) -> None:
 KERNELS = [
     Kernel("background_kernel",
            dict(maps=("*" + name,) * 3, gradient_maps=("*" + name,) * 3, starts=("i32",) * 3, rows=("i32",) * 3,
-                inner=("i32",) * 3, valid="*u8", scale="*fp32", sums="*" + wide, B="i32", C="i32", A="i32",
-                factor="fp32", gamma="fp32"),
-           dict(LEVELS=3, GROUPS=1, HAS_VALID=masked, STANDARD=square, WITH_GRADIENT=True, DOUBLE=wide == "fp64",
-                BLOCK=2048), 8)
-    for name, wide, masked, square in (("fp32", "fp32", False, True), ("fp16", "fp32", True, True),
-                                       ("bf16", "fp32", True, False), ("fp64", "fp64", False, False))
+                inner=("i32",) * 3, valid="*u8", counts="*" + counts, scales="*fp32", sums="*" + wide, B="i32",
+                C="i32", A="i32", M="i32", least="fp32", eps="fp32", kept="fp32", factor="fp32", gamma="fp32"),
+           dict(LEVELS=3, GROUPS=1, HAS_VALID=masked, STANDARD=square, WITH_GRADIENT=True, KEPT=name == "fp16",
+                DOUBLE=wide == "fp64", BLOCK=2048, BLOCK_M=64), 8)
+    for name, wide, counts, masked, square in (
+        ("fp32", "fp32", "i64", False, True), ("fp16", "fp32", "i64", True, True),
+        ("bf16", "fp32", "fp32", True, False), ("fp64", "fp64", "fp32", False, False))
 ]  # fmt: skip

@@ -40,10 +40,11 @@ def assert_matches(
 ) -> tuple[Tensor, list[Tensor]]:
     """Compare with the reference; return the losses and the class gradients."""
     ours, theirs = moved(make(), device), make()
-    losses, weight = form(*ours)
-    expected, known = op.reference(*theirs)
+    losses, factors, weight = form(*ours)
+    expected, inverse, known = op.reference(*theirs)
     torch.testing.assert_close(losses.cpu().double(), expected, rtol=1e-4, atol=1e-4)
-    assert weight.dtype == torch.float32
+    torch.testing.assert_close(factors.cpu().double(), inverse, rtol=1e-5, atol=1e-6)
+    assert factors.dtype == weight.dtype == torch.float32
     torch.testing.assert_close(weight.cpu().double(), known, rtol=1e-5, atol=1e-6)
     rtol, atol = GRADIENT_TOLERANCES[dtype]
     for gradient, slope in zip(ours[0], theirs[0], strict=True):
@@ -78,6 +79,7 @@ def test_matches_reference(form: Form) -> None:
                 gradient=st.booleans(),
                 varied=st.booleans(),
                 by_head=st.booleans(),
+                divisor=st.sampled_from(["given", "weights", "few weights"]),
             )
         ),
     )
@@ -111,7 +113,7 @@ def test_by_hand() -> None:
     half = math.log(2)
     for form in (*op.forms, op.reference):
         args = loss_arguments(data)
-        losses, weight = form(*args)
+        losses, _, weight = form(*args)
         # Quality focal loss: log 2 / 4 both as background and towards 1.
         torch.testing.assert_close(losses[:, 0].float(), torch.tensor([0, 0.5, 0, 2 * half, 0, 0]), rtol=0, atol=1e-6)
         assert weight.nonzero().tolist() == [[0, 7]]
@@ -157,7 +159,7 @@ def test_focal_loss_of_a_hard_label_is_that_of_its_paper() -> None:
     """
     data = with_one_box([-math.log(3)], [1.0])
     for form in (*op.forms, op.reference):
-        losses, _ = form(*loss_arguments(data, "focal", scale=1.0))
+        losses, *_ = form(*loss_arguments(data, "focal", scale=1.0))
         torch.testing.assert_close(losses[0, 0].item(), 0.194947 - 0.013485, rtol=0, atol=2e-6)
 
 
@@ -185,7 +187,7 @@ def test_box_kinds_by_hand(kind: str, crossed: float, inner: float) -> None:
         data["weight"][0, :2] = torch.tensor(weights)
         expected = weights[0] * crossed + weights[1] * inner
         for form in (*op.forms, op.reference):
-            losses, weight = form(*loss_arguments(data, box_kind=kind))
+            losses, _, weight = form(*loss_arguments(data, box_kind=kind))
             assert torch.equal(weight.float(), data["weight"])
             assert losses[1, 0] == sum(weights)
             torch.testing.assert_close(losses[2, 0].item(), expected, rtol=0, atol=2e-5)
@@ -203,7 +205,7 @@ def test_targets_beyond_the_bins_by_hand() -> None:
     for margin in (0.1, 0.01, 0.0):
         expected = 4 * 5.494325 - (0.5 + 0.25 + 2 * (16 - margin)) / 4
         for form in (*op.forms, op.reference):
-            losses, _ = form(*loss_arguments(data, margin=margin))
+            losses, *_ = form(*loss_arguments(data, margin=margin))
             torch.testing.assert_close(losses[3, 0].item(), expected, rtol=0, atol=2e-5)
 
 
@@ -248,7 +250,7 @@ def test_quality_and_weight_in_any_dtype_and_layout(form: Form) -> None:
 def test_a_box_that_is_not_finite_shows(form: Form) -> None:
     data = positive_scene(8, batch=1, boxes=1)
     data["boxes"][0, 0, 1] = float("nan")
-    losses, weight = form(*loss_arguments(data))
+    losses, _, weight = form(*loss_arguments(data))
     assert losses[[0, 2, 3]][:, 0].isnan().all()
     assert losses[1].isfinite().all()
     assert weight.isfinite().all()
@@ -259,7 +261,7 @@ def test_a_point_does_not_change_a_bit_of_another() -> None:
     data = positive_scene(5, bins=17, region=True)
     index, region = data["index"], data["region"]
     args = loss_arguments(data)
-    together, untouched = op(*args)[1], loss_arguments(data)[0]
+    together, untouched = op(*args)[2], loss_arguments(data)[0]
     places = ((index >= 0) | (region > 0)).nonzero().tolist()
     assert len(places) > 9
     changed = torch.zeros(len(untouched), dtype=torch.int64)
@@ -267,7 +269,7 @@ def test_a_point_does_not_change_a_bit_of_another() -> None:
         alone = torch.zeros(index.shape, dtype=torch.bool)
         alone[b, a] = True
         one = loss_arguments(data | {"index": index.where(alone, -1), "region": region.where(alone, 0)})
-        losses, weight = op(*one)
+        losses, _, weight = op(*one)
         assert torch.equal(weight, together.where(alone, 0))
         assert losses[5].any() == (region[b, a] > 0)
         for level, (gradient, before) in enumerate(zip(one[0], untouched, strict=True)):
@@ -301,13 +303,47 @@ def test_what_is_not_finite_shows(form: Form) -> None:
         assert form(*loss_arguments(data))[0].isfinite().all()
 
 
+@op.for_each_form
+def test_a_sum_of_weights_that_is_not_finite_shows(form: Form) -> None:
+    data = positive_scene(2, batch=1)
+    b, a = data["index"][:, : SIZES[0]].ge(0).nonzero()[0].tolist()
+    data["cls_scores"][0].flatten(2)[b, 1, a] = float("nan")
+    for varied in (False, True):
+        losses, factors, _ = form(*loss_arguments(data, divisor="few weights", varied=varied))
+        assert factors[: 2 if varied else 4].isnan().all()
+        assert losses[2:4].isnan().all()
+
+
+def test_factors_by_hand() -> None:
+    """Weights 1/2 and 2, of two levels: one over 2.5 + 1e-6, or over 100 + 1/4 as that is at least 100."""
+    data = positive_scene(5, batch=1, bins=17, region=True, weight=True)
+    data["index"][:] = -1
+    data["index"][0, [3, SIZES[0] + 2]] = 1
+    data["weight"][0, [3, SIZES[0] + 2]] = torch.tensor([0.5, 2.0])
+    for form in (*op.forms, op.reference):
+        plain, ones, _ = form(*loss_arguments(data))
+        assert ones.eq(1).all()
+        assert plain[1].tolist() == [0.5, 2, 0, 0]
+        for divisor, factor in (("weights", 1 / 2.500001), ("few weights", 1 / 100.25)):
+            args = list(loss_arguments(data, divisor=divisor))  # type: ignore[arg-type]
+            for divides in (True, False):
+                args[12], args[16] = torch.tensor([[torch.nan], [0.25], [3.0]]), divides  # scales, divide_distillation
+                losses, factors, _ = form(*args)
+                expected = [3, 1, factor, factor, *[factor if divides else 1] * 2]
+                torch.testing.assert_close(
+                    factors[:, 0].double(), torch.tensor(expected[2:]).double(), rtol=1e-6, atol=0
+                )
+                expected = plain * torch.tensor(expected)[:, None]
+                torch.testing.assert_close(losses, expected.to(losses.dtype), rtol=1e-5, atol=0)
+
+
 @op.for_each_kernel
 def test_indices_out_of_range_are_not_read(form: Form) -> None:
     data = positive_scene(3)
     data["index"][0, :3] = torch.tensor([3, 10**12, -(10**12)])
     data["labels"][0] = torch.tensor([3, -1, 10**9])
     args = loss_arguments(data)
-    losses, weight = form(*args)
+    losses, _, weight = form(*args)
     assert losses.isfinite().all()
     assert not weight[0].any()
     assert_same_bits(args[0][0][0], loss_arguments(data)[0][0][0])
@@ -360,8 +396,9 @@ def test_no_host_sync(device: str) -> None:
         loss_arguments(positive_scene(9, quality=True, weight=True), "focal", "ciou"),
     ):
         for form in (op, op.portable):
-            losses, weight = assert_no_syncs(form, *moved(args, device))
+            losses, factors, weight = assert_no_syncs(form, *moved(args, device))
             assert losses.shape == (6, len(args[1]))
+            assert factors.shape == (4, 1)
             assert weight.shape == args[7].shape
 
 
@@ -380,14 +417,18 @@ def test_no_host_sync(device: str) -> None:
         {"quality": torch.ones(2, 3)},
         {"weight": torch.ones(1)},
         {"region": torch.ones(2, 31, dtype=torch.float64)},
-        {"scale": torch.ones(3)},
-        {"scale": torch.ones(())},
+        {"scales": torch.ones(3, 3)},
+        {"scales": torch.ones(2, 1)},
+        {"scales": torch.ones(3)},
+        {"box_scale": torch.ones(2)},
+        {"box_scale": torch.ones(())},
         {"background": torch.ones(3)},
         {"weights": [1.0] * 4},
         {"cls_scores": []},
         {"soft_targets": [torch.ones(2, 20, 4, 6)]},
         {"class_gradients": [torch.ones(2, 3, 4, 6)]},
         {"heads": -1},
+        {"heads": 3},
     ],
     ids=changed_argument,
 )
@@ -401,7 +442,7 @@ KERNELS = [
                 soft_maps=("*fp16",) * 3, score_strides=("i32",) * 12, gradient_strides=("i32",) * 12,
                 pred_strides=("i32",) * 12, soft_strides=("i32",) * 12, starts=("i32",) * 3, rows=("i32",) * 3,
                 widths=("i32",) * 3, points="*fp32", boxes="*fp32", labels="*i64", index="*i64", quality="*fp32",
-                weight="*fp32", region="*fp32", background="*fp32", scale="*fp32",
+                weight="*fp32", region="*fp32", background="*fp32", scales="*fp32",
                 weights="*fp32", parts="*fp32", B="i32", C="i32",
                 A="i32", N="i32", alpha="fp32", gamma="fp32", temperature="fp32", margin="fp32",
                 of_class="fp32", of_iou="fp32", of_dfl="fp32", of_ld="fp32", of_vlr="fp32"),
@@ -410,4 +451,12 @@ KERNELS = [
                 WITH_GRADIENT=True, BLOCK=32, BLOCK_C=128, BLOCK_J=32), 1)
     for class_kind, box_kind, square, given in (("quality", "giou", True, False), ("bce", "ciou", False, True),
                                                 ("varifocal", "iou", True, True), ("focal", "diou", False, False))
+]  # fmt: skip
+KERNELS += [
+    Kernel("finish_kernel",
+           dict(parts="*fp32", scales="*fp32", box_scale="*fp32", losses="*" + wide, factors="*fp32", n="i32",
+                least="fp32", eps="fp32"),
+           dict(COLUMNS=columns, GROUPS=groups, GIVEN=given, OF_DISTILLATION=given, DOUBLE=wide == "fp64",
+                BLOCK=1024), 4)
+    for wide, columns, groups, given in (("fp32", 1, 1, False), ("fp64", 2, 2, True))
 ]  # fmt: skip

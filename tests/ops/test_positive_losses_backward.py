@@ -48,6 +48,7 @@ def test_matches_reference(form: Form) -> None:
         channels_last=st.booleans(),
         losses=st.fixed_dictionaries(
             dict(
+                columns=st.sampled_from([1, 2, len(SHAPES)]),
                 groups=st.sampled_from([1, 2, len(SHAPES)]),
                 box_kind=st.sampled_from(BOX_KINDS),
                 temperature=st.sampled_from([1.0, 10.0]),
@@ -144,7 +145,20 @@ def test_many_megabytes(device: str) -> None:
     points = torch.cat([torch.rand(count, 2, generator=g) * 100, torch.full((count, 1), 8.0)], 1)
     weight, boxes = (index >= 0).float(), torch.tensor([[[10.0, 20, 90, 70]]])
     losses = BOX_KINDS.index("giou"), 1.0, 0.1
-    args: Any = (preds, [], points, boxes, index, weight, None, torch.ones(2, 3), [1.0] * 4, *losses, count)
+    args: Any = (
+        preds,
+        [],
+        points,
+        boxes,
+        index,
+        weight,
+        None,
+        torch.ones(2, 3),
+        torch.ones(4, 1),
+        [1.0] * 4,
+        *losses,
+        count,
+    )
     for _ in range(3):  # into memory that held the last gradients
         for gradient, slope in zip(op(*moved(args, device)), op.portable(*args), strict=True):
             torch.testing.assert_close(gradient.cpu(), slope, rtol=1e-4, atol=1e-5)
@@ -173,8 +187,11 @@ def test_no_host_sync(device: str) -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        {"slopes": torch.ones(4, 3)},
+        {"slopes": torch.ones(1, 2)},
+        {"slopes": torch.ones(4)},
         {"factors": torch.ones(4, 3)},
-        {"factors": torch.ones(1, 2)},
+        {"factors": torch.ones(3, 1)},
         {"factors": torch.ones(4)},
         {"weights": [1.0] * 3},
         {"weight": torch.ones(2, 3)},
@@ -199,8 +216,8 @@ KERNELS = [
            dict(pred_maps=("*fp16",) * 3, soft_maps=("*fp16",) * 3, gradient_maps=("*fp16",) * 3,
                 pred_strides=("i32",) * 12, soft_strides=("i32",) * 12, starts=("i32",) * 3, rows=("i32",) * 3,
                 widths=("i32",) * 3, points="*fp32", boxes="*fp32", index="*i64", weight="*fp32", region="*fp32",
-                factors="*fp32", A="i32", N="i32", temperature="fp32", margin="fp32",
+                slopes="*fp32", factors="*fp32", A="i32", N="i32", temperature="fp32", margin="fp32",
                 of_iou="fp32", of_dfl="fp32", of_ld="fp32", of_vlr="fp32"),
-           dict(LEVELS=3, GROUPS=1, BOX_KIND=BOX_KINDS.index(kind), BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
+           dict(LEVELS=3, COLUMNS=1, GROUPS=1, BOX_KIND=BOX_KINDS.index(kind), BINS=17, HAS_SOFT=on, HAS_REGION=on, BLOCK=32, BLOCK_J=32), 1)
     for kind, on in (("giou", True), ("ciou", False))
 ]  # fmt: skip

@@ -1,6 +1,6 @@
 """GFL's losses as one module: a dense head's outputs and boxes in, numbers out."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -12,8 +12,8 @@ from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require
 from detops.geometry.points import GridCache, anchors_at, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.losses._class_loss import ClassLoss
-from detops.losses._dense import DenseLosses, Match, dense_losses
-from detops.losses.reduction import EPS, average_over_ranks
+from detops.losses._dense import ClassDivisor, DenseLosses, Match, WeightDivisor, dense_losses
+from detops.losses.reduction import EPS, average_over_ranks, is_averaged
 
 
 class GFLLoss(nn.Module):
@@ -140,24 +140,20 @@ class GFLLoss(nn.Module):
         points, anchors = self._grids.get(cls_scores, self._grid)
         found = self._match(cls_scores, truth, points, anchors, image_sizes)
         region = self._region(anchors, truth, found)
-        count = average_over_ranks(found.positives.clamp(min=1).sum(dtype=torch.float32))
         # No box has more anchors than candidates, so the memory of gathered positives follows from shapes.
         sizes = _level_sizes(cls_scores)
         most = truth.boxes.shape[1] * sum(min(self.topk, size) for size in sizes) if region is None else sum(sizes)
         matched = Match(points, truth.boxes.detach(), truth.labels, found.index, most, found.valid, region=region)
-        scale, of_boxes = (count + EPS).reciprocal().view(1), self._box_scale(torch.is_grad_enabled())
-        parts = dense_losses(
-            cls_scores, bbox_preds, matched, self._kinds(), scale, of_boxes, soft_targets, by_level=by_level
-        )
+        divisors = _class_divisor(found.positives), self._box_divisor()
+        parts = dense_losses(cls_scores, bbox_preds, matched, self._kinds(), *divisors, soft_targets, by_level=by_level)
         return dict(zip(("loss_cls", "loss_bbox", "loss_dfl", "loss_ld", "loss_ld_vlr"), parts, strict=False))
 
     def _kinds(self) -> DenseLosses:
         weights = (self.cls_weight, self.bbox_weight / (1 + EPS), self.dfl_weight / (4 + EPS), 0.0, 0.0)
         return DenseLosses(ClassLoss("quality", self.beta), weights=weights)
 
-    def _box_scale(self, training: bool) -> Callable[[Tensor], Tensor]:
-        """Return what makes the factor of the box losses of the sum of the positives' weights."""
-        return lambda weights: average_over_ranks(weights, training=training).reciprocal()
+    def _box_divisor(self) -> WeightDivisor:
+        return WeightDivisor()
 
     def _region(self, anchors: Tensor, truth: GroundTruth, found: AnchorMatch) -> Tensor | None:
         """Return the factors of the points that learn from a teacher whether they have a box or not."""
@@ -195,6 +191,14 @@ class GFLLoss(nn.Module):
             for level in levels:
                 if level.dtype != levels[0].dtype:
                     raise TypeError(f"{name}: expected levels of one dtype, got {levels[0].dtype} and {level.dtype}")
+
+
+def _class_divisor(positives: Tensor) -> ClassDivisor:
+    """Return the sum over images of the numbers of positives (B,), each at least 1, averaged over ranks."""
+    if not is_averaged():
+        return ClassDivisor(positives[None], 1.0, EPS)
+    count = average_over_ranks(positives.clamp(min=1).sum(dtype=torch.float32))
+    return ClassDivisor(count.view(1, 1), 0.0, EPS)
 
 
 def _level_sizes(levels: Sequence[Tensor]) -> list[int]:

@@ -1,9 +1,8 @@
 """LD's losses: GFL with the distillation of a teacher's box distributions."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-import torch
 from torch import Tensor
 
 from detops import ops
@@ -12,8 +11,8 @@ from detops.assign.atss import AnchorMatch
 from detops.criteria.gfl import GFLLoss
 from detops.geometry.levels import ImageSizes, require_maps
 from detops.ground_truth import GroundTruth, Targets
-from detops.losses._dense import DenseLosses
-from detops.losses.reduction import EPS, average_over_ranks
+from detops.losses._dense import DenseLosses, WeightDivisor
+from detops.losses.reduction import EPS
 
 
 class LDLoss(GFLLoss):
@@ -130,17 +129,8 @@ class LDLoss(GFLLoss):
         weights = (*kinds.weights[:3], self.ld_weight / (4 + EPS), self.ld_weight / (16 + EPS))
         return kinds._replace(temperature=self.temperature, weights=weights)
 
-    def _box_scale(self, training: bool) -> Callable[[Tensor], Tensor]:
-        normalize_ld = self.normalize_ld
-
-        def scale(weights: Tensor) -> Tensor:
-            inverse = (average_over_ranks(weights, least=0.0, training=training) + 1e-6).reciprocal()
-            if normalize_ld:
-                return inverse
-            one = torch.ones_like(inverse)
-            return torch.stack([inverse, inverse, one, one])[:, None]
-
-        return scale
+    def _box_divisor(self) -> WeightDivisor:
+        return WeightDivisor(0.0, 1e-6, self.normalize_ld)
 
     def _region(self, anchors: Tensor, truth: GroundTruth, found: AnchorMatch) -> Tensor | None:
         if self.ld_region == "main":

@@ -13,8 +13,8 @@ from detops.geometry.levels import ImageSizes, Size, image_sizes_tensor, require
 from detops.geometry.points import GridCache, grid_points, points_in_images
 from detops.ground_truth import GroundTruth, Targets, require_ground_truth
 from detops.losses._class_loss import ClassLoss
-from detops.losses._dense import DenseLosses, Match, dense_losses
-from detops.losses.reduction import average_over_ranks
+from detops.losses._dense import ClassDivisor, DenseLosses, Match, dense_losses
+from detops.losses.reduction import average_over_ranks, is_averaged
 
 ClassName = Literal["varifocal", "focal", "bce"]
 Maps = Sequence[Tensor]
@@ -216,7 +216,9 @@ class TaskAlignedLoss(nn.Module):
         heads: int = 1,
     ) -> dict[str, tuple[Tensor, ...]]:
         """Each loss as it is trained, given what the points are trained on."""
-        scale = average_over_ranks(quality.view(len(truth), heads, -1).sum((0, 2))).reciprocal()
+        divisor = ClassDivisor(quality.view(len(truth), heads, -1).sum((0, 2))[:, None])
+        if is_averaged():
+            divisor = ClassDivisor(average_over_ranks(divisor.counts), 0.0)
         if truth.ignored is not None:
             counts = index != IGNORED
             valid = counts if valid is None else valid & counts
@@ -224,7 +226,7 @@ class TaskAlignedLoss(nn.Module):
             points, truth.boxes.detach(), truth.labels, index, min(most, len(points)), valid, quality, quality
         )
         kinds = self.kinds._replace(weights=(self.cls_weight, self.bbox_weight, self.dfl_weight / 4, 0.0, 0.0))
-        parts = dense_losses(cls_scores, bbox_preds, match, kinds, scale, scale)
+        parts = dense_losses(cls_scores, bbox_preds, match, kinds, divisor)
         return dict(zip(("loss_cls", "loss_bbox", "loss_dfl"), parts, strict=False))
 
     def _check(self, cls_scores: Maps, bbox_preds: Maps) -> None:

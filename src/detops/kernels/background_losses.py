@@ -4,6 +4,7 @@ A program sums its block of an image's logits; PyTorch adds the sums in a fixed 
 """
 
 import torch
+import triton
 import triton.language as tl
 from torch import Tensor
 
@@ -13,14 +14,27 @@ from detops.kernels._launch import cdiv, kernel, map_of, number_of
 from detops.kernels.gaussian_focal_loss import cells
 
 BLOCK = 2048
+BLOCK_M = 64  # counts that a program reads at once
 
 
-@kernel(tensors=5, num_warps=8)
+@triton.jit
+def _whole(counts, g, M, least, eps, BLOCK_M: tl.constexpr):
+    """The factor of a head's loss, correctly rounded, so that it is that of the other forms."""
+    total = tl.full((), 0, tl.float32)
+    for first in range(0, M, BLOCK_M):
+        m = first + tl.arange(0, BLOCK_M)
+        count = tl.load(counts + g * M + m, mask=m < M, other=0).to(tl.float32)
+        total += tl.sum(tl.where(m < M, tl.where(count < least, least, count), 0.0), 0)
+    return tl.div_rn(tl.full((), 1, tl.float32), total + eps)
+
+
+@kernel(tensors=6, num_warps=8)
 def background_kernel(
     maps,  # a tuple: each level's logits, in memory order
     gradient_maps,  # a tuple, not written without WITH_GRADIENT
     valid,  # (B, A) uint8, not read without HAS_VALID
-    scale,  # (GROUPS,)
+    counts,  # (GROUPS, M)
+    scales,  # (3, GROUPS)
     sums,  # (LEVELS, programs)
     starts,  # tuples, of each level: its first point
     rows,  # how many it has
@@ -28,6 +42,10 @@ def background_kernel(
     B,
     C,
     A,
+    M,
+    least,
+    eps,
+    kept,
     factor,
     gamma,
     LEVELS: tl.constexpr,
@@ -35,8 +53,10 @@ def background_kernel(
     HAS_VALID: tl.constexpr,
     STANDARD: tl.constexpr,
     WITH_GRADIENT: tl.constexpr,
+    KEPT: tl.constexpr,  # whether scales are parts of the factors
     DOUBLE: tl.constexpr,
     BLOCK: tl.constexpr,
+    BLOCK_M: tl.constexpr,
 ):
     """Compute losses and gradients of a block of one image's logits of one level."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
@@ -44,6 +64,18 @@ def background_kernel(
     R = number_of(rows, which, LEVELS, 1, 0)
     blocks = tl.cdiv(C * R, BLOCK)
     total = tl.full((), 0, COMPUTE)
+    head = which * GROUPS // LEVELS
+    scale = _whole(counts, head, M, least, eps, BLOCK_M)
+    rest = tl.full((), 1, tl.float32)
+    if KEPT:
+        largest = scale
+        for g in tl.static_range(GROUPS):
+            largest = tl.maximum(largest, _whole(counts, g, M, least, eps, BLOCK_M))
+        rest = tl.div_rn(largest, tl.full((), 1, tl.float32) * kept)
+    if (tl.program_id(0) == 0) & (which * GROUPS % LEVELS == 0):
+        tl.store(scales + head, scale)
+        tl.store(scales + GROUPS + head, tl.div_rn(scale, rest))
+        tl.store(scales + 2 * GROUPS + head, rest)
     if tl.program_id(0) < B * blocks:
         b = (tl.program_id(0) // blocks).to(tl.int64)
         place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
@@ -53,7 +85,7 @@ def background_kernel(
             point = place // number_of(inner, which, LEVELS, 1, 0) % R + number_of(starts, which, LEVELS, 1, 0)
             read = there & (tl.load(valid + b * A + point, mask=there, other=0) > 0)
         x = tl.load(map_of(maps, which, LEVELS) + b * C * R + place, mask=read, other=0.0).to(COMPUTE)
-        number = tl.load(scale + which * GROUPS // LEVELS).to(COMPUTE)
+        number = tl.div_rn(scale, rest).to(COMPUTE)
         loss, slope = cells(x, tl.zeros((BLOCK,), COMPUTE), 1.0, number, gamma, 4.0, 1.0, factor, STANDARD)
         total = number * tl.sum(tl.where(read, loss, 0.0), 0)
         if WITH_GRADIENT:
@@ -64,26 +96,33 @@ def background_kernel(
 
 
 def background_losses(
-    logits: list[Tensor], valid: Tensor | None, scale: Tensor, factor: float, gamma: float, with_gradient: bool
-) -> tuple[Tensor, list[Tensor]]:
+    logits: list[Tensor],
+    valid: Tensor | None,
+    counts: Tensor,
+    least: float,
+    eps: float,
+    kept: float,
+    factor: float,
+    gamma: float,
+    with_gradient: bool,
+) -> tuple[Tensor, Tensor, list[Tensor]]:
     """Launch the kernel; arguments and meaning as in `detops.reference.background_losses`."""
     batch, classes = logits[0].shape[:2]
     wide = accumulate_dtype(logits[0])
     logits = [dense_map(level) for level in logits]
     gradients = [torch.empty_like(level) for level in logits] if with_gradient else []
     rows = tuple(level.shape[2] * level.shape[3] for level in logits)
-    programs = batch * cdiv(classes * max(rows), BLOCK)
-    if programs == 0:
-        return logits[0].new_zeros(len(logits), dtype=wide), gradients
+    programs = max(batch * cdiv(classes * max(rows), BLOCK), 1)  # one makes the scales
     sums = logits[0].new_empty((len(logits), programs), dtype=wide)
-    scale = scale.contiguous()
+    scales = logits[0].new_empty((3, len(counts)), dtype=torch.float32)
     background_kernel(
         (programs, len(logits)),
         (
             tuple(logits),
             tuple(gradients or logits),
-            scale if valid is None else valid.contiguous().view(torch.uint8),
-            scale,
+            scales if valid is None else valid.contiguous().view(torch.uint8),
+            counts.contiguous(),
+            scales,
             sums,
         ),
         (
@@ -93,17 +132,23 @@ def background_losses(
             batch,
             classes,
             sum(rows),
+            counts.shape[1],
+            float(least),
+            float(eps),
+            float(kept),
             factor,
             gamma,
         ),
         (
             len(logits),
-            len(scale),
+            len(counts),
             valid is not None,
             gamma == 2,
             with_gradient,
+            kept > 0,
             wide == torch.float64,
             BLOCK,
+            BLOCK_M,
         ),
     )
-    return sums.sum(1), gradients
+    return sums.sum(1), scales, gradients

@@ -1,6 +1,6 @@
 """`positive_losses_` in Triton: a program per run of points, nearly all of which have no box.
 
-It visits those that have one in turn. Each program writes six sums, which PyTorch adds in order.
+It visits those that have one in turn. Each program writes six sums, which a second kernel adds in order and scales.
 """
 
 import torch
@@ -14,6 +14,7 @@ from detops.kernels._launch import at_cell, cdiv, kernel, map_of, next_power_of_
 from detops.kernels._softplus import power, softplus
 
 BLOCK = 32  # points per program
+BLOCK_SUM = 1024  # sums per step
 QUALITY, BCE, VARIFOCAL, FOCAL = (tl.constexpr(kind) for kind in range(4))
 
 
@@ -53,7 +54,7 @@ def positives_kernel(
     weight,  # (B, A), not read without HAS_WEIGHT
     region,  # (B, A), not read without HAS_REGION
     background,  # (LEVELS,)
-    scale,  # (GROUPS,)
+    scales,  # (3, GROUPS)
     weights,  # (B, A)
     parts,  # (6, LEVELS, B, programs)
     score_strides,  # tuples: batch, channel, row and column of each level, one after another
@@ -102,7 +103,7 @@ def positives_kernel(
     scores_c = number_of(score_strides, which, LEVELS, 4, 1)
     preds_c = number_of(pred_strides, which, LEVELS, 4, 1)
     soft_c = number_of(soft_strides, which, LEVELS, 4, 1)
-    factor = of_class * tl.load(scale + which * GROUPS // LEVELS)
+    factor = of_class * tl.load(scales + GROUPS + which * GROUPS // LEVELS)
     cls_sum = tl.full((), 0, tl.float32)
     if (tl.program_id(0) == 0) & (b == 0):
         cls_sum = tl.load(background + which)
@@ -176,6 +177,54 @@ def positives_kernel(
     tl.store(part + 5 * apart, of_vlr * region_sum)
 
 
+@triton.jit
+def _sum(parts, n, COMPUTE: tl.constexpr, BLOCK: tl.constexpr):
+    """Add n numbers, always in the same order."""
+    total = tl.zeros((BLOCK,), COMPUTE)
+    for first in range(0, n, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        total += tl.load(parts + place, mask=place < n, other=0.0).to(COMPUTE)
+    return tl.sum(total, 0)
+
+
+@kernel(tensors=5)
+def finish_kernel(
+    parts,  # (6, COLUMNS, n)
+    scales,  # (3, GROUPS)
+    box_scale,  # (GROUPS,), not read without GIVEN
+    losses,  # (6, COLUMNS)
+    factors,  # (4, GROUPS)
+    n,
+    least,
+    eps,
+    COLUMNS: tl.constexpr,
+    GROUPS: tl.constexpr,
+    GIVEN: tl.constexpr,
+    OF_DISTILLATION: tl.constexpr,
+    DOUBLE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Compute one loss of a level or head from the programs' sums."""
+    COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
+    row, column = tl.program_id(0), tl.program_id(1)
+    group = column * GROUPS // COLUMNS
+    total = _sum(parts + (row * COLUMNS + column).to(tl.int64) * n, n, COMPUTE, BLOCK)
+    factor = tl.full((), 1, tl.float32)
+    if row == 0:
+        factor = tl.load(scales + 2 * GROUPS + group)
+    if row >= 2:
+        if GIVEN:
+            factor = tl.load(box_scale + group).to(tl.float32)
+        else:
+            weights = _sum(parts + COLUMNS * n, COLUMNS * n, COMPUTE, BLOCK).to(tl.float32)
+            factor = tl.div_rn(factor, tl.where(weights < least, least, weights) + eps)
+        if not OF_DISTILLATION:
+            factor = tl.where(row >= 4, 1.0, factor)
+        if column * GROUPS % COLUMNS == 0:
+            tl.store(factors + (row - 2) * GROUPS + group, factor)
+    tl.store(losses + row * COLUMNS + column, total * factor.to(COMPUTE))
+
+
 def positive_losses_(
     class_gradients: list[Tensor],
     cls_scores: list[Tensor],
@@ -189,7 +238,11 @@ def positive_losses_(
     weight: Tensor | None,
     region: Tensor | None,
     background: Tensor,
-    scale: Tensor,
+    scales: Tensor,
+    box_scale: Tensor | None,
+    least: float,
+    eps: float,
+    divide_distillation: bool,
     weights: list[float],
     class_kind: int,
     box_kind: int,
@@ -199,18 +252,22 @@ def positive_losses_(
     margin: float,
     most: int,
     heads: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Launch the kernel; arguments and meaning as in `detops.reference.positive_losses`.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Launch the kernels; arguments and meaning as in `detops.reference.positive_losses`.
 
     Every dtype is computed in float32, even float64.
     """
     (batch, num_points), num_boxes, classes = index.shape, boxes.shape[1], cls_scores[0].shape[1]
     bins = bbox_preds[0].shape[1] // 4
     found = torch.empty(batch, num_points, dtype=torch.float32, device=index.device)
-    points, boxes, background, scale = (t.to(torch.float32).contiguous() for t in (points, boxes, background, scale))
+    points, boxes, background, scales = (t.to(torch.float32).contiguous() for t in (points, boxes, background, scales))
     of_points = [found if t is None else t.to(torch.float32).contiguous() for t in (quality, weight, region)]
     labels, index = labels.contiguous(), index.contiguous()
-    levels, maps = len(cls_scores), (cls_scores, class_gradients or cls_scores, bbox_preds, soft_targets or bbox_preds)
+    levels, groups, maps = (
+        len(cls_scores),
+        scales.shape[1],
+        (cls_scores, class_gradients or cls_scores, bbox_preds, soft_targets or bbox_preds),
+    )
     rows = tuple(scores.shape[2] * scores.shape[3] for scores in cls_scores)
     programs = cdiv(max(rows), BLOCK)
     parts = torch.empty(6, levels, batch * programs, dtype=torch.float32, device=index.device)
@@ -220,7 +277,7 @@ def positive_losses_(
     else:
         positives_kernel(
             (programs, batch * levels),
-            (*map(tuple, maps), points, boxes, labels, index, *of_points, background, scale, found, parts),
+            (*map(tuple, maps), points, boxes, labels, index, *of_points, background, scales, found, parts),
             (
                 *(tuple(stride for level in kind for stride in level.stride()) for kind in maps),
                 tuple(sum(rows[:i]) for i in range(levels)),
@@ -238,7 +295,7 @@ def positive_losses_(
             ),
             (
                 levels,
-                len(scale),
+                groups,
                 class_kind,
                 box_kind,
                 gamma == 2,
@@ -253,5 +310,13 @@ def positive_losses_(
                 max(next_power_of_2(bins), 2),
             ),
         )
-    parts = parts.view(6, heads or levels, -1)
-    return parts.sum(2, dtype=accumulate_dtype(cls_scores[0])), found
+    columns, wide = heads or levels, accumulate_dtype(cls_scores[0])
+    losses = torch.empty(6, columns, dtype=wide, device=index.device)
+    factors = torch.empty(4, groups, dtype=torch.float32, device=index.device)
+    finish_kernel(
+        (6, columns),
+        (parts, scales, scales if box_scale is None else box_scale.contiguous(), losses, factors),
+        (parts.numel() // (6 * columns), float(least), float(eps)),
+        (columns, groups, box_scale is not None, divide_distillation, wide == torch.float64, BLOCK_SUM),
+    )
+    return losses, factors, found

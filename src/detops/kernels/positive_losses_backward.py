@@ -10,7 +10,7 @@ from detops.kernels._launch import at_cell, cdiv, kernel, map_of, next_power_of_
 BLOCK = 32  # points per program
 
 
-@kernel(tensors=9, num_warps=1)
+@kernel(tensors=10, num_warps=1)
 def gradient_kernel(
     pred_maps,  # a tuple: each level's (B, 4 * BINS, H, W)
     soft_maps,  # a tuple: each level's (B, 4 * BINS, H, W)
@@ -20,7 +20,8 @@ def gradient_kernel(
     index,  # (B, A)
     weight,  # (B, A)
     region,  # (B, A)
-    factors,  # (rows, GROUPS)
+    slopes,  # (rows, COLUMNS)
+    factors,  # (4, GROUPS)
     pred_strides,  # tuples: batch, channel, row and column of each level, one after another
     soft_strides,
     starts,  # a tuple, as the next two: each level's first point
@@ -35,6 +36,7 @@ def gradient_kernel(
     of_ld,
     of_vlr,
     LEVELS: tl.constexpr,
+    COLUMNS: tl.constexpr,
     GROUPS: tl.constexpr,
     BOX_KIND: tl.constexpr,
     BINS: tl.constexpr,
@@ -52,6 +54,7 @@ def gradient_kernel(
     preds, soft = map_of(pred_maps, level, LEVELS), map_of(soft_maps, level, LEVELS)
     gradient = map_of(gradient_maps, level, LEVELS)
     preds_c, soft_c = number_of(pred_strides, level, LEVELS, 4, 1), number_of(soft_strides, level, LEVELS, 4, 1)
+    slopes += level * COLUMNS // LEVELS
     factors += level * GROUPS // LEVELS
     run = first + tl.arange(0, BLOCK)
     for channel in range(0, 4 * BINS):
@@ -74,15 +77,15 @@ def gradient_kernel(
             if w != 0:
                 box = boxes + (b * N + n) * 4
                 _, _, _, by_iou, by_dfl = box_losses(raw, points + a * 3, box, margin, BOX_KIND, BINS, BLOCK_J)
-                total += w * of_iou * tl.load(factors) * by_iou
+                total += w * of_iou * (tl.load(slopes) * tl.load(factors)) * by_iou
                 if BINS > 1:
-                    total += w * of_dfl * tl.load(factors + GROUPS) * by_dfl
+                    total += w * of_dfl * (tl.load(slopes + COLUMNS) * tl.load(factors + GROUPS)) * by_dfl
             if HAS_SOFT:
                 taught = load_sides(soft + at_cell(soft_strides, level, b, y, x, LEVELS), soft_c, BINS, BLOCK_J)
                 _, by_ld = distillation(raw, taught, temperature, BINS, BLOCK_J)
-                ld = of_ld * tl.load(factors + 2 * GROUPS) * w
+                ld = of_ld * (tl.load(slopes + 2 * COLUMNS) * tl.load(factors + 2 * GROUPS)) * w
                 if HAS_REGION:
-                    ld += of_vlr * tl.load(factors + 3 * GROUPS) * of_region
+                    ld += of_vlr * (tl.load(slopes + 3 * COLUMNS) * tl.load(factors + 3 * GROUPS)) * of_region
                 total += ld * by_ld
             sink = gradient + (b * 4 * BINS + s * BINS + j) * R + r
             tl.store(sink, total.to(gradient.dtype.element_ty), mask=j < BINS)
@@ -96,6 +99,7 @@ def positive_losses_backward(
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    slopes: Tensor,
     factors: Tensor,
     weights: list[float],
     box_kind: int,
@@ -108,7 +112,7 @@ def positive_losses_backward(
     Every dtype is computed in float32, even float64.
     """
     (batch, num_points), num_boxes, bins = index.shape, boxes.shape[1], bbox_preds[0].shape[1] // 4
-    points, boxes, factors = (t.to(torch.float32).contiguous() for t in (points, boxes, factors))
+    points, boxes, slopes, factors = (t.to(torch.float32).contiguous() for t in (points, boxes, slopes, factors))
     index = index.contiguous()
     gradients = [torch.empty_like(preds, memory_format=torch.contiguous_format) for preds in bbox_preds]
     levels, soft = len(bbox_preds), soft_targets or bbox_preds
@@ -125,6 +129,7 @@ def positive_losses_backward(
                 index,
                 weight,
                 weight if region is None else region,
+                slopes,
                 factors,
             ),
             (
@@ -140,6 +145,7 @@ def positive_losses_backward(
             ),
             (
                 levels,
+                slopes.shape[1],
                 factors.shape[1],
                 box_kind,
                 bins,

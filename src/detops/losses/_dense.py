@@ -1,6 +1,6 @@
 """Losses of a dense head whose points are matched with boxes, level by level, by ops that read each map once."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -9,8 +9,9 @@ from torch import Tensor
 from detops import ops
 from detops.geometry.levels import dense_map
 from detops.losses._class_loss import CLASS_KINDS, ClassLoss
-from detops.losses._fused import first_order_only, split_scale
+from detops.losses._fused import HALF_RANGE, first_order_only
 from detops.losses.iou import Kind as BoxKind
+from detops.losses.reduction import average_over_ranks, is_averaged
 
 BOX_KINDS: tuple[BoxKind, ...] = ("iou_squared", "iou", "giou", "diou", "ciou")  # their places are the ops' numbers
 INSTEAD = "quality_focal_loss, distribution_focal_loss and box_iou_loss"  # have second derivatives
@@ -61,23 +62,53 @@ class DenseLosses(NamedTuple):
     weights: tuple[float, ...] = (1.0,) * 5
 
 
+class ClassDivisor(NamedTuple):
+    """What the class loss of each of G heads is divided by: the sum of its counts, each at least `least`, plus `eps`.
+
+    Attributes:
+        counts: (G, M) numbers.
+        least: Lowest value of a count.
+        eps: Added to the sum.
+    """
+
+    counts: Tensor
+    least: float = 1.0
+    eps: float = 0.0
+
+
+class WeightDivisor(NamedTuple):
+    """What the box losses are divided by: the sum of the positives' weights, at least `least`, plus `eps`.
+
+    Under `torch.distributed` it is averaged over the ranks.
+
+    Attributes:
+        least: Lowest sum.
+        eps: Added to it.
+        distillation: Whether the distillation losses are divided, too.
+    """
+
+    least: float = 1.0
+    eps: float = 0.0
+    distillation: bool = True
+
+
 def dense_losses(
     cls_scores: Sequence[Tensor],
     bbox_preds: Sequence[Tensor],
     match: Match,
     losses: DenseLosses,
-    scale: Tensor,
-    box_scale: Tensor | Callable[[Tensor], Tensor],
+    divisor: ClassDivisor,
+    box_divisor: WeightDivisor | None = None,
     soft_targets: Sequence[Tensor] = (),
     *,
     by_level: bool = False,
 ) -> list[tuple[Tensor, ...]]:
     """Return the losses of a dense head, or of G heads whose levels follow one another; once differentiable.
 
-        scale * class loss over all valid points and classes
-        box_scale * w * IoU loss of the positives' boxes, in strides, with each positive's weight w
-        box_scale * w * distribution focal loss, summed over sides; not for maps of one bin
-        box_scale * w * distillation loss, summed over sides; only with a teacher
+        class loss over all valid points and classes
+        w * IoU loss of the positives' boxes, in strides, with each positive's weight w
+        w * distribution focal loss, summed over sides; not for maps of one bin
+        w * distillation loss, summed over sides; only with a teacher
         the same over the points of the region, with the region's factor in place of w; only with a region
 
     Forward computes the gradient of the class logits in the pass that reads them, backward that of the box logits,
@@ -88,27 +119,26 @@ def dense_losses(
         bbox_preds: Each level's (B, 4 * bins, H, W) logits: left, top, right, bottom.
         match: Targets of each point, as constants.
         losses: Kinds and parameters of the losses.
-        scale: (G,) factor of each head's class loss.
-        box_scale: Factor of the other losses: (G,); or what returns it, 0-d or (4, 1), given the sum of all w.
+        divisor: Divisor of the class loss.
+        box_divisor: Divisor of the other losses, for a single head; None for that of the class loss.
         soft_targets: A teacher's `bbox_preds`; empty without a teacher.
         by_level: Return each level's part rather than each head's.
 
     Returns:
         For each loss one 0-d tensor per head, or per level.
     """
-    kept, rest = split_scale(cls_scores[0], scale)
     # Backward reads boxes and labels again, and by then a caller may have loaded the next batch into the same memory.
     points, boxes, labels, index, most, valid, quality, weight, region = match
     if weight is not None and weight is quality:
         weight = weight.view_as(weight)  # torch.compile takes no tensor twice
-    given, of_weights = (box_scale.view_as(box_scale), None) if isinstance(box_scale, Tensor) else (None, box_scale)
-    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, given, rest, kept)
+    tensors = (points, boxes.clone(), labels.clone(), index, valid, quality, weight, region, divisor.counts)
     maps = (*cls_scores, *bbox_preds, *(level.detach() for level in soft_targets))
     with_gradient = torch.is_grad_enabled() and any(level.requires_grad for level in cls_scores)
     levels = len(cls_scores)
-    columns = levels if by_level else len(scale)
+    columns = levels if by_level else len(divisor.counts)
     rows = 2 + (bbox_preds[0].shape[1] > 4) + bool(soft_targets) + (region is not None)
-    call = _Call(levels, len(maps), losses, most, of_weights, rows, columns)
+    averaged = box_divisor is not None and is_averaged()
+    call = _Call(levels, len(maps), losses, most, divisor[1:], box_divisor, averaged, rows, columns)
     found = _Losses.apply(call, with_gradient, *maps, *tensors)
     return [tuple(found[i : i + columns]) for i in range(0, rows * columns, columns)]
 
@@ -121,7 +151,9 @@ class _Call(NamedTuple):
         num_maps: Number of maps.
         losses: Kinds and parameters of the losses.
         most: As in `Match`.
-        box_scale: What makes the factor of the box losses of the sum of the weights; None where it is given.
+        divisor: `least` and `eps` of the class loss's divisor.
+        box_divisor: Divisor of the box losses; None for that of the class loss.
+        averaged: Whether the sum of the weights is added up over ranks.
         rows: How many of the losses there are.
         columns: How many parts of each.
     """
@@ -130,25 +162,38 @@ class _Call(NamedTuple):
     num_maps: int
     losses: DenseLosses
     most: int
-    box_scale: Callable[[Tensor], Tensor] | None
+    divisor: tuple[float, ...]
+    box_divisor: WeightDivisor | None
+    averaged: bool
     rows: int
     columns: int
 
-    def class_part(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Return losses (6, columns), weights (B, A), and the class logits' gradients; none without `with_gradient`."""
+    def losses_of(self, tensors: Sequence[Tensor], with_gradient: bool) -> tuple[Tensor, ...]:
+        """Return losses (6, columns), factors (4, G), weights (B, A), and the rest (G,) of the class losses' scale.
+
+        The class logits' gradients follow; none without `with_gradient`.
+        """
         scores, preds, soft = self.split(tensors)
-        match, scale = self.match(tensors), tensors[-1]
+        match, counts = self.match(tensors), tensors[-1]
         class_loss, box_kind, margin, temperature, weights = self.losses
         factor, exponent = class_loss.background
-        background, gradients = ops.background_losses(
+        background, scales, gradients = ops.background_losses(
             logits=[dense_map(level) for level in scores],
             valid=match.valid,
-            scale=scale,
+            counts=counts,
+            least=self.divisor[0],
+            eps=self.divisor[1],
+            kept=HALF_RANGE if scores[0].dtype == torch.float16 else 0.0,
             factor=factor * weights[0],
             gamma=exponent,
             with_gradient=with_gradient,
         )
-        losses, weight = ops.positive_losses_(
+        box_divisor, box_scale = self.box_divisor or WeightDivisor(), None
+        if self.box_divisor is None:
+            box_scale = scales[0]
+        elif self.averaged:
+            box_scale = torch.ones_like(scales[0])  # until the ranks' sum is known
+        losses, factors, weight = ops.positive_losses_(
             class_gradients=gradients,
             cls_scores=scores,
             bbox_preds=preds,
@@ -161,7 +206,11 @@ class _Call(NamedTuple):
             weight=match.weight,
             region=match.region,
             background=background,
-            scale=scale,
+            scales=scales,
+            box_scale=box_scale,
+            least=box_divisor.least,
+            eps=box_divisor.eps,
+            divide_distillation=box_divisor.distillation,
             weights=list(weights),
             class_kind=CLASS_KINDS.index(class_loss.kind),
             box_kind=BOX_KINDS.index(box_kind),
@@ -172,21 +221,18 @@ class _Call(NamedTuple):
             most=self.most,
             heads=0 if self.columns == self.num_levels else self.columns,
         )
-        return losses, weight, gradients
+        return losses, factors, weight, scales[2], *gradients
 
-    def scaled(self, losses: Tensor, tensors: Sequence[Tensor]) -> tuple[list[Tensor], Tensor]:
-        """Return the parts of the losses, loss by loss, and the factor of the box losses, (1 or 4, 1 or G)."""
-        given, rest, _ = tensors[-3:]
-        factor = given
-        if self.box_scale is not None:
-            factor = self.box_scale(losses[1, 0] if self.columns == 1 else losses[1].sum())
-        if factor.dim() < 2:
-            factor = factor.reshape(1, -1)
-        cls = losses[0] if rest is None else losses[0] * rest
-        boxes = losses[2 : self.rows + 1] * factor[: self.rows - 1]
-        return [*cls.unbind(), *boxes.flatten().unbind()], factor
+    def over_ranks(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Divide box losses by the sum of the weights, averaged over ranks; return losses and factors (4, 1)."""
+        assert self.box_divisor is not None
+        least, eps, distillation = self.box_divisor
+        inverse = (average_over_ranks(losses[1].sum(), least, training=True) + eps).reciprocal()
+        of_distillation = inverse if distillation else torch.ones_like(inverse)
+        factors = torch.stack([inverse, inverse, of_distillation, of_distillation])[:, None]
+        return torch.cat([losses[:2], losses[2:] * factors]), factors
 
-    def box_gradients(self, tensors: Sequence[Tensor], weight: Tensor, factors: Tensor) -> list[Tensor]:
+    def box_gradients(self, tensors: Sequence[Tensor], weight: Tensor, slopes: Tensor, factors: Tensor) -> list[Tensor]:
         """Return the gradients of the box logits."""
         _, preds, soft = self.split(tensors)
         match = self.match(tensors)
@@ -198,6 +244,7 @@ class _Call(NamedTuple):
             index=match.index,
             weight=weight,
             region=match.region,
+            slopes=slopes,
             factors=factors,
             weights=list(self.losses.weights[1:]),
             box_kind=BOX_KINDS.index(self.losses.box_kind),
@@ -213,7 +260,7 @@ class _Call(NamedTuple):
 
     def match(self, tensors: Sequence[Tensor]) -> Match:
         """Return the targets of each point."""
-        points, boxes, labels, index, *others = tensors[self.num_maps : -3]
+        points, boxes, labels, index, *others = tensors[self.num_maps : -1]
         return Match(points, boxes, labels, index, self.most, *others)
 
 
@@ -226,23 +273,25 @@ class _Losses(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, with_gradient: bool, *tensors: Tensor) -> tuple[Tensor, ...]:
-        losses, weight, gradients = call.class_part(tensors, with_gradient)
-        parts, factor = call.scaled(losses, tensors)
-        return *parts, weight, factor, *gradients
+        losses, factors, weight, rest, *gradients = call.losses_of(tensors, with_gradient)
+        if call.averaged:
+            losses, factors = call.over_ranks(losses)
+        boxes = losses[2 : call.rows + 1]
+        return *losses[0].unbind(), *boxes.flatten().unbind(), weight, factors, rest, *gradients
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
         ctx.call, _, *tensors = inputs
         parts = ctx.call.rows * ctx.call.columns
-        weight, factor, *ctx.gradients = output[parts:]
+        weight, factors, rest, *ctx.gradients = output[parts:]
         ctx.set_materialize_grads(False)
         ctx.mark_non_differentiable(*output[parts:])
-        ctx.save_for_backward(*tensors, weight, factor)
+        ctx.save_for_backward(*tensors, weight, factors, rest)
 
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
         call, levels = ctx.call, ctx.call.num_levels
-        *tensors, weight, factor = ctx.saved_tensors
+        *tensors, weight, factors, rest = ctx.saved_tensors
         given = upstream[: call.rows * call.columns]
         present = [slope for slope in given if slope is not None]
         if not present:
@@ -255,14 +304,12 @@ class _Losses(torch.autograd.Function):
                 # The first pass hands out the gradients; a second one over a retained graph computes them again.
                 of_scores, ctx.gradients = ctx.gradients, None
                 if of_scores is None:
-                    of_scores = call.class_part(tensors, True)[2]
-                rest = tensors[-2]
+                    of_scores = call.losses_of(tensors, True)[4:]
                 ops.scale_gradient_(
                     gradients=[_in_memory_order(gradient) for gradient in of_scores],
-                    factor=slopes[0] if rest is None else slopes[0] * rest,
+                    factor=slopes[0] * rest[:1] if tensors[0].dtype == torch.float16 else slopes[0],
                 )
                 gradients[:levels] = of_scores
             if any(ctx.needs_input_grad[2 + levels : 2 + 2 * levels]):
-                factors = slopes[1:] * factor[: call.rows - 1]
-                gradients[levels : 2 * levels] = call.box_gradients(tensors, weight, factors)
+                gradients[levels : 2 * levels] = call.box_gradients(tensors, weight, slopes[1:], factors)
         return (None, None, *first_order_only(gradients, (*present, *tensors), INSTEAD))

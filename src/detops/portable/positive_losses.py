@@ -56,7 +56,11 @@ def positive_losses_(
     weight: Tensor | None,
     region: Tensor | None,
     background: Tensor,
-    scale: Tensor,
+    scales: Tensor,
+    box_scale: Tensor | None,
+    least: float,
+    eps: float,
+    divide_distillation: bool,
     weights: list[float],
     class_kind: int,
     box_kind: int,
@@ -66,15 +70,16 @@ def positive_losses_(
     margin: float,
     most: int,
     heads: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Return losses and weights; arguments and meaning as in `detops.reference.positive_losses`."""
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return losses, factors and weights; arguments and meaning as in `detops.reference.positive_losses`."""
     wide = torch.float64 if cls_scores[0].dtype == torch.float64 else torch.float32
     slots = slots_of(index, region, most)
-    factors = (weights[0] * scale.to(wide)).repeat_interleave(len(cls_scores) // len(scale)).unbind()
+    groups = scales.shape[1]
+    of_class = (weights[0] * scales[1].to(wide)).repeat_interleave(len(cls_scores) // groups).unbind()
     kind = CLASS_LOSSES[class_kind](alpha, gamma)
     found = torch.zeros(index.shape, dtype=torch.float32, device=index.device)
     columns, start = [], 0
-    for i, (scores, preds, factor) in enumerate(zip(cls_scores, bbox_preds, factors, strict=True)):
+    for i, (scores, preds, factor) in enumerate(zip(cls_scores, bbox_preds, of_class, strict=True)):
         if preds.shape[2] * preds.shape[3] == 0:
             columns.append(torch.zeros(6, dtype=wide, device=index.device))
             continue
@@ -120,4 +125,19 @@ def positive_losses_(
         start += preds.shape[2] * preds.shape[3]
     losses = torch.stack(columns, 1)
     losses[0] += background
-    return losses.view(6, heads, -1).sum(2) if heads else losses, found
+    losses = losses.view(6, heads, -1).sum(2) if heads else losses
+    factors = box_factors(losses[1], groups, box_scale, least, eps, divide_distillation)
+    rest = torch.cat([scales[2:], torch.ones_like(scales[2:]), factors])
+    return losses * rest.repeat_interleave(losses.shape[1] // groups, 1), factors, found
+
+
+def box_factors(
+    weights: Tensor, groups: int, box_scale: Tensor | None, least: float, eps: float, divide_distillation: bool
+) -> Tensor:
+    """Return the factors (4, G) of the box losses; `weights` has the sums of w of levels or heads."""
+    if box_scale is None:
+        box_scale = (weights.sum().to(torch.float32).clamp(min=least) + eps).reciprocal()
+    factors = box_scale.to(torch.float32).expand(4, groups)
+    if divide_distillation:
+        return factors.contiguous()
+    return torch.cat([factors[:2], torch.ones_like(factors[2:])])

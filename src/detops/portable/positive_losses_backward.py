@@ -14,6 +14,7 @@ def positive_losses_backward(
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    slopes: Tensor,
     factors: Tensor,
     weights: list[float],
     box_kind: int,
@@ -22,24 +23,23 @@ def positive_losses_backward(
     most: int,
 ) -> list[Tensor]:
     """Return the gradients; arguments and meaning as in `detops.reference.positive_losses_backward`."""
-    slots = slots_of(index, region, most)
+    slots, levels = slots_of(index, region, most), len(bbox_preds)
     gradients, start = [], 0
     for i, preds in enumerate(bbox_preds):
         if preds.shape[2] * preds.shape[3] == 0:
             gradients.append(torch.zeros_like(preds, memory_format=torch.contiguous_format))
             continue
         level = level_at(preds, slots, start, points, boxes, index)
-        sides, factor = (
-            sides_of(level.raw, level.box, box_kind, margin),
-            factors[:, i * factors.shape[1] // len(bbox_preds)].to(level.raw.dtype),
-        )
-        w = weight.to(level.raw.dtype).gather(1, slots).where(level.positive, 0)[..., None, None]
+        sides, wide = sides_of(level.raw, level.box, box_kind, margin), level.raw.dtype
+        factor = slopes[:, i * slopes.shape[1] // levels].to(wide)
+        factor = factor * factors[: len(slopes), i * factors.shape[1] // levels].to(wide)
+        w = weight.to(wide).gather(1, slots).where(level.positive, 0)[..., None, None]
         total = w * (weights[0] * factor[0]) * sides.iou_loss_gradient
         if level.raw.shape[3] > 1:
             total = total + w * (weights[1] * factor[1]) * sides.dfl_gradient
         there = positive = (w != 0)[..., 0, 0]
         if soft_targets:
-            soft = at(soft_targets[i], level.rows, level.raw.dtype).unflatten(2, level.raw.shape[2:])
+            soft = at(soft_targets[i], level.rows, wide).unflatten(2, level.raw.shape[2:])
             slope = distillation(level.raw, soft, temperature)[1]
             total = total + weights[2] * factor[2] * w * slope
             if region is not None:

@@ -25,7 +25,11 @@ def positive_losses_(
     weight: Tensor | None,
     region: Tensor | None,
     background: Tensor,
-    scale: Tensor,
+    scales: Tensor,
+    box_scale: Tensor | None,
+    least: float,
+    eps: float,
+    divide_distillation: bool,
     weights: list[float],
     class_kind: int,
     box_kind: int,
@@ -35,18 +39,23 @@ def positive_losses_(
     margin: float,
     most: int,
     heads: int = 0,
-) -> tuple[Tensor, Tensor]:
-    """Return the losses of each level's positives, and set the gradient of their class logits, in place.
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the losses of each level or head, and set the gradient of the positives' class logits, in place.
 
     A positive is a point with a box. It has a quality q, the target of its class logit, and a weight w of its box
     losses. Where w is 0, it has no box losses and its box logits are not read for them.
 
-        0  scale * weights[0] * (class loss of its label's logit with target q - that of the same logit as background)
+        0  scale * weights[0] * (class loss of its label's logit with target q - that of the same logit as background);
+           with the background's loss and times the rest of the scale
         1  w
         2  weights[1] * w * IoU loss of the predicted box
         3  weights[2] * w * sum over sides of the distribution focal loss
         4  weights[3] * w * sum over sides of the distillation loss; 0 without a teacher
         5  weights[4] * the loss of row 4 for every point of a region, with the region's weight in place of w
+
+    Rows 2 to 5 are then multiplied by the factor of the box losses, which is given, or follows from the sum of all w:
+
+        1 / (max(sum of w, least) + eps)
 
     Args:
         class_gradients: Tensors of the shapes of `cls_scores`, contiguous or channels last. The element of a positive's
@@ -65,7 +74,12 @@ def positive_losses_(
         weight: (B, A) w, a constant; None for the highest class probability.
         region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
         background: (L,) class loss of each level if no point had a box, which row 0 begins with.
-        scale: (G,) factor of the class loss for each G-th of the levels, one after another; G divides their number.
+        scales: (3, G) float32: row 1 is the scale of the class loss for each G-th of the levels, one after another, and
+            row 2 the rest, as `background_losses` returns them; G divides the number of levels.
+        box_scale: (G,) the factor of the box losses; None for that of the sum of all w.
+        least: Lowest sum of w to divide by.
+        eps: Added to this divisor.
+        divide_distillation: Whether rows 4 and 5 have the factor of the box losses, too; else it is 1 for them.
         weights: Factors of the five losses.
         class_kind: Kind of the class loss, an index into `CLASS_KINDS`; see `class_loss`.
         box_kind: Kind of the IoU loss, an index into `BOX_KINDS`. CIoU's alpha is v / (1 - IoU + v) at every IoU, as in
@@ -75,11 +89,12 @@ def positive_losses_(
         temperature: Softmax temperature of the distillation.
         margin: How far the targets of the distributions stay below the last bin, in bins.
         most: Upper bound of the points of an image that are positive or in the region; bounds the memory.
-        heads: Sum over the levels of each of that many heads, whose levels follow one another; 0 for sums by level.
+        heads: Sum over the levels of each of that many heads, whose levels follow one another; a multiple of G. 0 for
+            sums by level.
 
     Returns:
-        (6, L) or (6, heads), the rows above, summed over each level's or head's positives; (B, A), the weights w, 0 at
-        all other points.
+        (6, L) or (6, heads), the rows above, summed over each level's or head's positives; (4, G) float32, the factors
+        of rows 2 to 5; (B, A), the weights w, 0 at all other points.
 
     Reference:
         Li et al., "Generalized Focal Loss", 2020; Zheng et al., "Localization Distillation for Dense Object
@@ -88,7 +103,7 @@ def positive_losses_(
     losses = torch.zeros(6, len(cls_scores), dtype=torch.float64)
     losses[0] = background
     found = torch.zeros(index.shape, dtype=torch.float64)
-    start = 0
+    start, groups = 0, scales.shape[1]
     for level, scores in enumerate(cls_scores):
         size, width = scores.shape[2] * scores.shape[3], scores.shape[3]
         for b, r in places(index, region, start, size):
@@ -109,7 +124,7 @@ def positive_losses_(
                 losses[1:5, level] += factors * torch.stack([w, w * box.iou_loss, w * box.dfl, w * box.ld])
             q = box.iou if quality is None else quality[b, a].double()
             logit = z[label].clone().requires_grad_()
-            factor = weights[0] * scale.double()[level * len(scale) // len(cls_scores)]
+            factor = weights[0] * scales[1].double()[level * groups // len(cls_scores)]
             with torch.enable_grad():
                 loss, background = class_loss(logit, q, CLASS_KINDS[class_kind], alpha, gamma)
             losses[0, level] += factor * (loss - background).detach()
@@ -118,7 +133,15 @@ def positive_losses_(
         start += size
     if heads:
         losses = losses.view(6, heads, -1).sum(2)
-    return losses, found
+    inverse = 1 / (losses[1].sum().clamp(min=least) + eps) if box_scale is None else box_scale.double()
+    factors = inverse.expand(4, groups).clone()
+    if not divide_distillation:
+        factors[2:] = 1
+    for column in range(losses.shape[1]):
+        group = column * groups // losses.shape[1]
+        losses[0, column] *= scales[2, group]
+        losses[2:, column] *= factors[:, group]
+    return losses, factors, found
 
 
 def class_loss(x: Tensor, q: Tensor, kind: str, alpha: float, gamma: float) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ def positive_losses_backward(
     index: Tensor,
     weight: Tensor,
     region: Tensor | None,
+    slopes: Tensor,
     factors: Tensor,
     weights: list[float],
     box_kind: int,
@@ -32,8 +33,9 @@ def positive_losses_backward(
         weight: (B, A) float32, the weights w that `positive_losses_` returned, as constants. A point of weight 0 has
             no box losses.
         region: (B, A) float32, the weight of each point of the region, 0 for all others. None for no region.
-        factors: (R, G), the factor of each of these rows that exist on each G-th of the levels; G divides their number.
-            Row 3 needs more than one bin, row 4 a teacher, row 5 a region.
+        slopes: (R, K), the derivative of what is trained by each of these rows that exist, on each K-th of the levels;
+            K divides their number. Row 3 needs more than one bin, row 4 a teacher, row 5 a region.
+        factors: (4, G), the factors of these rows that `positive_losses_` returned, on each G-th of the levels.
         weights: Further factors of these rows, four.
         box_kind: Kind of the IoU loss, an index into `BOX_KINDS`.
         temperature: Softmax temperature of the distillation.
@@ -51,7 +53,8 @@ def positive_losses_backward(
         size, width = preds.shape[2] * preds.shape[3], preds.shape[3]
         gradient = torch.zeros(preds.shape, dtype=torch.float64)
         factor = torch.zeros(4, dtype=torch.float64)
-        factor[: len(factors)] = factors[:, level * factors.shape[1] // len(bbox_preds)]
+        factor[: len(slopes)] = slopes[:, level * slopes.shape[1] // len(bbox_preds)]
+        factor *= factors[:, level * factors.shape[1] // len(bbox_preds)]
         factor *= torch.tensor(weights, dtype=torch.float64)
         for b, r in places(index, region, start, size):
             y, x, a, n = r // width, r % width, start + r, int(index[b, start + r])

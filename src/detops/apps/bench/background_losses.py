@@ -28,8 +28,8 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     )[: 1 if quick else None]:
         factor, gamma = loss.background
         arguments: dict[str, Any] = {
-            "logits": scene.scores, "valid": there, "scale": torch.ones(1, device=device), "factor": factor,
-            "gamma": gamma, "with_gradient": True,
+            "logits": scene.scores, "valid": there, "counts": torch.ones(1, 1, device=device), "least": 1.0, "eps": 0.0,
+            "kept": 0.0, "factor": factor, "gamma": gamma, "with_gradient": True,
         }  # fmt: skip
         ours, batched = partial(ops.background_losses, **arguments), partial(portable, **arguments)
         yield Case(name, ours, partial(_copy, scene.scores), {"PyTorch": batched}, "copy of scores")

@@ -32,8 +32,9 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
                 "class_gradients": gradients, "cls_scores": scene.scores, "bbox_preds": scene.preds,
                 "soft_targets": soft, "points": scene.points(), "boxes": scene.boxes, "labels": scene.labels,
                 "index": index, "quality": given, "weight": given, "region": None,
-                "background": torch.zeros(len(gradients), device=device), "scale": torch.ones(1, device=device),
-                "weights": [1.0] * 5, "alpha": 0.25, "gamma": 2.0, "temperature": 10.0,
+                "background": torch.zeros(len(gradients), device=device), "scales": torch.ones(3, 1, device=device),
+                "box_scale": None, "least": 1.0, "eps": 0.0, "divide_distillation": True, "weights": [1.0] * 5,
+                "alpha": 0.25, "gamma": 2.0, "temperature": 10.0,
                 "class_kind": CLASS_KINDS.index(class_kind), "box_kind": BOX_KINDS.index(box_kind), "margin": 0.1,
                 "most": 45 * count,
             }  # fmt: skip

@@ -21,12 +21,14 @@ def cases(device: str, quick: bool) -> Iterator[Case]:
     for count in _gfl.COUNTS[: 1 if quick else None]:
         scene = Scene(count, device)
         index = scene.match().index
-        weight, factors = (index >= 0).to(torch.float32), torch.ones(4, len(STRIDES), device=device)
+        weight = (index >= 0).to(torch.float32)
+        slopes, factors = torch.ones(4, len(STRIDES), device=device), torch.ones(4, 1, device=device)
         for name, soft, kind in (("GFL", [], "giou"), ("LD", scene.soft, "giou"), ("task-aligned", [], "ciou")):
             arguments: dict[str, Any] = {
                 "bbox_preds": scene.preds, "soft_targets": soft, "points": scene.points(), "boxes": scene.boxes,
-                "index": index, "weight": weight, "region": None, "factors": factors, "weights": [1.0] * 4,
-                "box_kind": BOX_KINDS.index(kind), "temperature": 10.0, "margin": 0.1, "most": 45 * count,
+                "index": index, "weight": weight, "region": None, "slopes": slopes, "factors": factors,
+                "weights": [1.0] * 4, "box_kind": BOX_KINDS.index(kind), "temperature": 10.0, "margin": 0.1,
+                "most": 45 * count,
             }  # fmt: skip
             ours, batched = partial(ops.positive_losses_backward, **arguments), partial(portable, **arguments)
             floor = partial(_zeros, scene.preds)

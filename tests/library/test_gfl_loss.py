@@ -5,13 +5,14 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from op import two_ranks
 from torch._subclasses import FakeTensorMode
 
 import detops
 from detops.portable import atss_match as portable_atss
-from detops.portable import gaussian_focal_loss_from_boxes as portable_focal
+from detops.portable import background_losses as portable_background
 from detops.portable import positive_losses as portable_positives
 from detops.portable import positive_losses_backward as portable_gradient
 from detops.portable import vlr_weights as portable_region
@@ -23,7 +24,7 @@ SIZES = [h * w for h, w in SHAPES]
 EPS = torch.finfo(torch.float32).eps
 PORTABLE = {
     "atss_match": portable_atss.atss_match,
-    "gaussian_focal_loss_from_boxes": portable_focal.gaussian_focal_loss_from_boxes,
+    "background_losses": portable_background.background_losses,
     "vlr_weights": portable_region.vlr_weights,
     "positive_losses_": portable_positives.positive_losses_,
     "positive_losses_backward": portable_gradient.positive_losses_backward,
@@ -434,6 +435,32 @@ def half_a_step(rank: int, ranks: int) -> list[list[torch.Tensor]]:
         sum(criterion(leaves[:3], leaves[3:], (boxes[part], labels[part]), **teacher).values()).backward()
         found.append([leaf.grad / ranks for leaf in leaves])
     return found
+
+
+def test_a_group_of_one_rank_changes_nothing(tmp_path):
+    """There the divisors are summed up between the ops, and PyTorch divides."""
+    cls_scores, bbox_preds, soft, boxes, labels = scene(6)
+    criteria = [detops.GFLLoss(CLASSES, strides=STRIDES)]
+    criteria += [detops.LDLoss(CLASSES, strides=STRIDES, normalize_ld=on, ld_region="main+vlr") for on in (False, True)]
+
+    def steps():
+        found = []
+        for criterion in criteria:
+            teacher = {} if type(criterion) is detops.GFLLoss else {"soft_targets": soft}
+            for call in (criterion, criterion.level_losses):
+                leaves = leaves_of([*cls_scores, *bbox_preds])
+                losses = call(leaves[:3], leaves[3:], (boxes, labels), **teacher)
+                parts = [part for value in losses.values() for part in (value if isinstance(value, list) else [value])]
+                sum((i + 1) * part for i, part in enumerate(parts)).backward()
+                found.append([*parts, *(leaf.grad for leaf in leaves)])
+        return found
+
+    alone = steps()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        torch.testing.assert_close(steps(), alone)
+    finally:
+        dist.destroy_process_group()
 
 
 @pytest.mark.slow

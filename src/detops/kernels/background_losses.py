@@ -62,21 +62,23 @@ def background_kernel(
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
     which = tl.program_id(1)
     R = number_of(rows, which, LEVELS, 1, 0)
-    blocks = tl.cdiv(C * R, BLOCK)
+    blocks = tl.maximum(tl.cdiv(C * R, BLOCK), 1)  # an empty level makes scales, too
     total = tl.full((), 0, COMPUTE)
-    head = which * GROUPS // LEVELS
-    scale = _whole(counts, head, M, least, eps, BLOCK_M)
-    rest = tl.full((), 1, tl.float32)
-    if KEPT:
-        largest = scale
-        for g in tl.static_range(GROUPS):
-            largest = tl.maximum(largest, _whole(counts, g, M, least, eps, BLOCK_M))
-        rest = tl.div_rn(largest, tl.full((), 1, tl.float32) * kept)
-    if (tl.program_id(0) == 0) & (which * GROUPS % LEVELS == 0):
-        tl.store(scales + head, scale)
-        tl.store(scales + GROUPS + head, tl.div_rn(scale, rest))
-        tl.store(scales + 2 * GROUPS + head, rest)
     if tl.program_id(0) < B * blocks:
+        head = which * GROUPS // LEVELS
+        whole = _whole(counts, head, M, least, eps, BLOCK_M)
+        scale, rest = whole, tl.full((), 1, tl.float32)
+        if KEPT:
+            largest = whole
+            if GROUPS > 1:
+                for g in tl.static_range(GROUPS):
+                    largest = tl.maximum(largest, _whole(counts, g, M, least, eps, BLOCK_M))
+            rest = tl.div_rn(largest, rest * kept)
+            scale = tl.div_rn(whole, rest)
+        if (tl.program_id(0) == 0) & (which * GROUPS % LEVELS == 0):
+            tl.store(scales + head, whole)
+            tl.store(scales + GROUPS + head, scale)
+            tl.store(scales + 2 * GROUPS + head, rest)
         b = (tl.program_id(0) // blocks).to(tl.int64)
         place = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
         there = place < C * R
@@ -85,7 +87,7 @@ def background_kernel(
             point = place // number_of(inner, which, LEVELS, 1, 0) % R + number_of(starts, which, LEVELS, 1, 0)
             read = there & (tl.load(valid + b * A + point, mask=there, other=0) > 0)
         x = tl.load(map_of(maps, which, LEVELS) + b * C * R + place, mask=read, other=0.0).to(COMPUTE)
-        number = tl.div_rn(scale, rest).to(COMPUTE)
+        number = scale.to(COMPUTE)
         loss, slope = cells(x, tl.zeros((BLOCK,), COMPUTE), 1.0, number, gamma, 4.0, 1.0, factor, STANDARD)
         total = number * tl.sum(tl.where(read, loss, 0.0), 0)
         if WITH_GRADIENT:
@@ -111,8 +113,10 @@ def background_losses(
     wide = accumulate_dtype(logits[0])
     logits = [dense_map(level) for level in logits]
     gradients = [torch.empty_like(level) for level in logits] if with_gradient else []
-    rows = tuple(level.shape[2] * level.shape[3] for level in logits)
-    programs = max(batch * cdiv(classes * max(rows), BLOCK), 1)  # one makes the scales
+    # Without images, a first one has no points: its programs make the scales.
+    rows = tuple(level.shape[2] * level.shape[3] if batch else 0 for level in logits)
+    batch = max(batch, 1)
+    programs = batch * max(cdiv(classes * max(rows), BLOCK), 1)
     sums = logits[0].new_empty((len(logits), programs), dtype=wide)
     scales = logits[0].new_empty((3, len(counts)), dtype=torch.float32)
     background_kernel(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 import detops
 from detops import ops
@@ -154,6 +154,20 @@ def test_criteria_launch_few_kernels(name, count):
 
     step()  # what is kept for the next step is made
     assert count_launches(step) == launches
+
+
+@pytest.mark.parametrize("name", ["GFLLoss", "LDLoss", "TaskAlignedLoss"])
+def test_the_range_of_float16_takes_one_launch(name):
+    """The class gradients are written multiplied by 2^14, which backward divides by."""
+    pytest.importorskip("triton")
+    make, call, launches = CRITERIA[name]
+    maps, targets = tree_map(lambda level: level.detach().half().requires_grad_(), make()), truth(5)
+
+    def step():
+        torch.autograd.grad(sum(call(maps, targets).values()), tree_leaves(maps))
+
+    step()
+    assert count_launches(step) == launches + 1
 
 
 @pytest.mark.parametrize("name", CALLS_OF_MAPS)

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
+    HAS_TRITON,
     TOLERANCES,
     Form,
     Op,
@@ -335,6 +336,19 @@ def test_factors_by_hand() -> None:
                 )
                 expected = plain * torch.tensor(expected)[:, None]
                 torch.testing.assert_close(losses, expected.to(losses.dtype), rtol=1e-5, atol=0)
+
+
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+def test_the_triton_kernel_adds_the_sums_of_many_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as on large maps, compared with what it adds at once."""
+    from detops.kernels import positive_losses as kernels
+
+    monkeypatch.setattr(kernels, "BLOCK_SUM", 2)
+    data = positive_scene(3, batch=5, share=0.8)
+    for form in op.forms:
+        for by_head, varied in ((False, True), (True, True), (True, False)):
+            options = dict(varied=varied, by_head=by_head, divisor="weights")
+            assert_matches(form, lambda: loss_arguments(data, **options))  # type: ignore[arg-type] # noqa: B023
 
 
 @op.for_each_kernel

@@ -134,6 +134,22 @@ def test_each_device_has_its_own(stub: tuple[_launch.Kernel, Triton], monkeypatc
         copy((1,), other, *args)
     assert (len(triton.asked), len(triton.kept), current) == (2, 1, [0])
     assert triton.kept[0][3] == 71  # the stream of that device
+    for _ in range(2):
+        copy((1,), (other, other[0]), ((1, 7), 16, 0.5), (128,))
+    assert triton.kept[1][9:12] == (tuple(t.data_ptr() for t in other), other[0].data_ptr(), (5, 17))
+
+
+def test_encoded_numbers_are_forgotten_in_time(
+    stub: tuple[_launch.Kernel, Triton], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copy, triton = stub
+    monkeypatch.setattr(_launch, "_MOST_ENCODED", 3)
+    for height in [*range(5), 2**31]:
+        copy((1,), ((X, Y), X), ((height, 7), 16, 0.5), (128,))
+    assert [kept[11] for kept in triton.kept] == [(2 * height + 3, 17) for height in range(1, 5)]
+    assert triton.asked[-1][1][2] == (2**32 + 3, 17)
+    copy((1,), ((X, Y), X), ((), 16, 0.5), (128,))
+    assert triton.kept[-1][11] == ()
 
 
 def test_tuples_come_as_tuples_of_one_kind(stub: tuple[_launch.Kernel, Triton]) -> None:

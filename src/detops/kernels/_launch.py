@@ -18,6 +18,8 @@ reach a kernel in a form that it cannot tell apart, and that `plain` undoes.
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import reduce
+from operator import attrgetter, or_
 from typing import Any
 
 import torch
@@ -28,7 +30,9 @@ from triton.compiler import CompiledKernel
 
 _INT32_END = 2**31  # a number from here on is an int64 for Triton
 _REST = ((), (1, 1), (1,), ())  # of a grid, by the number of its axes
+_MOST_ENCODED = 256  # tuples of numbers that a kernel keeps encoded
 _ON_ROCM = torch.version.hip is not None
+_data_ptr, _dtype, _is_cuda = torch.Tensor.data_ptr, attrgetter("dtype"), attrgetter("is_cuda")
 # Both are None in a PyTorch for CPUs alone, where kernels run in Triton's interpreter.
 _current_device = getattr(torch._C, "_cuda_getDevice", None)
 _current_stream = getattr(torch._C, "_cuda_getCurrentRawStream", None)
@@ -112,6 +116,7 @@ class Kernel:
         self.__doc__ = function.__doc__
         self._specialized = [numbers.index(name) for name in specialize]
         self._kept: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+        self._encoded: dict[tuple[Any, ...], tuple[list[Any], int]] = {}
 
     def __call__(
         self,
@@ -130,34 +135,32 @@ class Kernel:
         """
         nested = type(tensors[0]) is tuple
         flat = _flat(tensors) if nested else tensors
-        single = numbers
-        if numbers and type(numbers[0]) is tuple:
-            numbers = [tuple([2 * n + 3 for n in value]) if type(value) is tuple else value for value in numbers]
-            single = _flat(numbers)
         device = flat[0].get_device()
-        if device < 0 or _current_device is None:
-            self.jit[grid](*tensors, *numbers, *constants, **self.options)
-            return
-        if device != _current_device():
+        on_gpu = device >= 0 and _current_device is not None
+        if on_gpu and device != _current_device():
             with torch.cuda.device(device):
                 self(grid, tensors, numbers, constants)
             return
-        pointers = [tensor.data_ptr() for tensor in flat]
-        bits = 0
-        for pointer in pointers:
-            bits |= pointer
+        if numbers and type(numbers[0]) is tuple:
+            numbers, highest = self._plain_numbers(numbers)
+        else:
+            highest = max(numbers, default=0)
+        if not on_gpu:
+            self.jit[grid](*tensors, *numbers, *constants, **self.options)
+            return
+        pointers = [*map(_data_ptr, flat)]
         key = (
             device,
             constants,
-            tuple([pointer & 15 == 0 for pointer in pointers]) if bits & 15 else len(pointers),
-            *[tensor.dtype for tensor in flat],
+            tuple([pointer & 15 == 0 for pointer in pointers]) if reduce(or_, pointers) & 15 else len(pointers),
+            *map(_dtype, flat),
             *[numbers[i] for i in self._specialized],
         )
         if _ON_ROCM:  # there Triton compiles apart for tensors beyond 2 GB
             key = (*key, *[tensor.untyped_storage().size() < _INT32_END for tensor in flat])
         kept = self._kept.get(key)
         hook = knobs.runtime.launch_enter_hook  # of a profiler
-        ordinary = max(single, default=0) < _INT32_END and False not in [t.is_cuda for t in flat]
+        ordinary = highest < _INT32_END and all(map(_is_cuda, flat))
         if kept is None or not ordinary or (hook is not None and getattr(hook, "calls", True)):
             compiled = self.jit[grid](*tensors, *numbers, *constants, **self.options)
             if ordinary and isinstance(compiled, CompiledKernel):
@@ -166,15 +169,26 @@ class Kernel:
             return
         run, function, metadata, _ = kept
         if nested:
-            following = iter(pointers)
-            pointers = [
-                tuple([next(following) for _ in value]) if type(value) is tuple else next(following)
-                for value in tensors
-            ]
+            pointers = _nested(pointers, tensors)
         run(
             *grid, *_REST[len(grid)], _current_stream(device), function, metadata, None, None, None, *pointers,
             *numbers, *constants,
         )  # fmt: skip
+
+    def _plain_numbers(self, numbers: tuple[Any, ...]) -> tuple[list[Any], float]:
+        """Return numbers with the tuples as `plain` undoes them, which are kept, and the highest number."""
+        tuples = 1
+        while tuples < len(numbers) and type(numbers[tuples]) is tuple:
+            tuples += 1
+        given, single = numbers[:tuples], numbers[tuples:]
+        found = self._encoded.get(given)
+        if found is None:
+            if len(self._encoded) == _MOST_ENCODED:
+                self._encoded.clear()
+            found = [tuple([2 * n + 3 for n in value]) for value in given], max(_flat(given), default=0)
+            self._encoded[given] = found
+        encoded, highest = found
+        return [*encoded, *single], max([highest, *single])
 
 
 def kernel(
@@ -205,4 +219,18 @@ def _flat(values: Iterable[Any]) -> list[Any]:
             found.extend(value)
         else:
             found.append(value)
+    return found
+
+
+def _nested(flat: list[int], values: Iterable[Any]) -> list[Any]:
+    """Return numbers in the shape of values of which some are tuples, the inverse of `_flat`."""
+    found: list[Any] = []
+    place = 0
+    for value in values:
+        if type(value) is tuple:
+            found.append(tuple(flat[place : place + len(value)]))
+            place += len(value)
+        else:
+            found.append(flat[place])
+            place += 1
     return found

@@ -1,10 +1,11 @@
 """The op nms_mask: every form keeps the same boxes, bit for bit."""
 
+import importlib
 from typing import Any
 
 import pytest
 import torch
-from ahead_of_time import Kernel
+from ahead_of_time import Kernel, needs_triton
 from hypothesis import given
 from hypothesis import strategies as st
 from op import (
@@ -23,6 +24,7 @@ from torch import Tensor
 import detops
 
 op = Op("nms_mask")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton
 
 
 def crowded_boxes(
@@ -62,7 +64,7 @@ def test_matches_reference(form: Form) -> None:
     @given(
         seed=st.integers(0, 10**6),
         batch=st.sampled_from([0, 1, 3]),
-        count=st.sampled_from([0, 1, 2, 20, 70]),
+        count=st.sampled_from([0, 1, 2, 20, 32, 33, 70]),
         dtype=st.sampled_from(DTYPES),
         labels=st.sampled_from([None, torch.int32, torch.int64]),
         valid=st.booleans(),
@@ -83,6 +85,38 @@ def test_hundreds_of_boxes(form: Form) -> None:
     keep = form(*args, 0.4)
     assert 10 < keep.sum() < 290
     assert torch.equal(keep, op.reference(*args, 0.4))
+
+
+@pytest.mark.slow
+@needs_triton
+@pytest.mark.parametrize("loads", [1, 2, 8])
+def test_all_ways_to_walk(loads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of boxes are walked by more warps, a few boxes at once; here as many as the interpreter can take."""
+    module = importlib.import_module("detops.kernels.nms_mask")
+    monkeypatch.setattr(module, "WIDE", 1)
+    monkeypatch.setattr(module, "LOADS", loads)
+    for count in (31, 64, 65, 97, 161):
+        args = crowded_boxes(2, count=count, labels=torch.int64, valid=True, odd=True)
+        assert torch.equal(module.nms_mask(*moved(args, DEVICE), 0.4).cpu(), op.reference(*args, 0.4))
+
+
+@pytest.mark.slow
+@needs_triton
+def test_only_words_that_were_written_are_used() -> None:
+    module = importlib.import_module("detops.kernels.nms_mask")
+    args = crowded_boxes(3, count=150)
+    torch.use_deterministic_algorithms(True)  # fills what is allocated with ones
+    try:
+        assert torch.equal(module.nms_mask(*moved(args, DEVICE), 0.4).cpu(), op.reference(*args, 0.4))
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("count", [2048, 2049, 4097, 9000])
+def test_gpu_keeps_what_the_cpu_keeps_of_thousands(count: int) -> None:
+    args = crowded_boxes(5, batch=2, count=count, labels=torch.int64, valid=True, odd=True)
+    assert torch.equal(op(*moved(args, "cuda"), 0.5).cpu(), op(*args, 0.5))
 
 
 @pytest.mark.gpu
@@ -168,11 +202,14 @@ KERNELS = [
            dict(BLOCK=256), 4)
 ] + [
     Kernel("pairs_kernel",
-           dict(boxes="*" + kind, labels="*i64", order="*i64", words="*i64", N="i32", W="i32", iou_threshold="fp64"),
-           dict(ORDER=order, HAS_LABELS=kind == "fp32", DOUBLE=kind == "fp64", TILE=32, BITS=32), 4)
+           dict(boxes="*" + kind, labels="*i64", order="*i64", words="*i32", N="i32", W="i32", iou_threshold="fp64"),
+           dict(ORDER=order, HAS_LABELS=kind == "fp32", DOUBLE=kind == "fp64", BITS=32), 4)
     for order, kind in ((0, "fp32"), (1, "fp64"), (2, "fp32"))
 ] + [
-    Kernel("walk_kernel", dict(words="*i64", order="*i64", valid="*u8", kept="*u8", N="i32", W="i32"),
-           dict(ORDER=order, HAS_VALID=order != 1, BLOCK_W=32, BITS=32), 1)
-    for order in (0, 1, 2)
+    Kernel(name, dict(words="*i32", order="*i64", valid="*u8", kept="*u8", N="i32", W="i32"),
+           dict(ORDER=order, HAS_VALID=order != 1, BLOCK_W=width, BITS=32, ROWS=rows), warps)
+    for name, order, width, rows, warps in (
+        ("walk_kernel", 0, 32, 32, 1), ("walk_kernel", 1, 32, 32, 1), ("walk_kernel", 2, 64, 32, 1),
+        ("wide_walk_kernel", 0, 128, 32, 4), ("wide_walk_kernel", 2, 512, 8, 4), ("wide_walk_kernel", 0, 2048, 2, 4),
+    )
 ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 The first kernel makes keys of the scores, which PyTorch sorts: the order of visits. The second writes, for each box in
 that order, which later boxes it would drop, 32 per word; the third keeps the dropped boxes of an image as words in
-registers. Boxes are read where they are. No atomics.
+registers, and decides on 32 boxes per step. Boxes are read where they are. No atomics.
 """
 
 import torch
@@ -13,9 +13,11 @@ from torch import Tensor
 from detops.kernels._boxes import overlap
 from detops.kernels._launch import cdiv, kernel, next_power_of_2
 
-BITS = 32  # boxes per word; words are int64, so that no bit is the sign
-TILE = 32  # boxes per program of the kernel of pairs
+BITS = 32  # boxes per word, and words per tile of pairs
 BLOCK = 256  # keys per program
+WIDE = 64  # words per box that one warp still walks through
+WARPS = 4  # beyond
+LOADS = 32  # words that a thread of these loads at once
 LOW = tl.constexpr(2**32 - 1)
 AS_THEY_ARE, INDICES, KEYS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)  # orders of visits
 
@@ -50,21 +52,23 @@ def pairs_kernel(
     boxes,  # (B, N, 4)
     labels,  # (B, N), not read without HAS_LABELS
     order,  # (B, N) in the order of visits, as in `_visited`
-    words,  # (B, N, W)
+    words,  # (B, W * BITS, W); written from the diagonal on, where word w holds box i and later ones
     N,
     W,
     iou_threshold: tl.float64,  # Triton would round a Python float to float32
     ORDER: tl.constexpr,
     HAS_LABELS: tl.constexpr,
     DOUBLE: tl.constexpr,
-    TILE: tl.constexpr,
     BITS: tl.constexpr,
 ):
-    """Write which boxes of one word each box of a tile would drop."""
+    """Write which boxes of one word each of BITS boxes would drop, none after the last box."""
     COMPUTE: tl.constexpr = tl.float64 if DOUBLE else tl.float32
-    w = tl.program_id(1)
+    # Column w of the upper triangle has w + 1 tiles; a high and a low column together fill a row of the grid.
+    tile, w = tl.program_id(0), W - 1 - tl.program_id(1)
+    if tile > w:
+        tile, w = tile - w - 1, tl.num_programs(0) - 2 - w
     b = tl.program_id(2).to(tl.int64)
-    i = tl.program_id(0) * TILE + tl.arange(0, TILE)
+    i = tile * BITS + tl.arange(0, BITS)
     j = w * BITS + tl.arange(0, BITS)
     one, other = _visited(order, b * N, i, i < N, ORDER), _visited(order, b * N, j, j < N, ORDER)
     first = boxes + (b * N + one) * 4
@@ -88,13 +92,12 @@ def pairs_kernel(
         label = tl.load(labels + b * N + one, mask=i < N, other=0)
         other_label = tl.load(labels + b * N + other, mask=j < N, other=0)
         drops = drops & (label[:, None] == other_label[None, :])
-    bits = tl.where(drops, 1, 0).to(tl.int64) << tl.arange(0, BITS)[None, :].to(tl.int64)
-    tl.store(words + (b * N + i) * W + w, tl.sum(bits, 1), mask=i < N)
+    bits = tl.where(drops, 1, 0) << tl.arange(0, BITS)[None, :]  # their sum never leaves int32: no two have a bit
+    tl.store(words + (b * W * BITS + i) * W + w, tl.sum(bits, 1))
 
 
-@kernel(tensors=4, num_warps=1)
-def walk_kernel(
-    words,  # (B, N, W)
+def _walk(
+    words,  # (B, W * BITS, W), as `pairs_kernel` leaves them
     order,  # (B, N) in the order of visits, as in `_visited`
     valid,  # (B, N) uint8: which boxes take part; not read without HAS_VALID
     kept,  # (B, N) uint8: becomes which are kept; may be the same
@@ -104,20 +107,37 @@ def walk_kernel(
     HAS_VALID: tl.constexpr,
     BLOCK_W: tl.constexpr,
     BITS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """Visit one image's boxes in order."""
+    """Visit one image's boxes in order, BITS per step: first among themselves, then for all later ones."""
     b = tl.program_id(0).to(tl.int64)
     lanes = tl.arange(0, BLOCK_W)
-    dropped = tl.zeros((BLOCK_W,), tl.int64)
-    for i in range(0, N):
-        word = tl.sum(tl.where(lanes == i // BITS, dropped, 0), 0)
-        n = b * N + _visited(order, b * N, i, True, ORDER)
-        stays = 1 - ((word >> (i % BITS)) & 1)
+    bits = tl.arange(0, BITS)
+    dropped = tl.zeros((BLOCK_W,), tl.int32)
+    row = words + b * W * BITS * W
+    for step in range(0, W):
+        i = step * BITS + bits
+        n = b * N + _visited(order, b * N, i, i < N, ORDER)
+        part = tl.full((BITS,), 1, tl.int32)
         if HAS_VALID:
-            stays = tl.load(valid + n).to(tl.int64) & stays
-        tl.store(kept + n, stays.to(tl.uint8))
-        row = tl.load(words + (b * N + i) * W + lanes, mask=lanes < W, other=0)
-        dropped = dropped | (row * stays)
+            part = (tl.load(valid + n, mask=i < N, other=0) != 0).to(tl.int32)
+        # All warps meet in this sum, having loaded what one of them may then store over.
+        stay = ~tl.sum(tl.where(lanes == step, dropped, 0), 0)
+        if HAS_VALID:
+            stay = stay & tl.sum(part << bits, 0)
+        # What is loaded depends on nothing that is computed, so that the loads of ROWS boxes are under way together.
+        later = (lanes > step) & (lanes < W)
+        for first in range(0, BITS, ROWS):
+            for k in tl.static_range(ROWS):
+                stays = ((stay >> (first + k)) & 1) != 0
+                stay = tl.where(stays, stay & ~tl.load(row + step), stay)
+                dropped = tl.where(stays, dropped | tl.load(row + lanes, mask=later, other=0), dropped)
+                row += W
+        tl.store(kept + n, ((stay >> bits) & 1).to(tl.uint8), mask=i < N)
+
+
+walk_kernel = kernel(tensors=4, num_warps=1)(_walk)
+wide_walk_kernel = kernel(tensors=4, num_warps=WARPS)(_walk)  # of thousands of boxes
 
 
 def nms_mask(
@@ -156,16 +176,21 @@ def _suppress(
 ) -> None:
     batch, count = kept.shape
     width = cdiv(count, BITS)
-    words = boxes.new_empty((batch, count, width), dtype=torch.int64)
+    words = boxes.new_empty((batch, width * BITS, width), dtype=torch.int32)
+    across = width | 1  # tiles of the two columns that fill a row of the grid
     pairs_kernel(
-        (cdiv(count, TILE), width, batch),
+        (across, width * (width + 1) // 2 // across, batch),
         (boxes, words if labels is None else labels.contiguous(), order, words),
         (count, width, iou_threshold),
-        (kind, labels is not None, boxes.dtype == torch.float64, TILE, BITS),
+        (kind, labels is not None, boxes.dtype == torch.float64, BITS),
     )
-    walk_kernel(
+    block = max(BITS, next_power_of_2(width))
+    walk, rows = walk_kernel, BITS
+    if block > WIDE:
+        walk, rows = wide_walk_kernel, min(BITS, max(1, LOADS * BITS * WARPS // block))
+    walk(
         (batch,),
         (words, order, kept if valid is None else valid, kept),
         (count, width),
-        (kind, valid is not None, next_power_of_2(width), BITS),
+        (kind, valid is not None, block, BITS, rows),
     )

@@ -46,8 +46,8 @@ def whole(maps: Tensor, image_size: Size) -> tuple[Any, ...]:
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    # Its interpreter runs a program per column.
-    scenes = map_scenes.map_scenes(9 if form.interpreted else 70)
+    # The kernel takes 32 columns and 8 rows at a time.
+    scenes = map_scenes.map_scenes(40 if form.interpreted else 70)
 
     @form.examples(200)
     @given(scene=scenes, threshold=st.sampled_from(THRESHOLDS), compress=st.booleans())
@@ -101,6 +101,14 @@ def test_large_images(image_size: Size, threshold: float) -> None:
         scene = map_scene(3, 3, (9, 14), image_size, kind=kind, windows=kind == "ties")
         cut = threshold + (0.1 if kind == "flat" else 0)
         assert_same_bits(op(*scene, cut, True), op.reference(*scene, cut, True))
+
+
+@op.for_each_form
+@pytest.mark.parametrize("size", [(1, 70), (2, 33), (6, 40), (17, 32)])
+def test_pixels_that_are_cells(form: Form, size: Size) -> None:
+    """Every pixel is drawn anew, so that runs begin and end at, and go on over, the ends of columns anywhere."""
+    maps = torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) - 0.4
+    assert strings(*form(*whole(maps, size), 0.0, True)) == encoded(maps > 0)
 
 
 @op.for_each_form
@@ -225,6 +233,6 @@ KERNELS = [
     Kernel("map_runs_kernel",
            dict(maps="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", reached="*u8", windows="*i32",
                 counts="*i64", starts="*i64", ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"),
-           dict(WRITE=write, BLOCK=256), 2)
+           dict(WRITE=write, COLUMNS=32, ROWS=8), 1)
     for write in (False, True)
 ]  # fmt: skip

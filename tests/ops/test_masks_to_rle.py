@@ -46,8 +46,9 @@ def pasted_and_encoded(*args: Any) -> list[bytes]:
 @pytest.mark.filterwarnings("ignore:(invalid value|overflow) encountered:RuntimeWarning")  # the interpreter's numpy
 @op.for_each_form
 def test_matches_reference(form: Form) -> None:
-    # The interpreter runs two programs per column, and takes 256 rows at a time.
-    narrow = scenes_of([0, 1, 4], [(1, 1), (1, 9), (40, 1), (23, 8), (300, 2)]) if form.interpreted else scenes
+    # The kernel takes 32 columns and 8 rows at a time, and looks for a mask's rows in 256.
+    sizes = [(1, 1), (1, 40), (40, 1), (8, 33), (23, 31), (30, 64), (260, 2)]
+    narrow = scenes_of([0, 1, 4], sizes) if form.interpreted else scenes
 
     @form.examples(150)
     @given(args=narrow, threshold=st.sampled_from(THRESHOLDS), compress=st.booleans())
@@ -104,6 +105,17 @@ def test_runs_over_the_ends_of_columns(form: Form) -> None:
     assert form(*one_mask([0.0, 0, 8, 6]), False)[0].tolist() == [0, 48]
     assert form(*one_mask([6.0, 2, 8, 6]), False)[0].tolist() == [38, 4, 2, 4]
     assert form(*one_mask([0.0, 0, 0, 0]), False)[0].tolist() == [48]
+
+
+@op.for_each_form
+@pytest.mark.parametrize("size", [(1, 70), (2, 33), (6, 40), (17, 32)])
+def test_pixels_that_are_cells(form: Form, size: tuple[int, int]) -> None:
+    """Every pixel is drawn anew, so that runs begin and end at, and go on over, the ends of columns anywhere."""
+    height, width = size
+    masks = (torch.rand(3, *size, generator=torch.Generator().manual_seed(1)) < 0.6).float()
+    args = (masks, torch.tensor([[0.0, 0, width, height]]).expand(3, 4), height, width, 0.5)
+    expected = [coco().encode(np.asfortranarray(mask))["counts"] for mask in masks.to(torch.uint8).numpy()]
+    assert strings(*form(*args, True)) == expected
 
 
 def test_long_runs() -> None:
@@ -187,6 +199,6 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 KERNELS = [
     Kernel("runs_kernel",
            dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", counts="*i64", starts="*i64",
-                ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"), dict(WRITE=write, BLOCK=256), 2)
+                ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"), dict(WRITE=write, COLUMNS=32, ROWS=8), 1)
     for write in (False, True)
 ]  # fmt: skip

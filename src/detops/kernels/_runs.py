@@ -1,7 +1,8 @@
 """Runs of ones down the columns of an image, for the kernels that make run lengths and for those that read them.
 
-A kernel that makes them has one program per column of an image, and runs twice: the first pass counts the runs that
-begin and end in each column, and the second, told how many come before, writes them.
+A kernel that makes them has one program per mask and COLUMNS columns of the image, a column per lane, which goes down
+the rows: each pixel is sampled once, and compared with the one before it. It runs twice: the first pass counts the runs
+that begin and end in each column, and the second, told how many come before, writes them.
 """
 
 from typing import Any
@@ -11,51 +12,50 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels._launch import Kernel
+from detops.kernels._launch import Kernel, cdiv
 
-BLOCK = 256  # rows at once
-
-
-@triton.jit
-def pixel_before(x, y, H):
-    """Return the pixel before each, down the columns: before a first row comes the last of the column before."""
-    return tl.where(y > 0, x, x - 1), tl.where(y > 0, y - 1, H - 1)
+COLUMNS = 32  # per program
+ROWS = 8  # whose loads are under way together
 
 
 @triton.jit
-def pixel_after(x, y, H):
-    """Return the pixel after each, down the columns."""
-    return tl.where(y < H - 1, x, x + 1), tl.where(y < H - 1, y + 1, 0)
+def first_places(counts, place, there, total, WRITE: tl.constexpr):
+    """Return where the runs of some columns begin in `starts` and `ends`; 0 in the pass that counts.
 
-
-@triton.jit
-def first_places(counts, pid, WRITE: tl.constexpr):
-    """Return where the runs of a column begin in `starts` and `ends`; 0 in the pass that counts."""
-    begun = tl.zeros((), tl.int64)
-    ended = tl.zeros((), tl.int64)
+    `place` is where the columns lie among the `total` columns of all masks, `there` which of them exist.
+    """
     if WRITE:
-        begun = tl.load(counts + pid)
-        ended = tl.load(counts + tl.num_programs(0).to(tl.int64) + pid)
+        begun = tl.load(counts + place, mask=there, other=0)
+        ended = tl.load(counts + total + place, mask=there, other=0)
+    else:
+        begun = tl.zeros(place.shape, tl.int32)
+        ended = tl.zeros(place.shape, tl.int32)
     return begun, ended
 
 
 @triton.jit
-def take_runs(starts, ends, begun, ended, begins, stops, position, WRITE: tl.constexpr):
-    """Count the runs that begin or stop at some pixels, and write them where that is the pass; return the counts."""
-    begins = begins.to(tl.int64)
-    stops = stops.to(tl.int64)
+def take_begins(starts, begun, begins, position, WRITE: tl.constexpr):
+    """Count the runs that begin at a pixel of each column, and write them in that pass; return the counts."""
     if WRITE:
-        tl.store(starts + begun + tl.cumsum(begins, 0) - 1, position, mask=begins > 0)
-        tl.store(ends + ended + tl.cumsum(stops, 0) - 1, position + 1, mask=stops > 0)
-    return begun + tl.sum(begins, 0), ended + tl.sum(stops, 0)
+        tl.store(starts + begun, position, mask=begins)
+    return begun + begins.to(begun.dtype)
 
 
 @triton.jit
-def keep_counts(counts, pid, begun, ended, WRITE: tl.constexpr):
-    """Store the counts of a column, in the pass that counts."""
+def take_ends(ends, ended, before, inside, position, WRITE: tl.constexpr):
+    """The same for the runs that end between the pixel before and this one."""
+    stops = before & (inside == 0)
+    if WRITE:
+        tl.store(ends + ended, position, mask=stops)
+    return ended + stops.to(ended.dtype)
+
+
+@triton.jit
+def keep_counts(counts, place, there, total, begun, ended, WRITE: tl.constexpr):
+    """Store the counts of some columns, in the pass that counts."""
     if not WRITE:
-        tl.store(counts + pid, begun)
-        tl.store(counts + tl.num_programs(0).to(tl.int64) + pid, ended)
+        tl.store(counts + place, begun, mask=there)
+        tl.store(counts + total + place, ended, mask=there)
 
 
 def find_runs(
@@ -73,12 +73,12 @@ def find_runs(
     Returns:
         (R,) int64 first position of each run; (R,) the position after its last; (N,) number of runs per mask.
     """
-    grid = (number * width,)
+    grid = (number * cdiv(width, COLUMNS),)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=tables[0].device)
     starts = ends = counts.new_zeros(0)
     if number:
-        kernel(grid, (*tables, counts, counts, counts), numbers, (False, BLOCK))
+        kernel(grid, (*tables, counts, counts, counts), numbers, (False, COLUMNS, ROWS))
         before = counts.cumsum(1) - counts
         starts, ends = counts.new_empty(2, int(counts[0].sum()))
-        kernel(grid, (*tables, before, starts, ends), numbers, (True, BLOCK))
+        kernel(grid, (*tables, before, starts, ends), numbers, (True, COLUMNS, ROWS))
     return starts, ends, counts[0].view(number, width).sum(1)

@@ -1,4 +1,4 @@
-"""`maps_to_rle` in Triton: one program per column of an image finds where runs of ones begin and end in it.
+"""`maps_to_rle` in Triton: one program per 32 columns of an image finds where runs of ones begin and end in them.
 
 As in `masks_to_rle`, no pixel is stored, a first pass counts and a second writes, and the strings are made on the
 device. A first resize (`via_y`, `via_x`) is made by PyTorch, for a bounded number of maps at once.
@@ -15,7 +15,7 @@ from torch import Tensor
 from detops.geometry.resizing import enlarge, reached_columns, weights
 from detops.geometry.run_lengths import encode
 from detops.kernels._launch import kernel
-from detops.kernels._runs import find_runs, first_places, keep_counts, pixel_after, pixel_before, take_runs
+from detops.kernels._runs import find_runs, first_places, keep_counts, take_begins, take_ends
 
 CHUNK_VALUES = 1 << 26  # values of a first resize at once
 
@@ -27,20 +27,25 @@ def between(first, second, weight):
 
 
 @triton.jit
-def is_above(maps, rows, along_y, columns, along_x, x, y, left, top, right, bottom, stride, threshold, asked):
-    """Return whether the pixels (x, y) of one image are above the threshold; false outside the window."""
-    asked = asked & (x >= left) & (x < right) & (y >= top) & (y < bottom)
-    row = tl.load(rows + y, mask=asked, other=0)
-    fy = tl.load(along_y + y, mask=asked, other=0)
-    fx = tl.load(along_x + x, mask=asked, other=0)
-    corner = maps + tl.load(columns + x, mask=asked, other=0) + row * stride
+def is_above(maps, row, fy, column, fx, stride, threshold, asked):
+    """Return whether the pixels of one row are above the threshold; false where not asked."""
+    corner = maps + column + row * stride
     below = corner + stride
     above = between(tl.load(corner, mask=asked, other=0), tl.load(corner + 1, mask=asked, other=0), fx)
     under = between(tl.load(below, mask=asked, other=0), tl.load(below + 1, mask=asked, other=0), fx)
     return asked & (between(above, under, fy) > threshold)
 
 
-@kernel(tensors=10, num_warps=2, enable_fp_fusion=False)
+@triton.jit
+def is_above_beside(maps, rows, along_y, columns, along_x, x, y, left, right, stride, threshold, asked):
+    """The same for the pixels (x, y), whose cells are looked up; false outside the window."""
+    asked = asked & (x >= left) & (x < right)
+    column = tl.load(columns + x, mask=asked, other=0)
+    fx = tl.load(along_x + x, mask=asked, other=0)
+    return is_above(maps, tl.load(rows + y), tl.load(along_y + y), column, fx, stride, threshold, asked)
+
+
+@kernel(tensors=10, num_warps=1, enable_fp_fusion=False)
 def map_runs_kernel(
     maps,  # (N, h + 1, w + 1) float32, the last row and the last column twice
     rows,  # (H,) int32: the cell before each row of the image
@@ -58,36 +63,46 @@ def map_runs_kernel(
     cells,
     threshold,
     WRITE: tl.constexpr,
-    BLOCK: tl.constexpr,
+    COLUMNS: tl.constexpr,
+    ROWS: tl.constexpr,
 ):
-    """Count, or write, the runs that begin and end in one column."""
-    pid = tl.program_id(0).to(tl.int64)
-    n, x = pid // W, pid % W
+    """Count, or write, the runs that begin and end in some columns."""
+    tiles = tl.cdiv(W, COLUMNS)
+    n = (tl.program_id(0) // tiles).to(tl.int64)
+    x = tl.program_id(0) % tiles * COLUMNS + tl.arange(0, COLUMNS)
     left = tl.maximum(tl.load(windows + 4 * n), 0)
-    top = tl.maximum(tl.load(windows + 4 * n + 1), 0)
+    low = tl.maximum(tl.load(windows + 4 * n + 1), 0)
     right = tl.minimum(tl.load(windows + 4 * n + 2), W)
-    bottom = tl.minimum(tl.load(windows + 4 * n + 3), H)
-    if (tl.load(reached + pid) > 0) & (x >= left) & (x < right):
+    high = tl.minimum(tl.load(windows + 4 * n + 3), H)
+    place = n * W + x
+    there = (x >= left) & (x < right)
+    there = there & (tl.load(reached + place, mask=there, other=0) > 0)
+    if tl.max(there.to(tl.int32), 0) > 0:
         maps += n * cells
-        begun, ended = first_places(counts, pid, WRITE)
-        for line in range(0, H, BLOCK):
-            y = line + tl.arange(0, BLOCK)
-            xs = x + tl.zeros((BLOCK,), tl.int64)
-            inside = is_above(
-                maps, rows, along_y, columns, along_x, xs, y, left, top, right, bottom, stride, threshold, y < H
-            )
-            px, py = pixel_before(xs, y, H)
-            before = is_above(
-                maps, rows, along_y, columns, along_x, px, py, left, top, right, bottom, stride, threshold, inside
-            )
-            px, py = pixel_after(xs, y, H)
-            after = is_above(
-                maps, rows, along_y, columns, along_x, px, py, left, top, right, bottom, stride, threshold, inside
-            )
-            begins = inside & (before == 0)
-            stops = inside & (after == 0)
-            begun, ended = take_runs(starts, ends, begun, ended, begins, stops, xs * H + y, WRITE)
-        keep_counts(counts, pid, begun, ended, WRITE)
+        total = (tl.num_programs(0) // tiles).to(tl.int64) * W
+        begun, ended = first_places(counts, place, there, total, WRITE)
+        column = tl.load(columns + x, mask=there, other=0)
+        fx = tl.load(along_x + x, mask=there, other=0)
+        # Only where the window has the first row and the last does a column go on from the one before it.
+        over = there & (x < tl.where((low == 0) & (high == H), W, 0))
+        peek = is_above_beside(
+            maps, rows, along_y, columns, along_x, x - 1, H - 1, left, right, stride, threshold, over
+        )
+        before = x < 0  # nowhere
+        for top in range(low, high, ROWS):
+            for r in tl.static_range(ROWS):
+                y = top + r
+                row = tl.load(rows + y, mask=y < high, other=0)
+                fy = tl.load(along_y + y, mask=y < high, other=0)
+                inside = is_above(maps, row, fy, column, fx, stride, threshold, there)
+                inside = tl.where(y < high, inside, before)
+                begins = inside & (tl.where(y > low, before, peek) == 0)
+                begun = take_begins(starts, begun, begins, x * H + y, WRITE)
+                ended = take_ends(ends, ended, before, inside, x * H + y, WRITE)
+                before = inside
+        after = is_above_beside(maps, rows, along_y, columns, along_x, x + 1, 0, left, right, stride, threshold, over)
+        ended = take_ends(ends, ended, before, after, x * H + high, WRITE)
+        keep_counts(counts, place, there, total, begun, ended, WRITE)
 
 
 def maps_to_rle(

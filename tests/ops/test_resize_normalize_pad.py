@@ -1,12 +1,13 @@
 """The op resize_normalize_pad: every form within rounding of the reference in float64, and of other libraries."""
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-from ahead_of_time import Kernel
+from ahead_of_time import Kernel, needs_triton
 from hypothesis import given
 from hypothesis import strategies as st
 from op import (
@@ -14,6 +15,7 @@ from op import (
     Op,
     assert_compiles_whole,
     assert_no_syncs,
+    assert_same_bits,
     assert_same_bits_for_any_threads,
     changed_argument,
     for_each_device,
@@ -24,6 +26,7 @@ from torch import Tensor
 from detops.reference.resize_normalize_pad import weights
 
 op = Op("resize_normalize_pad")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"  # of Triton
 
 MEAN, STD = [123.675, 116.28, 103.53], [58.395, 57.12, 57.375]
 # Tolerance of results, which are within +-3: twelve roundings in float32, the last rounding in other dtypes.
@@ -130,6 +133,37 @@ LOW: dict[str, Sequence[Image]] = {  # the same with few rows, for the interpret
 def test_large_images(form: Form, case: str, antialias: bool) -> None:
     scene, padding = (LOW[case], (1, 5)) if form.interpreted else (LARGE[case], (3, 5))
     assert_matches(form, (*batch_of(1, scene, padding), MEAN, STD, True, antialias))
+
+
+@pytest.mark.slow
+@needs_triton
+class TestNumbersBeyond32Bits:
+    """Triton computes with 64 bits only where an image needs them, which changes no bit of the result."""
+
+    @pytest.mark.parametrize("antialias", [False, True])
+    def test_both_widths_give_the_same_bits(self, antialias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+        module = importlib.import_module("detops.kernels.resize_normalize_pad")
+        args = (*batch_of(3, LOW["down"], (1, 5)), MEAN, STD, True, antialias, torch.float32)
+        args = moved(args, DEVICE)
+        narrow = module.resize_normalize_pad(*args)
+        monkeypatch.setattr(module, "_is_wide", lambda *_: True)
+        assert_same_bits(module.resize_normalize_pad(*args), narrow)
+
+    def test_a_distance(self) -> None:
+        """In units of 1 / (2 * 8) pixels the last centre of a row of 2^28 pixels lies beyond 2^31."""
+        module = importlib.import_module("detops.kernels.resize_normalize_pad")
+        image = torch.full((1, 1, 1), 200, dtype=torch.uint8, device=DEVICE).expand(3, 2, 2**28)
+        batch = module.resize_normalize_pad([image], [1, 8], 1, 8, [0.0] * 3, [1.0] * 3, False, False, torch.float32)
+        torch.testing.assert_close(batch.cpu(), torch.full((1, 3, 1, 8), 200.0), rtol=1e-6, atol=0)
+
+    def test_a_stride(self) -> None:
+        module = importlib.import_module("detops.kernels.resize_normalize_pad")
+        image = pixels(torch.Generator().manual_seed(1), 3, 1, 9, "planar").to(DEVICE)
+        apart = image.as_strided((3, 1, 9), (9, 2**32 + 1, 1))
+        options = ([2, 5], 2, 5, MEAN, STD, False, True, torch.float32)
+        rows = [module._row(view, 2, 5, False) for view in (image, apart)]
+        assert [module._is_wide([row], 2, 5) for row in rows] == [False, True]
+        assert_same_bits(*(module.resize_normalize_pad([view], *options) for view in (apart, image)))
 
 
 @pytest.mark.gpu
@@ -289,9 +323,9 @@ _TYPES = dict(table="*i64", height="i32", width="i32") | {
 KERNELS = [
     Kernel("resize_kernel", dict(batch="*" + dtype) | _TYPES, constants | dict(BLOCK_H=2, BLOCK_W=128), 4)
     for dtype, constants in (
-        ("fp32", dict(ANTIALIAS=False)),
-        ("fp16", dict(ANTIALIAS=True)),
-        ("bf16", dict(ANTIALIAS=False)),
-        ("bf16", dict(ANTIALIAS=True, width=1)),  # Triton makes a constant of a width of 1
+        ("fp32", dict(ANTIALIAS=False, WIDE=False)),
+        ("fp16", dict(ANTIALIAS=True, WIDE=False)),
+        ("bf16", dict(ANTIALIAS=False, WIDE=True)),
+        ("bf16", dict(ANTIALIAS=True, WIDE=False, width=1)),  # Triton makes a constant of a width of 1
     )
 ]

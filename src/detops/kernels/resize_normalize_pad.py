@@ -44,22 +44,24 @@ def resize_kernel(
     shift_1,
     shift_2,
     ANTIALIAS: tl.constexpr,
+    WIDE: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_W: tl.constexpr,
 ):
-    """Write one tile of the three channels of one image."""
+    """Write one tile of the three channels of one image; only with WIDE may a number need more than 32 bits."""
+    INTEGER: tl.constexpr = tl.int64 if WIDE else tl.int32
     b = tl.program_id(2).to(tl.int64)
     row = table + b * FIELDS
     source = tl.load(row).to(tl.pointer_type(tl.uint8))
-    stride_c = tl.load(row + 1)
-    stride_h = tl.load(row + 2)
-    stride_w = tl.load(row + 3)
-    size_h = tl.load(row + 4)
-    size_w = tl.load(row + 5)
-    resized_h = tl.load(row + 6)
-    resized_w = tl.load(row + 7)
-    y = tl.program_id(1).to(tl.int64) * BLOCK_H + tl.arange(0, BLOCK_H)
-    x = tl.program_id(0).to(tl.int64) * BLOCK_W + tl.arange(0, BLOCK_W)
+    stride_c = tl.load(row + 1).to(INTEGER)
+    stride_h = tl.load(row + 2).to(INTEGER)
+    stride_w = tl.load(row + 3).to(INTEGER)
+    size_h = tl.load(row + 4).to(INTEGER)
+    size_w = tl.load(row + 5).to(INTEGER)
+    resized_h = tl.load(row + 6).to(INTEGER)
+    resized_w = tl.load(row + 7).to(INTEGER)
+    y = tl.program_id(1).to(INTEGER) * BLOCK_H + tl.arange(0, BLOCK_H)
+    x = tl.program_id(0).to(INTEGER) * BLOCK_W + tl.arange(0, BLOCK_W)
     if ANTIALIAS:
         reach_h = 2 * tl.maximum(size_h, resized_h)
         reach_w = 2 * tl.maximum(size_w, resized_w)
@@ -97,9 +99,12 @@ def resize_kernel(
     red = tl.where(inside, red / total * scale_0 + shift_0, 0.0).to(dtype)
     green = tl.where(inside, green / total * scale_1 + shift_1, 0.0).to(dtype)
     blue = tl.where(inside, blue / total * scale_2 + shift_2, 0.0).to(dtype)
-    tl.store(batch + ((b * 3 + 0) * height + y[:, None]) * width + x[None, :], red, mask=visible)
-    tl.store(batch + ((b * 3 + 1) * height + y[:, None]) * width + x[None, :], green, mask=visible)
-    tl.store(batch + ((b * 3 + 2) * height + y[:, None]) * width + x[None, :], blue, mask=visible)
+    batch += b * 3 * height * width
+    pixel = y[:, None] * width + x[None, :]
+    plane = height.to(INTEGER) * width
+    tl.store(batch + pixel, red, mask=visible)
+    tl.store(batch + (plane + pixel), green, mask=visible)
+    tl.store(batch + (2 * plane + pixel), blue, mask=visible)
 
 
 def _row(image: Tensor, height: int, width: int, reverse_channels: bool) -> list[int]:
@@ -108,6 +113,15 @@ def _row(image: Tensor, height: int, width: int, reverse_channels: bool) -> list
     if reverse_channels:
         address, stride = address + 2 * stride, -stride
     return [address, stride, *image.stride()[1:], *image.shape[1:], height, width]
+
+
+def _is_wide(rows: list[list[int]], height: int, width: int) -> bool:
+    """Whether a place in an image or in its result, or a distance in the units of `first_tap`, exceeds 32 bits."""
+    largest = 3 * (height + TILE[0]) * (width + TILE[1])
+    for _, stride_c, stride_h, stride_w, size_h, size_w, resized_h, resized_w in rows:
+        offset = 2 * abs(stride_c) + size_h * stride_h + size_w * stride_w
+        largest = max(largest, offset, 4 * size_h * (resized_h + 1), 4 * size_w * (resized_w + 1))
+    return largest >= 2**31
 
 
 def resize_normalize_pad(
@@ -132,6 +146,6 @@ def resize_normalize_pad(
         (cdiv(width, TILE[1]), cdiv(height, TILE[0]), len(images)),
         (batch, table),
         (height, width, *(1 / s for s in std), *(-m / s for m, s in zip(mean, std, strict=True))),
-        (antialias, *TILE),
+        (antialias, _is_wide(rows, height, width), *TILE),
     )
     return batch

@@ -146,6 +146,39 @@ def test_below_epsilon_is_exactly_zero(form: Form, radius: int, k_scale: float) 
     assert 1 <= int((expected > 0).sum()) < (2 * radius + 1) ** 2
 
 
+def around(*values: float) -> Tensor:
+    """The numbers, and the next of float32 below and above each."""
+    middle = torch.tensor(values)
+    return torch.cat([middle, *(middle.nextafter(torch.tensor(end)) for end in (-torch.inf, torch.inf))])
+
+
+EDGES = {  # centres and radii along x, every one with every other
+    "quarters": (torch.arange(13, 18) / 4, torch.arange(0, 11) / 4),
+    "next to halves": (around(3.0, 3.5), around(0.5, 1.0, 1.5, 2.5).clamp(min=0)),
+    "small": (torch.tensor([0.0, 1e-9, -1e-9, 1e-30]), around(0.5, 1.5)),
+    "integers": (torch.arange(-3, 12), torch.arange(0, 5)),
+    "far": (-(2**22) + torch.arange(-2, 3), 2**22 + torch.arange(-2, 6)),
+    "farther": (-(2**24) - torch.arange(0, 4), 2**24 + torch.arange(0, 8)),
+    "far halves": (-(2**21) + torch.arange(-3, 3) / 2, 2**21 + torch.arange(-2, 8) / 2),
+    "beyond the right": (2**24 + torch.arange(0, 3), 2**24 - torch.arange(4, 12)),
+}
+
+
+@op.for_each_form
+@pytest.mark.parametrize("case", EDGES)
+def test_which_pixels_a_diameter_covers(form: Form, case: str) -> None:
+    """Whatever is rounded, no pixel more and none less is drawn than by the reference, in a map per box."""
+    x, r = (t.flatten() for t in torch.meshgrid(*EDGES[case], indexing="ij"))
+    radii = torch.stack([r, torch.ones_like(r)], -1)[None]
+    centers, count = torch.stack([x, torch.ones_like(x)], -1)[None], len(x)
+    heatmap = torch.zeros(1, count, 2, 11)
+    scene = GaussianScene(heatmap, centers, radii, torch.arange(count)[None], None)
+    drawn, expected = draw(form, scene, 1.5), draw(op.reference, replace(scene, heatmap=heatmap.double()), 1.5)
+    assert torch.equal(drawn > 0, expected > 0)
+    assert not (drawn > 0).all()
+    torch.testing.assert_close(drawn.double(), expected, rtol=0, atol=TOLERANCE[torch.float32])
+
+
 @for_each_device
 @op.for_each_form
 class TestIdentities:

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from op import (
     DTYPES,
+    HAS_TRITON,
     Form,
     Op,
     assert_compiles_whole,
@@ -36,6 +37,7 @@ RULES: dict[str, Rule] = {
     "fast": FAST,
     "master": MASTER,
     "other numbers": (1.0, False, True, 3, 0.7, 2.0, 0.5),
+    "few at the centre": (0.4, False, False, 10, 1.0, 3.0, 1.0),
 }
 
 
@@ -107,6 +109,58 @@ def test_raw_outputs_and_corners_match_reference(form: Form) -> None:
             assert positives == count
 
     compare()
+
+
+@op.for_each_form
+@pytest.mark.parametrize("rule", ["exact", "fast"])
+def test_boxes_of_several_tiles(form: Form, rule: str) -> None:
+    """More cells than the Triton kernels look at together."""
+    args = yolox_scene(4, batch=1, boxes=3, size=96)
+    assert decided(*args, RULES[rule], margin=1e-4)
+    check(form, args, RULES[rule])
+
+
+@op.for_each_form
+def test_cheap_cells_far_from_a_box(form: Form) -> None:
+    """The cells around a small box, but for the best, say that it is of another class: it picks some further away."""
+    cells, small = detops.grid_points([(16, 16)], [8]), torch.tensor([4.0, 4, 6, 6])
+    pred = torch.cat([cells[:, :2], torch.full((256, 2), 6.0)], 1)[None]
+    logits = torch.zeros(1, 256, 2)
+    pred[0, :5], logits[0, :32, 0] = small, -200.0
+    logits[0, :, 1] = torch.linspace(-8, -1, 256)
+    gt = torch.stack([small, torch.tensor([100.0, 100, 20, 20])])[None]
+    args = ([logits], torch.zeros(1, 256), pred, cells, gt, torch.tensor([[0, 1]]), None)
+    check(form, args, EXACT)
+    index, *_ = form(*args, *EXACT)
+    assert (index[0] == 0).nonzero()[:, 0].tolist() == [0, 32, 33]
+
+
+@op.for_each_form
+def test_a_prediction_whose_centre_is_nan_overlaps_nothing(form: Form) -> None:
+    args = yolox_scene(3, batch=1, boxes=3)
+    args[2][0, ::3, 0] = float("nan")
+    args[2][0, 1::9, 1] = float("nan")
+    assert decided(*args, EXACT, margin=1e-4)
+    check(form, args, EXACT)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TRITON, reason="needs triton")
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs triton's interpreter")
+@pytest.mark.parametrize("own", [False, True])
+def test_boxes_that_pick_more_than_a_program_keeps(own: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from detops.kernels import simota_match as kernels
+
+    args = yolox_scene(37, batch=1, boxes=2)
+    near = args[4][:, :1].expand(1, 84, 4) + torch.rand(1, 84, 4, generator=torch.Generator().manual_seed(0))
+    args = (*args[:2], near, *args[3:])
+    rule = (2.5, False, own, 60, 1.0, 3.0, 1.0)
+    assert decided(*args, rule, margin=1e-4)
+    assert (op.reference(*args, *rule)[0] == 0).sum() > 32
+    monkeypatch.setattr(kernels, "MOST_SLOTS", 32)
+    for listed in (1000, 4):
+        monkeypatch.setattr(kernels, "MOST_LISTED", listed)
+        check(op.kernels[1], args, rule)
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -418,22 +472,39 @@ def _kernels() -> list[Kernel]:
     three = ("i32",) * 3
     levels: dict[str, str | tuple[str, ...]] = dict(
         levels=("*fp16",) * 3, strides_b=three, strides_r=three, strides_c=three, starts=three, rows=three,
-        objectness="*fp32", cells="*fp32", boxes="*fp32", times="*i32", taken="*i64", A="i32", N="i32", radius="fp32",
+        objectness="*fp32", pred="*fp32", cells="*fp32", boxes="*fp32", counts="*i32", times="*i32", taken="*i64",
+        A="i32", N="i32", radius="fp32",
     )  # fmt: skip
-    boxes = dict(given="*fp32", labels="*i64", sample_sizes="*i64", boxes="*fp32", positives="*i64", C="i32", N="i32")
-    cells = levels | dict(candidate="*u8", total="*fp32", pred="*fp32", C="i32")
-    costs = dict(pred="*fp32", present="*u8", iou_weight="fp32", class_weight="fp32")
-    pick = levels | costs | dict(candidate="*u8", total="*fp32", k_scale="fp32")
+    boxes = dict(given="*fp32", labels="*i64", sample_sizes="*i64", boxes="*fp32", counts="*i32", positives="*i64",
+                 C="i32", N="i32")  # fmt: skip
+    tiles: dict[str, str | tuple[str, ...]] = dict(
+        firsts=three,
+        listed="*i32",
+        hulls="*fp32",
+        edges="*i32",
+        candidate="*u8",
+        total="*fp32",
+        C="i32",
+        T="i32",
+        cap="i32",
+    )
+    costs = dict(iou_weight="fp32", class_weight="fp32")
+    pick = levels | tiles | costs | dict(most="i32", k_scale="fp32")
     resolve = levels | costs | dict(index="*i64", matched="*fp32", positives="*i64")
+    rule = dict(LEVELS=3, CENTER_ONLY=False)
     return [
         Kernel("boxes_kernel", boxes, dict(HAS_SIZES=True, CXCYWH=False, BLOCK=128), 1),
-        Kernel(
-            "cells_kernel", cells, dict(LEVELS=3, CENTER_ONLY=False, TOGETHER=True, RAW=True, BLOCK=32, BLOCK_C=16), 4
+        Kernel("cells_kernel", levels | tiles, dict(rule, TOGETHER=True, RAW=True, BLOCK=32, BLOCK_N=64, BLOCK_C=8), 1),
+        *(
+            Kernel(
+                "pick_kernel",
+                pick,
+                dict(rule, OWN=own, RAW=True, TOPK=10, TOP_SLOTS=32, SLOTS=32, BLOCK=32, BLOCK_T=64),
+                1,
+            )
+            for own in (False, True)
         ),
-        Kernel(
-            "pick_kernel", pick, dict(LEVELS=3, CENTER_ONLY=False, OWN=True, RAW=True, TOPK=10, MOST=11, BLOCK=256), 4
-        ),
-        Kernel("resolve_kernel", resolve, dict(LEVELS=3, CENTER_ONLY=False, OWN=False, RAW=True, BLOCK=32), 1),
+        Kernel("resolve_kernel", resolve, dict(rule, OWN=False, RAW=True, BLOCK=32, BLOCK_N=64), 1),
     ]
 
 

@@ -186,6 +186,31 @@ def test_a_grid_gives_what_its_anchors_in_any_order_give(masked: bool) -> None:
     torch.testing.assert_close(everything[2], expected[2])
 
 
+@op.for_each_form
+@pytest.mark.parametrize("shuffled", [False, True])
+@pytest.mark.parametrize("topk", [9, 100])
+def test_anchors_of_several_tiles(form: Form, shuffled: bool, topk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More anchors than the Triton kernel looks at together, in a grid and in any order, and more than a warp keeps."""
+    if form.interpreted:
+        monkeypatch.setattr("detops.kernels.atss_match.BLOCK_REACH", 4)
+    sizes, g = [520, 0, 130, 35], torch.Generator().manual_seed(2)
+    anchors = detops.grid_anchors([(20, 26), (10, 13), (5, 7)], (8, 16, 32), scale=4)
+    if shuffled:
+        anchors = torch.cat([part[torch.randperm(len(part), generator=g)] for part in anchors.split(sizes)])
+    low = torch.rand(1, 3, 2, generator=g) * torch.tensor([150.0, 100])
+    gt = torch.cat([low, low + 5 + torch.rand(1, 3, 2, generator=g) * 90], -1)
+    gt[0, 2] -= 40
+    args = (anchors, sizes, gt, torch.zeros(1, 3).long(), None, None, 1, topk, 0.01, False, False)
+    assert decided(args)
+    index, iou, threshold, positives = form(*args)
+    expected, overlap, limit, count = op.reference(*args)
+    assert torch.equal(index, expected)
+    assert torch.equal(positives, count)
+    assert count > 0
+    torch.testing.assert_close(iou.double(), overlap, rtol=0, atol=1e-6)
+    torch.testing.assert_close(threshold.double(), limit, rtol=0, atol=1e-6)
+
+
 @pytest.mark.gpu
 def test_gpu_matches_reference() -> None:
     compared = 0
@@ -392,12 +417,18 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
     op.refuses(arguments(8), **change)
 
 
+TAKE: dict[str, str | tuple[str, ...]] = dict(
+    anchors="*fp32", boxes="*fp32", labels="*i64", sample_sizes="*i64", valid="*u8", best="*i64", times="*i32",
+    exists="*u8", thresholds="*fp32", hulls="*fp32", edges="*i32", A="i32", T="i32", N="i32", C="i32", margin="fp32",
+)  # fmt: skip
+RULES = dict(LEVELS=5, STRICT=True, ALL_BOXES=True, HAS_SIZES=True, HAS_VALID=True, BLOCK=64, BLOCK_T=128)
 KERNELS = [
-    Kernel("take_kernel",
-           dict(anchors="*fp32", sizes=("i32",) * 3, boxes="*fp32", labels="*i64", sample_sizes="*i64", valid="*u8",
-                best="*i64", times="*i32", exists="*u8", thresholds="*fp32", positives="*i64", A="i32",
-                N="i32", C="i32", margin="fp32"),
-           dict(LEVELS=3, TOPK=9, STRICT=True, ALL_BOXES=True, HAS_SIZES=True, HAS_VALID=True, BLOCK=512, BLOCK_K=32), 4),
+    Kernel("tiles_kernel",
+           dict(anchors="*fp32", hulls="*fp32", edges="*i32", best="*i64", times="*i32", positives="*i64",
+                starts=("i32",) * 5, firsts=("i32",) * 5, sizes=("i32",) * 5, A="i32", T="i32"),
+           dict(LEVELS=5, ALL_BOXES=True, BLOCK=64), 1),
+    Kernel("take_kernel", TAKE, RULES | dict(TOPK=9, SLOTS=64), 1),
+    Kernel("take_many_kernel", TAKE, RULES | dict(TOPK=100, SLOTS=512), 8),
     Kernel("contest_kernel",
            dict(anchors="*fp32", boxes="*fp32", exists="*u8", times="*i32", best="*i64", A="i32", N="i32"),
            dict(BLOCK=64), 2),

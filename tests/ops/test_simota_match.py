@@ -491,19 +491,14 @@ def _kernels() -> list[Kernel]:
     costs = dict(iou_weight="fp32", class_weight="fp32")
     pick = levels | tiles | costs | dict(most="i32", k_scale="fp32")
     resolve = levels | costs | dict(index="*i64", matched="*fp32", positives="*i64")
-    rule = dict(LEVELS=3, CENTER_ONLY=False)
+    rule: dict[str, object] = dict(LEVELS=3, CENTER_ONLY=False)
+    tiles_of = rule | dict(RAW=True, BLOCK=32, BLOCK_T=64)
     return [
         Kernel("boxes_kernel", boxes, dict(HAS_SIZES=True, CXCYWH=False, BLOCK=128), 1),
         Kernel("cells_kernel", levels | tiles, dict(rule, TOGETHER=True, RAW=True, BLOCK=32, BLOCK_N=64, BLOCK_C=8), 1),
-        *(
-            Kernel(
-                "pick_kernel",
-                pick,
-                dict(rule, OWN=own, RAW=True, TOPK=10, TOP_SLOTS=32, SLOTS=32, BLOCK=32, BLOCK_T=64),
-                1,
-            )
-            for own in (False, True)
-        ),
+        Kernel("pick_kernel", pick, tiles_of | dict(OWN=False, TOPK=10, TOP_SLOTS=32, SLOTS=32), 1),
+        Kernel("pick_kernel", pick, tiles_of | dict(OWN=True, TOPK=10, TOP_SLOTS=32, SLOTS=32), 1),
+        Kernel("pick_kernel", pick, tiles_of | dict(OWN=False, TOPK=100, TOP_SLOTS=128, SLOTS=64), 1),
         Kernel("resolve_kernel", resolve, dict(rule, OWN=False, RAW=True, BLOCK=32, BLOCK_N=64), 1),
     ]
 

@@ -8,7 +8,6 @@ import triton
 import triton.language as tl
 
 from detops.kernels._boxes import overlap
-from detops.kernels._launch import plain
 from detops.kernels._top_list import ordered
 
 BLOCK_TILE = 32  # cells of a tile
@@ -67,19 +66,6 @@ def reaches(low_x, low_y, high_x, high_y, side, cx, cy, x1, y1, x2, y2, radius, 
 
 
 @triton.jit
-def hull_of(low_x, low_y, high_x, high_y, mask):
-    """The hull of some rectangles, but for those with a NaN; infinite and turned inside out for none."""
-    there = mask & (low_x == low_x) & (low_y == low_y) & (high_x == high_x) & (high_y == high_y)
-    infinity = float("inf")
-    return (
-        tl.min(tl.where(there, low_x, infinity), 0),
-        tl.min(tl.where(there, low_y, infinity), 0),
-        tl.max(tl.where(there, high_x, -infinity), 0),
-        tl.max(tl.where(there, high_y, -infinity), 0),
-    )
-
-
-@triton.jit
 def tiles_of_box(hulls, tiles, T, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY: tl.constexpr, OWN: tl.constexpr):
     """Return which tiles may have an IoU with a box that is not 0, and which may have its candidates.
 
@@ -112,21 +98,6 @@ def iou_of(pred, mask, x1, y1, x2, y2, area):
     iou = inter / union
     # A minimum takes the other number for a NaN; that of the size is in the area.
     return tl.where((iou >= 0) & (iou <= 3e38) & (cx == cx) & (cy == cy), iou, 0.0)
-
-
-@triton.jit
-def logits_at(
-    levels, strides_b, strides_r, strides_c, starts, rows, b, a, label, mask, LEVELS: tl.constexpr, RAW: tl.constexpr
-):
-    """Return one class' logits of cells of any level."""
-    value = tl.zeros(a.shape, tl.float32)
-    for level in tl.static_range(LEVELS):
-        row = a - plain(starts[level])
-        here = mask & (row >= 0) & (row < plain(rows[level]))
-        logit = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
-        logit += (label + (5 if RAW else 0)) * plain(strides_c[level])
-        value = tl.where(here, tl.load(logit, mask=here, other=0.0).to(tl.float32), value)
-    return value
 
 
 @triton.jit

@@ -5,7 +5,8 @@ import triton.language as tl
 
 from detops.kernels._boxes import box_of
 from detops.kernels._launch import kernel, plain
-from detops.kernels._simota import HULL, NEVER, hull_of, log_terms, reaches, regions
+from detops.kernels._simota import HULL, NEVER, log_terms, reaches, regions
+from detops.kernels._tiles import hull_of
 
 LARGEST = tl.constexpr(3.4028234663852886e38)  # of the finite numbers
 

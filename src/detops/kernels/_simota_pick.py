@@ -12,13 +12,12 @@ from detops.kernels._simota import (
     box_rank,
     cost_of,
     cost_rank,
-    hull_of,
     iou_of,
-    logits_at,
     reaches,
     regions,
     tiles_of_box,
 )
+from detops.kernels._tiles import hull_of, logits_at, points_of
 from detops.kernels._top_list import FIXED, NONE, empty_list, enter, ordered
 
 
@@ -33,10 +32,10 @@ def _floor(iou_weight, class_weight, C):
 @triton.jit
 def _rank_of_cell(
     levels, objectness, pred, total, strides_b, strides_r, strides_c, starts, rows, b, a, mask, label, x1, y1, x2, y2,
-    area, A, iou_weight, class_weight, LEVELS: tl.constexpr, RAW: tl.constexpr,
+    area, A, iou_weight, class_weight, LEVELS: tl.constexpr,
 ):  # fmt: skip
     """Return the ranks of cells by their whole cost for a box."""
-    value = logits_at(levels, strides_b, strides_r, strides_c, starts, rows, b, a, label, mask, LEVELS, RAW)
+    value = logits_at(levels, strides_b, strides_r, strides_c, starts, rows, b, a, label, mask, LEVELS)
     o = tl.load(objectness + b * A + a, mask=mask, other=0.0)
     iou = iou_of(pred + (b * A + a) * 4, mask, x1, y1, x2, y2, area)
     cost = cost_of(value, o, iou, iou_weight, class_weight)
@@ -88,19 +87,19 @@ def pick_kernel(
     b = tl.program_id(1).to(tl.int64)
     box = boxes + (b * N + n) * 8
     cx, cy, x1, y1 = tl.load(box), tl.load(box + 1), tl.load(box + 2), tl.load(box + 3)
-    x2, y2, area, label = tl.load(box + 4), tl.load(box + 5), tl.load(box + 6), tl.load(box + 7).to(tl.int64)
+    x2, y2, area = tl.load(box + 4), tl.load(box + 5), tl.load(box + 6)
+    label = tl.load(box + 7).to(tl.int64) + (5 if RAW else 0)
     number_best = tl.load(counts + (b * N + n) * 2 + 1)
     if tl.load(counts + (b * N + n) * 2) > 0:
         hulls += b * HULL * T
-        ranks, indices, last, last_index = empty_list(TOPK, TOP_SLOTS)
+        ious, at, least, least_at = empty_list(TOPK, TOP_SLOTS)
         for first in range(0, T, BLOCK_T):
             tiles = first + tl.arange(0, BLOCK_T)
             meets, _ = tiles_of_box(hulls, tiles, T, cx, cy, x1, y1, x2, y2, radius, CENTER_ONLY, OWN)
             left = tl.where(meets, tiles, T)
             tile = tl.min(left, 0)
             while tile < T:
-                a = tl.load(edges + tile) + tl.arange(0, BLOCK)
-                allowed = a < tl.load(edges + tile + 1)
+                a, allowed = points_of(edges, tile, BLOCK)
                 allowed = allowed & (tl.load(candidate + b * A + a, mask=allowed, other=0) > 0)
                 if OWN:
                     side = tl.load(cells + a * 3 + 2, mask=allowed, other=0.0)
@@ -110,17 +109,15 @@ def pick_kernel(
                     allowed = allowed & own
                 iou = iou_of(pred + (b * A + a) * 4, allowed, x1, y1, x2, y2, area)
                 rank = tl.where(allowed & (iou > 0), -iou.to(tl.int32, bitcast=True), NONE)
-                ranks, indices, last, last_index = enter(ranks, indices, last, last_index, rank, a)
+                ious, at, least, least_at = enter(ious, at, least, least_at, rank, a)
                 left = tl.where(left == tile, T, left)
                 tile = tl.min(left, 0)
-        highest = tl.where((ranks > FIXED) & (ranks < NONE), -ranks, 0).to(tl.float32, bitcast=True)
+        highest = tl.where((ious > FIXED) & (ious < NONE), -ious, 0).to(tl.float32, bitcast=True)
         overlap = tl.sum(highest.to(tl.float64), 0).to(tl.float32)
         k = tl.minimum(tl.maximum((overlap * k_scale).to(tl.int32), 1), most)
 
-        others = (number_best < k).to(
-            tl.int32
-        )  # whether the best are too few: all of them are picked, and the cheapest others
-        lacking = (number_best > cap).to(tl.int32)  # whether their list is not complete; then the tiles are asked
+        # Whether the best are too few, so that the cheapest others are picked too; whether their list is not complete.
+        others, lacking = (number_best < k).to(tl.int32), (number_best > cap).to(tl.int32)
         floor = tl.where(lacking > 0, FIXED, _floor(iou_weight, class_weight, C))
         above, above_index = tl.full((), FIXED, tl.int32), tl.full((), 0, tl.int32)
         while k > 0:
@@ -133,7 +130,7 @@ def pick_kernel(
                 if others == 0:
                     rank = _rank_of_cell(
                         levels, objectness, pred, total, strides_b, strides_r, strides_c, starts, rows, b, a,
-                        place < lists, label, x1, y1, x2, y2, area, A, iou_weight, class_weight, LEVELS, RAW,
+                        place < lists, label, x1, y1, x2, y2, area, A, iou_weight, class_weight, LEVELS,
                     )  # fmt: skip
                 later = (rank > above) | ((rank == above) & (a > above_index))
                 rank = tl.where((place < lists) & later, rank, NONE)
@@ -149,8 +146,7 @@ def pick_kernel(
                     if (phase > 0) & (floor > last):
                         tile = T
                     while tile < T:
-                        a = tl.load(edges + tile) + tl.arange(0, BLOCK)
-                        allowed = a < tl.load(edges + tile + 1)
+                        a, allowed = points_of(edges, tile, BLOCK)
                         allowed = allowed & (tl.load(candidate + b * A + a, mask=allowed, other=0) > 0)
                         side = tl.load(cells + a * 3 + 2, mask=allowed, other=0.0)
                         x = tl.load(cells + a * 3, mask=allowed, other=0.0)
@@ -161,7 +157,7 @@ def pick_kernel(
                         allowed = allowed & (tl.where(best, lacking, others) > 0)
                         rank = _rank_of_cell(
                             levels, objectness, pred, total, strides_b, strides_r, strides_c, starts, rows, b, a,
-                            allowed, label, x1, y1, x2, y2, area, A, iou_weight, class_weight, LEVELS, RAW,
+                            allowed, label, x1, y1, x2, y2, area, A, iou_weight, class_weight, LEVELS,
                         )  # fmt: skip
                         rank = tl.where(best, tl.where(others > 0, FIXED + 1, rank), rank)
                         later = (rank > above) | ((rank == above) & (a > above_index))
@@ -172,9 +168,7 @@ def pick_kernel(
                         if (phase > 0) & (floor > last):
                             tile = T
             picked = (ranks > FIXED) & (ranks < NONE)
-            value = logits_at(
-                levels, strides_b, strides_r, strides_c, starts, rows, b, indices, label, picked, LEVELS, RAW
-            )
+            value = logits_at(levels, strides_b, strides_r, strides_c, starts, rows, b, indices, label, picked, LEVELS)
             o = tl.load(objectness + b * A + indices, mask=picked, other=0.0)
             iou = iou_of(pred + (b * A + indices) * 4, picked, x1, y1, x2, y2, area)
             side = tl.load(cells + indices * 3 + 2, mask=picked, other=0.0)

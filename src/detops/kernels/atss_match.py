@@ -14,6 +14,7 @@ from torch import Tensor
 
 from detops.kernels._boxes import overlap
 from detops.kernels._launch import cdiv, kernel, plain
+from detops.kernels._tiles import hull_of, points_of, range_of
 from detops.kernels._top_list import FIXED, NONE, enter, ordered, slots_for
 
 BLOCK_TILE = 64  # anchors of a tile, which are all of one level
@@ -55,11 +56,7 @@ def tiles_kernel(
     """Prepare a tile of anchors for one image."""
     tile = tl.program_id(0)
     b = tl.program_id(1).to(tl.int64)
-    first, end = tl.full((), 0, tl.int32), tl.full((), 0, tl.int32)
-    for level in tl.static_range(LEVELS):
-        if tile >= plain(firsts[level]):
-            first = plain(starts[level]) + (tile - plain(firsts[level])) * BLOCK
-            end = plain(starts[level]) + plain(sizes[level])
+    first, end = range_of(tile, firsts, starts, sizes, LEVELS, BLOCK)
     a = first + tl.arange(0, BLOCK)
     tl.store(best + b * A + a, -1, mask=a < end)
     if ALL_BOXES:
@@ -68,11 +65,11 @@ def tiles_kernel(
         tl.store(positives + b, 0)
     if b == 0:
         x, y = _centers(anchors, a, a < end)
-        there = (a < end) & (x == x) & (y == y)
-        tl.store(hulls + tile, tl.min(tl.where(there, x, float("inf")), 0))
-        tl.store(hulls + T + tile, tl.min(tl.where(there, y, float("inf")), 0))
-        tl.store(hulls + 2 * T + tile, tl.max(tl.where(there, x, float("-inf")), 0))
-        tl.store(hulls + 3 * T + tile, tl.max(tl.where(there, y, float("-inf")), 0))
+        low_x, low_y, high_x, high_y = hull_of(x, y, x, y, a < end)
+        tl.store(hulls + tile, low_x)
+        tl.store(hulls + T + tile, low_y)
+        tl.store(hulls + 2 * T + tile, high_x)
+        tl.store(hulls + 3 * T + tile, high_y)
         tl.store(edges + tile, first)
         tl.store(edges + T, A)
         tl.store(edges + T + 1 + LEVELS, T)
@@ -100,8 +97,7 @@ def _enter_tile(
     ranks, indices, last, last_index, anchors, edges, valid, tile, cx, cy, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr
 ):
     """Enter the anchors of a tile into the list of the nearest; one at a NaN is the farthest."""
-    a = tl.load(edges + tile) + tl.arange(0, BLOCK)
-    inside = a < tl.load(edges + tile + 1)
+    a, inside = points_of(edges, tile, BLOCK)
     if HAS_VALID:
         inside = inside & (tl.load(valid + a, mask=inside, other=0) > 0)
     x, y = _centers(anchors, a, inside)

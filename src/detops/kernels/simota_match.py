@@ -20,7 +20,7 @@ __all__ = ["boxes_kernel", "cells_kernel", "pick_kernel", "resolve_kernel", "sim
 BLOCK_BOXES = 128  # boxes per program that prepares them
 BLOCK_REACH = 64  # boxes or tiles of which a program sees at once whether they can matter to it
 BLOCK_CLASSES = 8  # classes of a step of a program that sums over them
-MOST_SLOTS = 1024  # picks of a step of a program that picks
+MOST_SLOTS = 256  # picks of a step of a program that picks
 MOST_LISTED = 512  # cells in the list of a box's best
 
 

@@ -68,6 +68,29 @@ def test_matches_reference(form: Form) -> None:
     compare()
 
 
+@op.for_each_form
+@pytest.mark.parametrize("rule", ["ppyoloe", "small boxes", "other numbers"])
+def test_points_of_several_tiles(form: Form, rule: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """More points than the Triton kernel looks at together, and more tiles."""
+    if form.interpreted:
+        monkeypatch.setattr("detops.kernels.tal_match.BLOCK_REACH", 4)
+    scene = aligned_scene(3, batch=1, boxes=3, size=128)
+    assert decided(scene, ALL_RULES[rule])
+    check(form, scene, ALL_RULES[rule])
+
+
+@op.for_each_form
+def test_a_box_without_points_takes_the_best_of_all(form: Form) -> None:
+    scene = aligned_scene(3, batch=1, boxes=3, size=128)
+    scene.gt_boxes[0, 1] = torch.tensor([-40.0, -40, -20, -20])
+    scene.pred_boxes[0, 200] = scene.gt_boxes[0, 1] + 1
+    rule = RULES["ppyoloe"]._replace(fallback=True)
+    assert decided(scene, rule)
+    check(form, scene, rule)
+    index, _ = form(*scene, *numbers(rule))
+    assert (index[0] == 1).nonzero()[:, 0].tolist() == [200]
+
+
 @pytest.mark.parametrize("rule", ALL_RULES)
 @pytest.mark.parametrize("form", [op.portable, op], ids=str)
 def test_many_boxes(form: Form, rule: str) -> None:
@@ -353,17 +376,21 @@ def _kernels() -> list[Kernel]:
     boxes = dict(boxes="*fp32", labels="*i64", sizes="*i64")
     counts = dict(state="*i64", A="i32", N="i32")
     powers = dict(C="i32", alpha="fp32", beta="fp32")
-    take = dict(points="*fp32", valid="*u8", margin="fp32", reach="fp32", min_side="fp32")
+    tiles = dict(points="*fp32", hulls="*fp32", edges="*i32", T="i32")
+    take = tiles | dict(valid="*u8", margin="fp32", reach="fp32", min_side="fp32")
     out = dict(index="*i64", quality="*fp32")
     flags: dict[str, object] = dict(LEVELS=3, CIOU=True, ALPHA_1=False, BETA_6=True, HAS_SIZES=True)
     wide: dict[str, object] = dict(LEVELS=3, CIOU=False, ALPHA_1=True, BETA_6=False, HAS_SIZES=False)
     block: dict[str, object] = dict(BLOCK=64)
-    tops: dict[str, object] = dict(TOPK=13, BLOCK=256, BLOCK_K=16)
+    tops: dict[str, object] = dict(TOPK=13, BLOCK=64, BLOCK_T=128, SLOTS=32)
     inside: dict[str, object] = dict(ALL_POINTS=False, FALLBACK=True, HAS_VALID=True)
     whole: dict[str, object] = dict(ALL_POINTS=True, FALLBACK=False, HAS_VALID=False)
     return [
-        Kernel("take_kernel", levels | boxes | counts | powers | take, flags | tops | inside, 4),
-        Kernel("take_kernel", levels | boxes | counts | powers | take, wide | tops | whole, 4),
+        Kernel(
+            "tiles_kernel", tiles | counts | dict(firsts=three, starts=three, rows=three), dict(LEVELS=3, BLOCK=64), 1
+        ),
+        Kernel("take_kernel", levels | boxes | counts | powers | take, flags | tops | inside, 1),
+        Kernel("take_kernel", levels | boxes | counts | powers | take, wide | tops | whole, 1),
         Kernel("resolve_kernel", levels | boxes | counts | powers | out, flags | block | dict(ALL_BOXES=True), 2),
         Kernel("quality_kernel", counts | out | dict(eps="fp32"), block, 2),
     ]

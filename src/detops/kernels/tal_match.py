@@ -1,97 +1,74 @@
 """`tal_match` in Triton: what a box takes by box, who keeps a point by point, and its quality.
 
-A program that takes for a box goes over the points once and keeps its best so far in registers. What is ranked is one
-int64, unique to each point or box ([number | all ones - index]), so that maxima, the atomic ones too, give the same
-result in any order.
+A program that takes for a box goes once over the tiles of points that the box reaches, and keeps the best so far as a
+list in its registers. Boxes are ranked by one int64, unique to each ([number | all ones - index]), so that atomic
+maxima give the same result in any order.
 """
 
-import math
-
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.kernels._boxes import overlap as areas
-from detops.kernels._iou_loss import _atan_ratio
-from detops.kernels._launch import cdiv, kernel, next_power_of_2, plain
-from detops.kernels._softplus import power
+from detops.kernels._launch import cdiv, kernel
+from detops.kernels._task_aligned import (
+    LOW,
+    bits_of,
+    is_inside,
+    metric_of,
+    metric_rank,
+    overlap_of,
+    reached_tiles,
+    read_box,
+)
+from detops.kernels._tiles import hull_of, logits_at, points_of, range_of
+from detops.kernels._top_list import FIXED, NONE, empty_list, enter, slots_for
 
-BLOCK_TAKE = 256  # points of a step of a program that takes
+BLOCK_TILE = 64  # points of a tile, which are all of one level
+BLOCK_REACH = 128  # tiles of which a program sees at once whether a box reaches them
 BLOCK_POINTS = 64  # points of a program that resolves
-LOW = tl.constexpr(2**32 - 1)
-NEVER = tl.constexpr(2**63 - 1)
-TINY = tl.constexpr(2.0**-126)
-CIOU_EPS = tl.constexpr(1e-7)
-FOUR_BY_PI2 = tl.constexpr(4 / math.pi**2)
 
 
-@triton.jit
-def _overlap(x1, y1, x2, y2, pred, mask, CIOU: tl.constexpr):
-    """IoU, or complete IoU, of boxes with those at `pred`; 0 where it is not a number."""
-    u1 = tl.load(pred, mask=mask, other=0.0).to(tl.float32)
-    v1 = tl.load(pred + 1, mask=mask, other=0.0).to(tl.float32)
-    u2 = tl.load(pred + 2, mask=mask, other=0.0).to(tl.float32)
-    v2 = tl.load(pred + 3, mask=mask, other=0.0).to(tl.float32)
-    w, h, pw, ph = x2 - x1, y2 - y1, u2 - u1, v2 - v1
-    inter, union = areas(x1, y1, x2, y2, w * h, u1, v1, u2, v2, pw * ph)
-    u = inter / union
-    u = tl.where((u >= 0) & (u <= 3e38), u, 0.0)
-    if CIOU:
-        dx, dy = (x1 + x2 - u1 - u2) / 2, (y1 + y2 - v1 - v2) / 2
-        hx, hy = tl.maximum(x2, u2) - tl.minimum(x1, u1), tl.maximum(y2, v2) - tl.minimum(y1, v1)
-        distance = (dx * dx + dy * dy) / (hx * hx + hy * hy + CIOU_EPS)
-        turn = _atan_ratio(w, h + CIOU_EPS) - _atan_ratio(pw, ph + CIOU_EPS)
-        aspect = FOUR_BY_PI2 * turn * turn
-        value = u - distance - aspect / (aspect - u + 1 + CIOU_EPS) * aspect
-        u = tl.where((u > 0) & (value > 0), tl.minimum(value, 1.0), 0.0)
-    return u
+@kernel(tensors=4, num_warps=1)
+def tiles_kernel(
+    points,  # (A, 3)
+    hulls,  # (5, T): becomes the hull of the points of each tile, and their greatest stride
+    edges,  # (T + 1,) int32: becomes the first point of each tile, and A
+    state,  # (B, 2 * A + 2 * N) int64, becomes 0
+    firsts,  # a tuple: the first tile of each level
+    starts,  # a tuple: its first point
+    rows,  # a tuple: how many it has
+    A,
+    N,
+    T,
+    LEVELS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):
+    """Prepare a tile of points for one image."""
+    tile = tl.program_id(0)
+    b = tl.program_id(1).to(tl.int64)
+    lanes = tl.arange(0, BLOCK)
+    first, end = range_of(tile, firsts, starts, rows, LEVELS, BLOCK)
+    a = first + lanes
+    at = state + b * (2 * A + 2 * N)
+    tl.store(at + a, 0, mask=a < end)
+    tl.store(at + A + a, 0, mask=a < end)
+    for n in range(tile * BLOCK, 2 * N, T * BLOCK):
+        tl.store(at + 2 * A + n + lanes, 0, mask=n + lanes < 2 * N)
+    if b == 0:
+        x = tl.load(points + a * 3, mask=a < end, other=0.0)
+        y = tl.load(points + a * 3 + 1, mask=a < end, other=0.0)
+        stride = tl.load(points + a * 3 + 2, mask=a < end, other=0.0)
+        low_x, low_y, high_x, high_y = hull_of(x, y, x, y, a < end)
+        tl.store(hulls + tile, low_x)
+        tl.store(hulls + T + tile, low_y)
+        tl.store(hulls + 2 * T + tile, high_x)
+        tl.store(hulls + 3 * T + tile, high_y)
+        tl.store(hulls + 4 * T + tile, tl.max(tl.where(stride == stride, stride, 0.0), 0))
+        tl.store(edges + tile, first)
+        tl.store(edges + T, A)
 
 
-@triton.jit
-def _metric(logit, u, alpha, beta, ALPHA_1: tl.constexpr, BETA_6: tl.constexpr):
-    """p^alpha * u^beta; 0 where it is not a number or below what float32 holds in full."""
-    p = 1 / (1 + tl.exp(-logit))
-    if not ALPHA_1:
-        p = power(p, alpha, False)
-    if BETA_6:
-        square = u * u
-        rest = square * square * square
-    else:
-        rest = power(u, beta, False)
-    m = p * rest
-    return tl.where((m >= TINY) & (logit == logit), m, 0.0)
-
-
-@triton.jit
-def _inside(points, mask, x1, y1, x2, y2, margin, reach, min_side):
-    """Whether points lie in a box."""
-    x = tl.load(points, mask=mask, other=0.0)
-    y = tl.load(points + 1, mask=mask, other=0.0)
-    stride = tl.load(points + 2, mask=mask, other=1.0)
-    dx, dy = tl.maximum((min_side * stride - (x2 - x1)) / 2, 0.0), tl.maximum((min_side * stride - (y2 - y1)) / 2, 0.0)
-    least = tl.minimum(tl.minimum(x - (x1 - dx), x2 + dx - x), tl.minimum(y - (y1 - dy), y2 + dy - y))
-    most = tl.maximum(tl.maximum(x - x1, x2 - x), tl.maximum(y - y1, y2 - y))
-    return mask & (least >= margin) & (most / stride <= reach)
-
-
-@triton.jit
-def _known(boxes, labels, n, size, C):
-    """A box, and whether it may take points."""
-    x1, y1, x2, y2 = tl.load(boxes), tl.load(boxes + 1), tl.load(boxes + 2), tl.load(boxes + 3)
-    label = tl.load(labels).to(tl.int64)
-    finite = (x1 - x1 == 0) & (y1 - y1 == 0) & (x2 - x2 == 0) & (y2 - y2 == 0)
-    known = finite & (x2 >= x1) & (y2 >= y1) & (label >= 0) & (label < C) & (n < size)
-    return x1, y1, x2, y2, label, known
-
-
-@triton.jit
-def _bits(value):
-    """Numbers of at least 0 as integers in their order."""
-    return value.to(tl.int32, bitcast=True).to(tl.int64)
-
-
-@kernel(tensors=8, num_warps=4)
+@kernel(tensors=10, num_warps=1)
 def take_kernel(
     levels,  # a tuple: each level's class logits (B, R, C)
     pred,  # (B, A, 4)
@@ -100,6 +77,8 @@ def take_kernel(
     labels,  # (B, N)
     sizes,  # (B,), not read without HAS_SIZES
     valid,  # (B, A) uint8, not read without HAS_VALID
+    hulls,  # (5, T)
+    edges,  # (T + 1,)
     state,  # (B, 2 * A + 2 * N) int64 zeros: rank of the best of the boxes that took a point, and their number
     strides_b,  # tuples, of each level
     strides_r,
@@ -114,6 +93,7 @@ def take_kernel(
     margin,
     reach,
     min_side,
+    T,
     LEVELS: tl.constexpr,
     TOPK: tl.constexpr,
     CIOU: tl.constexpr,
@@ -124,7 +104,8 @@ def take_kernel(
     HAS_SIZES: tl.constexpr,
     HAS_VALID: tl.constexpr,
     BLOCK: tl.constexpr,
-    BLOCK_K: tl.constexpr,
+    BLOCK_T: tl.constexpr,
+    SLOTS: tl.constexpr,
 ):
     """What one box takes."""
     n = tl.program_id(0)
@@ -132,54 +113,51 @@ def take_kernel(
     size = N
     if HAS_SIZES:
         size = tl.load(sizes + b).to(tl.int32)
-    x1, y1, x2, y2, label, known = _known(boxes + (b * N + n) * 4, labels + b * N + n, n, size, C)
+    x1, y1, x2, y2, label, known = read_box(boxes + (b * N + n) * 4, labels + b * N + n, n, size, C)
     if known:
-        lanes, slots = tl.arange(0, BLOCK), tl.arange(0, BLOCK_K)
-        best = tl.where(slots < TOPK, 0, NEVER).to(tl.int64)
-        worst = tl.full((), 0, tl.int64)
-        highest = tl.full((), 0, tl.int64)  # of all points, inside or not
-        for level in tl.static_range(LEVELS):
-            for first in range(0, plain(rows[level]), BLOCK):
-                row = first + lanes
-                there = row < plain(rows[level])
-                a = plain(starts[level]) + row
-                inside = _inside(points + a * 3, there, x1, y1, x2, y2, margin, reach, min_side)
-                wanted = inside
-                if ALL_POINTS or FALLBACK:
-                    wanted = there
+        ranks, a, last, last_index = empty_list(TOPK, SLOTS)
+        for first in range(0, T, BLOCK_T):
+            tiles = first + tl.arange(0, BLOCK_T)
+            if ALL_POINTS:
+                left = tl.minimum(tiles, T)
+            else:
+                left = tl.where(reached_tiles(hulls, tiles, T, x1, y1, x2, y2, margin, min_side), tiles, T)
+            tile = tl.min(left, 0)
+            while tile < T:
+                point, wanted = points_of(edges, tile, BLOCK)
+                if not ALL_POINTS:
+                    wanted = is_inside(points + point * 3, wanted, x1, y1, x2, y2, margin, reach, min_side)
                 if HAS_VALID:
-                    wanted = wanted & (tl.load(valid + b * A + a, mask=wanted, other=0) > 0)
+                    wanted = wanted & (tl.load(valid + b * A + point, mask=wanted, other=0) > 0)
                 if tl.max(wanted.to(tl.int32), 0) > 0:
-                    u = _overlap(x1, y1, x2, y2, pred + (b * A + a) * 4, wanted, CIOU)
-                    logit = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
-                    value = tl.load(logit + label * plain(strides_c[level]), mask=wanted, other=0.0).to(tl.float32)
-                    m = _metric(value, u, alpha, beta, ALPHA_1, BETA_6)
-                    key = tl.where(wanted & (m > 0), (_bits(m) << 32) | (LOW - a.to(tl.int64)), 0)
-                    if FALLBACK:
-                        highest = tl.maximum(highest, tl.max(key, 0))
-                    if not ALL_POINTS:
-                        key = tl.where(inside, key, 0)
-                    top = tl.max(key, 0)
-                    while top > worst:
-                        slot = tl.min(tl.where(best == worst, slots, BLOCK_K), 0)
-                        best = tl.where(slots == slot, top, best)
-                        key = tl.where(key == top, 0, key)
-                        top = tl.max(key, 0)
-                        worst = tl.min(best, 0)
-        taken = (slots < TOPK) & (best > 0)
-        a = tl.full((BLOCK_K,), LOW, tl.int64) - (best & LOW)
+                    rank = metric_rank(
+                        levels, pred, strides_b, strides_r, strides_c, starts, rows, b, point, wanted, label, x1, y1,
+                        x2, y2, A, alpha, beta, LEVELS, CIOU, ALPHA_1, BETA_6,
+                    )  # fmt: skip
+                    ranks, a, last, last_index = enter(ranks, a, last, last_index, rank, point)
+                left = tl.where(left == tile, T, left)
+                tile = tl.min(left, 0)
+        taken = (ranks > FIXED) & (ranks < NONE)
         if ALL_POINTS:
-            taken = _inside(points + a * 3, taken, x1, y1, x2, y2, margin, reach, min_side)
-        if FALLBACK:
-            needless = tl.max(taken.to(tl.int32), 0) + tl.where(highest > 0, 0, 1)
-            alone = slots + needless == 0
-            a = tl.where(alone, tl.full((), LOW, tl.int64) - (highest & LOW), a)
-            taken = taken | alone
-        u = _overlap(x1, y1, x2, y2, pred + (b * A + a) * 4, taken, CIOU)
-        rank = (_bits(u) << 32) | (LOW - n.to(tl.int64))
+            taken = is_inside(points + a * 3, taken, x1, y1, x2, y2, margin, reach, min_side)
+        if FALLBACK:  # noqa: SIM102 (a constant, and a number of the kernel)
+            if tl.max(taken.to(tl.int32), 0) == 0:
+                ranks, a, last, last_index = empty_list(1, SLOTS)
+                for tile in range(0, T):
+                    point, wanted = points_of(edges, tile, BLOCK)
+                    if HAS_VALID:
+                        wanted = wanted & (tl.load(valid + b * A + point, mask=wanted, other=0) > 0)
+                    rank = metric_rank(
+                        levels, pred, strides_b, strides_r, strides_c, starts, rows, b, point, wanted, label, x1, y1,
+                        x2, y2, A, alpha, beta, LEVELS, CIOU, ALPHA_1, BETA_6,
+                    )  # fmt: skip
+                    ranks, a, last, last_index = enter(ranks, a, last, last_index, rank, point)
+                taken = (ranks > FIXED) & (ranks < NONE)
+        u = overlap_of(x1, y1, x2, y2, pred + (b * A + a) * 4, taken, CIOU)
+        rank = (bits_of(u) << 32) | (LOW - n.to(tl.int64))
         at = state + b * (2 * A + 2 * N) + a
         tl.atomic_max(at, rank, mask=taken, sem="relaxed")
-        tl.atomic_add(at + A, tl.full((BLOCK_K,), 1, tl.int64), mask=taken, sem="relaxed")
+        tl.atomic_add(at + A, tl.full((SLOTS,), 1, tl.int64), mask=taken, sem="relaxed")
 
 
 @kernel(tensors=8, num_warps=2)
@@ -224,26 +202,20 @@ def resolve_kernel(
                 size = tl.load(sizes + b).to(tl.int32)
             best = tl.full((BLOCK,), 0, tl.int64)
             for n in range(0, N):
-                x1, y1, x2, y2, _label, known = _known(boxes + (b * N + n) * 4, labels + b * N + n, n, size, C)
+                x1, y1, x2, y2, _label, known = read_box(boxes + (b * N + n) * 4, labels + b * N + n, n, size, C)
                 if known:
-                    u = _overlap(x1, y1, x2, y2, pred + (b * A + a) * 4, contested, CIOU)
-                    best = tl.maximum(best, (_bits(u) << 32) | (tl.full((BLOCK,), LOW, tl.int64) - n))
+                    u = overlap_of(x1, y1, x2, y2, pred + (b * A + a) * 4, contested, CIOU)
+                    best = tl.maximum(best, (bits_of(u) << 32) | (tl.full((BLOCK,), LOW, tl.int64) - n))
             rank = tl.where(contested, best, rank)
     found = there & (rank > 0)
     winner = tl.where(found, tl.full((BLOCK,), LOW, tl.int64) - (rank & LOW), 0)
     u = (rank >> 32).to(tl.int32).to(tl.float32, bitcast=True)
     label = tl.load(labels + b * N + winner, mask=found, other=0).to(tl.int64)
-    value = tl.zeros((BLOCK,), tl.float32)
-    for level in tl.static_range(LEVELS):
-        row = a - plain(starts[level])
-        here = found & (row >= 0) & (row < plain(rows[level]))
-        logit = levels[level] + b * plain(strides_b[level]) + row.to(tl.int64) * plain(strides_r[level])
-        read = tl.load(logit + label * plain(strides_c[level]), mask=here, other=0.0).to(tl.float32)
-        value = tl.where(here, read, value)
-    m = tl.where(found, _metric(value, u, alpha, beta, ALPHA_1, BETA_6), 0.0)
+    value = logits_at(levels, strides_b, strides_r, strides_c, starts, rows, b, a, label, found, LEVELS)
+    m = tl.where(found, metric_of(value, u, alpha, beta, ALPHA_1, BETA_6), 0.0)
     most = state + b * (2 * A + 2 * N) + 2 * A + winner
-    tl.atomic_max(most, _bits(m), mask=found, sem="relaxed")
-    tl.atomic_max(most + N, _bits(u), mask=found, sem="relaxed")
+    tl.atomic_max(most, bits_of(m), mask=found, sem="relaxed")
+    tl.atomic_max(most + N, bits_of(u), mask=found, sem="relaxed")
     tl.store(index + b * A + a, tl.where(found, winner, -1), mask=there)
     tl.store(quality + b * A + a, m, mask=there)
 
@@ -289,7 +261,7 @@ def tal_match(
         return nothing, torch.zeros(batch, count, dtype=torch.float32, device=pred_boxes.device)
     index = torch.empty(batch, count, dtype=torch.int64, device=pred_boxes.device)
     quality = torch.empty(batch, count, dtype=torch.float32, device=pred_boxes.device)
-    state = torch.zeros(batch, 2 * (count + num_boxes), dtype=torch.int64, device=pred_boxes.device)
+    state = torch.empty(batch, 2 * (count + num_boxes), dtype=torch.int64, device=pred_boxes.device)
     pred, point, boxes = (t.to(torch.float32).contiguous() for t in (pred_boxes, points, gt_boxes))
     labels = gt_labels.contiguous()
     sizes = labels if sample_sizes is None else sample_sizes.contiguous()
@@ -299,13 +271,23 @@ def tal_match(
     strides = (tuple(level.stride(d) for level in class_logits) for d in range(3))
     numbers = (*strides, starts, rows, count, num_boxes, num_classes, float(alpha), float(beta))
     most, flags = min(topk, count), (alpha == 1, beta == 6, sample_sizes is not None)
+    per_level = [cdiv(size, BLOCK_TILE) for size in rows]
+    tiles, firsts = sum(per_level), tuple(sum(per_level[:i]) for i in range(len(rows)))
+    hulls = torch.empty(5, tiles, dtype=torch.float32, device=pred_boxes.device)
+    edges = torch.empty(tiles + 1, dtype=torch.int32, device=pred_boxes.device)
+    tiles_kernel(
+        (tiles, batch),
+        (point, hulls, edges, state),
+        (firsts, starts, rows, count, num_boxes, tiles),
+        (len(rows), BLOCK_TILE),
+    )
     take_kernel(
         (num_boxes, batch),
-        (tuple(class_logits), pred, point, boxes, labels, sizes, exists, state),
-        (*numbers, float(margin), float(reach), float(min_side)),
+        (tuple(class_logits), pred, point, boxes, labels, sizes, exists, hulls, edges, state),
+        (*numbers, float(margin), float(reach), float(min_side), tiles),
         (
-            len(rows), most, ciou, all_points, fallback, *flags, valid is not None, BLOCK_TAKE,
-            next_power_of_2(most),
+            len(rows), most, ciou, all_points, fallback, *flags, valid is not None, BLOCK_TILE, BLOCK_REACH,
+            slots_for(most),
         ),
     )  # fmt: skip
     blocks = (cdiv(count, BLOCK_POINTS), batch)

@@ -56,7 +56,7 @@ def simota_match(
     num_classes, counts = outputs[0].shape[2] - (5 if raw else 0), [level.shape[1] for level in outputs]
     tiles, count = [cdiv(size, BLOCK_TILE) for size in counts], len(outputs)
     # A window of this radius has at most so many cells per axis.
-    cap = min(MOST_LISTED, num_cells, count * int(min(2 * radius + 1, MOST_LISTED)) ** 2)
+    cap = min(MOST_LISTED, num_cells, count * int(min(MOST_LISTED, 2 * radius + 1)) ** 2)
     most = min(max(1, int(topk * k_scale)), num_cells)
     index, taken = (cell.new_empty(shape, dtype=torch.int64) for _ in range(2))
     matched, total = (cell.new_empty(shape) for _ in range(2))

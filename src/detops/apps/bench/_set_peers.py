@@ -54,14 +54,19 @@ def transformers_match(scene: Scene) -> Callable[[], object] | None:
 
 
 def rfdetr_match(scene: Scene, groups: int) -> Callable[[], object] | None:
-    """The matcher of rfdetr, of all layers at once."""
+    """The matcher of rfdetr, of all layers at once, or one by one where it declines that."""
     found = module("rfdetr.models.matcher")
     if found is None:
         return None
     matcher = found.HungarianMatcher(2, 5, 2)
     layers = [{"pred_logits": a, "pred_boxes": b} for a, b in zip(scene.logits, scene.pred, strict=True)]
     targets = [{"labels": one["class_labels"], "boxes": one["boxes"]} for one in scene.targets]
-    return lambda: matcher._match_many(layers, targets, group_detr=groups)
+
+    def match() -> object:
+        found = matcher._match_many(layers, targets, group_detr=groups)
+        return found or [matcher(layer, targets, group_detr=groups) for layer in layers]
+
+    return match
 
 
 def batch_assignment(cost: Tensor) -> Callable[[], object] | None:

@@ -140,6 +140,19 @@ CALLS_OF_MAPS = {
 }
 
 
+def test_the_drop_in_launches_few_kernels():
+    """super-gradients' interface: rows of targets, and components that its trainer logs."""
+    pytest.importorskip("triton")
+    criterion, maps = detops.YoloXDetectionLoss(strides=(8, 16, 32), num_classes=3), raw_maps()
+    rows = torch.tensor([[0, 0, 17.0, 17, 26, 26], [1, 1, 30, 40, 40, 40]])
+
+    def step():
+        torch.autograd.grad(criterion(maps, rows)[0], maps)
+
+    step()
+    assert count_launches(step) == 38
+
+
 @pytest.mark.parametrize("count", [2, 70])
 @pytest.mark.parametrize("name", CRITERIA)
 def test_criteria_launch_few_kernels(name, count):

@@ -10,7 +10,7 @@ def whole_labels(column: Tensor) -> Tensor:
     """Return labels (...) int64 from a column of numbers; -1 where a number is not whole."""
     if not column.is_floating_point():
         return column.to(torch.int64)
-    whole = column.isfinite() & (column == column.floor()) & (column.abs() < 2**31)
+    whole = (column == column.floor()) & (column.abs() < 2**31)  # NaN equals nothing, infinity is not below
     return column.detach().where(whole, -1).to(torch.int64)
 
 

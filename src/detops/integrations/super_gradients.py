@@ -115,8 +115,10 @@ class YoloXDetectionLoss(nn.Module):
         truth = self._targets(outputs, targets)
         losses, parts, positives = self.loss._compute(outputs, truth)
         loss = losses.sum()
-        given = (truth.exists() & (truth.labels >= 0)).sum()
-        ratio = (positives.clamp(min=1) / given.clamp(min=1)).to(parts.dtype)
+        given = truth.labels >= 0
+        if truth.sample_sizes is not None:
+            given = given & truth.exists()
+        ratio = (positives.clamp(min=1) / given.sum().clamp(min=1)).to(parts.dtype)
         return loss, torch.cat([parts, torch.stack([ratio, loss.detach()])])
 
     @torch.no_grad()

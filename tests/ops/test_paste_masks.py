@@ -159,6 +159,10 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
 
 _TILE = dict(BLOCK_H=16, BLOCK_W=128)
 KERNELS = [
+    Kernel("positions_kernel",
+           dict(boxes="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", H="i32", W="i32", h="i32",
+                w="i32"), dict(BLOCK=256), 4),
+] + [
     Kernel("paste_kernel",
            dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", pasted="*u8", H="i32",
                 W="i32", stride="i32", cells="i32", threshold="fp32"), constants, 4)

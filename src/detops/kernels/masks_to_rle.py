@@ -8,16 +8,15 @@ of runs and for the number of counts; and once more for the number of characters
 
 from ctypes import c_float
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.geometry.mask_sampling import bordered, samples
+from detops.geometry.mask_sampling import bordered
 from detops.geometry.run_lengths import encode
 from detops.kernels._launch import kernel
 from detops.kernels._runs import find_runs, first_places, keep_counts, take_begins, take_ends
-from detops.kernels.paste_masks import value_at
+from detops.kernels.paste_masks import positions, value_at
 
 
 @triton.jit
@@ -111,8 +110,7 @@ def masks_to_rle(
 ) -> tuple[Tensor, Tensor]:
     """Find all runs and encode them; arguments and meaning as in `detops.reference.masks_to_rle`."""
     mask = bordered(masks).contiguous()
-    rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
-    tables = (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x)
+    tables = (mask, *positions(boxes, (masks.shape[1], masks.shape[2]), height, width))
     cut = c_float(threshold).value  # rounded as the masks are
     numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
     return encode(*find_runs(runs_kernel, tables, numbers, len(masks), width), height * width, compress)

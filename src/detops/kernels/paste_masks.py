@@ -1,7 +1,8 @@
 """`paste_masks` in Triton: each program writes one tile of one image, and reads the mask only inside its box.
 
-PyTorch computes the positions, which are float64, once for each row and column. A pixel then costs four reads of a
-small mask, which stays in the cache, and three interpolations. Every byte of the result is written once.
+The positions, which are float64, are computed once for each row and column, by a kernel of their own. A pixel then
+costs four reads of a small mask, which stays in the cache, and three interpolations. Every byte of the result is
+written once.
 """
 
 from ctypes import c_float
@@ -11,10 +12,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from detops.geometry.mask_sampling import bordered, samples
+from detops.geometry.mask_sampling import bordered
 from detops.kernels._launch import cdiv, kernel
 
 TILE = (16, 128)  # rows and columns of an image
+BLOCK_POSITIONS = 256  # rows and columns per program of the kernel of positions
 
 
 @triton.jit
@@ -31,6 +33,58 @@ def value_at(mask, row, along_y, column, along_x, stride, valid):
     below = cell + stride
     bottom = between(tl.load(below, mask=valid, other=0), tl.load(below + 1, mask=valid, other=0), along_x)
     return between(top, bottom, along_y)
+
+
+@kernel(tensors=5, enable_fp_fusion=False)
+def positions_kernel(
+    boxes,  # (N, 4)
+    rows,  # (N, H) int32
+    along_y,  # (N, H)
+    columns,  # (N, W) int32
+    along_x,  # (N, W)
+    H,
+    W,
+    h,
+    w,
+    BLOCK: tl.constexpr,
+):
+    """Write where the rows and columns of an image fall on a mask, as `detops.geometry.mask_sampling.samples`."""
+    n = tl.program_id(0).to(tl.int64)
+    i = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    box = boxes + n * 4 + tl.zeros((BLOCK,), tl.int32)
+    x1, y1 = tl.load(box).to(tl.float64), tl.load(box + 1).to(tl.float64)
+    x2, y2 = tl.load(box + 2).to(tl.float64), tl.load(box + 3).to(tl.float64)
+    # Infinite corners make a side that is infinite or NaN, and comparisons with NaN are false.
+    usable = (x2 - x1 > 0) & (x2 - x1 < float("inf")) & (y2 - y1 > 0) & (y2 - y1 < float("inf"))
+    is_row = i < H
+    low, side = tl.where(is_row, y1, x1), tl.where(is_row, y2 - y1, x2 - x1)
+    cells = tl.where(is_row, h, w).to(tl.float64)
+    pixel = tl.where(is_row, i, i - H).to(tl.float64) + 0.5
+    position = (pixel - low) / tl.where(usable, side, 1.0) * cells - 0.5
+    position = tl.where(usable & (position >= -1) & (position < cells), position, -1.0)
+    cell = tl.floor(position)
+    before, fraction = cell.to(tl.int32) + 1, (position - cell).to(tl.float32)
+    tl.store(rows + n * H + i, before, mask=is_row)
+    tl.store(along_y + n * H + i, fraction, mask=is_row)
+    column = n * W + i - H
+    is_column = (i >= H) & (i < H + W)
+    tl.store(columns + column, before, mask=is_column)
+    tl.store(along_x + column, fraction, mask=is_column)
+
+
+def positions(boxes: Tensor, mask_size: tuple[int, int], height: int, width: int) -> tuple[Tensor, ...]:
+    """Launch one program per mask and block of lines; return int32 cells and fractions of rows, then of columns."""
+    count, given = len(boxes), boxes.contiguous()
+    rows, columns = (given.new_empty(count, size, dtype=torch.int32) for size in (height, width))
+    along_y, along_x = (given.new_empty(count, size, dtype=torch.float32) for size in (height, width))
+    if count and height + width:
+        positions_kernel(
+            (count, cdiv(height + width, BLOCK_POSITIONS)),
+            (given, rows, along_y, columns, along_x),
+            (height, width, *mask_size),
+            (BLOCK_POSITIONS,),
+        )
+    return rows, along_y, columns, along_x
 
 
 @kernel(tensors=6, specialize=("W",), enable_fp_fusion=False)
@@ -79,10 +133,10 @@ def paste_masks(masks: Tensor, boxes: Tensor, height: int, width: int, threshold
     if pasted.numel() == 0:
         return pasted
     mask = bordered(masks).contiguous()
-    rows, along_y, columns, along_x = samples(boxes, (masks.shape[1], masks.shape[2]), height, width)
+    tables = positions(boxes, (masks.shape[1], masks.shape[2]), height, width)
     paste_kernel(
         (count * cdiv(height, TILE[0]) * cdiv(width, TILE[1]),),
-        (mask, rows.to(torch.int32), along_y, columns.to(torch.int32), along_x, pasted.view(torch.uint8)),
+        (mask, *tables, pasted.view(torch.uint8)),
         (
             height,
             width,

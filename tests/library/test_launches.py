@@ -140,6 +140,16 @@ CALLS_OF_MAPS = {
 }
 
 
+@pytest.mark.parametrize(("name", "more", "launches"), [
+    ("paste_masks", (), 4), ("masks_to_rle", (False,), 15), ("masks_to_rle", (True,), 20)
+])  # fmt: skip
+def test_masks_launch_few_kernels(name, more, launches):
+    """Pasting, COCO's run lengths, and COCO's strings."""
+    pytest.importorskip("triton")
+    masks, boxes = torch.rand(3, 28, 28), torch.tensor([[0.0, 0, 30, 40], [10, 10, 60, 60], [5, 5, 20, 20]])
+    assert count_launches(getattr(detops.ops, name), masks, boxes, 100, 80, 0.5, *more) == launches
+
+
 def test_the_drop_in_launches_few_kernels():
     """super-gradients' interface: rows of targets, and components that its trainer logs."""
     pytest.importorskip("triton")

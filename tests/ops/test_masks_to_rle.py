@@ -196,9 +196,33 @@ def test_the_op_itself_refuses_what_does_not_fit(change: dict[str, Any]) -> None
     op.refuses((*mask_scene(7), 0.5, True), **change)
 
 
+@pytest.mark.parametrize("compress", [False, True])
+@op.for_each_form
+def test_masks_of_hundreds_of_runs(form: Form, compress: bool) -> None:
+    """More runs and counts than a program takes in one step, beside a mask without any."""
+    masks = torch.rand(3, 40, 40, generator=torch.Generator().manual_seed(0))
+    masks[1] = 0
+    boxes = torch.tensor([0.0, 0, 40, 40]).expand(3, 4)
+    counts, offsets = form(masks, boxes, 40, 40, 0.5, compress)
+    expected, places = op.reference(masks, boxes, 40, 40, 0.5, compress)
+    assert torch.equal(counts, expected)
+    assert torch.equal(offsets, places)
+    assert compress or offsets.diff().tolist()[0] > 600
+
+
 KERNELS = [
     Kernel("runs_kernel",
            dict(masks="*fp32", rows="*i32", along_y="*fp32", columns="*i32", along_x="*fp32", counts="*i64", starts="*i64",
                 ends="*i64", H="i32", W="i32", stride="i32", cells="i32", threshold="fp32"), dict(WRITE=write, COLUMNS=32, ROWS=8), 1)
     for write in (False, True)
+] + [
+    Kernel("sizes_kernel", dict(ends="*i64", runs="*i64", through="*i64", sizes="*i64", N="i32", pixels="i32"),
+           dict(BLOCK=256), 4),
+    Kernel("counts_kernel",
+           dict(starts="*i64", ends="*i64", runs="*i64", through="*i64", offsets="*i64", counts="*i32", pixels="i32"),
+           dict(BLOCK=256), 4),
+    Kernel("groups_kernel", dict(counts="*i64", offsets="*i64", groups="*i64"), dict(BLOCK=256, GROUPS=7), 4),
+    Kernel("characters_kernel",
+           dict(counts="*i64", offsets="*i64", places="*i64", characters="*u8", strings="*i64"),
+           dict(BLOCK=256, GROUPS=7), 4),
 ]  # fmt: skip

@@ -25,8 +25,8 @@ def first_places(counts, place, there, total, WRITE: tl.constexpr):
     `place` is where the columns lie among the `total` columns of all masks, `there` which of them exist.
     """
     if WRITE:
-        begun = tl.load(counts + place, mask=there, other=0)
-        ended = tl.load(counts + total + place, mask=there, other=0)
+        begun = tl.load(counts + place - 1, mask=there & (place > 0), other=0)
+        ended = tl.load(counts + total + place - 1, mask=there & (place > 0), other=0)
     else:
         begun = tl.zeros(place.shape, tl.int32)
         ended = tl.zeros(place.shape, tl.int32)
@@ -60,7 +60,7 @@ def keep_counts(counts, place, there, total, begun, ended, WRITE: tl.constexpr):
 
 def find_runs(
     kernel: Kernel, tables: tuple[Tensor, ...], numbers: tuple[Any, ...], number: int, width: int
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Launch both passes of a kernel; the host waits once, for the number of runs.
 
     Args:
@@ -71,14 +71,16 @@ def find_runs(
         width: Columns of the image, W.
 
     Returns:
-        (R,) int64 first position of each run; (R,) the position after its last; (N,) number of runs per mask.
+        (R,) int64 first position of each run; (R,) the position after its last; (N,) number of runs per mask, and of
+        all masks up to it.
     """
     grid = (number * cdiv(width, COLUMNS),)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=tables[0].device)
-    starts = ends = counts.new_zeros(0)
-    if number:
-        kernel(grid, (*tables, counts, counts, counts), numbers, (False, COLUMNS, ROWS))
-        before = counts.cumsum(1) - counts
-        starts, ends = counts.new_empty(2, int(counts[0].sum()))
-        kernel(grid, (*tables, before, starts, ends), numbers, (True, COLUMNS, ROWS))
-    return starts, ends, counts[0].view(number, width).sum(1)
+    if number == 0:
+        return counts[0], counts[1], counts[0], counts[0]
+    kernel(grid, (*tables, counts, counts, counts), numbers, (False, COLUMNS, ROWS))
+    runs = counts[0].view(number, width).sum(1)
+    through = runs.cumsum(0)
+    starts, ends = counts.new_empty(2, int(through[-1]))
+    kernel(grid, (*tables, counts.cumsum(1), starts, ends), numbers, (True, COLUMNS, ROWS))
+    return starts, ends, runs, through

@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.geometry.resizing import enlarge, reached_columns, weights
-from detops.geometry.run_lengths import encode
+from detops.kernels._encode import encode
 from detops.kernels._launch import kernel
 from detops.kernels._runs import find_runs, first_places, keep_counts, take_begins, take_ends
 
@@ -54,7 +54,7 @@ def map_runs_kernel(
     along_x,  # (W,) float32
     reached,  # (N, W) uint8: whether any cell of the column is above the threshold
     windows,  # (N, 4) int32
-    counts,  # (2, N * W) int64: runs that begin and end in each column; with WRITE, those before it
+    counts,  # (2, N * W) int64: runs that begin and end in each column; with WRITE, those up to it
     starts,  # (R,) int64: position of each run's first pixel, down the columns of its image
     ends,  # (R,) int64: position of the pixel after its last
     H,
@@ -143,4 +143,4 @@ def _runs(maps: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     tables = (padded, row.to(torch.int32), along_y, column.to(torch.int32), along_x, reached, windows)
     cut = c_float(threshold).value
     numbers = (height, width, padded.shape[2], padded.shape[1] * padded.shape[2], cut)
-    return find_runs(map_runs_kernel, tables, numbers, number, width)
+    return find_runs(map_runs_kernel, tables, numbers, number, width)[:3]

@@ -13,10 +13,12 @@ import triton.language as tl
 from torch import Tensor
 
 from detops.geometry.mask_sampling import bordered
-from detops.geometry.run_lengths import encode
+from detops.kernels._encode import characters_kernel, counts_kernel, encode, groups_kernel, sizes_kernel
 from detops.kernels._launch import kernel
 from detops.kernels._runs import find_runs, first_places, keep_counts, take_begins, take_ends
 from detops.kernels.paste_masks import positions, value_at
+
+__all__ = ["characters_kernel", "counts_kernel", "groups_kernel", "masks_to_rle", "runs_kernel", "sizes_kernel"]
 
 
 @triton.jit
@@ -57,7 +59,7 @@ def runs_kernel(
     along_y,  # (N, H)
     columns,  # (N, W) int32
     along_x,  # (N, W)
-    counts,  # (2, N * W) int64: runs that begin and end in each column; with WRITE, those before it
+    counts,  # (2, N * W) int64: runs that begin and end in each column; with WRITE, those up to it
     starts,  # (R,) int64: position of each run's first pixel, down the columns of its image
     ends,  # (R,) int64: position of the pixel after its last
     H,
@@ -113,4 +115,5 @@ def masks_to_rle(
     tables = (mask, *positions(boxes, (masks.shape[1], masks.shape[2]), height, width))
     cut = c_float(threshold).value  # rounded as the masks are
     numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
-    return encode(*find_runs(runs_kernel, tables, numbers, len(masks), width), height * width, compress)
+    starts, ends, runs, through = find_runs(runs_kernel, tables, numbers, len(masks), width)
+    return encode(starts, ends, runs, height * width, compress, through)

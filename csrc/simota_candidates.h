@@ -201,4 +201,25 @@ inline float highest_of_run(const float* iou, int64_t run) {
   return *std::max_element(iou + run * kRun, iou + (run + 1) * kRun);
 }
 
+// What the search of one box needs. By candidate; flags and IoUs are 0 but for the listed runs.
+struct Search {
+  std::vector<uint8_t> flags;
+  std::vector<float> iou;
+  Runs near, met, top;  // where own candidates may be, an IoU may be above 0, and one of the highest may be
+
+  // Candidates whose costs are looked at, and what these follow from.
+  int64_t size = 0;
+  std::vector<int32_t> place;
+  std::vector<float> logits, objectness, total, overlap, cost;
+
+  explicit Search(int64_t runs)
+      : flags(runs * kRun), iou(runs * kRun), near(runs), met(runs), top(runs), place(runs * kRun + 1),
+        logits(runs * kRun), objectness(runs * kRun), total(runs * kRun), overlap(runs * kRun), cost(runs * kRun) {}
+
+  void clear() {
+    for (const int32_t r : near) std::fill_n(&flags[r * kRun], kRun, uint8_t{0});
+    for (const int32_t r : met) std::fill_n(&iou[r * kRun], kRun, 0.0f);
+  }
+};
+
 }  // namespace detops

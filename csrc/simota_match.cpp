@@ -28,27 +28,6 @@ struct Settings {
   int64_t most;  // picks of one box, at most
 };
 
-// What the search of one box needs. By candidate; flags and IoUs are 0 but for the listed runs.
-struct Search {
-  std::vector<uint8_t> flags;
-  std::vector<float> iou;
-  Runs near, met, top;  // where own candidates may be, an IoU may be above 0, and one of the highest may be
-
-  // Candidates whose costs are looked at, and what these follow from.
-  int64_t size = 0;
-  std::vector<int32_t> place;
-  std::vector<float> logits, objectness, total, overlap, cost;
-
-  explicit Search(int64_t runs)
-      : flags(runs * kRun), iou(runs * kRun), near(runs), met(runs), top(runs), place(runs * kRun + 1),
-        logits(runs * kRun), objectness(runs * kRun), total(runs * kRun), overlap(runs * kRun), cost(runs * kRun) {}
-
-  void clear() {
-    for (const int32_t r : near) std::fill_n(&flags[r * kRun], kRun, uint8_t{0});
-    for (const int32_t r : met) std::fill_n(&iou[r * kRun], kRun, 0.0f);
-  }
-};
-
 class Match {
  public:
   Match(const Predictions& predictions, const Tensor& cells, const Tensor& gt_boxes, bool cxcywh,
@@ -128,6 +107,7 @@ class Match {
         c.total[place] = static_cast<float>(o <= 30.0f ? all_classes(row.data(), padded, o)
                                                        : all_classes_confident(row.data(), classes, o));
       }
+      if (settings_.own_candidates) continue;  // then no box looks beyond its own
       c.least[i % runs_] = least_cost(&c.objectness[first], &c.total[first], last - first, settings_.weights);
     }
   }

@@ -33,7 +33,7 @@ RESOURCES = Path(__file__).parents[2] / "benchmarks" / "kernel_resources.json"
 # good to a factor of 2: the longest of bytes / 3 TB/s, warp instructions / (132 multiprocessors x 2 per clock), and what
 # one program does one after another; without the launch. Where a measured time is far above, look there first.
 EXPECTED = {
-    "draw_gaussians.draw_kernel": (5, "48 x 20 x 20 x 50 with 16 boxes an image"),
+    "draw_gaussians.draw_kernel": (5, "48 x 20 x 20 x 50 with 16 boxes per image"),
     "gaussian_focal_loss.loss_kernel": (42, "8 x 80 x 128 x 128"),
     "gaussian_focal_loss_from_boxes.loss_kernel": (28, "8 x 80 x 128 x 128"),
     "background_losses.background_kernel": (19, "4 images, 80 classes, 22 400 points"),

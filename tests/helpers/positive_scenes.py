@@ -107,7 +107,7 @@ def loss_arguments(
         scales, box_scale, weights = scale * factors[:3], factors[3], torch.rand(5, generator=g).tolist()
     else:
         scales, box_scale, weights = torch.tensor([[scale], [scale], [1.0]]), torch.ones(1), [1.0] * 5
-    scales[0] = torch.nan  # of no use to the op
+    scales[0] = torch.nan  # which the op does not read
     least, eps = (100.0, 0.25) if divisor == "few weights" else (0.5, 1e-6)
     given = background, scales, box_scale if divisor == "given" else None, least, eps, not varied, weights
     return (gradients, *(scene[name] for name in names), *given, CLASS_KINDS.index(class_kind),

@@ -116,18 +116,12 @@ def characters_kernel(
             tl.store(characters + place + group, character.to(tl.uint8), mask=(k < size) & (group < number))
 
 
-def encode(
-    starts: Tensor, ends: Tensor, runs: Tensor, pixels: int, compress: bool, through: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Launch the kernels; arguments and results as in `detops.geometry.run_lengths.encode`.
-
-    `through` (N,) int64 are the sums of `runs` up to each mask, if they are known.
-    """
+def encode(starts: Tensor, ends: Tensor, runs: Tensor, pixels: int, compress: bool) -> tuple[Tensor, Tensor]:
+    """Launch the kernels; arguments and results as in `detops.geometry.run_lengths.encode`."""
     count = len(runs)
-    through = runs.cumsum(0) if through is None else through
     if count == 0:
         return starts.new_empty(0, dtype=torch.uint8 if compress else torch.int32), starts.new_zeros(1)
-    sizes = runs.new_zeros(count + 1)
+    through, sizes = runs.cumsum(0), runs.new_zeros(count + 1)
     sizes_kernel((cdiv(count, BLOCK),), (ends, runs, through, sizes), (count, pixels), (BLOCK,))
     offsets = sizes.cumsum(0)
     counts = starts.new_empty(int(offsets[-1]), dtype=torch.int64 if compress else torch.int32)

@@ -60,7 +60,7 @@ def keep_counts(counts, place, there, total, begun, ended, WRITE: tl.constexpr):
 
 def find_runs(
     kernel: Kernel, tables: tuple[Tensor, ...], numbers: tuple[Any, ...], number: int, width: int
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     """Launch both passes of a kernel; the host waits once, for the number of runs.
 
     Args:
@@ -71,16 +71,14 @@ def find_runs(
         width: Columns of the image, W.
 
     Returns:
-        (R,) int64 first position of each run; (R,) the position after its last; (N,) number of runs per mask, and of
-        all masks up to it.
+        (R,) int64 first position of each run; (R,) the position after its last; (N,) number of runs per mask.
     """
     grid = (number * cdiv(width, COLUMNS),)
     counts = torch.zeros((2, number * width), dtype=torch.int64, device=tables[0].device)
-    if number == 0:
-        return counts[0], counts[1], counts[0], counts[0]
+    if counts.numel() == 0:
+        return counts[0], counts[1], counts.new_zeros(number)
     kernel(grid, (*tables, counts, counts, counts), numbers, (False, COLUMNS, ROWS))
-    runs = counts[0].view(number, width).sum(1)
-    through = runs.cumsum(0)
-    starts, ends = counts.new_empty(2, int(through[-1]))
-    kernel(grid, (*tables, counts.cumsum(1), starts, ends), numbers, (True, COLUMNS, ROWS))
-    return starts, ends, runs, through
+    through = counts.cumsum(1)
+    starts, ends = counts.new_empty(2, int(through[0, -1]))
+    kernel(grid, (*tables, through, starts, ends), numbers, (True, COLUMNS, ROWS))
+    return starts, ends, counts[0].view(number, width).sum(1)

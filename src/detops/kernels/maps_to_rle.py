@@ -143,4 +143,4 @@ def _runs(maps: Tensor, y: Tensor, x: Tensor, windows: Tensor, threshold: float)
     tables = (padded, row.to(torch.int32), along_y, column.to(torch.int32), along_x, reached, windows)
     cut = c_float(threshold).value
     numbers = (height, width, padded.shape[2], padded.shape[1] * padded.shape[2], cut)
-    return find_runs(map_runs_kernel, tables, numbers, number, width)[:3]
+    return find_runs(map_runs_kernel, tables, numbers, number, width)

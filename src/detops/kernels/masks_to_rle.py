@@ -115,5 +115,4 @@ def masks_to_rle(
     tables = (mask, *positions(boxes, (masks.shape[1], masks.shape[2]), height, width))
     cut = c_float(threshold).value  # rounded as the masks are
     numbers = (height, width, mask.shape[2], mask.shape[1] * mask.shape[2], cut)
-    starts, ends, runs, through = find_runs(runs_kernel, tables, numbers, len(masks), width)
-    return encode(starts, ends, runs, height * width, compress, through)
+    return encode(*find_runs(runs_kernel, tables, numbers, len(masks), width), height * width, compress)
